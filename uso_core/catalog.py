@@ -1,0 +1,107 @@
+"""Models and weight files as tables: what each model is made of, where its files come from, what it offers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from uso_core.errors import SettingsError
+
+ROLES = ("transformer", "lora", "projector", "vae", "t5", "clip", "siglip")
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One file or folder of weights that a model needs.
+
+    `setting` is the field of `Settings` that may point elsewhere; `local` where the downloader puts it, relative to
+    the weights folder; `repo` and `patterns` where it comes from (several patterns make a folder); `bytes` about how
+    much is transferred, exact where `sha256` is given.
+    """
+
+    role: str
+    setting: str
+    local: str
+    repo: str
+    patterns: tuple[str, ...]
+    bytes: int
+    licence: str
+    sha256: str | None = None
+    gated: bool = False
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model on offer: its weight files and the sizes, steps and guidance that suit it."""
+
+    name: str
+    title: str
+    files: tuple[WeightFile, ...] = ()
+    folder: str | None = None  # an embedded model: the original layout in one folder under weights/
+    size: int = 1024  # default width and height, pixels
+    sides: tuple[int, int] = (256, 2048)  # smallest and largest side on offer, pixels
+    steps: int = 25
+    guidance: float = 4.0
+    content_size: int = 512
+    note: str = ""
+
+
+DEV, SCHNELL, KREA = (f"black-forest-labs/FLUX.1-{name}" for name in ("dev", "schnell", "Krea-dev"))
+NON_COMMERCIAL, APACHE = "FLUX.1 [dev] Non-Commercial", "Apache 2.0"
+
+
+def _transformer(setting: str, repo: str, name: str, size: int, licence: str) -> WeightFile:
+    folder = repo.split("/")[1]
+    return WeightFile("transformer", setting, f"{folder}/{name}", repo, (name,), size, licence, gated=True)
+
+
+FLUX_DEV = _transformer("flux_dev", DEV, "flux1-dev.safetensors", 23_802_932_552, NON_COMMERCIAL)
+FLUX_DEV_FP8 = _transformer("flux_dev_fp8", DEV, "flux1-dev.safetensors", 23_802_932_552, NON_COMMERCIAL)
+FLUX_SCHNELL = _transformer("flux_schnell", SCHNELL, "flux1-schnell.safetensors", 23_782_506_688, APACHE)
+FLUX_KREA_DEV = _transformer("flux_krea_dev", KREA, "flux1-krea-dev.safetensors", 23_802_932_552, NON_COMMERCIAL)
+
+SHARED = (
+    WeightFile("lora", "lora", "USO/uso_flux_v1.0/dit_lora.safetensors", "bytedance-research/USO",
+               ("uso_flux_v1.0/dit_lora.safetensors",), 478_000_000, APACHE),
+    WeightFile("projector", "projection_model", "USO/uso_flux_v1.0/projector.safetensors", "bytedance-research/USO",
+               ("uso_flux_v1.0/projector.safetensors",), 21_700_000, APACHE),
+    WeightFile("vae", "ae", "FLUX.1-dev/ae.safetensors", DEV, ("ae.safetensors",), 335_304_388, NON_COMMERCIAL,
+               gated=True),
+    WeightFile("t5", "t5", "FLUX.1-dev/text_encoder_2", DEV, ("text_encoder_2/*", "tokenizer_2/*"), 9_530_000_000,
+               APACHE, gated=True),
+    WeightFile("clip", "clip", "FLUX.1-dev/text_encoder", DEV, ("text_encoder/*", "tokenizer/*"), 250_000_000,
+               "MIT", gated=True),
+    WeightFile("siglip", "siglip_path", "siglip-so400m-patch14-384", "google/siglip-so400m-patch14-384",
+               ("config.json", "preprocessor_config.json", "model.safetensors"), 3_520_000_000, APACHE),
+)  # fmt: skip
+
+FP8_NOTE = "fp8 is not built yet: the weights are computed with unquantized, in the chosen dtype"
+
+MODELS = {
+    model.name: model
+    for model in (
+        Model("flux-dev", "USO on FLUX.1-dev", (FLUX_DEV, *SHARED)),
+        Model("flux-dev-fp8", "USO on FLUX.1-dev, fp8", (FLUX_DEV_FP8, *SHARED), note=FP8_NOTE),
+        Model("flux-schnell", "USO on FLUX.1-schnell", (FLUX_SCHNELL, *SHARED), steps=4),
+        Model("flux-krea-dev", "USO on FLUX.1-Krea-dev", (FLUX_KREA_DEV, *SHARED)),
+        Model("uso-tiny", "uso-tiny, embedded", folder="uso-tiny", size=128, sides=(64, 256), steps=8, content_size=64,
+              note="an untrained placeholder: its pictures are coloured noise that shows every part at work"),
+    )
+}  # fmt: skip
+
+EMBEDDED = "uso-tiny"
+EMBEDDED_FILES = {  # the original layout, as it lies in the folder of an embedded model
+    "transformer": "flux.safetensors",
+    "lora": "dit_lora.safetensors",
+    "projector": "projector.safetensors",
+    "vae": "ae.safetensors",
+    "t5": "t5",
+    "clip": "clip",
+    "siglip": "siglip",
+}
+
+
+def get_model(name: str) -> Model:
+    """The model of that name; raises `SettingsError` listing those that exist."""
+    if name not in MODELS:
+        raise SettingsError(f"There is no model named {name!r}.", f"Choose one of: {', '.join(MODELS)}.")
+    return MODELS[name]

@@ -1,0 +1,46 @@
+"""What can go wrong and is not a fault of ours: one sentence that says what, one that says what to do."""
+
+from __future__ import annotations
+
+
+class UsoError(Exception):
+    """Something the user can put right.
+
+    `message` names the offending value; `hint` says what to do about it. Each face of the program translates it once:
+    the command line into two lines and exit code 2, the page into a toast, the API into an error reply.
+    """
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}"
+
+    def __reduce__(self):
+        return type(self), (self.message, self.hint)
+
+
+class RequestError(UsoError):
+    """A request asks for something out of range or gives a picture that cannot be read."""
+
+
+class SettingsError(UsoError):
+    """A setting (flag, environment variable, .env line) has a value that means nothing."""
+
+
+class WeightsError(UsoError):
+    """A weight file is missing, damaged, or not what its place asks for."""
+
+
+class DownloadError(UsoError):
+    """A download cannot begin or go on; what was fetched so far is kept."""
+
+
+class OutputError(UsoError):
+    """A result cannot be written."""
+
+
+class Cancelled(Exception):
+    """The user asked to stop. Not an error: raised between two steps, caught by the engine."""

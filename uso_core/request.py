@@ -1,0 +1,198 @@
+"""One generation as a frozen value, and every rule about what may be asked for.
+
+The rules here hold for every model; what is sensible for one model (sizes on offer, defaults) stands in `catalog.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from uso_core.errors import RequestError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SIZE_MULTIPLE = 16  # one token covers 2 x 2 latents of 8 x 8 pixels
+MAX_SIDE = 4096
+MAX_STEPS = 500
+MAX_GUIDANCE = 100.0
+MAX_SEED = 2**53 - 1  # the largest integer that JSON readers in browsers keep exactly
+MAX_PROMPT_CHARACTERS = 20_000
+MAX_STYLES = 8
+MAX_IMAGES = 64
+SCHEDULES = ("uso", "flux")
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An input picture: RGB pixels with the name and hash by which a request refers to it.
+
+    `image` is None where a request was read back from a file: the picture itself does not travel with it.
+    """
+
+    name: str
+    sha256: str
+    image: Image.Image | None = field(default=None, compare=False, repr=False)
+
+    def to_dict(self) -> dict[str, str]:
+        return {"name": self.name, "sha256": self.sha256}
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What to generate. Sizes in pixels; a value out of range raises `RequestError` naming it.
+
+    Width and height are floored to multiples of 16, as the reference does. `seed=None` stays None until `with_seed()`;
+    image j of `images` uses seed + j. `content_size` is the long side to which the content image is resized.
+    With `keep_size` the result gets the content image's own shape, its long side 1024 at any `content_size`.
+    """
+
+    prompt: str = ""
+    content: Picture | None = None
+    styles: tuple[Picture, ...] = ()
+    width: int = 1024
+    height: int = 1024
+    steps: int = 25
+    guidance: float = 4.0
+    seed: int | None = None
+    content_size: int = 512
+    schedule: str = "uso"
+    images: int = 1
+    keep_size: bool = False
+    model: str | None = None
+
+    def __post_init__(self) -> None:
+        check_prompt(self.prompt)
+        for name in ("width", "height"):
+            side = whole(name, getattr(self, name), SIZE_MULTIPLE, MAX_SIDE)
+            object.__setattr__(self, name, side // SIZE_MULTIPLE * SIZE_MULTIPLE)
+        object.__setattr__(self, "steps", whole("steps", self.steps, 1, MAX_STEPS))
+        object.__setattr__(self, "guidance", number("guidance", self.guidance, 0.0, MAX_GUIDANCE))
+        object.__setattr__(self, "images", whole("images", self.images, 1, MAX_IMAGES))
+        object.__setattr__(self, "content_size", whole("content size", self.content_size, SIZE_MULTIPLE, MAX_SIDE))
+        if self.seed is not None:
+            object.__setattr__(self, "seed", whole("seed", self.seed, 0, MAX_SEED - self.images + 1))
+        object.__setattr__(self, "styles", tuple(self.styles))
+        if len(self.styles) > MAX_STYLES:
+            raise RequestError(
+                f"{len(self.styles)} style images were given, the most is {MAX_STYLES}.", "Leave some of them out."
+            )
+        if self.schedule not in SCHEDULES:
+            raise RequestError(
+                f"The schedule {self.schedule!r} is not known.", f"Choose one of: {', '.join(SCHEDULES)}."
+            )
+        if self.keep_size and self.content is None:
+            raise RequestError(
+                "Keeping the input size needs a content image, and none was given.",
+                "Give a content image, or switch keep size (--instruct_edit) off.",
+            )
+
+    @property
+    def mode(self) -> str:
+        """The mode that follows from what is filled in, in words."""
+        styles = {0: "", 1: "style"}.get(len(self.styles), f"{len(self.styles)} styles")
+        if self.content is None:
+            return styles or "text to image"
+        layout = " (layout kept)" if styles and not self.prompt.strip() else ""
+        return f"{styles} + subject{layout}" if styles else "subject"
+
+    def with_seed(self) -> GenerationRequest:
+        """The same request with the seed settled: a random one (below 10^8, easy to read aloud) where none was given."""
+        return self if self.seed is not None else dataclasses.replace(self, seed=secrets.randbelow(10**8))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values; pictures by name and hash. `from_dict` reads them back."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values["content"] = self.content.to_dict() if self.content else None
+        values["styles"] = [style.to_dict() for style in self.styles]
+        return {"version": FORMAT_VERSION, **values}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> GenerationRequest:
+        """Reads `to_dict`'s form from a stranger: raises `RequestError` on an unknown version, key or type."""
+        if not isinstance(values, dict):
+            raise RequestError("The settings are not a JSON object.", "Use a file that this program wrote.")
+        values = dict(values)
+        version = values.pop("version", None)
+        if version != FORMAT_VERSION:
+            raise RequestError(
+                f"The settings have format version {version!r}, this program reads {FORMAT_VERSION}.",
+                "Update this program, or enter the settings by hand.",
+            )
+        unknown = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise RequestError(
+                f"The settings hold an unknown entry {unknown[0]!r}.", "Use a file that this program wrote."
+            )
+        if values.get("content") is not None:
+            values["content"] = _picture(values["content"])
+        styles = values.get("styles", [])
+        if not isinstance(styles, list):
+            raise RequestError(f"styles is {styles!r}, not a list.", "Use a file that this program wrote.")
+        values["styles"] = tuple(_picture(style) for style in styles)
+        for name in ("keep_size",):
+            if not isinstance(values.get(name, False), bool):
+                raise RequestError(f"{name} is {values[name]!r}, not true or false.", "Use true or false.")
+        if not isinstance(values.get("model"), str | None):
+            raise RequestError(f"model is {values['model']!r}, not a name.", "Use a model's name.")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out besides the pixels: enough to do it again and to say how long it took (seconds)."""
+
+    request: GenerationRequest
+    seed: int
+    model: str
+    device: str
+    dtype: str
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        request = dataclasses.replace(self.request, seed=self.seed, images=1, model=self.model)
+        return {**request.to_dict(), "device": self.device, "dtype": self.dtype, "seconds": round(self.seconds, 3)}
+
+
+def check_prompt(prompt: object) -> None:
+    if not isinstance(prompt, str):
+        raise RequestError(f"The prompt is {prompt!r}, not a text.", "Write the prompt as text; it may be empty.")
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
+        raise RequestError(
+            f"The prompt has {len(prompt)} characters, the most is {MAX_PROMPT_CHARACTERS}.", "Shorten it."
+        )
+
+
+def number(name: str, value: object, low: float, high: float) -> float:
+    """`value` as a float in [low, high], or a `RequestError` that quotes it."""
+    try:
+        result = float(value) if not isinstance(value, bool) else math.nan  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        result = math.nan
+    if not (math.isfinite(result) and low <= result <= high):
+        raise RequestError(f"{name} is {value!r}, which is out of range.", f"Use a number from {low:g} to {high:g}.")
+    return result
+
+
+def whole(name: str, value: object, low: int, high: int) -> int:
+    """`value` as an int in [low, high], or a `RequestError` that quotes it. 512.0 counts as 512, 512.5 does not."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        result = value
+    elif isinstance(value, float) and value.is_integer():
+        result = int(value)
+    else:
+        raise RequestError(f"{name} is {value!r}, which is not a whole number.", f"Use one from {low} to {high}.")
+    if not low <= result <= high:
+        raise RequestError(f"{name} is {value!r}, which is out of range.", f"Use a whole number from {low} to {high}.")
+    return result
+
+
+def _picture(value: object) -> Picture:
+    if isinstance(value, dict) and set(value) == {"name", "sha256"} and all(isinstance(v, str) for v in value.values()):
+        return Picture(value["name"], value["sha256"])
+    raise RequestError(f"{value!r} does not describe a picture.", "A picture is given by its name and sha256.")

@@ -1,0 +1,118 @@
+"""Every setting in one frozen value: defaults < .env < environment < command line. The only reader of the environment."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from uso_core.errors import SettingsError
+
+ROOT = Path(__file__).resolve().parent.parent
+TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
+
+
+def setting(default: Any, env: str, text: str, choices: tuple[str, ...] = ()) -> Any:
+    """A field of `Settings` with the environment variable that sets it and the words that explain it."""
+    return dataclasses.field(default=default, metadata={"env": env, "help": text, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the person who starts the program decided. Paths may be relative to the working directory.
+
+    A weight path is a file, a folder, or the id of a repository in the local Hugging Face cache.
+    """
+
+    name: str | None = setting(None, "USO_NAME", "model to use; empty: flux-dev where its files are found, else uso-tiny")
+    device: str = setting("auto", "USO_DEVICE", "auto, cpu, cuda, cuda:N or mps")
+    dtype: str = setting("auto", "USO_DTYPE", "number format of the computation", ("auto", "float32", "bfloat16"))
+    offload: bool = setting(False, "USO_OFFLOAD", "keep only the part at work on the GPU, the rest in RAM")
+    host: str = setting("127.0.0.1", "USO_HOST", "address the page listens on; 0.0.0.0 opens it to the network")
+    port: int = setting(7860, "USO_PORT", "port the page listens on")
+    weights: str = setting("weights", "USO_WEIGHTS", "folder that downloads go to and files are looked for in")
+    output: str = setting("output", "USO_OUTPUT", "folder the page writes its images to")
+    flux_dev: str | None = setting(None, "FLUX_DEV", "FLUX.1-dev transformer (file or diffusers folder)")
+    flux_dev_fp8: str | None = setting(None, "FLUX_DEV_FP8", "transformer for flux-dev-fp8; the FLUX.1-dev file will do")
+    flux_schnell: str | None = setting(None, "FLUX_SCHNELL", "FLUX.1-schnell transformer")
+    flux_krea_dev: str | None = setting(None, "FLUX_KREA_DEV", "FLUX.1-Krea-dev transformer")
+    ae: str | None = setting(None, "AE", "VAE (ae.safetensors, or a diffusers vae folder)")
+    t5: str | None = setting(None, "T5", "T5-XXL folder (transformers layout)")
+    clip: str | None = setting(None, "CLIP", "CLIP-L folder (transformers layout)")
+    lora: str | None = setting(None, "LORA", "USO's LoRA (dit_lora.safetensors)")
+    projection_model: str | None = setting(None, "PROJECTION_MODEL", "USO's style projector (projector.safetensors)")
+    siglip_path: str | None = setting(None, "SIGLIP_PATH", "SigLIP folder (transformers layout)")
+    hf_token: str | None = setting(None, "HF_TOKEN", "Hugging Face token, for the downloader only")
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.port <= 65535:
+            raise SettingsError(f"The port is {self.port}, which is out of range.", "Use a port from 1 to 65535.")
+
+    def __repr__(self) -> str:
+        """Without the token, so that no log can show it."""
+        shown = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "hf_token"}
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+def env_name(field_name: str) -> str:
+    """The environment variable behind a field: env_name("flux_dev") == "FLUX_DEV"."""
+    return _fields()[field_name].metadata["env"]
+
+
+def load_settings(arguments: Mapping[str, Any] | None = None, dotenv: Path | None = None) -> Settings:
+    """Settings from `.env` (in the working directory, else beside app.py), the environment and `arguments`.
+
+    An argument that is None counts as not given, an empty variable too. Raises `SettingsError` naming the source.
+    """
+    from dotenv import dotenv_values
+
+    if dotenv is None:
+        dotenv = next((p for p in (Path(".env"), ROOT / ".env") if p.is_file()), None)
+    sources = [(str(dotenv), dotenv_values(dotenv) if dotenv else {}), ("the environment", os.environ)]
+    values: dict[str, Any] = {}
+    for source, mapping in sources:
+        for name, field in _fields().items():
+            text = mapping.get(field.metadata["env"])
+            if text is not None and text.strip():
+                values[name] = _parse(field, text.strip(), f"{field.metadata['env']} in {source}")
+    values.update({name: value for name, value in (arguments or {}).items() if value is not None})
+    return Settings(**values)
+
+
+def add_arguments(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Adds a flag for each named field, with the field's own words as help; not given means None."""
+    for name in names:
+        field = _fields()[name]
+        flag = "--" + name.replace("_", "-")
+        if field.type == "bool":
+            parser.add_argument(flag, nargs="?", const=True, type=parse_flag, help=field.metadata["help"])
+        else:
+            kind = int if field.type == "int" else str
+            parser.add_argument(flag, type=kind, choices=field.metadata["choices"] or None, help=field.metadata["help"])
+
+
+def parse_flag(text: str) -> bool:
+    """A truth value as people write it; raises ValueError for anything else."""
+    if text.strip().lower() in TRUE + FALSE:
+        return text.strip().lower() in TRUE
+    raise ValueError(f"{text!r} is not true or false")
+
+
+def _fields() -> dict[str, dataclasses.Field[Any]]:
+    return {field.name: field for field in dataclasses.fields(Settings)}
+
+
+def _parse(field: dataclasses.Field[Any], text: str, source: str) -> Any:
+    choices = field.metadata["choices"]
+    try:
+        value = parse_flag(text) if field.type == "bool" else int(text) if field.type == "int" else text
+    except ValueError:
+        kind = "true or false" if field.type == "bool" else "a whole number"
+        raise SettingsError(f"{source} is {text!r}.", f"It must be {kind}.") from None
+    if choices and value not in choices:
+        raise SettingsError(f"{source} is {text!r}.", f"It must be one of: {', '.join(choices)}.")
+    return value
