@@ -42,5 +42,9 @@ class OutputError(UsoError):
     """A result cannot be written."""
 
 
-class Cancelled(Exception):
-    """The user asked to stop. Not an error: raised between two steps, caught by the engine."""
+class OutOfMemory(UsoError):
+    """The machine's memory does not suffice for what was asked."""
+
+
+class InternalError(UsoError):
+    """A fault of ours: the log holds the traceback under the id that the message names."""

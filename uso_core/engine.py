@@ -1,0 +1,370 @@
+"""One worker in front of one model: loads it when first asked, runs one request at a time, tells what happens.
+
+Everything that touches the model runs in the worker's thread; callers submit requests and read events. PyTorch is
+imported there too, so that a page can be served before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import queue
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from uso_core import images
+from uso_core.catalog import Model, get_model
+from uso_core.errors import InternalError, OutOfMemory, SettingsError, UsoError
+from uso_core.inventory import choose_model, take_stock
+from uso_core.request import GenerationRequest, Result
+from uso_core.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from uso_core.model.pipeline import USOPipeline
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Queued:
+    """Waiting; `ahead` requests come first (the running one included)."""
+
+    ahead: int
+
+
+@dataclass(frozen=True)
+class Loading:
+    """The model is being read; `fraction` in [0, 1] of its bytes."""
+
+    fraction: float
+    message: str
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Prompt and pictures are being read."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Step `step` of `steps` (from 1) of image `image` of `images` (from 1) is done."""
+
+    step: int
+    steps: int
+    image: int
+    images: int
+    seconds_per_step: float
+
+    @property
+    def seconds_left(self) -> float:
+        steps_left = self.steps - self.step + (self.images - self.image) * self.steps
+        return steps_left * self.seconds_per_step
+
+
+@dataclass(frozen=True)
+class ImageReady:
+    """Image `index` (from 0) is finished."""
+
+    index: int
+    image: Image.Image
+    result: Result
+
+
+@dataclass(frozen=True)
+class Done:
+    """The last event of a request that was fulfilled."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The last event of a request that could not be fulfilled."""
+
+    error: UsoError
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """The last event of a request that was stopped."""
+
+
+Event = Queued | Loading | Encoding | Step | ImageReady | Done | Failed | Cancelled
+LAST = (Done, Failed, Cancelled)
+
+
+class Stop(Exception):
+    """Raised in the worker, between two steps or two tensors, when the request was cancelled."""
+
+
+class Job:
+    """One submitted request: its events, and the way to stop it."""
+
+    def __init__(self, request: GenerationRequest, engine: Engine) -> None:
+        self.request = request
+        self._engine = engine
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._cancelled = threading.Event()
+
+    def events(self, patience: float | None = None) -> Iterator[Event | None]:
+        """The events up to the last one; with `patience` in seconds, None whenever so long nothing happened."""
+        while True:
+            try:
+                event = self._events.get(timeout=patience)
+            except queue.Empty:
+                yield None
+                continue
+            yield event
+            if isinstance(event, LAST):
+                return
+
+    def cancel(self) -> None:
+        """Stops the request within one step; its last event is then `Cancelled`. Does nothing once it has ended."""
+        self._cancelled.set()
+        self._engine._withdraw(self)
+
+    def _tell(self, event: Event) -> None:
+        self._events.put(event)
+
+    def _check(self) -> None:
+        if self._cancelled.is_set():
+            raise Stop
+
+
+class Engine:
+    """Generates images from requests, one at a time, in the order of submission."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Chooses the model (`choose_model`) but loads nothing; raises `SettingsError` for an unknown model name."""
+        self.settings = settings
+        self.model, self.reason = choose_model(settings)
+        self._waiting: deque[Job] = deque()
+        self._running: Job | None = None
+        self._changed = threading.Condition()
+        self._pipeline: USOPipeline | None = None
+        self._loaded: str | None = None
+        self._parts: dict[str, Any] = {}  # what a cancelled loading had already read, by role
+        threading.Thread(target=self._work, name="engine", daemon=True).start()
+
+    def submit(self, request: GenerationRequest) -> Job:
+        """Queues a request; its seed is settled here. Raises `SettingsError` for an unknown model name."""
+        if request.model is not None:
+            get_model(request.model)
+        job = Job(request.with_seed(), self)
+        with self._changed:
+            self._waiting.append(job)
+            self._tell_places()
+            self._changed.notify()
+        return job
+
+    def _withdraw(self, job: Job) -> None:
+        with self._changed:
+            if job in self._waiting:
+                self._waiting.remove(job)
+                job._tell(Cancelled())
+                self._tell_places()
+
+    def _tell_places(self) -> None:
+        for place, job in enumerate(self._waiting):
+            ahead = place + (self._running is not None)
+            if ahead:
+                job._tell(Queued(ahead))
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._running = None
+                self._changed.wait_for(lambda: self._waiting)
+                job = self._running = self._waiting.popleft()
+                self._tell_places()
+            job._tell(self._run(job))
+            del job
+
+    def _run(self, job: Job) -> Event:
+        try:
+            job._check()
+            self._generate(job, *self._ready(job))
+        except Stop:
+            return Cancelled()
+        except UsoError as error:
+            return Failed(error)
+        except MemoryError:
+            return Failed(OutOfMemory("The memory of this machine does not suffice.", _SMALLER))
+        except Exception as error:
+            if type(error).__name__ == "OutOfMemoryError":  # torch's, of any device
+                return Failed(OutOfMemory("The GPU's memory does not suffice.", _SMALLER))
+            code = secrets.token_hex(4)
+            log.exception("report %s", code)
+            return Failed(
+                InternalError(f"Something broke inside the program (report {code}).", "The log holds the details.")
+            )
+        return Done()
+
+    def _generate(self, job: Job, pipeline: USOPipeline, model: Model) -> None:
+        import torch
+
+        request = _sized(job.request, model)
+        job._tell(Encoding())
+        content = request.content.image if request.content else None
+        began = time.perf_counter()
+        condition = pipeline.encode(
+            request.prompt, content, [style.image for style in request.styles], request.content_size
+        )
+        for index in range(request.images):
+            job._check()
+            seed = _settled(request) + index
+            generator = torch.Generator(pipeline._execution_device).manual_seed(seed)
+            callback = _step_callback(job, index)
+            packed = pipeline.denoise(
+                condition, request.width, request.height, request.steps, request.guidance, generator,
+                request.schedule, callback,
+            )  # fmt: skip
+            image = pipeline.to_images(pipeline.decode(packed, request.width, request.height))[0]
+            dtype = str(pipeline.transformer.dtype).removeprefix("torch.")
+            seconds = time.perf_counter() - began
+            result = Result(request, seed, model.name, str(pipeline._execution_device), dtype, seconds)
+            job._tell(ImageReady(index, image, result))
+            began = time.perf_counter()
+
+    def _ready(self, job: Job) -> tuple[USOPipeline, Model]:
+        """The pipeline of the model that the request asks for, loaded if it is not."""
+        model = get_model(job.request.model) if job.request.model else self.model
+        if self._pipeline is not None and self._loaded == model.name:
+            return self._pipeline, model
+        paths = take_stock(model, self.settings).require()
+        if self._loaded != model.name:
+            self._pipeline, self._parts = None, {}
+            self._loaded = model.name
+        job._tell(Loading(0.0, "starting PyTorch"))
+
+        def tell(fraction: float, message: str) -> None:
+            job._check()
+            job._tell(Loading(fraction, message))
+
+        self._pipeline = assemble(paths, self.settings, self._parts, tell)
+        self._parts = {}
+        return self._pipeline, model
+
+
+def assemble(
+    paths: dict[str, Path], settings: Settings, parts: dict[str, Any], tell: Callable[[float, str], None]
+) -> USOPipeline:
+    """The pipeline out of the files of each role, on its device.
+
+    `parts` keeps what is read, by role, so that a loading that was stopped goes on where it was; `tell` is called
+    with the fraction of bytes read and a sentence, and may raise to stop.
+    """
+    import torch
+
+    from uso_core.loaders import build, encoders
+    from uso_core.model.pipeline import USOPipeline
+
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device)
+    builders: dict[str, Callable[[build.Progress], Any]] = {
+        "projector": lambda progress: build.build_projector(paths["projector"], torch.float32),
+        "vae": lambda progress: build.build_vae(paths["vae"], dtype, progress),
+        "clip": lambda progress: encoders.build_clip(paths["clip"], dtype),
+        "siglip": lambda progress: encoders.build_siglip(paths["siglip"], torch.float32),
+        "transformer": lambda progress: build.build_transformer(paths["transformer"], paths["lora"], dtype, progress),
+        "t5": lambda progress: encoders.build_t5(paths["t5"], dtype),
+    }
+    sizes = {role: _bytes(paths[role]) for role in builders}
+    total, read = sum(sizes.values()), 0
+    for role, make in builders.items():
+
+        def progress(fraction: float, role: str = role, read: int = read) -> None:
+            done = (read + fraction * sizes[role]) / total
+            tell(done, f"reading {role}, {fraction:.0%}")
+
+        if role not in parts:
+            progress(0.0)
+            parts[role] = make(progress)
+        read += sizes[role]
+    tell(1.0, f"placing the model on {device}")
+    (clip, clip_tokenizer), (t5, t5_tokenizer) = parts["clip"], parts["t5"]
+    siglip, processor = parts["siglip"]
+    pipeline = USOPipeline(
+        parts["transformer"], parts["vae"], clip, clip_tokenizer, t5, t5_tokenizer, siglip, processor,
+        parts["projector"], build.build_scheduler(), build.text_tokens(paths["transformer"]),
+    )  # fmt: skip
+    if settings.offload and device.type == "cuda":
+        pipeline.enable_model_cpu_offload(device=device)
+        return pipeline
+    return pipeline.to(device)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device named, or for "auto" the best there is; raises `SettingsError` if it is not there."""
+    import torch
+
+    if name == "auto":
+        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(found)
+    hint = "Use auto, cpu, cuda, cuda:N or mps."
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise SettingsError(f"The device {name!r} is not known.", hint) from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise SettingsError(f"The device {name!r} is not there: PyTorch sees {count} NVIDIA GPUs.", hint)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise SettingsError("The device 'mps' is not there: this is no Apple GPU.", hint)
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise SettingsError(f"The device {name!r} is not supported.", hint)
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype named, or for "auto" bfloat16 on NVIDIA GPUs and float32 elsewhere."""
+    import torch
+
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+_SMALLER = "Choose a smaller size, start with --offload, or close other programs."
+
+
+def _sized(request: GenerationRequest, model: Model) -> GenerationRequest:
+    """The request with the size that `keep_size` stands for."""
+    if not request.keep_size or request.content is None or request.content.image is None:
+        return request
+    prepared = images.prepare_content(request.content.image, request.content_size)
+    width, height = images.kept_size(prepared.size, request.content_size, model.size)
+    return dataclasses.replace(request, width=width, height=height)
+
+
+def _settled(request: GenerationRequest) -> int:
+    if request.seed is None:
+        raise ValueError("the seed is settled on submission")
+    return request.seed
+
+
+def _step_callback(job: Job, index: int) -> Callable[..., None]:
+    request, times = job.request, [time.perf_counter()]
+
+    def callback(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> None:
+        times.append(time.perf_counter())
+        recent = times[-6:]
+        seconds = (recent[-1] - recent[0]) / (len(recent) - 1)
+        job._tell(Step(step + 1, request.steps, index + 1, request.images, seconds))
+        job._check()
+
+    return callback
+
+
+def _bytes(path: Path) -> int:
+    """Bytes of a file, or of the weights in a folder; at least 1."""
+    files = path.glob("*.safetensors") if path.is_dir() else [path]
+    return max(sum(file.stat().st_size for file in files), 1)

@@ -1,0 +1,121 @@
+"""Pictures: opening a stranger's file safely, and the reference's resize and crop. PIL in, PIL out."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from uso_core.errors import RequestError
+from uso_core.request import SIZE_MULTIPLE, Picture
+
+MAX_FILE_BYTES = 200 * 2**20
+MAX_PIXELS = 200_000_000
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "MPO", "PPM")
+FORMATS_HINT = "Use a picture as PNG, JPEG or WebP."
+
+
+def open_picture(source: str | Path | bytes | Image.Image, name: str = "") -> Picture:
+    """A picture from a path, a file's bytes or pixels: upright (EXIF orientation applied) and RGB.
+
+    Raises `RequestError` naming the file if it is missing, too large, or not a picture that can be decoded.
+    The hash is that of the size and the RGB pixels, so that the same picture is recognised in any file.
+    """
+    if isinstance(source, Image.Image):
+        return _picture(source, name or "image")
+    if isinstance(source, bytes):
+        return _picture(_decode(source, name or "image"), name or "image")
+    path = Path(source).expanduser()
+    if path.is_dir() or not path.exists():
+        kind = "is a folder" if path.is_dir() else "is not there"
+        raise RequestError(f"The picture {path} {kind}.", "Check the path, which is taken from where you started.")
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise RequestError(
+                f"The picture {path} has {size} bytes, the most is {MAX_FILE_BYTES}.", "Use a smaller picture."
+            )
+        data = path.read_bytes()
+    except OSError as error:
+        raise RequestError(
+            f"The picture {path} cannot be read: {error.strerror}.", "Check its permissions."
+        ) from None
+    return _picture(_decode(data, str(path)), name or path.name)
+
+
+def content_size(width: int, height: int, long_side: int) -> tuple[int, int]:
+    """The size in pixels to which a content image is resized before the crop.
+
+    The arithmetic, its order included, is the reference's (bytedance/USO b6784d7, `preprocess_ref`): the short side
+    is truncated after the division.
+    """
+    if width >= height:
+        return long_side, int((long_side / width) * height)
+    return int((long_side / height) * width), long_side
+
+
+def prepare_content(image: Image.Image, long_side: int) -> Image.Image:
+    """The content image as the reference feeds it: LANCZOS to `long_side`, centre-cropped to multiples of 16, RGB.
+
+    An image of exactly 16 x 16 is left as it is. Raises `RequestError` if nothing would be left of the short side.
+    """
+    if image.size == (SIZE_MULTIPLE, SIZE_MULTIPLE):
+        return image
+    width, height = content_size(*image.size, long_side)
+    crop_width, crop_height = (side // SIZE_MULTIPLE * SIZE_MULTIPLE for side in (width, height))
+    if min(crop_width, crop_height) < SIZE_MULTIPLE:
+        raise RequestError(
+            f"The content image of {image.width} x {image.height} becomes {width} x {height} pixels at content size "
+            f"{long_side}; less than {SIZE_MULTIPLE} are left of its short side.",
+            "Crop it to a less extreme shape, or raise the content size.",
+        )
+    image = image.resize((width, height), Image.Resampling.LANCZOS)
+    left, top = (width - crop_width) // 2, (height - crop_height) // 2
+    return image.crop((left, top, left + crop_width, top + crop_height)).convert("RGB")
+
+
+def kept_size(content: tuple[int, int], long_side: int, target: int = 1024) -> tuple[int, int]:
+    """Width and height of a result that keeps the prepared content image's shape, scaled from `long_side` to `target`."""
+    width, height = (int(side * (target / long_side)) // SIZE_MULTIPLE * SIZE_MULTIPLE for side in content)
+    return max(width, SIZE_MULTIPLE), max(height, SIZE_MULTIPLE)
+
+
+def beside_each_other(images: list[Image.Image]) -> Image.Image:
+    """The images in one row, top-aligned on black, at their own sizes."""
+    row = Image.new("RGB", (sum(image.width for image in images), max(image.height for image in images)))
+    left = 0
+    for image in images:
+        row.paste(image, (left, 0))
+        left += image.width
+    return row
+
+
+def _picture(image: Image.Image, name: str) -> Picture:
+    image = ImageOps.exif_transpose(image).convert("RGB")
+    if image.width * image.height == 0:
+        raise RequestError(f"The picture {name} has no pixels.", FORMATS_HINT)
+    digest = hashlib.sha256(f"{image.width}x{image.height}:".encode() + image.tobytes()).hexdigest()
+    return Picture(name, digest, image)
+
+
+def _decode(data: bytes, name: str) -> Image.Image:
+    if not data:
+        raise RequestError(f"The picture {name} is empty.", FORMATS_HINT)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.width * image.height > MAX_PIXELS:
+                raise RequestError(
+                    f"The picture {name} has {image.width} x {image.height} pixels, the most is {MAX_PIXELS}.",
+                    "Use a smaller picture.",
+                )
+            image.load()
+            return image
+    except UnidentifiedImageError:
+        raise RequestError(f"The file {name} is not a picture that can be read.", FORMATS_HINT) from None
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise RequestError(f"The picture {name} is damaged: {error}.", FORMATS_HINT) from None

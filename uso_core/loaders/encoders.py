@@ -1,0 +1,108 @@
+"""Text encoders, tokenizers and vision tower from transformers folders, offline and strict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    CLIPTextModel,
+    CLIPTokenizer,
+    PreTrainedTokenizerBase,
+    SiglipVisionModel,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from transformers.utils import logging
+
+from uso_core.errors import WeightsError
+
+# Tensors of the other half of a published model: T5's decoder, CLIP's and SigLIP's other tower.
+OTHER_HALF = ("decoder.", "lm_head.", "vision_model.", "text_model.", "visual_projection.", "text_projection.",
+              "logit_scale", "logit_bias")  # fmt: skip
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json")
+
+
+def build_t5(folder: Path, dtype: torch.dtype) -> tuple[T5EncoderModel, PreTrainedTokenizerBase]:
+    """T5's encoder and tokenizer (spiece.model or tokenizer.json)."""
+    return _pretrained(T5EncoderModel, folder, dtype, "t5"), _tokenizer(T5Tokenizer, folder)
+
+
+def build_clip(folder: Path, dtype: torch.dtype) -> tuple[CLIPTextModel, PreTrainedTokenizerBase]:
+    """CLIP's text model and tokenizer."""
+    return _pretrained(CLIPTextModel, folder, dtype, "clip"), _tokenizer(CLIPTokenizer, folder)
+
+
+def build_siglip(folder: Path, dtype: torch.dtype) -> tuple[SiglipVisionModel, SiglipImageProcessorPil]:
+    """SigLIP's vision tower and the preprocessing that squashes an image to its square."""
+    model = _pretrained(SiglipVisionModel, folder, dtype, "siglip")
+    try:
+        processor = SiglipImageProcessorPil.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise _broken(folder, "image preprocessing", error) from None
+    return model, processor
+
+
+def _pretrained(kind: type[Any], folder: Path, dtype: torch.dtype, model_type: str) -> Any:
+    config = folder / "config.json"
+    if not folder.is_dir():
+        raise WeightsError(f"{folder} is a file, the folder of the text or vision encoder is needed.", _FOLDER_HINT)
+    if not config.is_file():
+        raise WeightsError(f"{folder} has no config.json.", _FOLDER_HINT)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        _check_type(folder, model_type)
+        model, report = kind.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, output_loading_info=True, weights_only=True
+        )
+    except WeightsError:
+        raise
+    except Exception as error:  # transformers raises OSError, ValueError, safetensors' own and more for a bad folder
+        raise _broken(folder, "weights", error) from None
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+    missing = sorted(report["missing_keys"])
+    unknown = sorted(name for name in report["unexpected_keys"] if not name.startswith(OTHER_HALF))
+    if missing or unknown or report["mismatched_keys"]:
+        first = next(iter((*missing, *unknown, *map(str, report["mismatched_keys"]))))
+        raise WeightsError(
+            f"{folder} does not fit its config.json: {len(missing)} tensors missing, {len(unknown)} unknown, "
+            f"{len(report['mismatched_keys'])} misshapen (first {first}).",
+            _FOLDER_HINT,
+        )
+    return model.eval().requires_grad_(False)
+
+
+def _check_type(folder: Path, model_type: str) -> None:
+    from transformers import PretrainedConfig
+
+    found = str(PretrainedConfig.get_config_dict(folder, local_files_only=True)[0].get("model_type", "nothing"))
+    if not found.startswith(model_type) and not (model_type == "t5" and found == "umt5"):
+        raise WeightsError(
+            f"{folder} holds a model of type {found!r}, {model_type!r} is needed.", "Check which variable points here."
+        )
+
+
+def _tokenizer(kind: type[PreTrainedTokenizerBase], folder: Path) -> PreTrainedTokenizerBase:
+    place = folder
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        place = folder.parent / folder.name.replace("text_encoder", "tokenizer")  # the diffusers layout
+    if not any((place / name).is_file() for name in TOKENIZER_FILES):
+        raise WeightsError(f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES)}).", _FOLDER_HINT)
+    try:
+        return kind.from_pretrained(place, local_files_only=True)
+    except Exception as error:  # a damaged tokenizer file surfaces as whatever its parser raises
+        raise _broken(place, "tokenizer", error) from None
+
+
+_FOLDER_HINT = "Point to a complete folder in the transformers layout, or download it again."
+
+
+def _broken(folder: Path, what: str, error: Exception) -> WeightsError:
+    first = str(error).strip().split("\n")[0][:200].rstrip(".") or type(error).__name__
+    return WeightsError(f"The {what} in {folder} cannot be read: {first}.", _FOLDER_HINT)

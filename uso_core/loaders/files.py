@@ -1,0 +1,182 @@
+"""What is this file? Learnt from its first bytes and its tensors' names, never from its own name.
+
+safetensors only; everything else is recognised so that it can be refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from uso_core.errors import WeightsError
+
+MAX_HEADER_BYTES = 100 * 2**20  # the format's own limit
+DTYPE_BYTES = {
+    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+    "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+DOWNLOAD_AGAIN = "Delete it and download it again."
+
+# What the names of its tensors say a file is; the first row of which every pattern occurs wins.
+ROLES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("projector", (r"^feature_embedder\.",)),
+    ("lora", (r"\.processor\.(qkv|proj)_lora1?\.(down|up)\.weight$",)),
+    ("foreign lora", (r"(lora_(A|B|up|down)|lora\.(up|down))\b",)),
+    ("SDXL checkpoint", (r"^conditioner\.embedders\.",)),
+    ("Stable Diffusion checkpoint", (r"input_blocks\.\d+\.", r"output_blocks\.\d+\.")),
+    ("Stable Diffusion U-Net", (r"^down_blocks\.\d+\.attentions\.",)),
+    ("Stable Diffusion 3 checkpoint", (r"joint_blocks\.\d+\.",)),
+    ("transformer", (r"^(model\.diffusion_model\.)?double_blocks\.\d+\.img_attn\.", r"single_blocks\.\d+\.linear1\.")),
+    ("diffusers transformer", (r"^transformer_blocks\.\d+\.attn\.add_q_proj\.", r"^single_transformer_blocks\.\d+\.")),
+    ("vae", (r"^(vae\.)?encoder\.down\.\d+\.block\.", r"^(vae\.)?decoder\.up\.\d+\.block\.")),
+    ("diffusers vae", (r"^encoder\.down_blocks\.\d+\.resnets\.", r"^decoder\.up_blocks\.\d+\.resnets\.")),
+    ("T5 text encoder", (r"^encoder\.block\.\d+\.layer\.0\.SelfAttention\.",)),
+    ("SigLIP vision tower", (r"^(vision_model\.)?encoder\.layers\.\d+\..*", r"patch_embedding\.bias$")),
+    ("CLIP text encoder", (r"^(text_model\.)?encoder\.layers\.\d+\.", r"token_embedding\.weight$")),
+)
+SPOKEN = {
+    "projector": "USO's style projector",
+    "lora": "USO's LoRA",
+    "foreign lora": "a LoRA in another format",
+    "transformer": "a FLUX transformer",
+    "diffusers transformer": "a FLUX transformer in the diffusers layout",
+    "vae": "a VAE",
+    "diffusers vae": "a VAE in the diffusers layout",
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One safetensors file as its header describes it. `role` is a key of `ROLES`, or "unknown"."""
+
+    path: Path
+    role: str
+    tensors: dict[str, TensorInfo] = field(repr=False)
+    metadata: dict[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def spoken(self) -> str:
+        """What the file seems to be, in words."""
+        if self.role == "unknown":
+            first = next(iter(self.tensors), "no tensor at all")
+            return f"something unknown (first tensor: {first})"
+        return SPOKEN.get(self.role, f"a {self.role}")
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor; raises `WeightsError` if the file lacks it."""
+        if name not in self.tensors:
+            raise WeightsError(f"{self.path} lacks the tensor {name}.", DOWNLOAD_AGAIN)
+        return self.tensors[name].shape
+
+    def count(self, pattern: str) -> int:
+        """One more than the largest number that the pattern's group matches; 0 if it matches nothing."""
+        numbers = [int(match[1]) for name in self.tensors if (match := re.match(pattern, name))]
+        return max(numbers, default=-1) + 1
+
+
+def inspect(path: Path) -> Checkpoint:
+    """Reads the header of a safetensors file; raises `WeightsError` that says what the file is instead.
+
+    Nothing in the file is trusted: sizes are checked against the file's own before anything is allocated.
+    """
+    if path.is_dir():
+        raise WeightsError(f"{path} is a folder, a safetensors file is needed here.", "Point to the file inside it.")
+    if not path.is_file():
+        raise WeightsError(f"{path} is not there.", "Check the path, or download the file again.")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(512)
+            _refuse_other_formats(path, start, size)
+            header_bytes = int.from_bytes(start[:8], "little")
+            if header_bytes > size - 8:
+                raise WeightsError(
+                    f"{path} is cut off: its header names {header_bytes} bytes, the file has {size}.", DOWNLOAD_AGAIN
+                )
+            file.seek(8)
+            header = json.loads(file.read(header_bytes))
+        tensors, metadata = _read_header(path, header, size - 8 - header_bytes)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        raise WeightsError(f"{path} is damaged: its header is not readable.", DOWNLOAD_AGAIN) from None
+    return Checkpoint(path, role_of(tensors), tensors, metadata)
+
+
+def role_of(names: dict[str, TensorInfo]) -> str:
+    """The role that a file's tensor names speak of, or "unknown"."""
+    for role, patterns in ROLES:
+        if all(any(re.search(pattern, name) for name in names) for pattern in patterns):
+            return role
+    return "unknown"
+
+
+def expect(checkpoint: Checkpoint, *roles: str) -> Checkpoint:
+    """The checkpoint itself if it has one of the roles; else raises `WeightsError` saying what it seems to be."""
+    if checkpoint.role in roles:
+        return checkpoint
+    wanted = SPOKEN.get(roles[0], f"a {roles[0]}")
+    hint = f"Give {wanted} here."
+    if checkpoint.role in ("lora", "projector"):
+        hint += " LORA takes dit_lora.safetensors, PROJECTION_MODEL takes projector.safetensors."
+    raise WeightsError(f"{checkpoint.path} is not {wanted}: it seems to be {checkpoint.spoken}.", hint)
+
+
+def _refuse_other_formats(path: Path, start: bytes, size: int) -> None:
+    text = start.lstrip().lower()
+    if size == 0:
+        what, hint = "is empty", DOWNLOAD_AGAIN
+    elif text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        what = "is a web page saved under this name, not weights"
+        hint = "Log in, accept the model's licence, and download the file itself (python weights/downloader.py)."
+    elif start.startswith(b"version https://git-lfs"):
+        what = "is a Git LFS pointer, not the weights themselves"
+        hint = "Run `git lfs pull` in its repository, or download the file again."
+    elif start.startswith(b"GGUF"):
+        what, hint = "is a GGUF file, which cannot be read yet", "Use the safetensors file of the same model."
+    elif start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")):
+        what = "is a pickled PyTorch checkpoint, which could run code when opened"
+        hint = "Use the safetensors file of the same model."
+    elif text.startswith((b"{", b"[")):
+        what, hint = "is a JSON file, not weights", "Point to the .safetensors file."
+    elif size < 8:
+        what, hint = f"is cut off after {size} bytes", DOWNLOAD_AGAIN
+    elif not 2 <= int.from_bytes(start[:8], "little") <= MAX_HEADER_BYTES or (size > 8 and start[8:9] != b"{"):
+        what, hint = "is not a safetensors file", "Use the safetensors file of the model."
+    else:
+        return
+    raise WeightsError(f"{path} {what}.", hint)
+
+
+def _read_header(path: Path, header: object, data_bytes: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    damaged = WeightsError(f"{path} is damaged: its header is not a safetensors header.", DOWNLOAD_AGAIN)
+    if not isinstance(header, dict):
+        raise damaged
+    metadata = header.pop("__metadata__", None) or {}
+    tensors: dict[str, TensorInfo] = {}
+    for name, entry in header.items():
+        try:
+            dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+            right = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)) and isinstance(dtype, str)
+        except (TypeError, KeyError, ValueError):
+            raise damaged from None
+        if not right or (dtype in DTYPE_BYTES and end - begin != math.prod(shape) * DTYPE_BYTES[dtype]):
+            raise damaged
+        if end > data_bytes:
+            raise WeightsError(
+                f"{path} is cut off: {name} ends at byte {end} of its data, of which {data_bytes} are there.",
+                DOWNLOAD_AGAIN,
+            )
+        tensors[name] = TensorInfo(dtype, shape)
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise damaged
+    return tensors, metadata

@@ -1,0 +1,49 @@
+"""A picture that knows how it was made: the request as versioned JSON in PNG's text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PngImagePlugin
+
+from uso_core.errors import RequestError
+from uso_core.request import GenerationRequest, Result
+
+KEY = "uso"
+MAX_TEXT_BYTES = 1 * 2**20
+FACTS = ("device", "dtype", "seconds")  # of a result, beside its request
+
+
+def png_text(result: Result) -> PngImagePlugin.PngInfo:
+    """PNG text chunks for a result: `uso` holds its request and facts as JSON."""
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt(KEY, json.dumps(result.to_dict(), ensure_ascii=False))
+    return text
+
+
+def read_request(path: Path) -> GenerationRequest:
+    """The request in a PNG of ours. The file is a stranger's: raises `RequestError` for anything but our own format."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.load()  # text may also stand behind the pixels
+            text = image.info.get(KEY)
+    except (OSError, ValueError, SyntaxError, EOFError):
+        raise RequestError(f"{path.name} is not a PNG that can be read.", "Use a PNG that this program wrote.") from None
+    if not isinstance(text, str):
+        raise RequestError(f"{path.name} holds no settings of ours.", "Use a PNG that this program wrote.")
+    return parse_request(text)
+
+
+def parse_request(text: str) -> GenerationRequest:
+    """The request in the JSON of `png_text`; raises `RequestError` saying what is wrong with it."""
+    if len(text.encode()) > MAX_TEXT_BYTES:
+        raise RequestError("The settings are larger than settings can be.", "Use a file that this program wrote.")
+    try:
+        values: Any = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        raise RequestError("The settings are not JSON.", "Use a file that this program wrote.") from None
+    if isinstance(values, dict):
+        values = {name: value for name, value in values.items() if name not in FACTS}
+    return GenerationRequest.from_dict(values)

@@ -1,0 +1,1 @@
+"""What is computed: latents, style tokens, the transformer, the pipeline."""

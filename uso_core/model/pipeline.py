@@ -1,0 +1,257 @@
+"""The USO pipeline: a prompt, a content image or none, any number of style images -> images.
+
+Letters: B batch (always 1), S target tokens, R reference tokens, T text tokens, K style tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers.utils import BaseOutput
+from PIL import Image
+from transformers import CLIPTextModel, PreTrainedTokenizerBase, SiglipVisionModel, T5EncoderModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+from uso_core import images as pictures
+from uso_core import request as rules
+from uso_core.errors import RequestError
+from uso_core.model import latents as tokens
+from uso_core.model.style import StyleProjector
+from uso_core.model.transformer import USOTransformer2DModel
+
+StepCallback = Callable[["USOPipeline", int, int, dict[str, Any]], dict[str, Any] | None]
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Everything about a request that no step changes, encoded once."""
+
+    text: torch.Tensor  # (1, T, T5 width)
+    pooled: torch.Tensor  # (1, CLIP width)
+    style: torch.Tensor | None  # (1, K, D)
+    references: tuple[torch.Tensor, ...]  # each (1, C, H, W), normalised latents
+
+
+@dataclass
+class USOPipelineOutput(BaseOutput):
+    """`images`: PIL images, or a tensor (B, 3, height, width) in [-1, 1] for "pt", or packed latents for "latent"."""
+
+    images: list[Image.Image] | torch.Tensor
+
+
+class USOPipeline(DiffusionPipeline):
+    """Unified style- and subject-driven generation (arXiv 2508.18966) from diffusers and transformers components.
+
+    `text_tokens` is the length to which T5's input is padded, without a mask.
+    """
+
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->style_projector->transformer->vae"
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(
+        self,
+        transformer: USOTransformer2DModel,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: PreTrainedTokenizerBase,
+        text_encoder_2: T5EncoderModel,
+        tokenizer_2: PreTrainedTokenizerBase,
+        image_encoder: SiglipVisionModel,
+        image_processor: BaseImageProcessor,
+        style_projector: StyleProjector,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        text_tokens: int = 512,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            transformer=transformer,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
+            image_encoder=image_encoder,
+            image_processor=image_processor,
+            style_projector=style_projector,
+            scheduler=scheduler,
+        )
+        self.register_to_config(text_tokens=text_tokens)
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        prompt: str = "",
+        content_image: Image.Image | None = None,
+        style_images: Sequence[Image.Image] = (),
+        width: int = 1024,
+        height: int = 1024,
+        num_inference_steps: int = 25,
+        guidance_scale: float = 4.0,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        seed: int | None = None,
+        content_size: int = 512,
+        schedule: str = "uso",
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+    ) -> USOPipelineOutput | tuple[list[Image.Image] | torch.Tensor]:
+        """Generates one image for each generator (several generators: encoded once, denoised one after another).
+
+        Args:
+            prompt: may be empty; with content and style that keeps the content's layout.
+            content_image: the subject, any size; resized to `content_size` pixels on its long side.
+            style_images: any number; their order does not matter to the model.
+            width, height: pixels, floored to multiples of 16.
+            generator, seed: give one or neither; a generator's device is where the noise is drawn.
+            schedule: "uso" (the reference's) or "flux"; see `schedule_tokens`.
+            output_type: "pil", "pt" or "latent".
+            callback_on_step_end: called with (pipeline, step, sigma * 1000, {"latents": packed}) after each step;
+                may return {"latents": other}; what it raises ends the call.
+
+        Raises:
+            RequestError: a value is out of range, quoted in the message.
+        """
+        # 1. Check
+        ask = rules.GenerationRequest(
+            prompt, None, (), width, height, num_inference_steps, guidance_scale, seed, content_size, schedule
+        )
+        if output_type not in ("pil", "pt", "latent"):
+            raise RequestError(f"output_type is {output_type!r}.", "Use 'pil', 'pt' or 'latent'.")
+        generators = self._generators(generator, seed)
+        # 2. Encode prompt, style images and content image
+        condition = self.encode(prompt, content_image, style_images, content_size)
+        # 3. Denoise from noise, 4. decode
+        results = []
+        for each in generators:
+            packed = self.denoise(
+                condition, ask.width, ask.height, ask.steps, ask.guidance, each, schedule, callback_on_step_end
+            )
+            results.append(packed if output_type == "latent" else self.decode(packed, ask.width, ask.height))
+        self.maybe_free_model_hooks()
+        images: list[Image.Image] | torch.Tensor = torch.cat(results)
+        if output_type == "pil":
+            images = self.to_images(images)
+        return USOPipelineOutput(images=images) if return_dict else (images,)
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        prompt: str,
+        content_image: Image.Image | None = None,
+        style_images: Sequence[Image.Image] = (),
+        content_size: int = 512,
+    ) -> Conditioning:
+        """All that is the same for every step and every seed."""
+        text, pooled = self.encode_prompt(prompt)
+        style = [self.encode_style(image) for image in style_images]
+        references = []
+        if content_image is not None:
+            references.append(self.encode_content(pictures.prepare_content(content_image, content_size)))
+        return Conditioning(text, pooled, torch.cat(style, dim=1) if style else None, tuple(references))
+
+    def encode_prompt(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """T5's last hidden state (1, T, T5 width), padding attended, and CLIP's pooled output (1, CLIP width)."""
+
+        def ids(tokenizer: PreTrainedTokenizerBase, length: int) -> torch.Tensor:
+            encoded = tokenizer(
+                prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+            )
+            return encoded.input_ids.to(self._execution_device)
+
+        positions = self.text_encoder.config.max_position_embeddings
+        pooled = self.text_encoder(ids(self.tokenizer, positions)).pooler_output
+        text = self.text_encoder_2(ids(self.tokenizer_2, self.config.text_tokens)).last_hidden_state
+        return text.to(self.transformer.dtype), pooled.to(self.transformer.dtype)
+
+    def encode_style(self, image: Image.Image) -> torch.Tensor:
+        """Style tokens of one image, squashed to the vision tower's square: (1, K, D)."""
+        pixels = self.image_processor(image.convert("RGB"), return_tensors="pt").pixel_values  # (1, 3, side, side)
+        pixels = pixels.to(self._execution_device, self.image_encoder.dtype)
+        states = self.image_encoder(pixels, output_hidden_states=True).hidden_states
+        return self.style_projector([state.to(self.style_projector.dtype) for state in states])
+
+    def encode_content(self, image: Image.Image) -> torch.Tensor:
+        """The mean of the VAE's posterior, normalised: (1, C, H, W). The reference samples it, from no fixed seed."""
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255 * 2 - 1  # (1, 3, h, w)
+        latents = self.vae.encode(pixels.to(self._execution_device, self.vae.dtype)).latent_dist.mode()
+        return (latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor
+
+    @torch.inference_mode()
+    def denoise(
+        self,
+        condition: Conditioning,
+        width: int,
+        height: int,
+        steps: int,
+        guidance: float,
+        generator: torch.Generator,
+        schedule: str = "uso",
+        callback_on_step_end: StepCallback | None = None,
+    ) -> torch.Tensor:
+        """From noise to packed latents (1, S, 4C) in `steps` Euler steps; sizes in pixels, multiples of 16."""
+        device, dtype = self._execution_device, self.transformer.dtype
+        channels = self.transformer.config.in_channels // 4
+        latents = tokens.pack(tokens.noise(width, height, channels, generator)).to(device, dtype)  # (1, S, 4C)
+        target_tokens = latents.shape[1]
+        references = [tokens.pack(reference).to(device, dtype) for reference in condition.references]
+        sizes = [(reference.shape[-2] // 2, reference.shape[-1] // 2) for reference in condition.references]
+        target = (height // tokens.PIXELS_PER_TOKEN, width // tokens.PIXELS_PER_TOKEN)
+        style_tokens = 0 if condition.style is None else condition.style.shape[1]
+        constant = {
+            "encoder_hidden_states": condition.text,
+            "pooled_projections": condition.pooled,
+            "style_tokens": condition.style,
+            "img_ids": tokens.image_ids(target, sizes).to(device),  # (S + R, 3)
+            "txt_ids": torch.zeros(style_tokens + condition.text.shape[1], 3, device=device),  # (K + T, 3)
+            "guidance": self._guidance(guidance),
+            "return_dict": False,
+        }
+        mu = tokens.schedule_mu(tokens.schedule_tokens(width, height, schedule))
+        sigmas = torch.linspace(1, 0, steps + 1)[:-1].tolist()
+        self.scheduler.set_timesteps(sigmas=sigmas, mu=mu, device=device)
+        self.scheduler.set_begin_index(0)
+        for step, sigma in enumerate(self.scheduler.sigmas[:-1].to(device)):
+            image = torch.cat([latents, *references], dim=1)  # (1, S + R, 4C)
+            velocity = self.transformer(hidden_states=image, timestep=sigma[None], **constant)[0][:, :target_tokens]
+            latents = self.scheduler.step(velocity, sigma, latents, return_dict=False)[0]
+            if callback_on_step_end is not None:
+                given = callback_on_step_end(self, step, self.scheduler.timesteps[step], {"latents": latents})
+                latents = (given or {}).get("latents", latents)
+        return latents
+
+    @torch.inference_mode()
+    def decode(self, packed: torch.Tensor, width: int, height: int) -> torch.Tensor:
+        """Packed latents to pixels: (1, S, 4C) -> (1, 3, height, width) in [-1, 1]."""
+        latents = tokens.unpack(packed.to(self.vae.dtype), height, width)
+        latents = latents / self.vae.config.scaling_factor + self.vae.config.shift_factor
+        return self.vae.decode(latents, return_dict=False)[0].clamp(-1, 1)
+
+    @staticmethod
+    def to_images(pixels: torch.Tensor) -> list[Image.Image]:
+        """(B, 3, h, w) in [-1, 1] to RGB images; levels are truncated, not rounded, as the reference does."""
+        levels = (127.5 * (pixels.float() + 1)).permute(0, 2, 3, 1).to(torch.uint8)  # (B, h, w, 3)
+        return [Image.fromarray(image) for image in levels.cpu().numpy()]
+
+    def _guidance(self, guidance: float) -> torch.Tensor | None:
+        if not self.transformer.config.guidance_embeds:
+            return None
+        return torch.tensor([guidance], device=self._execution_device, dtype=torch.float32)
+
+    def _generators(
+        self, generator: torch.Generator | Sequence[torch.Generator] | None, seed: int | None
+    ) -> list[torch.Generator]:
+        if generator is not None and seed is not None:
+            raise RequestError("Both a generator and a seed were given.", "Give one of them.")
+        if isinstance(generator, torch.Generator):
+            return [generator]
+        if generator is not None:
+            if not generator:
+                raise RequestError("An empty list of generators was given.", "Give one generator for each image.")
+            return list(generator)
+        fresh = torch.Generator(self._execution_device)
+        return [fresh.manual_seed(seed) if seed is not None else fresh.manual_seed(fresh.seed())]

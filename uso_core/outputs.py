@@ -1,0 +1,56 @@
+"""Results on disk: names of our own making, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+from PIL import Image
+
+from uso_core.errors import OutputError
+from uso_core.metadata import png_text
+from uso_core.request import Result
+
+
+def save_image(image: Image.Image, result: Result, path: Path, record: dict[str, Any] | None = None) -> Path:
+    """Writes the PNG with its request inside, and `record` (default: the result) as JSON beside it.
+
+    Each file appears under its name only when it is complete. Raises `OutputError` naming the file otherwise.
+    """
+    text = json.dumps(record if record is not None else result.to_dict(), indent=2, ensure_ascii=False)
+    write_whole(path, lambda file: image.save(file, "PNG", pnginfo=png_text(result)))
+    write_whole(path.with_suffix(".json"), lambda file: file.write(text.encode()))
+    return path
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Calls `write` on a temporary file beside `path` and renames it into place."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written: {error.strerror or error}.", "Check the folder's permissions and free space."
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
+
+
+def new_path(folder: Path, seed: int) -> Path:
+    """A name that is not taken yet: date, time and seed, so that files sort by age."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    for suffix in ("", *(f"-{n}" for n in range(1, 1000))):
+        path = folder / f"{stamp}-{seed}{suffix}.png"
+        if not path.exists():
+            return path
+    raise OutputError(f"{folder} holds too many results of one second.", "Move some of them elsewhere.")
