@@ -182,7 +182,7 @@ class Engine:
         while True:
             with self._changed:
                 self._running = None
-                self._changed.wait_for(lambda: self._waiting)
+                self._changed.wait_for(lambda: bool(self._waiting))
                 job = self._running = self._waiting.popleft()
                 self._tell_places()
             job._tell(self._run(job))
@@ -209,8 +209,6 @@ class Engine:
         return Done()
 
     def _generate(self, job: Job, pipeline: USOPipeline, model: Model) -> None:
-        import torch
-
         request = _sized(job.request, model)
         job._tell(Encoding())
         content = request.content.image if request.content else None
@@ -221,16 +219,15 @@ class Engine:
         for index in range(request.images):
             job._check()
             seed = _settled(request) + index
-            generator = torch.Generator(pipeline._execution_device).manual_seed(seed)
-            callback = _step_callback(job, index)
+            generator = pipeline.generator(seed)
             packed = pipeline.denoise(
                 condition, request.width, request.height, request.steps, request.guidance, generator,
-                request.schedule, callback,
+                request.schedule, _step_callback(job, index),
             )  # fmt: skip
             image = pipeline.to_images(pipeline.decode(packed, request.width, request.height))[0]
             dtype = str(pipeline.transformer.dtype).removeprefix("torch.")
             seconds = time.perf_counter() - began
-            result = Result(request, seed, model.name, str(pipeline._execution_device), dtype, seconds)
+            result = Result(request, seed, model.name, str(generator.device), dtype, seconds)
             job._tell(ImageReady(index, image, result))
             began = time.perf_counter()
 

@@ -231,6 +231,11 @@ class USOPipeline(DiffusionPipeline):
         latents = latents / self.vae.config.scaling_factor + self.vae.config.shift_factor
         return self.vae.decode(latents, return_dict=False)[0].clamp(-1, 1)
 
+    def generator(self, seed: int | None = None) -> torch.Generator:
+        """A random source on the device where noise is drawn; from a fresh seed where none is given."""
+        source = torch.Generator(self._execution_device)
+        return source.manual_seed(source.seed() if seed is None else seed)
+
     @staticmethod
     def to_images(pixels: torch.Tensor) -> list[Image.Image]:
         """(B, 3, h, w) in [-1, 1] to RGB images; levels are truncated, not rounded, as the reference does."""
@@ -253,5 +258,4 @@ class USOPipeline(DiffusionPipeline):
             if not generator:
                 raise RequestError("An empty list of generators was given.", "Give one generator for each image.")
             return list(generator)
-        fresh = torch.Generator(self._execution_device)
-        return [fresh.manual_seed(seed) if seed is not None else fresh.manual_seed(fresh.seed())]
+        return [self.generator(seed)]

@@ -1,0 +1,258 @@
+"""The command line: python inference.py --prompt P --image_paths CONTENT STYLE...
+
+The first path is the content image ("" for none), all others are style images. Exit codes: 0 done, 2 something the
+user can fix (two lines on stderr, `error: ...` and `hint: ...`), 1 a fault of ours, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from uso_core import images
+from uso_core.catalog import Model, get_model
+from uso_core.engine import Cancelled, Engine, Event, Failed, ImageReady, Loading, Step
+from uso_core.errors import InternalError, OutputError, RequestError, UsoError
+from uso_core.inventory import choose_model, names_flux_dev, with_name
+from uso_core.outputs import save_image
+from uso_core.request import SCHEDULES, GenerationRequest
+from uso_core.settings import add_arguments, load_settings, parse_flag
+
+MAX_EVAL_BYTES = 50 * 2**20
+
+
+class UsageError(UsoError):
+    """The command line itself cannot be understood."""
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        text = " ".join(message.split()).rstrip(".")
+        raise UsageError(f"{text[:1].upper()}{text[1:]}.", f"`python {self.prog} --help` lists every flag.")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One prompt with its pictures' paths as given, and the stem of its output files below the save path."""
+
+    prompt: str
+    image_paths: tuple[str, ...]
+    stem: str
+    root: Path
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="inference.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--prompt", help="what to draw; with content and style, an empty prompt keeps the content's layout")
+    add("--image_paths", nargs="*", default=[], metavar="PATH", help='content image ("" for none), then style images')
+    add("--eval_json_path", type=Path, metavar="FILE", help="JSON list of {prompt, image_paths, save_dir?}")
+    add("--save_path", type=Path, default=Path("output/inference"), metavar="FOLDER", help="default: %(default)s")
+    add("--width", type=int, help="pixels, floored to a multiple of 16; default: the model's, 1024 for FLUX.1")
+    add("--height", type=int, help="likewise")
+    add("--num_steps", type=int, help="default: the model's, 25 for FLUX.1-dev")
+    add("--guidance", type=float, help="default: 4")
+    add("--seed", type=int, default=3407, help="image j uses seed + j; -1 draws one; default: %(default)s")
+    add("--content_ref", type=int, help="long side of the content image in pixels; default: 512")
+    add("--num_images_per_prompt", type=int, default=1, help="default: %(default)s")
+    add("--schedule", choices=SCHEDULES, default="uso", help="the reference's time steps, or FLUX.1's own")
+    for name, text in (
+        ("--instruct_edit", "keep the content image's shape, its long side 1024 (at content_ref 512)"),
+        ("--concat_refs", "put the input pictures beside the result"),
+    ):
+        add(name, nargs="?", const=True, default=False, type=parse_flag, help=text)
+    add("--model_type", dest="name", metavar="NAME", help="same as --name")
+    add_arguments(parser, "name", "device", "dtype", "offload", "weights")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line; returns the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        return run(build_parser().parse_args(argv))
+    except InternalError as error:
+        code = 1
+        failure: UsoError = error
+    except UsoError as error:
+        code, failure = 2, error
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    print(f"error: {_line(failure.message)}\nhint: {_line(failure.hint)}", file=sys.stderr)
+    return code
+
+
+def run(args: argparse.Namespace) -> int:
+    names = ("name", "device", "dtype", "offload", "weights")
+    settings = load_settings({name: getattr(args, name) for name in names})
+    if settings.name is None and names_flux_dev(settings):
+        settings = with_name(settings, "flux-dev")
+    model, reason = choose_model(settings)
+    tasks = read_tasks(args)
+    requests = [build_request(task, args, model) for task in tasks]
+    _writable(args.save_path)
+    if settings.name is None:
+        print(f"{model.title} ({reason})", file=sys.stderr)
+    if model.note:
+        print(f"{model.name}: {model.note}", file=sys.stderr)
+    engine = Engine(settings)
+    with Bar() as bar:
+        for task, request in zip(tasks, requests, strict=True):
+            _generate(engine, task, request, args, bar)
+    return 0
+
+
+def read_tasks(args: argparse.Namespace) -> list[Task]:
+    """The prompts of an eval file, or the one on the command line."""
+    if args.eval_json_path is None:
+        if args.prompt is None:
+            raise UsageError(
+                "Neither --prompt nor --eval_json_path was given.", 'Give a prompt; --prompt "" is an empty one.'
+            )
+        return [Task(args.prompt, tuple(args.image_paths), "0", Path())]
+    path = args.eval_json_path
+    try:
+        if path.stat().st_size > MAX_EVAL_BYTES:
+            raise RequestError(f"{path} is larger than {MAX_EVAL_BYTES} bytes.", "Split it.")
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from None
+    except (ValueError, RecursionError):
+        raise RequestError(f"{path} is not JSON.", "Write a JSON list of {prompt, image_paths, save_dir?}.") from None
+    if not isinstance(entries, list) or not entries:
+        raise RequestError(f"{path} holds no list.", "Write a JSON list of {prompt, image_paths, save_dir?}.")
+    return [_task(entry, index, path) for index, entry in enumerate(entries)]
+
+
+def build_request(task: Task, args: argparse.Namespace, model: Model) -> GenerationRequest:
+    """The request of one task, its pictures read; the model's own values where a flag was not given."""
+    content, *styles = [
+        images.open_picture(task.root / path) if path else None for path in (task.image_paths or ("",))
+    ]
+
+    def given(name: str, default: Any) -> Any:
+        value = getattr(args, name)
+        return default if value is None else value
+
+    return GenerationRequest(
+        prompt=task.prompt,
+        content=content,
+        styles=tuple(style for style in styles if style is not None),
+        width=given("width", model.size),
+        height=given("height", model.size),
+        steps=given("num_steps", model.steps),
+        guidance=given("guidance", model.guidance),
+        seed=None if args.seed == -1 else args.seed,
+        content_size=given("content_ref", model.content_size),
+        schedule=args.schedule,
+        images=args.num_images_per_prompt,
+        keep_size=args.instruct_edit,
+        model=model.name,
+    )
+
+
+class Bar:
+    """A tqdm bar with seconds per step on a terminal; nothing elsewhere."""
+
+    def __init__(self) -> None:
+        from tqdm import tqdm
+
+        self._bar: Any = tqdm(disable=not sys.stderr.isatty(), leave=False, dynamic_ncols=True)
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def show(self, event: Event | None) -> None:
+        if isinstance(event, Loading):
+            self._at(event.fraction, 1.0, event.message, "{desc}: {bar} {percentage:3.0f}%")
+        elif isinstance(event, Step):
+            done = (event.image - 1) * event.steps + event.step
+            text = f"step {event.step} of {event.steps}, {event.seconds_per_step:.2f} s/step"
+            self._at(done, event.steps * event.images, text, "{desc} {bar} [{elapsed}<{remaining}]")
+
+    def _at(self, done: float, total: float, text: str, form: str) -> None:
+        if self._bar.disable:
+            return
+        if self._bar.total != total:
+            self._bar.reset(total)
+        self._bar.bar_format, self._bar.n = form, done
+        self._bar.set_description_str(text, refresh=True)
+
+
+def _generate(engine: Engine, task: Task, request: GenerationRequest, args: argparse.Namespace, bar: Bar) -> None:
+    job = engine.submit(request)
+    try:
+        for event in job.events(patience=0.5):
+            bar.show(event)
+            if isinstance(event, Failed):
+                raise event.error
+            if isinstance(event, Cancelled):
+                raise KeyboardInterrupt
+            if isinstance(event, ImageReady):
+                path = _save(event, task, request, args)
+                print(path, flush=True)
+    finally:
+        job.cancel()
+
+
+def _save(event: ImageReady, task: Task, request: GenerationRequest, args: argparse.Namespace) -> Path:
+    image = event.image
+    if args.concat_refs:
+        inputs = (request.content, *request.styles)
+        image = images.beside_each_other([image, *(each.image for each in inputs if each and each.image)])
+    made = event.result.request
+    record = {  # the reference's names, then everything in ours
+        "prompt": task.prompt,
+        "image_paths": list(task.image_paths),
+        "width": made.width,
+        "height": made.height,
+        "num_steps": made.steps,
+        "guidance": made.guidance,
+        "seed": event.result.seed,
+        "content_ref": made.content_size,
+        "model_type": event.result.model,
+        "uso": event.result.to_dict(),
+    }
+    return save_image(image, event.result, args.save_path / f"{task.stem}_{event.index}.png", record)
+
+
+def _task(entry: object, index: int, path: Path) -> Task:
+    hint = 'Each entry needs "prompt" (text) and may have "image_paths" (list of texts) and "save_dir" (text).'
+    if not isinstance(entry, dict):
+        raise RequestError(f"Entry {index} of {path} is not an object.", hint)
+    prompt, paths, stem = entry.get("prompt"), entry.get("image_paths", []), entry.get("save_dir", str(index))
+    if not isinstance(prompt, str) or not isinstance(stem, str) or not stem:
+        raise RequestError(f"Entry {index} of {path} has no usable prompt or save_dir.", hint)
+    if not isinstance(paths, list) or not all(isinstance(each, str) for each in paths):
+        raise RequestError(f"Entry {index} of {path} has image_paths {paths!r}.", hint)
+    if Path(stem).is_absolute() or ".." in Path(stem).parts or "\0" in stem:
+        raise RequestError(f"Entry {index} of {path} would be saved outside the save path ({stem!r}).", hint)
+    return Task(prompt, tuple(paths), stem, path.parent)
+
+
+def _writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written to: {error.strerror}.", "Choose another --save_path.") from None
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"{folder} cannot be written to.", "Choose another --save_path.")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
