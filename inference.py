@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from uso_core import images
-from uso_core.catalog import Model, get_model
+from uso_core.catalog import Model
 from uso_core.engine import Cancelled, Engine, Event, Failed, ImageReady, Loading, Step
 from uso_core.errors import InternalError, OutputError, RequestError, UsoError
 from uso_core.inventory import choose_model, names_flux_dev, with_name
@@ -134,9 +134,7 @@ def read_tasks(args: argparse.Namespace) -> list[Task]:
 
 def build_request(task: Task, args: argparse.Namespace, model: Model) -> GenerationRequest:
     """The request of one task, its pictures read; the model's own values where a flag was not given."""
-    content, *styles = [
-        images.open_picture(task.root / path) if path else None for path in (task.image_paths or ("",))
-    ]
+    content, *styles = [images.open_picture(task.root / path) if path else None for path in (task.image_paths or ("",))]
 
     def given(name: str, default: Any) -> Any:
         value = getattr(args, name)

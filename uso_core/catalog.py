@@ -49,14 +49,20 @@ DEV, SCHNELL, KREA = (f"black-forest-labs/FLUX.1-{name}" for name in ("dev", "sc
 NON_COMMERCIAL, APACHE = "FLUX.1 [dev] Non-Commercial", "Apache 2.0"
 
 
-def _transformer(setting: str, repo: str, name: str, size: int, licence: str) -> WeightFile:
+def _transformer(setting: str, repo: str, name: str, size: int, licence: str, sha256: str | None = None) -> WeightFile:
     folder = repo.split("/")[1]
-    return WeightFile("transformer", setting, f"{folder}/{name}", repo, (name,), size, licence, gated=True)
+    return WeightFile("transformer", setting, f"{folder}/{name}", repo, (name,), size, licence, sha256, gated=True)
 
 
-FLUX_DEV = _transformer("flux_dev", DEV, "flux1-dev.safetensors", 23_802_932_552, NON_COMMERCIAL)
-FLUX_DEV_FP8 = _transformer("flux_dev_fp8", DEV, "flux1-dev.safetensors", 23_802_932_552, NON_COMMERCIAL)
-FLUX_SCHNELL = _transformer("flux_schnell", SCHNELL, "flux1-schnell.safetensors", 23_782_506_688, APACHE)
+DEV_SHA256 = "4610115bb0c89560703c892c59ac2742fa821e60ef5871b33493ba544683abd7"
+SCHNELL_SHA256 = "9403429e0052277ac2a87ad800adece5481eecefd9ed334e1f348723621d2a0a"
+AE_SHA256 = "afc8e28272cd15db3919bacdb6918ce9c1ed22e96cb12c4d5ed0fba823529e38"
+
+FLUX_DEV = _transformer("flux_dev", DEV, "flux1-dev.safetensors", 23_802_932_552, NON_COMMERCIAL, DEV_SHA256)
+FLUX_DEV_FP8 = _transformer("flux_dev_fp8", DEV, "flux1-dev.safetensors", 23_802_932_552, NON_COMMERCIAL, DEV_SHA256)
+FLUX_SCHNELL = _transformer(
+    "flux_schnell", SCHNELL, "flux1-schnell.safetensors", 23_782_506_688, APACHE, SCHNELL_SHA256
+)
 FLUX_KREA_DEV = _transformer("flux_krea_dev", KREA, "flux1-krea-dev.safetensors", 23_802_932_552, NON_COMMERCIAL)
 
 SHARED = (
@@ -65,13 +71,13 @@ SHARED = (
     WeightFile("projector", "projection_model", "USO/uso_flux_v1.0/projector.safetensors", "bytedance-research/USO",
                ("uso_flux_v1.0/projector.safetensors",), 21_700_000, APACHE),
     WeightFile("vae", "ae", "FLUX.1-dev/ae.safetensors", DEV, ("ae.safetensors",), 335_304_388, NON_COMMERCIAL,
-               gated=True),
-    WeightFile("t5", "t5", "FLUX.1-dev/text_encoder_2", DEV, ("text_encoder_2/*", "tokenizer_2/*"), 9_530_000_000,
+               AE_SHA256, gated=True),
+    WeightFile("t5", "t5", "FLUX.1-dev/text_encoder_2", DEV, ("text_encoder_2/*", "tokenizer_2/*"), 9_527_908_502,
                APACHE, gated=True),
-    WeightFile("clip", "clip", "FLUX.1-dev/text_encoder", DEV, ("text_encoder/*", "tokenizer/*"), 250_000_000,
+    WeightFile("clip", "clip", "FLUX.1-dev/text_encoder", DEV, ("text_encoder/*", "tokenizer/*"), 247_730_839,
                "MIT", gated=True),
     WeightFile("siglip", "siglip_path", "siglip-so400m-patch14-384", "google/siglip-so400m-patch14-384",
-               ("config.json", "preprocessor_config.json", "model.safetensors"), 3_520_000_000, APACHE),
+               ("config.json", "preprocessor_config.json", "model.safetensors"), 3_511_951_568, APACHE),
 )  # fmt: skip
 
 FP8_NOTE = "fp8 is not built yet: the weights are computed with unquantized, in the chosen dtype"

@@ -22,7 +22,7 @@ from PIL import Image
 
 from uso_core import images
 from uso_core.catalog import Model, get_model
-from uso_core.errors import InternalError, OutOfMemory, SettingsError, UsoError
+from uso_core.errors import InternalError, OutOfMemory, RequestError, SettingsError, UsoError
 from uso_core.inventory import choose_model, take_stock
 from uso_core.request import GenerationRequest, Result
 from uso_core.settings import Settings
@@ -155,9 +155,15 @@ class Engine:
         threading.Thread(target=self._work, name="engine", daemon=True).start()
 
     def submit(self, request: GenerationRequest) -> Job:
-        """Queues a request; its seed is settled here. Raises `SettingsError` for an unknown model name."""
+        """Queues a request; its seed is settled here.
+
+        Raises `SettingsError` for an unknown model name and `RequestError` for a picture that is only named.
+        """
         if request.model is not None:
             get_model(request.model)
+        for picture in (request.content, *request.styles):
+            if picture is not None and picture.image is None:
+                raise RequestError(f"The picture {picture.name} is not there.", "Give the picture itself again.")
         job = Job(request.with_seed(), self)
         with self._changed:
             self._waiting.append(job)
@@ -212,10 +218,9 @@ class Engine:
         request = _sized(job.request, model)
         job._tell(Encoding())
         content = request.content.image if request.content else None
+        styles = [style.image for style in request.styles if style.image is not None]
         began = time.perf_counter()
-        condition = pipeline.encode(
-            request.prompt, content, [style.image for style in request.styles], request.content_size
-        )
+        condition = pipeline.encode(request.prompt, content, styles, request.content_size)
         for index in range(request.images):
             job._check()
             seed = _settled(request) + index

@@ -18,7 +18,7 @@ class UsoError(Exception):
     def __str__(self) -> str:
         return f"{self.message} {self.hint}"
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[UsoError], tuple[str, str]]:
         return type(self), (self.message, self.hint)
 
 

@@ -40,9 +40,7 @@ def open_picture(source: str | Path | bytes | Image.Image, name: str = "") -> Pi
             )
         data = path.read_bytes()
     except OSError as error:
-        raise RequestError(
-            f"The picture {path} cannot be read: {error.strerror}.", "Check its permissions."
-        ) from None
+        raise RequestError(f"The picture {path} cannot be read: {error.strerror}.", "Check its permissions.") from None
     return _picture(_decode(data, str(path)), name or path.name)
 
 
@@ -78,7 +76,7 @@ def prepare_content(image: Image.Image, long_side: int) -> Image.Image:
 
 
 def kept_size(content: tuple[int, int], long_side: int, target: int = 1024) -> tuple[int, int]:
-    """Width and height of a result that keeps the prepared content image's shape, scaled from `long_side` to `target`."""
+    """The prepared content image's width and height scaled by target / long_side, floored to multiples of 16."""
     width, height = (int(side * (target / long_side)) // SIZE_MULTIPLE * SIZE_MULTIPLE for side in content)
     return max(width, SIZE_MULTIPLE), max(height, SIZE_MULTIPLE)
 

@@ -38,7 +38,7 @@ class Inventory:
 
 
 def take_stock(model: Model, settings: Settings) -> Inventory:
-    """Looks for each of the model's files: where its variable points, in the weights folder, in the Hugging Face cache."""
+    """Looks for each file of a model: where its variable points, in the weights folder, in the Hugging Face cache."""
     paths: dict[str, Path] = {}
     missing: dict[str, str] = {}
     if model.folder is not None:
@@ -59,13 +59,15 @@ def take_stock(model: Model, settings: Settings) -> Inventory:
 
 
 def choose_model(settings: Settings) -> tuple[Model, str]:
-    """The model to start with, and the reason in words: the one named, else flux-dev if complete, else the embedded one."""
+    """The model to start with and why, in words: the one named, else flux-dev if complete, else the embedded one."""
     if settings.name:
         return get_model(settings.name), "as asked"
     stock = take_stock(MODELS["flux-dev"], settings)
     if stock.complete:
         return stock.model, "its files were found"
-    return MODELS[EMBEDDED], f"flux-dev lacks {', '.join(stock.missing)}"
+    if not stock.paths:
+        return MODELS[EMBEDDED], "the files of flux-dev were not found"
+    return MODELS[EMBEDDED], f"flux-dev still lacks {', '.join(stock.missing)}"
 
 
 def names_flux_dev(settings: Settings) -> bool:

@@ -30,7 +30,9 @@ def read_request(path: Path) -> GenerationRequest:
             image.load()  # text may also stand behind the pixels
             text = image.info.get(KEY)
     except (OSError, ValueError, SyntaxError, EOFError):
-        raise RequestError(f"{path.name} is not a PNG that can be read.", "Use a PNG that this program wrote.") from None
+        raise RequestError(
+            f"{path.name} is not a PNG that can be read.", "Use a PNG that this program wrote."
+        ) from None
     if not isinstance(text, str):
         raise RequestError(f"{path.name} holds no settings of ours.", "Use a PNG that this program wrote.")
     return parse_request(text)

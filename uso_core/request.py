@@ -102,7 +102,7 @@ class GenerationRequest:
         return f"{styles} + subject{layout}" if styles else "subject"
 
     def with_seed(self) -> GenerationRequest:
-        """The same request with the seed settled: a random one (below 10^8, easy to read aloud) where none was given."""
+        """The same request with a seed: a random one below 10^8, easy to read aloud, where none was given."""
         return self if self.seed is not None else dataclasses.replace(self, seed=secrets.randbelow(10**8))
 
     def to_dict(self) -> dict[str, Any]:

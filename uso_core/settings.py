@@ -1,4 +1,4 @@
-"""Every setting in one frozen value: defaults < .env < environment < command line. The only reader of the environment."""
+"""Every setting in one frozen value: defaults < .env < environment < command line. Only this reads the environment."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ class Settings:
     A weight path is a file, a folder, or the id of a repository in the local Hugging Face cache.
     """
 
-    name: str | None = setting(None, "USO_NAME", "model to use; empty: flux-dev where its files are found, else uso-tiny")
+    name: str | None = setting(
+        None, "USO_NAME", "model to use; empty: flux-dev where its files are found, else uso-tiny"
+    )
     device: str = setting("auto", "USO_DEVICE", "auto, cpu, cuda, cuda:N or mps")
     dtype: str = setting("auto", "USO_DTYPE", "number format of the computation", ("auto", "float32", "bfloat16"))
     offload: bool = setting(False, "USO_OFFLOAD", "keep only the part at work on the GPU, the rest in RAM")
@@ -37,7 +39,9 @@ class Settings:
     weights: str = setting("weights", "USO_WEIGHTS", "folder that downloads go to and files are looked for in")
     output: str = setting("output", "USO_OUTPUT", "folder the page writes its images to")
     flux_dev: str | None = setting(None, "FLUX_DEV", "FLUX.1-dev transformer (file or diffusers folder)")
-    flux_dev_fp8: str | None = setting(None, "FLUX_DEV_FP8", "transformer for flux-dev-fp8; the FLUX.1-dev file will do")
+    flux_dev_fp8: str | None = setting(
+        None, "FLUX_DEV_FP8", "transformer for flux-dev-fp8; the FLUX.1-dev file will do"
+    )
     flux_schnell: str | None = setting(None, "FLUX_SCHNELL", "FLUX.1-schnell transformer")
     flux_krea_dev: str | None = setting(None, "FLUX_KREA_DEV", "FLUX.1-Krea-dev transformer")
     ae: str | None = setting(None, "AE", "VAE (ae.safetensors, or a diffusers vae folder)")
@@ -72,7 +76,10 @@ def load_settings(arguments: Mapping[str, Any] | None = None, dotenv: Path | Non
 
     if dotenv is None:
         dotenv = next((p for p in (Path(".env"), ROOT / ".env") if p.is_file()), None)
-    sources = [(str(dotenv), dotenv_values(dotenv) if dotenv else {}), ("the environment", os.environ)]
+    sources: list[tuple[str, Mapping[str, str | None]]] = [
+        (str(dotenv), dotenv_values(dotenv) if dotenv else {}),
+        ("the environment", os.environ),
+    ]
     values: dict[str, Any] = {}
     for source, mapping in sources:
         for name, field in _fields().items():

@@ -109,9 +109,9 @@ def transformer_config(checkpoint: Checkpoint) -> dict[str, Any]:
     prefix = _prefix(checkpoint)
     width, channels = checkpoint.shape(f"{prefix}img_in.weight")
     head = checkpoint.shape(f"{prefix}double_blocks.0.img_attn.norm.query_norm.scale")[0]
-    if head % 16 or width % head:
+    if head % 32 or width % head:  # RoPE needs even axes of head x (1/8, 7/16, 7/16)
         raise WeightsError(
-            f"{checkpoint.path} has width {width} and head size {head}; heads must be a multiple of 16 and divide it.",
+            f"{checkpoint.path} has width {width} and head size {head}; heads must be a multiple of 32 and divide it.",
             "Use a transformer of FLUX.1's architecture.",
         )
     return {
@@ -163,7 +163,7 @@ def vae_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def notes(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a file of ours notes about itself that its tensors cannot tell: the JSON object in the metadata entry "uso"."""
+    """What a file of ours notes that its tensors cannot tell: the JSON object in the metadata entry "uso"."""
     try:
         noted = json.loads(checkpoint.metadata.get("uso", "{}"))
     except (json.JSONDecodeError, RecursionError):
@@ -197,7 +197,7 @@ class LoRA:
                                    zip(targets, up.chunk(len(targets)), strict=True)})  # fmt: skip
 
     def check(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        """Raises `WeightsError` unless the LoRA covers exactly the matrices it should in a transformer of these shapes."""
+        """Raises `WeightsError` unless the LoRA covers exactly what it should of a transformer of these shapes."""
         stems = {name: keys.original_name(name, keys.LORA) for name in shapes}
         missing = [stems[name] for name in shapes if stems[name] != name and name not in self.pairs]
         extra = [keys.original_name(name, keys.LORA) for name in self.pairs if name not in shapes]
@@ -259,7 +259,9 @@ def _match(
 ) -> list[Job]:
     """Which tensor fills which parameters; the strictness of loading is here."""
     jobs: list[Job] = []
-    unknown, misshapen, filled = [], [], set()
+    unknown: list[str] = []
+    misshapen: list[str] = []
+    filled: set[str] = set()
     for file in files:
         prefix = _prefix(file)
         for name, info in file.tensors.items():

@@ -19,9 +19,13 @@ from transformers.utils import logging
 
 from uso_core.errors import WeightsError
 
-# Tensors of the other half of a published model: T5's decoder, CLIP's and SigLIP's other tower.
-OTHER_HALF = ("decoder.", "lm_head.", "vision_model.", "text_model.", "visual_projection.", "text_projection.",
-              "logit_scale", "logit_bias")  # fmt: skip
+# Tensors of a published model's other half, by model type: T5's decoder, CLIP's and SigLIP's other tower.
+OTHER_HALF = {
+    "t5": ("decoder.", "lm_head."),
+    "clip": ("vision_model.", "visual_projection.", "text_projection.", "logit_scale"),
+    "siglip": ("text_model.", "logit_scale", "logit_bias"),
+}
+POSITION_IDS = "position_ids"  # a buffer that older files still hold
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json")
 
 
@@ -67,7 +71,10 @@ def _pretrained(kind: type[Any], folder: Path, dtype: torch.dtype, model_type: s
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
     missing = sorted(report["missing_keys"])
-    unknown = sorted(name for name in report["unexpected_keys"] if not name.startswith(OTHER_HALF))
+    known = OTHER_HALF[model_type]
+    unknown = sorted(
+        name for name in report["unexpected_keys"] if not name.startswith(known) and not name.endswith(POSITION_IDS)
+    )
     if missing or unknown or report["mismatched_keys"]:
         first = next(iter((*missing, *unknown, *map(str, report["mismatched_keys"]))))
         raise WeightsError(

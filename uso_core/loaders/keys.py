@@ -32,7 +32,6 @@ class Rename:
             values = {**values, "n": str(levels - 1 - int(values["n"]))}
         return tuple(target.format(**values) for target in self.targets)
 
-
     def source_name(self, target: str, levels: int = 0) -> str | None:
         """The original name of which a diffusers name is (a part of) the target, if this row holds it."""
         for template in self.targets:

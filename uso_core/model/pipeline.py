@@ -133,9 +133,8 @@ class USOPipeline(DiffusionPipeline):
             )
             results.append(packed if output_type == "latent" else self.decode(packed, ask.width, ask.height))
         self.maybe_free_model_hooks()
-        images: list[Image.Image] | torch.Tensor = torch.cat(results)
-        if output_type == "pil":
-            images = self.to_images(images)
+        stacked = torch.cat(results)
+        images = self.to_images(stacked) if output_type == "pil" else stacked
         return USOPipelineOutput(images=images) if return_dict else (images,)
 
     @torch.inference_mode()
@@ -158,9 +157,7 @@ class USOPipeline(DiffusionPipeline):
         """T5's last hidden state (1, T, T5 width), padding attended, and CLIP's pooled output (1, CLIP width)."""
 
         def ids(tokenizer: PreTrainedTokenizerBase, length: int) -> torch.Tensor:
-            encoded = tokenizer(
-                prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-            )
+            encoded = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
             return encoded.input_ids.to(self._execution_device)
 
         positions = self.text_encoder.config.max_position_embeddings

@@ -16,7 +16,7 @@ class USOTransformer2DModel(FluxTransformer2DModel):
     The weights and their names are those of the base class.
     """
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,

@@ -1,0 +1,40 @@
+"""The page: python app.py [--name NAME] [--device D] [--offload] [--port 7860] [--host 127.0.0.1]"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from uso_core.engine import Engine
+from uso_core.errors import UsoError
+from uso_core.settings import add_arguments, load_settings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serves the page until it is stopped; returns the exit code (2: something the user can fix)."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    parser = argparse.ArgumentParser(prog="app.py", description=__doc__)
+    names = ("name", "device", "dtype", "offload", "host", "port", "weights", "output")
+    add_arguments(parser, *names)
+    args = parser.parse_args(argv)
+    try:
+        settings = load_settings({name: getattr(args, name) for name in names})
+        engine = Engine(settings)
+        os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before Gradio is imported: no look-ups
+        from uso_core import ui
+
+        ui.launch(ui.build(engine, settings), settings)
+    except UsoError as error:
+        print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
+        return 2
+    except OSError as error:  # Gradio's words when the port is taken
+        print(f"error: {error}\nhint: Choose another --port, or end the program that uses it.", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
