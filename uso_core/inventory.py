@@ -89,10 +89,10 @@ def _find(file: WeightFile, settings: Settings, transformer: Path | None) -> Pat
         sibling = transformer.parent / FLUX_FOLDERS[file.role]
         if sibling.is_dir():
             return sibling
-    local = Path(settings.weights).expanduser() / file.local
-    if local.exists():
-        return local
     single = len(file.patterns) == 1
+    local = settings.weights_folder / file.local
+    if local.is_file() if single else _holds(local):
+        return local
     cached = _cached(file.repo, file.patterns[0] if single else None)
     if cached and (single or _holds(_inside(cached, file.role))):
         return cached if single else _inside(cached, file.role)
@@ -106,7 +106,13 @@ def _inside(path: Path, role: str) -> Path:
 
 
 def _holds(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+    """Whether a folder has its configuration and weights, and no download into it is under way or was broken off."""
+    files = {path.name for path in folder.glob("*")}
+    return (
+        "config.json" in files
+        and any(name.endswith((".safetensors", ".bin")) for name in files)
+        and not any(name.endswith(".part") for name in files)
+    )
 
 
 def _cached(repo: str, name: str | None) -> Path | None:

@@ -56,6 +56,11 @@ class Settings:
         if not 1 <= self.port <= 65535:
             raise SettingsError(f"The port is {self.port}, which is out of range.", "Use a port from 1 to 65535.")
 
+    @property
+    def weights_folder(self) -> Path:
+        """The weights folder; untouched, it is the project's own from any working directory."""
+        return ROOT / "weights" if self.weights == "weights" else Path(self.weights).expanduser()
+
     def __repr__(self) -> str:
         """Without the token, so that no log can show it."""
         shown = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "hf_token"}
@@ -123,3 +128,13 @@ def _parse(field: dataclasses.Field[Any], text: str, source: str) -> Any:
     if choices and value not in choices:
         raise SettingsError(f"{source} is {text!r}.", f"It must be one of: {', '.join(choices)}.")
     return value
+
+
+def example_env() -> str:
+    """The text of example.env: every variable with its meaning and default."""
+    lines = ["# Copy this file to .env and change what you need. The environment wins over .env, flags win over both."]
+    for field in _fields().values():
+        default = "" if field.default is None else str(field.default).lower()
+        choices = f" ({', '.join(field.metadata['choices'])})" if field.metadata["choices"] else ""
+        lines += ["", f"# {field.metadata['help']}{choices}", f"{field.metadata['env']}={default}"]
+    return "\n".join(lines) + "\n"

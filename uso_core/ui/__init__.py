@@ -36,7 +36,7 @@ def build(engine: Engine, settings: Settings) -> gr.Blocks:
 
 
 def launch(page: gr.Blocks, settings: Settings, **options: Any) -> Any:
-    """Serves the page and returns as `gr.Blocks.launch` does. The engine queues, so Gradio lets every request through."""
+    """Serves the page, as `gr.Blocks.launch` does. The engine queues, so Gradio lets every request through."""
     page.queue(default_concurrency_limit=None)
     return page.launch(
         server_name=settings.host, server_port=settings.port, theme=gr.themes.Default(), css=CSS, js=SHORTCUT,

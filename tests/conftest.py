@@ -1,0 +1,43 @@
+"""What every test stands on: no settings from outside, one thread for each process."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+
+from uso_core.settings import ROOT, Settings, env_name
+
+GOLDEN = Path(__file__).parent / "golden"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: test processes share the cores
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for field in dataclasses.fields(Settings):
+        monkeypatch.delenv(env_name(field.name), raising=False)
+
+
+@pytest.fixture
+def golden_environment(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The reference's variables, pointing at the golden weights; returns their folder."""
+    files = {
+        "FLUX_DEV": "flux.safetensors",
+        "FLUX_DEV_FP8": "flux.safetensors",
+        "AE": "ae.safetensors",
+        "LORA": "dit_lora.safetensors",
+        "PROJECTION_MODEL": "projector.safetensors",
+        "T5": "t5",
+        "CLIP": "clip",
+        "SIGLIP_PATH": "siglip",
+    }
+    for name, file in files.items():
+        monkeypatch.setenv(name, str(GOLDEN / file))
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return ROOT

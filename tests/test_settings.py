@@ -1,0 +1,133 @@
+"""Settings: one order of precedence, one reader, nothing secret shown; and what the inventory finds with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from uso_core.catalog import MODELS, get_model
+from uso_core.errors import SettingsError, WeightsError
+from uso_core.inventory import choose_model, names_flux_dev, take_stock
+from uso_core.settings import ROOT, Settings, example_env, load_settings
+
+
+@pytest.fixture
+def dotenv(tmp_path: Path) -> Path:
+    return tmp_path / ".env"
+
+
+def test_example_env_is_the_settings():
+    assert (ROOT / "example.env").read_text(encoding="utf-8") == example_env()
+
+
+def test_example_env_unchanged_gives_the_defaults():
+    assert load_settings(dotenv=ROOT / "example.env") == Settings()
+
+
+def test_order_of_precedence(dotenv, monkeypatch):
+    dotenv.write_text("USO_PORT=1111\nUSO_HOST=10.0.0.1\nUSO_DEVICE=cpu\n")
+    monkeypatch.setenv("USO_HOST", "10.0.0.2")
+    monkeypatch.setenv("USO_DEVICE", "cuda")
+    settings = load_settings({"device": "mps", "name": None}, dotenv)
+    assert (settings.port, settings.host, settings.device, settings.name) == (1111, "10.0.0.2", "mps", None)
+
+
+def test_empty_counts_as_not_given(dotenv, monkeypatch):
+    dotenv.write_text("FLUX_DEV=/somewhere\n")
+    monkeypatch.setenv("FLUX_DEV", " ")
+    assert load_settings(dotenv=dotenv).flux_dev == "/somewhere"
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("USO_PORT=abc", "USO_PORT"),
+        ("USO_OFFLOAD=perhaps", "USO_OFFLOAD"),
+        ("USO_DTYPE=int4", "USO_DTYPE"),
+        ("USO_PORT=70000", "70000"),
+    ],
+)
+def test_a_bad_value_is_named(dotenv, line, named):
+    dotenv.write_text(line)
+    with pytest.raises(SettingsError, match=named):
+        load_settings(dotenv=dotenv)
+
+
+@pytest.mark.parametrize(("text", "value"), [("1", True), ("TRUE", True), ("on", True), ("0", False), ("no", False)])
+def test_truth_values(dotenv, text, value):
+    dotenv.write_text(f"USO_OFFLOAD={text}")
+    assert load_settings(dotenv=dotenv).offload is value
+
+
+def test_the_token_is_not_shown():
+    assert "hf_secret" not in repr(Settings(hf_token="hf_secret"))
+
+
+def test_a_name_that_is_no_model():
+    with pytest.raises(SettingsError, match="flux-2"):
+        get_model("flux-2")
+    with pytest.raises(SettingsError, match="flux-krea-dev"):
+        choose_model(Settings(name="flux-2"))
+
+
+def test_without_files_the_embedded_model_is_chosen(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    settings = Settings(weights=str(tmp_path))
+    model, reason = choose_model(settings)
+    assert model.name == "uso-tiny"
+    assert "flux-dev" in reason
+    assert take_stock(model, settings).complete
+    assert not names_flux_dev(settings)
+
+
+def test_with_all_files_flux_dev_is_chosen(golden_environment):
+    settings = load_settings()
+    model, _ = choose_model(settings)
+    assert model.name == "flux-dev"
+    assert names_flux_dev(settings)
+    assert set(take_stock(model, settings).require()) == {
+        "transformer", "lora", "projector", "vae", "t5", "clip", "siglip",
+    }  # fmt: skip
+
+
+def test_a_variable_that_points_nowhere_is_named(golden_environment, monkeypatch):
+    monkeypatch.setenv("AE", "/nowhere/ae.safetensors")
+    with pytest.raises(WeightsError, match="AE points to /nowhere/ae.safetensors"):
+        take_stock(MODELS["flux-dev"], load_settings()).require()
+
+
+def test_files_in_the_weights_folder_are_found(tmp_path):
+    model = MODELS["flux-dev"]
+    for file in model.files:
+        place = tmp_path / file.local
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if len(file.patterns) == 1:
+            place.write_bytes(b"x")
+        else:
+            place.mkdir()
+            (place / "config.json").write_text("{}")
+            (place / "model.safetensors").write_bytes(b"x")
+    stock = take_stock(model, Settings(weights=str(tmp_path)))
+    assert stock.complete
+    assert stock.paths["vae"] == tmp_path / "FLUX.1-dev/ae.safetensors"
+
+
+def test_a_download_that_was_broken_off_does_not_count(tmp_path):
+    model = MODELS["flux-dev"]
+    folder = tmp_path / next(file.local for file in model.files if file.role == "t5")
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model-00001-of-00002.safetensors").write_bytes(b"x")
+    (folder / "model-00002-of-00002.safetensors.0123.part").write_bytes(b"x")
+    assert "t5" in take_stock(model, Settings(weights=str(tmp_path))).missing
+
+
+def test_a_diffusers_folder_brings_its_own_parts(tmp_path):
+    for part in ("transformer", "vae", "text_encoder", "text_encoder_2"):
+        (tmp_path / part).mkdir()
+    stock = take_stock(MODELS["flux-dev"], Settings(flux_dev=str(tmp_path), weights=str(tmp_path / "none")))
+    assert stock.paths["transformer"] == tmp_path / "transformer"
+    assert stock.paths["vae"] == tmp_path / "vae"
+    assert stock.paths["t5"] == tmp_path / "text_encoder_2"
+    assert "lora" in stock.missing
