@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
 from collections.abc import Sequence
 
 from uso_core.engine import Engine
-from uso_core.errors import UsoError
-from uso_core.settings import add_arguments, load_settings
+from uso_core.errors import UsageError, UsoError, exit_code
+from uso_core.settings import Parser, add_arguments, load_settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves the page until it is stopped; returns the exit code (2: something the user can fix)."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    parser = argparse.ArgumentParser(prog="app.py", description=__doc__)
+    parser = Parser(prog="app.py", description=__doc__)
     names = ("name", "device", "dtype", "offload", "host", "port", "weights", "output")
     add_arguments(parser, *names)
-    args = parser.parse_args(argv)
     try:
+        args = parser.parse_args(argv)
         settings = load_settings({name: getattr(args, name) for name in names})
         engine = Engine(settings)
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before Gradio is imported: no look-ups
@@ -28,11 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         ui.launch(ui.build(engine, settings), settings)
     except UsoError as error:
-        print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
-        return 2
+        return exit_code(error)
     except OSError as error:  # Gradio's words when the port is taken
-        print(f"error: {error}\nhint: Choose another --port, or end the program that uses it.", file=sys.stderr)
-        return 2
+        return exit_code(UsageError(f"{error}.", "Choose another --port, or end the program that uses it."))
     return 0
 
 

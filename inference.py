@@ -14,28 +14,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from uso_core import images
 from uso_core.catalog import Model
 from uso_core.engine import Cancelled, Engine, Event, Failed, ImageReady, Loading, Step
-from uso_core.errors import InternalError, OutputError, RequestError, UsoError
+from uso_core.errors import OutputError, RequestError, UsageError, UsoError, exit_code
 from uso_core.inventory import choose_model, names_flux_dev, with_name
 from uso_core.outputs import save_image
 from uso_core.request import SCHEDULES, GenerationRequest
-from uso_core.settings import add_arguments, load_settings, parse_flag
+from uso_core.settings import Parser, add_arguments, load_settings, parse_flag
 
 MAX_EVAL_BYTES = 50 * 2**20
-
-
-class UsageError(UsoError):
-    """The command line itself cannot be understood."""
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        text = " ".join(message.split()).rstrip(".")
-        raise UsageError(f"{text[:1].upper()}{text[1:]}.", f"`python {self.prog} --help` lists every flag.")
 
 
 @dataclass(frozen=True)
@@ -78,16 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         return run(build_parser().parse_args(argv))
-    except InternalError as error:
-        code = 1
-        failure: UsoError = error
     except UsoError as error:
-        code, failure = 2, error
+        return exit_code(error)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    print(f"error: {_line(failure.message)}\nhint: {_line(failure.hint)}", file=sys.stderr)
-    return code
 
 
 def run(args: argparse.Namespace) -> int:
@@ -246,10 +231,6 @@ def _writable(folder: Path) -> None:
         raise OutputError(f"{folder} cannot be written to: {error.strerror}.", "Choose another --save_path.") from None
     if not os.access(folder, os.W_OK):
         raise OutputError(f"{folder} cannot be written to.", "Choose another --save_path.")
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
 
 
 if __name__ == "__main__":

@@ -376,7 +376,7 @@ def test_every_row_lands_where_take_stock_looks(tmp_path):
     [
         (["--variant", "flux-prod"], "There is no model named 'flux-prod'."),
         (["--only", "unet"], "flux-dev has no role 'unet'."),
-        (["--resume"], "unrecognized arguments: --resume"),
+        (["--resume"], "Unrecognized arguments: --resume"),
     ],
 )
 def test_command_line_errors_are_two_lines(argv, message, capsys, monkeypatch, tmp_path):

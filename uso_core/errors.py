@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 
 class UsoError(Exception):
     """Something the user can put right.
@@ -26,6 +28,10 @@ class RequestError(UsoError):
     """A request asks for something out of range or gives a picture that cannot be read."""
 
 
+class UsageError(UsoError):
+    """A command line cannot be understood."""
+
+
 class SettingsError(UsoError):
     """A setting (flag, environment variable, .env line) has a value that means nothing."""
 
@@ -48,3 +54,10 @@ class OutOfMemory(UsoError):
 
 class InternalError(UsoError):
     """A fault of ours: the log holds the traceback under the id that the message names."""
+
+
+def exit_code(error: UsoError) -> int:
+    """Tells a terminal what is wrong, in two lines on stderr; returns the exit code: 2, or 1 for a fault of ours."""
+    lines = (" ".join(text.split()) for text in (f"error: {error.message}", f"hint: {error.hint}"))
+    print("\n".join(lines), file=sys.stderr)
+    return 1 if isinstance(error, InternalError) else 2

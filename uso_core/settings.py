@@ -8,9 +8,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from uso_core.errors import SettingsError
+from uso_core.errors import SettingsError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
@@ -93,6 +93,14 @@ def load_settings(arguments: Mapping[str, Any] | None = None, dotenv: Path | Non
                 values[name] = _parse(field, text.strip(), f"{field.metadata['env']} in {source}")
     values.update({name: value for name, value in (arguments or {}).items() if value is not None})
     return Settings(**values)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are a `UsageError` instead of a usage text and an exit."""
+
+    def error(self, message: str) -> NoReturn:
+        text = " ".join(message.split()).rstrip(".")
+        raise UsageError(f"{text[:1].upper()}{text[1:]}.", f"`python {self.prog} --help` lists every flag.")
 
 
 def add_arguments(parser: argparse.ArgumentParser, *names: str) -> None:

@@ -7,7 +7,6 @@ Exit codes: 0 all there, 2 something the user can put right (two lines on stderr
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import errno
 import glob
@@ -27,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from filelock import FileLock, Timeout
 
 from uso_core.catalog import ROLES, Model, WeightFile, get_model
-from uso_core.errors import DownloadError, SettingsError, UsoError
+from uso_core.errors import DownloadError, SettingsError, UsoError, exit_code
 from uso_core.inventory import take_stock
-from uso_core.settings import Settings, env_name, load_settings
+from uso_core.settings import Parser, Settings, env_name, load_settings
 from weights.hub import RESUME, Hub, HubUnreachable, RemoteFile
 
 HASH_CHUNK = 1 << 20
@@ -264,13 +263,8 @@ def size_text(count: int) -> str:
     return f"{count} B"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise SettingsError(f"The command line is wrong: {message}.", "See python weights/downloader.py --help.")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python weights/downloader.py", description="Fetches the weights of a model.")
+def _parser() -> Parser:
+    parser = Parser(prog="weights/downloader.py", description="Fetches the weights of a model.")
     parser.add_argument("--variant", default="flux-dev", metavar="NAME", help="the model (default: flux-dev)")
     parser.add_argument(
         "--only", action="append", default=[], metavar="ROLE", help=f"only this role, repeatable: {', '.join(ROLES)}"
@@ -293,16 +287,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             get_model(arguments.variant), settings, hub, arguments.only, arguments.verify, dry_run=arguments.dry_run
         )
     except UsoError as error:
-        print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
-        return 2
+        return exit_code(error)
     except KeyboardInterrupt:
         print("stopped: what was fetched so far is kept; run the same command again to resume.", file=sys.stderr)
         return 130
     except OSError as error:
-        print(
-            f"error: {error.filename or 'the disk'}: {error.strerror}.\nhint: Check its permissions.", file=sys.stderr
-        )
-        return 2
+        return exit_code(DownloadError(f"{error.filename or 'The disk'}: {error.strerror}.", "Check its permissions."))
     except Exception:
         logging.exception("a fault of the downloader itself")
         return 1
