@@ -185,3 +185,41 @@ def test_saves_and_loads_offline(pipeline, pictures, tmp_path):
     )
     assert one.tobytes() == other.tobytes()
     assert again.config.text_tokens == pipeline.config.text_tokens
+
+
+@pytest.mark.parametrize("strengths", [(), (1.0, 1.0)])
+def test_strength_1_is_no_strength_bit_for_bit(pipeline, pictures, strengths):
+    content, *styles = pictures
+    plain, strong = (
+        pipeline("a cat", content, styles, seed=5, content_size=64, output_type="latent", **options, **SMALL).images
+        for options in ({}, {"content_strength": 1.0, "style_strengths": strengths})
+    )
+    assert torch.equal(plain, strong)
+
+
+def test_strength_0_of_a_style_is_the_style_left_out(pipeline, pictures):
+    content, one, other = pictures
+    silenced = pipeline("a cat", None, [one, other], seed=5, style_strengths=(1, 0), output_type="latent", **SMALL)
+    left_out = pipeline("a cat", None, [one], seed=5, output_type="latent", **SMALL)
+    torch.testing.assert_close(silenced.images, left_out.images, rtol=1e-3, atol=1e-4)
+
+
+def test_strength_acts_smoothly_and_in_order(pipeline, pictures):
+    """The farther from 1, the farther the latents move; a small change of strength moves them a little."""
+
+    def latents_at(strength):
+        return pipeline("a cat", pictures[0], [pictures[1]], seed=5, content_size=64, output_type="latent",
+                        content_strength=strength, style_strengths=(strength,), **SMALL).images  # fmt: skip
+
+    base = latents_at(1)
+    moved = [(latents_at(strength) - base).norm().item() for strength in (0.99, 0.7, 0.4, 0.1)]
+    assert moved == sorted(moved)
+    assert 0 < moved[0] < 0.1 * moved[-1]
+
+
+@pytest.mark.parametrize(
+    "options", [{"content_strength": 2.1}, {"style_strengths": (1,)}, {"style_strengths": (1, float("nan"))}]
+)
+def test_bad_strengths_are_refused(pipeline, pictures, options):
+    with pytest.raises(RequestError, match="strength"):
+        pipeline("a cat", None, pictures[1:], **options)

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,13 +57,14 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Step:
-    """Step `step` of `steps` (from 1) of image `image` of `images` (from 1) is done."""
+    """Step `step` of `steps` of image `image` of `images`, all from 1, is done; `preview` is an eighth of its size."""
 
     step: int
     steps: int
     image: int
     images: int
     seconds_per_step: float
+    preview: Image.Image | None = field(default=None, compare=False, repr=False)
 
     @property
     def seconds_left(self) -> float:
@@ -215,20 +216,23 @@ class Engine:
         return Done()
 
     def _generate(self, job: Job, pipeline: USOPipeline, model: Model) -> None:
+        from uso_core.model.pipeline import Sampling
+
         request = _sized(job.request, model)
         job._tell(Encoding())
         content = request.content.image if request.content else None
         styles = [style.image for style in request.styles if style.image is not None]
         began = time.perf_counter()
         condition = pipeline.encode(request.prompt, content, styles, request.content_size)
+        sampling = Sampling(
+            request.width, request.height, request.steps, request.guidance, request.schedule,
+            request.content_strength, request.style_strengths,
+        )  # fmt: skip
         for index in range(request.images):
             job._check()
             seed = _settled(request) + index
             generator = pipeline.generator(seed)
-            packed = pipeline.denoise(
-                condition, request.width, request.height, request.steps, request.guidance, generator,
-                request.schedule, _step_callback(job, index),
-            )  # fmt: skip
+            packed = pipeline.denoise(condition, sampling, generator, _step_callback(job, request, index))
             image = pipeline.to_images(pipeline.decode(packed, request.width, request.height))[0]
             dtype = str(pipeline.transformer.dtype).removeprefix("torch.")
             seconds = time.perf_counter() - began
@@ -297,6 +301,7 @@ def assemble(
     pipeline = USOPipeline(
         parts["transformer"], parts["vae"], clip, clip_tokenizer, t5, t5_tokenizer, siglip, processor,
         parts["projector"], build.build_scheduler(), build.text_tokens(paths["transformer"]),
+        build.preview_factors(paths["vae"]),
     )  # fmt: skip
     if settings.offload and device.type == "cuda":
         pipeline.enable_model_cpu_offload(device=device)
@@ -353,14 +358,15 @@ def _settled(request: GenerationRequest) -> int:
     return request.seed
 
 
-def _step_callback(job: Job, index: int) -> Callable[..., None]:
-    request, times = job.request, [time.perf_counter()]
+def _step_callback(job: Job, request: GenerationRequest, index: int) -> Callable[..., None]:
+    times = [time.perf_counter()]
 
     def callback(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> None:
         times.append(time.perf_counter())
         recent = times[-6:]
         seconds = (recent[-1] - recent[0]) / (len(recent) - 1)
-        job._tell(Step(step + 1, request.steps, index + 1, request.images, seconds))
+        preview = pipeline.preview(tensors["denoised"], request.width, request.height)
+        job._tell(Step(step + 1, request.steps, index + 1, request.images, seconds, preview))
         job._check()
 
     return callback

@@ -14,7 +14,7 @@ from uso_core.request import SIZE_MULTIPLE, Picture
 
 MAX_FILE_BYTES = 200 * 2**20
 MAX_PIXELS = 200_000_000
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "MPO", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
 FORMATS_HINT = "Use a picture as PNG, JPEG or WebP."
 
 
@@ -28,19 +28,20 @@ def open_picture(source: str | Path | bytes | Image.Image, name: str = "") -> Pi
         return _picture(source, name or "image")
     if isinstance(source, bytes):
         return _picture(_decode(source, name or "image"), name or "image")
-    path = Path(source).expanduser()
-    if path.is_dir() or not path.exists():
-        kind = "is a folder" if path.is_dir() else "is not there"
-        raise RequestError(f"The picture {path} {kind}.", "Check the path, which is taken from where you started.")
     try:
+        path = Path(source).expanduser()
+        if not path.is_file():
+            kind = "is not there" if not path.exists() else "is a folder" if path.is_dir() else "is not a file"
+            raise RequestError(f"The picture {path} {kind}.", "Check the path, which is taken from where you started.")
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
             raise RequestError(
                 f"The picture {path} has {size} bytes, the most is {MAX_FILE_BYTES}.", "Use a smaller picture."
             )
         data = path.read_bytes()
-    except OSError as error:
-        raise RequestError(f"The picture {path} cannot be read: {error.strerror}.", "Check its permissions.") from None
+    except (OSError, RuntimeError, ValueError) as error:  # also a home that is unknown, a name that no disk takes
+        reason = getattr(error, "strerror", None) or error
+        raise RequestError(f"The picture {str(source)[:200]!r} cannot be read: {reason}.", "Check the path.") from None
     return _picture(_decode(data, str(path)), name or path.name)
 
 
@@ -61,7 +62,7 @@ def prepare_content(image: Image.Image, long_side: int) -> Image.Image:
     An image of exactly 16 x 16 is left as it is. Raises `RequestError` if nothing would be left of the short side.
     """
     if image.size == (SIZE_MULTIPLE, SIZE_MULTIPLE):
-        return image
+        return image.convert("RGB")
     width, height = content_size(*image.size, long_side)
     crop_width, crop_height = (side // SIZE_MULTIPLE * SIZE_MULTIPLE for side in (width, height))
     if min(crop_width, crop_height) < SIZE_MULTIPLE:
@@ -92,7 +93,10 @@ def beside_each_other(images: list[Image.Image]) -> Image.Image:
 
 
 def _picture(image: Image.Image, name: str) -> Picture:
-    image = ImageOps.exif_transpose(image).convert("RGB")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # PIL would clip the 16 bits to white instead of scaling them
+        image = image.convert("I").point(lambda level: level * (1 / 257)).convert("L")
+    image = image.convert("RGB")
     if image.width * image.height == 0:
         raise RequestError(f"The picture {name} has no pixels.", FORMATS_HINT)
     digest = hashlib.sha256(f"{image.width}x{image.height}:".encode() + image.tobytes()).hexdigest()
@@ -102,18 +106,18 @@ def _picture(image: Image.Image, name: str) -> Picture:
 def _decode(data: bytes, name: str) -> Image.Image:
     if not data:
         raise RequestError(f"The picture {name} is empty.", FORMATS_HINT)
+    Image.init()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
             if image.width * image.height > MAX_PIXELS:
-                raise RequestError(
-                    f"The picture {name} has {image.width} x {image.height} pixels, the most is {MAX_PIXELS}.",
-                    "Use a smaller picture.",
-                )
+                raise Image.DecompressionBombError
             image.load()
             return image
     except UnidentifiedImageError:
         raise RequestError(f"The file {name} is not a picture that can be read.", FORMATS_HINT) from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:
+        raise RequestError(f"The picture {name} has more than {MAX_PIXELS} pixels.", "Use a smaller picture.") from None
+    except Exception as error:  # decoders of damaged files raise almost anything
         raise RequestError(f"The picture {name} is damaged: {error}.", FORMATS_HINT) from None

@@ -12,7 +12,7 @@ from uso_core.errors import RequestError
 from uso_core.request import GenerationRequest, Result
 
 KEY = "uso"
-MAX_TEXT_BYTES = 1 * 2**20
+MAX_TEXT_CHARACTERS = 1 * 2**20
 FACTS = ("device", "dtype", "seconds")  # of a result, beside its request
 
 
@@ -29,7 +29,7 @@ def read_request(path: Path) -> GenerationRequest:
         with Image.open(path, formats=["PNG"]) as image:
             image.load()  # text may also stand behind the pixels
             text = image.info.get(KEY)
-    except (OSError, ValueError, SyntaxError, EOFError):
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
         raise RequestError(
             f"{path.name} is not a PNG that can be read.", "Use a PNG that this program wrote."
         ) from None
@@ -40,11 +40,11 @@ def read_request(path: Path) -> GenerationRequest:
 
 def parse_request(text: str) -> GenerationRequest:
     """The request in the JSON of `png_text`; raises `RequestError` saying what is wrong with it."""
-    if len(text.encode()) > MAX_TEXT_BYTES:
+    if len(text) > MAX_TEXT_CHARACTERS:
         raise RequestError("The settings are larger than settings can be.", "Use a file that this program wrote.")
     try:
         values: Any = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         raise RequestError("The settings are not JSON.", "Use a file that this program wrote.") from None
     if isinstance(values, dict):
         values = {name: value for name, value in values.items() if name not in FACTS}

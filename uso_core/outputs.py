@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -43,7 +44,8 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             f"{path} cannot be written: {error.strerror or error}.", "Check the folder's permissions and free space."
         ) from None
     finally:
-        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def new_path(folder: Path, seed: int) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ MAX_GUIDANCE = 100.0
 MAX_SEED = 2**53 - 1  # the largest integer that JSON readers in browsers keep exactly
 MAX_PROMPT_CHARACTERS = 20_000
 MAX_STYLES = 8
+MAX_STRENGTH = 2.0
 MAX_IMAGES = 64
 SCHEDULES = ("uso", "flux")
 FORMAT_VERSION = 1
@@ -49,7 +51,9 @@ class GenerationRequest:
 
     Width and height are floored to multiples of 16, as the reference does. `seed=None` stays None until `with_seed()`;
     image j of `images` uses seed + j. `content_size` is the long side to which the content image is resized.
-    With `keep_size` the result gets the content image's own shape, its long side 1024 at any `content_size`.
+    `content_strength` and `style_strengths` (one for each style image, or none) go from 0, as if the picture were not
+    there, over 1, as trained, to 2. With `keep_size` the result gets the content image's own shape, its long side the
+    model's default size.
     """
 
     prompt: str = ""
@@ -65,6 +69,8 @@ class GenerationRequest:
     images: int = 1
     keep_size: bool = False
     model: str | None = None
+    content_strength: float = 1.0
+    style_strengths: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         check_prompt(self.prompt)
@@ -82,6 +88,9 @@ class GenerationRequest:
             raise RequestError(
                 f"{len(self.styles)} style images were given, the most is {MAX_STYLES}.", "Leave some of them out."
             )
+        strength = number("content strength", self.content_strength, 0.0, MAX_STRENGTH)
+        object.__setattr__(self, "content_strength", strength)
+        object.__setattr__(self, "style_strengths", check_strengths(self.style_strengths, len(self.styles)))
         if self.schedule not in SCHEDULES:
             raise RequestError(
                 f"The schedule {self.schedule!r} is not known.", f"Choose one of: {', '.join(SCHEDULES)}."
@@ -110,6 +119,7 @@ class GenerationRequest:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values["content"] = self.content.to_dict() if self.content else None
         values["styles"] = [style.to_dict() for style in self.styles]
+        values["style_strengths"] = list(self.style_strengths)
         return {"version": FORMAT_VERSION, **values}
 
     @classmethod
@@ -119,7 +129,7 @@ class GenerationRequest:
             raise RequestError("The settings are not a JSON object.", "Use a file that this program wrote.")
         values = dict(values)
         version = values.pop("version", None)
-        if version != FORMAT_VERSION:
+        if version != FORMAT_VERSION or isinstance(version, bool):
             raise RequestError(
                 f"The settings have format version {version!r}, this program reads {FORMAT_VERSION}.",
                 "Update this program, or enter the settings by hand.",
@@ -131,10 +141,10 @@ class GenerationRequest:
             )
         if values.get("content") is not None:
             values["content"] = _picture(values["content"])
-        styles = values.get("styles", [])
-        if not isinstance(styles, list):
-            raise RequestError(f"styles is {styles!r}, not a list.", "Use a file that this program wrote.")
-        values["styles"] = tuple(_picture(style) for style in styles)
+        for name in ("styles", "style_strengths"):
+            if not isinstance(values.get(name, []), list):
+                raise RequestError(f"{name} is {values[name]!r}, not a list.", "Use a file that this program wrote.")
+        values["styles"] = tuple(_picture(style) for style in values.get("styles", []))
         for name in ("keep_size",):
             if not isinstance(values.get(name, False), bool):
                 raise RequestError(f"{name} is {values[name]!r}, not true or false.", "Use true or false.")
@@ -162,17 +172,29 @@ class Result:
 def check_prompt(prompt: object) -> None:
     if not isinstance(prompt, str):
         raise RequestError(f"The prompt is {prompt!r}, not a text.", "Write the prompt as text; it may be empty.")
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise RequestError("The prompt holds half a character.", "Type it anew; it was cut in the middle of a symbol.")
     if len(prompt) > MAX_PROMPT_CHARACTERS:
         raise RequestError(
             f"The prompt has {len(prompt)} characters, the most is {MAX_PROMPT_CHARACTERS}.", "Shorten it."
         )
 
 
+def check_strengths(strengths: Sequence[float], styles: int) -> tuple[float, ...]:
+    """The strengths as floats, () where all are 1; raises `RequestError` unless there is one for each style image."""
+    checked = tuple(number("style strength", strength, 0.0, MAX_STRENGTH) for strength in strengths)
+    if checked and len(checked) != styles:
+        raise RequestError(
+            f"{len(checked)} style strengths were given for {styles} style images.", "Give one for each, or none."
+        )
+    return checked if any(strength != 1.0 for strength in checked) else ()
+
+
 def number(name: str, value: object, low: float, high: float) -> float:
     """`value` as a float in [low, high], or a `RequestError` that quotes it."""
     try:
-        result = float(value) if not isinstance(value, bool) else math.nan  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
+        result = float(value) if isinstance(value, float | int) and not isinstance(value, bool) else math.nan
+    except OverflowError:
         result = math.nan
     if not (math.isfinite(result) and low <= result <= high):
         raise RequestError(f"{name} is {value!r}, which is out of range.", f"Use a number from {low:g} to {high:g}.")

@@ -20,7 +20,7 @@ from torch import nn
 from uso_core.errors import WeightsError
 from uso_core.loaders import keys
 from uso_core.loaders.files import DOWNLOAD_AGAIN, Checkpoint, TensorInfo, expect, inspect, role_of
-from uso_core.model import latents
+from uso_core.model import latents, preview
 from uso_core.model.style import DEPTHS, StyleProjector
 from uso_core.model.transformer import USOTransformer2DModel
 
@@ -49,7 +49,9 @@ def build_transformer(
     adapter = LoRA(expect(inspect(lora), "lora")) if lora is not None else None
     files = _files(path, "transformer", "diffusers transformer")
     if path.is_dir():
-        model = _empty(lambda: USOTransformer2DModel.from_config(_config(path)), path)
+        config = _config(path)
+        model = _empty(lambda: USOTransformer2DModel.from_config(config), path)
+        _check_rope(model, path)
         fill(model, files, (), dtype, progress, adapter)
     else:
         model = _empty(lambda: USOTransformer2DModel(**transformer_config(files[0])), path)
@@ -73,8 +75,8 @@ def build_vae(path: Path, dtype: torch.dtype, progress: Progress = no_progress) 
 def build_projector(path: Path, dtype: torch.dtype) -> StyleProjector:
     """The style projector in `dtype` from projector.safetensors."""
     checkpoint = expect(inspect(path), "projector")
-    tokens_out, tokens_in = checkpoint.shape("feature_embedder.high_embedding_linear.0.weight")
-    width, vision_width = checkpoint.shape("feature_embedder.high_projection.weight")
+    tokens_out, tokens_in = checkpoint.shape("feature_embedder.high_embedding_linear.0.weight", 2)
+    width, vision_width = checkpoint.shape("feature_embedder.high_projection.weight", 2)
     depths = notes(checkpoint).get("depths", list(DEPTHS))
     if not (isinstance(depths, list) and len(depths) == 3 and all(isinstance(depth, int) for depth in depths)):
         raise WeightsError(f"{path} names the depths {depths!r}, three numbers are needed.", DOWNLOAD_AGAIN)
@@ -104,11 +106,24 @@ def text_tokens(path: Path) -> int:
     return tokens
 
 
+def preview_factors(path: Path) -> list[list[float]]:
+    """The VAE's map from latents to RGB (`preview.FLUX_FACTORS`), or the one that its file notes."""
+    factors = notes(inspect(path)).get("preview") if path.is_file() else None
+    if factors is None:
+        return [list(row) for row in preview.FLUX_FACTORS]
+    rows = factors if isinstance(factors, list) else []
+    if not rows or not all(
+        isinstance(row, list) and len(row) == 3 and all(isinstance(value, float | int) for value in row) for row in rows
+    ):
+        raise WeightsError(f"{path} holds an unreadable preview map.", DOWNLOAD_AGAIN)
+    return rows
+
+
 def transformer_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """The transformer's configuration, read off an original file's tensors (widths, depths, guidance, RoPE axes)."""
     prefix = _prefix(checkpoint)
-    width, channels = checkpoint.shape(f"{prefix}img_in.weight")
-    head = checkpoint.shape(f"{prefix}double_blocks.0.img_attn.norm.query_norm.scale")[0]
+    width, channels = checkpoint.shape(f"{prefix}img_in.weight", 2)
+    head = checkpoint.shape(f"{prefix}double_blocks.0.img_attn.norm.query_norm.scale", 1)[0]
     if head % 32 or width % head:  # RoPE needs even axes of head x (1/8, 7/16, 7/16)
         raise WeightsError(
             f"{checkpoint.path} has width {width} and head size {head}; heads must be a multiple of 32 and divide it.",
@@ -120,8 +135,8 @@ def transformer_config(checkpoint: Checkpoint) -> dict[str, Any]:
         "num_single_layers": checkpoint.count(rf"{prefix}single_blocks\.(\d+)\."),
         "attention_head_dim": head,
         "num_attention_heads": width // head,
-        "joint_attention_dim": checkpoint.shape(f"{prefix}txt_in.weight")[1],
-        "pooled_projection_dim": checkpoint.shape(f"{prefix}vector_in.in_layer.weight")[1],
+        "joint_attention_dim": checkpoint.shape(f"{prefix}txt_in.weight", 2)[1],
+        "pooled_projection_dim": checkpoint.shape(f"{prefix}vector_in.in_layer.weight", 2)[1],
         "guidance_embeds": f"{prefix}guidance_in.in_layer.weight" in checkpoint.tensors,
         "axes_dims_rope": (head // 8, head * 7 // 16, head * 7 // 16),
     }
@@ -130,7 +145,7 @@ def transformer_config(checkpoint: Checkpoint) -> dict[str, Any]:
 def vae_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """The VAE's configuration, read off an original file's tensors; constants from its notes, else FLUX.1's."""
     levels = checkpoint.count(r"encoder\.down\.(\d+)\.block\.")
-    widths = [checkpoint.shape(f"encoder.down.{level}.block.0.conv2.weight")[0] for level in range(levels)]
+    widths = [checkpoint.shape(f"encoder.down.{level}.block.0.conv2.weight", 4)[0] for level in range(levels)]
     noted = notes(checkpoint)
     scale, shift, groups = (
         noted.get(name, default)
@@ -152,7 +167,7 @@ def vae_config(checkpoint: Checkpoint) -> dict[str, Any]:
         "up_block_types": ("UpDecoderBlock2D",) * levels,
         "block_out_channels": tuple(widths),
         "layers_per_block": checkpoint.count(r"encoder\.down\.0\.block\.(\d+)\."),
-        "latent_channels": checkpoint.shape("decoder.conv_in.weight")[1],
+        "latent_channels": checkpoint.shape("decoder.conv_in.weight", 4)[1],
         "norm_num_groups": groups,
         "mid_block_add_attention": "encoder.mid.attn_1.q.weight" in checkpoint.tensors,
         "use_quant_conv": False,
@@ -166,7 +181,7 @@ def notes(checkpoint: Checkpoint) -> dict[str, Any]:
     """What a file of ours notes that its tensors cannot tell: the JSON object in the metadata entry "uso"."""
     try:
         noted = json.loads(checkpoint.metadata.get("uso", "{}"))
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         noted = None
     if not isinstance(noted, dict):
         raise WeightsError(f"{checkpoint.path} has unreadable metadata.", DOWNLOAD_AGAIN)
@@ -316,7 +331,9 @@ def _files(path: Path, role: str, folder_role: str) -> list[Checkpoint]:
     files = sorted(path.glob("*.safetensors"))
     index = next(iter(sorted(path.glob("*.safetensors.index.json"))), None)
     if index is not None:
-        files = [path / name for name in sorted(set(_json(index).get("weight_map", {}).values())) if _plain(name)]
+        listed = _json(index).get("weight_map")
+        shards = {name for name in listed.values() if _plain(name)} if isinstance(listed, dict) else set()
+        files = [path / name for name in sorted(shards)]
     if not files:
         raise WeightsError(f"{path} holds no safetensors file.", "Point to a file, or to a complete diffusers folder.")
     checkpoints = [inspect(file) for file in files]
@@ -353,8 +370,14 @@ def _empty(make: Callable[[], Module], path: Path) -> Module:
     try:
         with torch.device("meta"):
             return make()
-    except (ValueError, TypeError, RuntimeError, ZeroDivisionError, KeyError, IndexError) as error:
+    except Exception as error:  # whatever a configuration provokes in a library's constructor
         raise WeightsError(f"{path} describes no model that can be built: {error}.", DOWNLOAD_AGAIN) from None
+
+
+def _check_rope(model: USOTransformer2DModel, path: Path) -> None:
+    axes, head = model.config.axes_dims_rope, model.config.attention_head_dim
+    if not isinstance(axes, list | tuple) or len(axes) != 3 or sum(axes) != head or any(axis % 2 for axis in axes):
+        raise WeightsError(f"{path} has RoPE axes {axes!r} for heads of {head}.", "Download the whole folder again.")
 
 
 def _misfit(path: Path, what: str, missing: list[str], unknown: list[str], misshapen: list[str]) -> WeightsError:

@@ -44,7 +44,7 @@ def build_siglip(folder: Path, dtype: torch.dtype) -> tuple[SiglipVisionModel, S
     model = _pretrained(SiglipVisionModel, folder, dtype, "siglip")
     try:
         processor = SiglipImageProcessorPil.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged file surfaces as whatever reads it raises
         raise _broken(folder, "image preprocessing", error) from None
     return model, processor
 

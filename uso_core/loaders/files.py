@@ -71,16 +71,30 @@ class Checkpoint:
             return f"something unknown (first tensor: {first})"
         return SPOKEN.get(self.role, f"a {self.role}")
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor; raises `WeightsError` if the file lacks it."""
+    def shape(self, name: str, dimensions: int) -> tuple[int, ...]:
+        """The shape of a tensor; raises `WeightsError` if the file lacks it or it has other dimensions, or none."""
         if name not in self.tensors:
             raise WeightsError(f"{self.path} lacks the tensor {name}.", DOWNLOAD_AGAIN)
-        return self.tensors[name].shape
+        shape = self.tensors[name].shape
+        if len(shape) != dimensions or 0 in shape:
+            raise WeightsError(
+                f"{self.path} holds {name} with shape {list(shape)}, {dimensions} dimensions are needed.",
+                DOWNLOAD_AGAIN,
+            )
+        return shape
 
     def count(self, pattern: str) -> int:
-        """One more than the largest number that the pattern's group matches; 0 if it matches nothing."""
-        numbers = [int(match[1]) for name in self.tensors if (match := re.match(pattern, name))]
-        return max(numbers, default=-1) + 1
+        """How many numbers from 0 the pattern's group matches in the tensors' names.
+
+        Raises `WeightsError` where one is missing: nothing is sized by a number that a stranger wrote.
+        """
+        matches = {int(match[1]): match[0] for name in self.tensors if (match := re.match(pattern, name))}
+        last = max(matches, default=-1)
+        if last + 1 != len(matches):
+            raise WeightsError(
+                f"{self.path} goes up to {matches[last]} but has only {len(matches)} of these.", DOWNLOAD_AGAIN
+            )
+        return len(matches)
 
 
 def inspect(path: Path) -> Checkpoint:
@@ -107,7 +121,7 @@ def inspect(path: Path) -> Checkpoint:
         tensors, metadata = _read_header(path, header, size - 8 - header_bytes)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         raise WeightsError(f"{path} is damaged: its header is not readable.", DOWNLOAD_AGAIN) from None
     return Checkpoint(path, role_of(tensors), tensors, metadata)
 
@@ -132,6 +146,9 @@ def expect(checkpoint: Checkpoint, *roles: str) -> Checkpoint:
 
 
 def _refuse_other_formats(path: Path, start: bytes, size: int) -> None:
+    header_bytes = int.from_bytes(start[:8], "little")
+    if start[8:9] == b"{" and 2 <= header_bytes <= MAX_HEADER_BYTES:
+        return
     text = start.lstrip().lower()
     if size == 0:
         what, hint = "is empty", DOWNLOAD_AGAIN
@@ -150,10 +167,8 @@ def _refuse_other_formats(path: Path, start: bytes, size: int) -> None:
         what, hint = "is a JSON file, not weights", "Point to the .safetensors file."
     elif size < 8:
         what, hint = f"is cut off after {size} bytes", DOWNLOAD_AGAIN
-    elif not 2 <= int.from_bytes(start[:8], "little") <= MAX_HEADER_BYTES or (size > 8 and start[8:9] != b"{"):
-        what, hint = "is not a safetensors file", "Use the safetensors file of the model."
     else:
-        return
+        what, hint = "is not a safetensors file", "Use the safetensors file of the model."
     raise WeightsError(f"{path} {what}.", hint)
 
 
@@ -163,20 +178,25 @@ def _read_header(path: Path, header: object, data_bytes: int) -> tuple[dict[str,
         raise damaged
     metadata = header.pop("__metadata__", None) or {}
     tensors: dict[str, TensorInfo] = {}
+    spans = []
     for name, entry in header.items():
         try:
             dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-            right = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)) and isinstance(dtype, str)
+            right = all(type(n) is int and n >= 0 for n in (*shape, begin, end)) and isinstance(dtype, str)
         except (TypeError, KeyError, ValueError):
             raise damaged from None
         if not right or (dtype in DTYPE_BYTES and end - begin != math.prod(shape) * DTYPE_BYTES[dtype]):
             raise damaged
+        spans.append((begin, end))
         if end > data_bytes:
             raise WeightsError(
                 f"{path} is cut off: {name} ends at byte {end} of its data, of which {data_bytes} are there.",
                 DOWNLOAD_AGAIN,
             )
         tensors[name] = TensorInfo(dtype, shape)
+    edges = [0, *(edge for span in sorted(spans) for edge in span), data_bytes]
+    if edges[::2] != edges[1::2]:  # the format allows no overlap, no hole and nothing behind the last tensor
+        raise damaged
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise damaged
     return tensors, metadata

@@ -21,6 +21,7 @@ from uso_core import images as pictures
 from uso_core import request as rules
 from uso_core.errors import RequestError
 from uso_core.model import latents as tokens
+from uso_core.model import preview
 from uso_core.model.style import StyleProjector
 from uso_core.model.transformer import USOTransformer2DModel
 
@@ -33,8 +34,21 @@ class Conditioning:
 
     text: torch.Tensor  # (1, T, T5 width)
     pooled: torch.Tensor  # (1, CLIP width)
-    style: torch.Tensor | None  # (1, K, D)
+    styles: tuple[torch.Tensor, ...]  # each (1, K, D)
     references: tuple[torch.Tensor, ...]  # each (1, C, H, W), normalised latents
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to denoise: sizes in pixels, multiples of 16; strengths as in `GenerationRequest`, none meaning 1."""
+
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    schedule: str = "uso"
+    content_strength: float = 1.0
+    style_strengths: tuple[float, ...] = ()
 
 
 @dataclass
@@ -47,7 +61,7 @@ class USOPipelineOutput(BaseOutput):
 class USOPipeline(DiffusionPipeline):
     """Unified style- and subject-driven generation (arXiv 2508.18966) from diffusers and transformers components.
 
-    `text_tokens` is the length to which T5's input is padded, without a mask.
+    `text_tokens` is the length to which T5's input is padded, without a mask; `preview_factors` see `preview.py`.
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->style_projector->transformer->vae"
@@ -66,6 +80,7 @@ class USOPipeline(DiffusionPipeline):
         style_projector: StyleProjector,
         scheduler: FlowMatchEulerDiscreteScheduler,
         text_tokens: int = 512,
+        preview_factors: Sequence[Sequence[float]] = preview.FLUX_FACTORS,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -80,7 +95,7 @@ class USOPipeline(DiffusionPipeline):
             style_projector=style_projector,
             scheduler=scheduler,
         )
-        self.register_to_config(text_tokens=text_tokens)
+        self.register_to_config(text_tokens=text_tokens, preview_factors=preview_factors)
 
     @torch.inference_mode()
     def __call__(
@@ -96,6 +111,8 @@ class USOPipeline(DiffusionPipeline):
         seed: int | None = None,
         content_size: int = 512,
         schedule: str = "uso",
+        content_strength: float = 1.0,
+        style_strengths: Sequence[float] = (),
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
@@ -109,28 +126,33 @@ class USOPipeline(DiffusionPipeline):
             width, height: pixels, floored to multiples of 16.
             generator, seed: give one or neither; a generator's device is where the noise is drawn.
             schedule: "uso" (the reference's) or "flux"; see `schedule_tokens`.
+            content_strength, style_strengths: from 0 (as if not there) over 1 (as trained) to 2; one number for each
+                style image, or none.
             output_type: "pil", "pt" or "latent".
-            callback_on_step_end: called with (pipeline, step, sigma * 1000, {"latents": packed}) after each step;
-                may return {"latents": other}; what it raises ends the call.
+            callback_on_step_end: called after each step with (pipeline, step, sigma * 1000, {"latents": packed,
+                "denoised": packed}); may return {"latents": other}; what it raises ends the call.
 
         Raises:
             RequestError: a value is out of range, quoted in the message.
         """
         # 1. Check
         ask = rules.GenerationRequest(
-            prompt, None, (), width, height, num_inference_steps, guidance_scale, seed, content_size, schedule
-        )
+            prompt, None, (), width, height, num_inference_steps, guidance_scale, seed, content_size, schedule,
+            content_strength=content_strength,
+        )  # fmt: skip
+        strengths = rules.check_strengths(style_strengths, len(style_images))
         if output_type not in ("pil", "pt", "latent"):
             raise RequestError(f"output_type is {output_type!r}.", "Use 'pil', 'pt' or 'latent'.")
         generators = self._generators(generator, seed)
         # 2. Encode prompt, style images and content image
         condition = self.encode(prompt, content_image, style_images, content_size)
         # 3. Denoise from noise, 4. decode
+        sampling = Sampling(
+            ask.width, ask.height, ask.steps, ask.guidance, schedule, ask.content_strength, strengths
+        )  # fmt: skip
         results = []
         for each in generators:
-            packed = self.denoise(
-                condition, ask.width, ask.height, ask.steps, ask.guidance, each, schedule, callback_on_step_end
-            )
+            packed = self.denoise(condition, sampling, each, callback_on_step_end)
             results.append(packed if output_type == "latent" else self.decode(packed, ask.width, ask.height))
         self.maybe_free_model_hooks()
         stacked = torch.cat(results)
@@ -147,11 +169,11 @@ class USOPipeline(DiffusionPipeline):
     ) -> Conditioning:
         """All that is the same for every step and every seed."""
         text, pooled = self.encode_prompt(prompt)
-        style = [self.encode_style(image) for image in style_images]
+        styles = tuple(self.encode_style(image) for image in style_images)
         references = []
         if content_image is not None:
             references.append(self.encode_content(pictures.prepare_content(content_image, content_size)))
-        return Conditioning(text, pooled, torch.cat(style, dim=1) if style else None, tuple(references))
+        return Conditioning(text, pooled, styles, tuple(references))
 
     def encode_prompt(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
         """T5's last hidden state (1, T, T5 width), padding attended, and CLIP's pooled output (1, CLIP width)."""
@@ -182,42 +204,42 @@ class USOPipeline(DiffusionPipeline):
     def denoise(
         self,
         condition: Conditioning,
-        width: int,
-        height: int,
-        steps: int,
-        guidance: float,
+        sampling: Sampling,
         generator: torch.Generator,
-        schedule: str = "uso",
         callback_on_step_end: StepCallback | None = None,
     ) -> torch.Tensor:
-        """From noise to packed latents (1, S, 4C) in `steps` Euler steps; sizes in pixels, multiples of 16."""
-        device, dtype = self._execution_device, self.transformer.dtype
+        """From noise to packed latents (1, S, 4C) in Euler steps."""
+        device, dtype, width, height = self._execution_device, self.transformer.dtype, sampling.width, sampling.height
         channels = self.transformer.config.in_channels // 4
         latents = tokens.pack(tokens.noise(width, height, channels, generator)).to(device, dtype)  # (1, S, 4C)
         target_tokens = latents.shape[1]
         references = [tokens.pack(reference).to(device, dtype) for reference in condition.references]
         sizes = [(reference.shape[-2] // 2, reference.shape[-1] // 2) for reference in condition.references]
         target = (height // tokens.PIXELS_PER_TOKEN, width // tokens.PIXELS_PER_TOKEN)
-        style_tokens = 0 if condition.style is None else condition.style.shape[1]
+        style = torch.cat(condition.styles, dim=1) if condition.styles else None  # (1, K, D)
+        text_stream = condition.text.shape[1] + (style.shape[1] if style is not None else 0)
         constant = {
             "encoder_hidden_states": condition.text,
             "pooled_projections": condition.pooled,
-            "style_tokens": condition.style,
+            "style_tokens": style,
             "img_ids": tokens.image_ids(target, sizes).to(device),  # (S + R, 3)
-            "txt_ids": torch.zeros(style_tokens + condition.text.shape[1], 3, device=device),  # (K + T, 3)
-            "guidance": self._guidance(guidance),
+            "txt_ids": torch.zeros(text_stream, 3, device=device),  # (K + T, 3)
+            "guidance": self._guidance(sampling.guidance),
+            "attention_bias": attention_bias(condition, sampling, target_tokens, device),
             "return_dict": False,
         }
-        mu = tokens.schedule_mu(tokens.schedule_tokens(width, height, schedule))
-        sigmas = torch.linspace(1, 0, steps + 1)[:-1].tolist()
-        self.scheduler.set_timesteps(sigmas=sigmas, mu=mu, device=device)
+        mu = tokens.schedule_mu(tokens.schedule_tokens(width, height, sampling.schedule))
+        steps = torch.linspace(1, 0, sampling.steps + 1)[:-1].tolist()
+        self.scheduler.set_timesteps(sigmas=steps, mu=mu, device=device)
         self.scheduler.set_begin_index(0)
         for step, sigma in enumerate(self.scheduler.sigmas[:-1].to(device)):
             image = torch.cat([latents, *references], dim=1)  # (1, S + R, 4C)
             velocity = self.transformer(hidden_states=image, timestep=sigma[None], **constant)[0][:, :target_tokens]
+            denoised = latents - sigma * velocity
             latents = self.scheduler.step(velocity, sigma, latents, return_dict=False)[0]
             if callback_on_step_end is not None:
-                given = callback_on_step_end(self, step, self.scheduler.timesteps[step], {"latents": latents})
+                seen = {"latents": latents, "denoised": denoised}
+                given = callback_on_step_end(self, step, self.scheduler.timesteps[step], seen)
                 latents = (given or {}).get("latents", latents)
         return latents
 
@@ -239,6 +261,10 @@ class USOPipeline(DiffusionPipeline):
         levels = (127.5 * (pixels.float() + 1)).permute(0, 2, 3, 1).to(torch.uint8)  # (B, h, w, 3)
         return [Image.fromarray(image) for image in levels.cpu().numpy()]
 
+    def preview(self, packed: torch.Tensor, width: int, height: int) -> Image.Image | None:
+        """A small picture of packed latents, an eighth of width and height, without the decoder."""
+        return preview.draw(tokens.unpack(packed, height, width), self.config.preview_factors)
+
     def _guidance(self, guidance: float) -> torch.Tensor | None:
         if not self.transformer.config.guidance_embeds:
             return None
@@ -256,3 +282,22 @@ class USOPipeline(DiffusionPipeline):
                 raise RequestError("An empty list of generators was given.", "Give one generator for each image.")
             return list(generator)
         return [self.generator(seed)]
+
+
+def attention_bias(
+    condition: Conditioning, sampling: Sampling, target_tokens: int, device: torch.device
+) -> torch.Tensor | None:
+    """Logarithms of the strengths for the keys of style and reference tokens: (1, 1, 1, K + T + S + R).
+
+    A strength of s multiplies the attention's weight of each such key by s before normalising; 0 removes it. None
+    where every strength is 1, so that nothing at all is added then.
+    """
+    styles = sampling.style_strengths or (1.0,) * len(condition.styles)
+    strengths = [(each.shape[1], strength) for each, strength in zip(condition.styles, styles, strict=True)]
+    strengths.append((condition.text.shape[1] + target_tokens, 1.0))
+    for reference in condition.references:
+        strengths.append((reference.shape[-2] * reference.shape[-1] // 4, sampling.content_strength))
+    if all(strength == 1.0 for _, strength in strengths):
+        return None
+    keys = [torch.full((count,), strength, device=device) for count, strength in strengths]
+    return torch.cat(keys).log()[None, None, None]

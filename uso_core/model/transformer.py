@@ -26,6 +26,7 @@ class USOTransformer2DModel(FluxTransformer2DModel):
         txt_ids: torch.Tensor,
         guidance: torch.Tensor | None = None,
         style_tokens: torch.Tensor | None = None,
+        attention_bias: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """One prediction of the velocity for all image tokens: (B, S, 4C).
@@ -38,6 +39,7 @@ class USOTransformer2DModel(FluxTransformer2DModel):
             img_ids, txt_ids: positions (S, 3) and (K + T, 3).
             guidance: the embedded guidance (B,); None exactly where the model has no guidance embedding.
             style_tokens: output of `StyleProjector` (B, K, D), put before the embedded text.
+            attention_bias: added to every attention's logits, per key (1, 1, 1, K + T + S).
         """
         image = self.x_embedder(hidden_states)  # (B, S, D)
         text = self.context_embedder(encoder_hidden_states)  # (B, T, D)
@@ -46,13 +48,14 @@ class USOTransformer2DModel(FluxTransformer2DModel):
         conditions = [value.to(image.dtype) * 1000 for value in (timestep, guidance) if value is not None]
         modulation = self.time_text_embed(*conditions, pooled_projections)  # (B, D)
         rotary = self.pos_embed(torch.cat([txt_ids, img_ids]))
-        for block in self.transformer_blocks:
+        extra = {} if attention_bias is None else {"attention_mask": attention_bias.to(image.dtype)}
+        for block in (*self.transformer_blocks, *self.single_transformer_blocks):
             text, image = block(
-                hidden_states=image, encoder_hidden_states=text, temb=modulation, image_rotary_emb=rotary
-            )
-        for block in self.single_transformer_blocks:
-            text, image = block(
-                hidden_states=image, encoder_hidden_states=text, temb=modulation, image_rotary_emb=rotary
+                hidden_states=image,
+                encoder_hidden_states=text,
+                temb=modulation,
+                image_rotary_emb=rotary,
+                joint_attention_kwargs=extra,
             )
         sample = self.proj_out(self.norm_out(image, modulation))  # (B, S, 4C)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
