@@ -83,13 +83,13 @@ def run(args: argparse.Namespace) -> int:
     model, reason = choose_model(settings)
     tasks = read_tasks(args)
     requests = [build_request(task, args, model) for task in tasks]
-    _writable(args.save_path)
-    if settings.name is None:
-        print(f"{model.title} ({reason})", file=sys.stderr)
-    if model.note:
-        print(f"{model.name}: {model.note}", file=sys.stderr)
     engine = Engine(settings)
-    with Bar() as bar:
+    for task, request in zip(tasks, requests, strict=True):
+        engine.check(request)
+        _writable(args.save_path, task.stem)
+    notes = [f"{model.title} ({reason})"] if settings.name is None else []
+    notes += [f"{model.name}: {model.note}"] if model.note else []
+    with Bar(notes) as bar:
         for task, request in zip(tasks, requests, strict=True):
             _generate(engine, task, request, args, bar)
     return 0
@@ -143,11 +143,12 @@ def build_request(task: Task, args: argparse.Namespace, model: Model) -> Generat
 
 
 class Bar:
-    """A tqdm bar with seconds per step on a terminal; nothing elsewhere."""
+    """A tqdm bar with seconds per step on a terminal; elsewhere only the notes, once the first step has succeeded."""
 
-    def __init__(self) -> None:
+    def __init__(self, notes: list[str]) -> None:
         from tqdm import tqdm
 
+        self._notes = notes
         self._bar: Any = tqdm(disable=not sys.stderr.isatty(), leave=False, dynamic_ncols=True)
 
     def __enter__(self) -> Bar:
@@ -160,6 +161,8 @@ class Bar:
         if isinstance(event, Loading):
             self._at(event.fraction, 1.0, event.message, "{desc}: {bar} {percentage:3.0f}%")
         elif isinstance(event, Step):
+            while self._notes:
+                self._bar.write(self._notes.pop(0), file=sys.stderr)
             done = (event.image - 1) * event.steps + event.step
             text = f"step {event.step} of {event.steps}, {event.seconds_per_step:.2f} s/step"
             self._at(done, event.steps * event.images, text, "{desc} {bar} [{elapsed}<{remaining}]")
@@ -185,8 +188,9 @@ def _generate(engine: Engine, task: Task, request: GenerationRequest, args: argp
             if isinstance(event, ImageReady):
                 path = _save(event, task, request, args)
                 print(path, flush=True)
-    finally:
+    finally:  # the worker must have stopped before the interpreter goes: it may be inside a kernel
         job.cancel()
+        job.wait()
 
 
 def _save(event: ImageReady, task: Task, request: GenerationRequest, args: argparse.Namespace) -> Path:
@@ -219,18 +223,24 @@ def _task(entry: object, index: int, path: Path) -> Task:
         raise RequestError(f"Entry {index} of {path} has no usable prompt or save_dir.", hint)
     if not isinstance(paths, list) or not all(isinstance(each, str) for each in paths):
         raise RequestError(f"Entry {index} of {path} has image_paths {paths!r}.", hint)
+    if any("\ud800" <= character <= "\udfff" for character in "".join((stem, *paths))):
+        raise RequestError(f"Entry {index} of {path} holds half a character in a file name.", hint)
     if Path(stem).is_absolute() or ".." in Path(stem).parts or "\0" in stem:
         raise RequestError(f"Entry {index} of {path} would be saved outside the save path ({stem!r}).", hint)
     return Task(prompt, tuple(paths), stem, path.parent)
 
 
-def _writable(folder: Path) -> None:
+def _writable(folder: Path, stem: str) -> None:
+    """Raises `OutputError` before anything is computed if the task's files could not be written."""
+    hint = "Choose another --save_path or save_dir."
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written to: {error.strerror}.", "Choose another --save_path.") from None
+        (folder / f"{stem}_0.json").exists()  # a name that is too long fails here
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{folder / stem} cannot be written: {reason}.", hint) from None
     if not os.access(folder, os.W_OK):
-        raise OutputError(f"{folder} cannot be written to.", "Choose another --save_path.")
+        raise OutputError(f"{folder} cannot be written to.", hint)
 
 
 if __name__ == "__main__":

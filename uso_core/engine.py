@@ -22,7 +22,7 @@ from PIL import Image
 
 from uso_core import images
 from uso_core.catalog import Model, get_model
-from uso_core.errors import InternalError, OutOfMemory, RequestError, SettingsError, UsoError
+from uso_core.errors import InternalError, OutOfMemory, RequestError, SettingsError, UsoError, WeightsError
 from uso_core.inventory import choose_model, take_stock
 from uso_core.request import GenerationRequest, Result
 from uso_core.settings import Settings
@@ -114,6 +114,7 @@ class Job:
         self._engine = engine
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._cancelled = threading.Event()
+        self._ended = threading.Event()
 
     def events(self, patience: float | None = None) -> Iterator[Event | None]:
         """The events up to the last one; with `patience` in seconds, None whenever so long nothing happened."""
@@ -127,6 +128,10 @@ class Job:
             if isinstance(event, LAST):
                 return
 
+    def wait(self) -> None:
+        """Returns once the last event has been sent."""
+        self._ended.wait()
+
     def cancel(self) -> None:
         """Stops the request within one step; its last event is then `Cancelled`. Does nothing once it has ended."""
         self._cancelled.set()
@@ -134,6 +139,8 @@ class Job:
 
     def _tell(self, event: Event) -> None:
         self._events.put(event)
+        if isinstance(event, LAST):
+            self._ended.set()
 
     def _check(self) -> None:
         if self._cancelled.is_set():
@@ -156,21 +163,28 @@ class Engine:
         threading.Thread(target=self._work, name="engine", daemon=True).start()
 
     def submit(self, request: GenerationRequest) -> Job:
-        """Queues a request; its seed is settled here.
-
-        Raises `SettingsError` for an unknown model name and `RequestError` for a picture that is only named.
-        """
-        if request.model is not None:
-            get_model(request.model)
-        for picture in (request.content, *request.styles):
-            if picture is not None and picture.image is None:
-                raise RequestError(f"The picture {picture.name} is not there.", "Give the picture itself again.")
+        """Queues a request; its seed is settled here. Raises what `check` raises."""
+        self.check(request)
         job = Job(request.with_seed(), self)
         with self._changed:
             self._waiting.append(job)
             self._tell_places()
             self._changed.notify()
         return job
+
+    def check(self, request: GenerationRequest) -> None:
+        """Refuses what can be refused without the model.
+
+        Raises `SettingsError` for an unknown model name, `RequestError` for a picture that is only named or a content
+        image of which nothing would be left.
+        """
+        if request.model is not None:
+            get_model(request.model)
+        for picture in (request.content, *request.styles):
+            if picture is not None and picture.image is None:
+                raise RequestError(f"The picture {picture.name} is not there.", "Give the picture itself again.")
+        if request.content is not None and request.content.image is not None:
+            images.content_crop(*request.content.image.size, request.content_size)
 
     def _withdraw(self, job: Job) -> None:
         with self._changed:
@@ -188,11 +202,13 @@ class Engine:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._running = None
                 self._changed.wait_for(lambda: bool(self._waiting))
                 job = self._running = self._waiting.popleft()
                 self._tell_places()
-            job._tell(self._run(job))
+            last = self._run(job)
+            with self._changed:
+                self._running = None
+                job._tell(last)
             del job
 
     def _run(self, job: Job) -> Event:
@@ -295,6 +311,7 @@ def assemble(
             progress(0.0)
             parts[role] = make(progress)
         read += sizes[role]
+    check_fit(parts, paths)
     tell(1.0, f"placing the model on {device}")
     (clip, clip_tokenizer), (t5, t5_tokenizer) = parts["clip"], parts["t5"]
     siglip, processor = parts["siglip"]
@@ -307,6 +324,33 @@ def assemble(
         pipeline.enable_model_cpu_offload(device=device)
         return pipeline
     return pipeline.to(device)
+
+
+def check_fit(parts: dict[str, Any], paths: dict[str, Path]) -> None:
+    """Raises `WeightsError` naming two files where one does not feed the other: parts of different models."""
+    transformer, projector = parts["transformer"].config, parts["projector"].config
+    (clip, _), (t5, _), (siglip, processor) = parts["clip"], parts["t5"], parts["siglip"]
+    width = transformer.num_attention_heads * transformer.attention_head_dim
+    vision_tokens = (siglip.config.image_size // siglip.config.patch_size) ** 2
+    for one, other, what, given, needed in (
+        ("t5", "transformer", "text width", t5.config.d_model, transformer.joint_attention_dim),
+        ("clip", "transformer", "pooled width", clip.config.hidden_size, transformer.pooled_projection_dim),
+        ("vae", "transformer", "token channels", parts["vae"].config.latent_channels * 4, transformer.in_channels),
+        ("projector", "transformer", "width", projector.width, width),
+        ("siglip", "projector", "vision width", siglip.config.hidden_size, projector.vision_width),
+        ("siglip", "projector", "vision tokens", vision_tokens, projector.tokens_in),
+        ("siglip", "siglip", "image side", processor.size["height"], siglip.config.image_size),
+    ):
+        if given != needed:
+            raise WeightsError(
+                f"{paths[one]} has {what} {given}, {paths[other]} needs {needed}.", "Use parts of the same model."
+            )
+    layers = siglip.config.num_hidden_layers
+    if not all(-layers - 1 <= depth <= layers for depth in projector.depths):
+        raise WeightsError(
+            f"{paths['siglip']} has {layers} layers, {paths['projector']} reads depths {list(projector.depths)}.",
+            "Use parts of the same model.",
+        )
 
 
 def choose_device(name: str) -> torch.device:
@@ -347,8 +391,8 @@ def _sized(request: GenerationRequest, model: Model) -> GenerationRequest:
     """The request with the size that `keep_size` stands for."""
     if not request.keep_size or request.content is None or request.content.image is None:
         return request
-    prepared = images.prepare_content(request.content.image, request.content_size)
-    width, height = images.kept_size(prepared.size, request.content_size, model.size)
+    prepared = images.content_crop(*request.content.image.size, request.content_size)
+    width, height = images.kept_size(prepared, request.content_size, model.size)
     return dataclasses.replace(request, width=width, height=height)
 
 

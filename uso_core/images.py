@@ -56,6 +56,21 @@ def content_size(width: int, height: int, long_side: int) -> tuple[int, int]:
     return int((long_side / height) * width), long_side
 
 
+def content_crop(width: int, height: int, long_side: int) -> tuple[int, int]:
+    """The size in pixels of a prepared content image; raises `RequestError` if nothing is left of its short side."""
+    if width == height == SIZE_MULTIPLE:
+        return width, height
+    resized = content_size(width, height, long_side)
+    cropped = resized[0] // SIZE_MULTIPLE * SIZE_MULTIPLE, resized[1] // SIZE_MULTIPLE * SIZE_MULTIPLE
+    if min(cropped) < SIZE_MULTIPLE:
+        raise RequestError(
+            f"The content image of {width} x {height} becomes {resized[0]} x {resized[1]} pixels at content size "
+            f"{long_side}; less than {SIZE_MULTIPLE} are left of its short side.",
+            "Crop it to a less extreme shape, or raise the content size.",
+        )
+    return cropped
+
+
 def prepare_content(image: Image.Image, long_side: int) -> Image.Image:
     """The content image as the reference feeds it: LANCZOS to `long_side`, centre-cropped to multiples of 16, RGB.
 
@@ -63,14 +78,8 @@ def prepare_content(image: Image.Image, long_side: int) -> Image.Image:
     """
     if image.size == (SIZE_MULTIPLE, SIZE_MULTIPLE):
         return image.convert("RGB")
+    crop_width, crop_height = content_crop(*image.size, long_side)
     width, height = content_size(*image.size, long_side)
-    crop_width, crop_height = (side // SIZE_MULTIPLE * SIZE_MULTIPLE for side in (width, height))
-    if min(crop_width, crop_height) < SIZE_MULTIPLE:
-        raise RequestError(
-            f"The content image of {image.width} x {image.height} becomes {width} x {height} pixels at content size "
-            f"{long_side}; less than {SIZE_MULTIPLE} are left of its short side.",
-            "Crop it to a less extreme shape, or raise the content size.",
-        )
     image = image.resize((width, height), Image.Resampling.LANCZOS)
     left, top = (width - crop_width) // 2, (height - crop_height) // 2
     return image.crop((left, top, left + crop_width, top + crop_height)).convert("RGB")

@@ -78,8 +78,8 @@ def names_flux_dev(settings: Settings) -> bool:
 def _find(file: WeightFile, settings: Settings, transformer: Path | None) -> Path | str:
     variable, value = env_name(file.setting), getattr(settings, file.setting)
     if value:
-        path = Path(value).expanduser()
-        if path.exists():
+        path = _existing(value)
+        if path is not None:
             return _inside(path, file.role)
         cached = _cached(value, None) if re.fullmatch(r"[\w.-]+/[\w.-]+", value) else None
         if cached:
@@ -97,6 +97,14 @@ def _find(file: WeightFile, settings: Settings, transformer: Path | None) -> Pat
     if cached and (single or _holds(_inside(cached, file.role))):
         return cached if single else _inside(cached, file.role)
     return f"{file.role} (variable {variable}, {file.repo})"
+
+
+def _existing(value: str) -> Path | None:
+    try:
+        path = Path(value).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # a name that no disk takes, a home that nobody has
+        return None
 
 
 def _inside(path: Path, role: str) -> Path:

@@ -31,7 +31,7 @@ def save_image(image: Image.Image, result: Result, path: Path, record: dict[str,
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Calls `write` on a temporary file beside `path` and renames it into place."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:

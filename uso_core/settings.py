@@ -81,8 +81,12 @@ def load_settings(arguments: Mapping[str, Any] | None = None, dotenv: Path | Non
 
     if dotenv is None:
         dotenv = next((p for p in (Path(".env"), ROOT / ".env") if p.is_file()), None)
+    try:
+        from_file = dotenv_values(dotenv) if dotenv else {}
+    except (OSError, ValueError):
+        raise SettingsError(f"{dotenv} cannot be read as text.", "Save it as UTF-8, one NAME=value a line.") from None
     sources: list[tuple[str, Mapping[str, str | None]]] = [
-        (str(dotenv), dotenv_values(dotenv) if dotenv else {}),
+        (str(dotenv), from_file),
         ("the environment", os.environ),
     ]
     values: dict[str, Any] = {}
