@@ -7,6 +7,7 @@ user can fix (two lines on stderr, `error: ...` and `hint: ...`), 1 a fault of o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -235,7 +236,8 @@ def _writable(folder: Path, stem: str) -> None:
     hint = "Choose another --save_path or save_dir."
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{stem}_0.json").exists()  # a name that is too long fails here
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            (folder / f"{stem}_0.json").stat()  # a name that is too long fails here
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"{folder / stem} cannot be written: {reason}.", hint) from None
@@ -244,4 +246,9 @@ def _writable(folder: Path, stem: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code == 130:  # interrupted twice, the worker may still be inside PyTorch, which aborts when Python goes down
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -25,7 +25,7 @@ def open_picture(source: str | Path | bytes | Image.Image, name: str = "") -> Pi
     The hash is that of the size and the RGB pixels, so that the same picture is recognised in any file.
     """
     if isinstance(source, Image.Image):
-        return _picture(source, name or "image")
+        return _picture(ImageOps.exif_transpose(source), name or "image")
     if isinstance(source, bytes):
         return _picture(_decode(source, name or "image"), name or "image")
     try:
@@ -102,7 +102,6 @@ def beside_each_other(images: list[Image.Image]) -> Image.Image:
 
 
 def _picture(image: Image.Image, name: str) -> Picture:
-    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # PIL would clip the 16 bits to white instead of scaling them
         image = image.convert("I").point(lambda level: level * (1 / 257)).convert("L")
     image = image.convert("RGB")
@@ -123,7 +122,7 @@ def _decode(data: bytes, name: str) -> Image.Image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             image.load()
-            return image
+            return ImageOps.exif_transpose(image)
     except UnidentifiedImageError:
         raise RequestError(f"The file {name} is not a picture that can be read.", FORMATS_HINT) from None
     except Image.DecompressionBombError:

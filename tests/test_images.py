@@ -1,0 +1,379 @@
+"""Pictures: a stranger's file opened safely, and the reference's resize and crop."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import struct
+import threading
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from uso_core.errors import RequestError
+from uso_core.images import beside_each_other, content_size, kept_size, open_picture, prepare_content
+
+ORIENTATION = 0x0112  # EXIF
+
+
+def noise(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
+    """Pixels that no two transformations turn into the same."""
+    shape = (height, width, len(Image.new(mode, (1, 1)).getbands()))
+    values = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    return Image.frombytes(mode, (width, height), values.tobytes())
+
+
+def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, pixels: bytes = b"") -> bytes:
+    """A grey PNG whose header claims a size, whatever its pixels are."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunks = [png_chunk(b"IHDR", header), png_chunk(b"IDAT", zlib.compress(pixels)), png_chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+# --- the content image, by the reference's rule -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "long_side", "expected"),
+    [
+        ((1024, 768), 512, (512, 384)),
+        ((768, 1024), 512, (384, 512)),
+        ((512, 512), 512, (512, 512)),
+        ((3, 2), 512, (512, 341)),
+        ((49, 49), 512, (512, 511)),  # 512 / 49 * 49 is 511.99999999999994: the order of the arithmetic shows
+        ((98, 49), 512, (512, 255)),  # 512 * 49 / 98 would be 256
+        ((49, 98), 512, (255, 512)),
+        ((10, 1000), 512, (5, 512)),
+        ((1, 1), 1024, (1024, 1024)),
+    ],
+)
+def test_the_size_of_the_content_image(size, long_side, expected):
+    if expected == (512, 255):
+        assert int(512 * 49 / 98) == 256
+    assert content_size(*size, long_side) == expected
+
+
+def test_the_arithmetic_is_the_references_on_many_sizes():
+    differs = 0
+    for width in range(1, 300, 7):
+        for height in range(1, 300, 5):
+            for long_side in (16, 64, 512, 768, 1024):
+                longest = max(width, height)
+                short = int((long_side / longest) * min(width, height))
+                expected = (long_side, short) if width >= height else (short, long_side)
+                assert content_size(width, height, long_side) == expected
+                differs += short != long_side * min(width, height) // longest
+    assert differs > 0  # exact arithmetic would give other sizes
+
+
+@pytest.mark.parametrize("size", [(512, 300), (300, 512), (77, 61), (640, 480), (49, 49), (16, 17), (2000, 700)])
+@pytest.mark.parametrize("long_side", [64, 256, 512])
+def test_the_content_image_is_resized_with_lanczos_and_cropped_in_the_centre(size, long_side):
+    image = noise(*size)
+    prepared = prepare_content(image, long_side)
+    width, height = content_size(*size, long_side)
+    assert prepared.size == (width // 16 * 16, height // 16 * 16)
+    assert prepared.mode == "RGB"
+    resized = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
+    top, left = height % 16 // 2, width % 16 // 2  # of an odd rest the larger half is cut off at the end
+    expected = resized[top : top + prepared.height, left : left + prepared.width]
+    assert np.array_equal(np.asarray(prepared), expected)
+
+
+def test_the_crop_takes_the_same_from_both_sides():
+    image = Image.new("RGB", (512, 100), "white")
+    image.paste("red", (0, 0, 512, 2))
+    image.paste("blue", (0, 98, 512, 100))
+    assert prepare_content(image, 512).getcolors() == [(512 * 96, (255, 255, 255))]
+
+
+@pytest.mark.parametrize("long_side", [16, 512])
+def test_an_image_of_16_by_16_is_left_as_it_is(long_side):
+    image = noise(16, 16)
+    assert prepare_content(image, long_side).tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "L", "CMYK"])
+@pytest.mark.parametrize("size", [(16, 16), (32, 48)])
+def test_the_content_image_comes_out_in_rgb(mode, size):
+    assert prepare_content(noise(*size, mode), 48).mode == "RGB"
+
+
+@pytest.mark.parametrize("size", [(2000, 20), (20, 2000), (5000, 1)])
+def test_a_content_image_of_which_nothing_would_be_left_is_refused_with_the_numbers(size):
+    width, height = content_size(*size, 512)
+    with pytest.raises(RequestError) as failure:
+        prepare_content(noise(*size), 512)
+    assert f"{size[0]} x {size[1]}" in failure.value.message
+    assert f"{width} x {height}" in failure.value.message
+    assert "512" in failure.value.message
+    assert "content size" in failure.value.hint
+
+
+def test_the_least_that_is_left_is_16():
+    assert prepare_content(noise(512, 16), 512).size == (512, 16)
+    with pytest.raises(RequestError, match="512 x 15"):
+        prepare_content(noise(512, 15), 512)
+
+
+@pytest.mark.parametrize(
+    ("content", "long_side", "expected"),
+    [
+        ((512, 384), 512, (1024, 768)),
+        ((384, 512), 512, (768, 1024)),
+        ((512, 336), 512, (1024, 672)),
+        ((768, 512), 768, (1024, 672)),  # 682.7 floored
+        ((1024, 640), 1024, (1024, 640)),
+        ((1024, 16), 1024, (1024, 16)),
+        ((2048, 16), 2048, (1024, 16)),  # never less than one token
+    ],
+)
+def test_the_kept_size_is_the_cropped_size_at_1024(content, long_side, expected):
+    assert kept_size(content, long_side) == expected
+    assert all(side % 16 == 0 for side in expected)
+
+
+def test_the_kept_size_may_aim_at_another_size():
+    assert kept_size((64, 48), 64, 128) == (128, 96)
+
+
+def test_pictures_beside_each_other_keep_their_pixels():
+    images = [noise(3, 5), noise(4, 2, seed=1), noise(1, 1, seed=2)]
+    row = beside_each_other(images)
+    assert row.size == (8, 5)
+    for left, image in zip((0, 3, 7), images, strict=True):
+        assert row.crop((left, 0, left + image.width, image.height)).tobytes() == image.tobytes()
+    assert row.getpixel((7, 4)) == (0, 0, 0)
+
+
+# --- opening a stranger's file ----------------------------------------------------------------------------------------
+
+# What each orientation asks a reader to do, as numpy turns an array (row, column).
+TURNS = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", TURNS)
+def test_a_picture_is_turned_upright(orientation, form):
+    image = noise(5, 3)
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    options = {"lossless": True} if form == "WEBP" else {}
+    picture = open_picture(encoded(image, form, exif=exif, **options))
+    assert np.array_equal(np.asarray(picture.image), TURNS[orientation](np.asarray(image)))
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"?"]
+)
+def test_damaged_exif_does_not_keep_a_picture_from_being_opened(exif):
+    assert open_picture(encoded(noise(16, 16), "JPEG", exif=b"Exif\0\0" + exif)).image.size == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ("mode", "form"),
+    [("RGBA", "PNG"), ("L", "PNG"), ("LA", "PNG"), ("1", "PNG"), ("P", "PNG"), ("P", "GIF"), ("RGBA", "WEBP"),
+     ("CMYK", "JPEG"), ("CMYK", "TIFF"), ("L", "BMP"), ("RGB", "PPM"), ("LAB", "TIFF")],
+)  # fmt: skip
+def test_every_mode_becomes_rgb(mode, form):
+    image = noise(8, 6).convert(mode) if mode in "1P" else noise(8, 6, mode)
+    data = encoded(image, form)
+    with Image.open(io.BytesIO(data)) as stored:
+        expected = stored.convert("RGB").tobytes()
+    picture = open_picture(data)
+    assert picture.image.mode == "RGB"
+    assert picture.image.tobytes() == expected
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_16_bits_become_8_and_not_white(form):
+    levels = np.linspace(0, 65535, 256).astype(np.uint16)  # 0, 257, 514, ...
+    picture = open_picture(encoded(Image.fromarray(np.tile(levels, (4, 1))), form))
+    row = np.asarray(picture.image)[0]
+    assert np.array_equal(row, np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1))
+
+
+def test_of_an_animation_the_first_frame_is_taken():
+    first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    for form in ("GIF", "WEBP", "PNG"):
+        data = encoded(first, form, save_all=True, append_images=[second], duration=50)
+        ((count, colour),) = open_picture(data).image.getcolors()
+        assert count == 64
+        assert colour[0] > 200
+        assert colour[2] < 50
+
+
+def test_of_a_picture_in_two_views_the_first_is_taken():
+    first = noise(16, 16)
+    data = encoded(first, "MPO", save_all=True, append_images=[noise(16, 16, seed=1)])
+    assert open_picture(data).sha256 == open_picture(encoded(first, "JPEG")).sha256
+
+
+def test_a_picture_is_recognised_in_any_file(tmp_path):
+    image = noise(9, 7)
+    hashes = {open_picture(encoded(image, form)).sha256 for form in ("PNG", "BMP", "TIFF", "PPM")}
+    hashes |= {open_picture(encoded(image, "WEBP", lossless=True)).sha256, open_picture(image).sha256}
+    image.save(tmp_path / "a.png")
+    hashes |= {open_picture(tmp_path / "a.png").sha256, open_picture(str(tmp_path / "a.png")).sha256}
+    assert len(hashes) == 1
+    assert open_picture(noise(9, 7, seed=1)).sha256 not in hashes
+
+
+def test_the_same_bytes_in_another_shape_are_another_picture():
+    flat = np.zeros((2, 6, 3), np.uint8)
+    assert open_picture(Image.fromarray(flat)).sha256 != open_picture(Image.fromarray(flat.reshape(6, 2, 3))).sha256
+
+
+def test_a_picture_has_the_name_of_its_file_or_the_one_given(tmp_path):
+    noise(4, 4).save(tmp_path / "a cat.png")
+    assert open_picture(tmp_path / "a cat.png").name == "a cat.png"
+    assert open_picture(tmp_path / "a cat.png", "content").name == "content"
+    assert open_picture(noise(4, 4)).name == "image"
+
+
+PNG, JPEG = encoded(noise(64, 64), "PNG"), encoded(noise(64, 64), "JPEG")
+UNREADABLE = {
+    "cut PNG": (PNG[: len(PNG) // 2], "damaged"),
+    "PNG cut in its header": (PNG[:20], "damaged|not a picture"),
+    "cut JPEG": (JPEG[: len(JPEG) // 2], "damaged"),
+    "JPEG cut in its header": (JPEG[:10], "damaged|not a picture"),
+    "PNG with a wrong checksum": (PNG[:60] + b"\xff\xff" + PNG[62:], "damaged"),
+    "PNG without pixels": (png(64, 64), "damaged"),
+    "PNG of no size": (png(0, 0), "damaged|no pixels|not a picture"),
+    "text": (b"a red mug on the beach", "not a picture"),
+    "web page": (b"<!DOCTYPE html><html></html>", "not a picture"),
+    "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', "not a picture"),
+    "PDF": (b"%PDF-1.7\n", "not a picture"),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),  # would run Ghostscript
+    "empty": (b"", "empty"),
+    "one byte": (b"\x89", "not a picture"),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+@pytest.mark.parametrize("as_bytes", [False, True], ids=["path", "bytes"])
+def test_what_cannot_be_read_is_refused_by_name(kind, as_bytes, tmp_path):
+    data, words = UNREADABLE[kind]
+    path = tmp_path / "cat.png"
+    path.write_bytes(data)
+    with pytest.raises(RequestError, match=words) as failure:
+        open_picture(data if as_bytes else path, "cat.png" if as_bytes else "")
+    assert "cat.png" in failure.value.message
+    assert failure.value.hint
+
+
+@pytest.mark.parametrize("side", [14_000, 60_000, 2**31 - 1])
+def test_a_decompression_bomb_is_refused_for_its_size(side):
+    with pytest.raises(RequestError, match="pixels") as failure:
+        open_picture(png(side, side), "bomb.png")
+    assert "bomb.png" in failure.value.message
+    assert "damaged" not in failure.value.message  # it may be a sound picture, only too large
+    assert "smaller" in failure.value.hint
+
+
+@pytest.mark.parametrize(
+    "name", ["missing.png", "", "a/b/c.png", "x" * 300 + ".png", "x" * 5000, "nul\0.png", "~nobody-of-this-name/a.png"]
+)
+def test_a_path_to_nothing_is_refused(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RequestError) as failure:
+        open_picture(name)
+    assert failure.value.hint
+
+
+def test_a_folder_is_no_picture(tmp_path):
+    with pytest.raises(RequestError, match="is a folder") as failure:
+        open_picture(tmp_path)
+    assert str(tmp_path) in failure.value.message
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes by name here")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    failures: list[BaseException] = []
+
+    def attempt() -> None:
+        try:
+            open_picture(pipe)
+        except RequestError as failure:
+            failures.append(failure)
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(1)
+    waited = thread.is_alive()
+    if waited:  # let it go
+        os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+        thread.join(5)
+    assert not waited
+    assert len(failures) == 1
+
+
+def test_a_file_larger_than_pictures_are_is_not_read(tmp_path):
+    path = tmp_path / "large.png"
+    with path.open("wb") as file:
+        file.truncate(2**40)  # a hole: no disk space
+    with pytest.raises(RequestError, match=str(2**40)):
+        open_picture(path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
+def test_flipped_bytes_never_break_more_than_the_picture(form):
+    """Whatever stands in a file: a picture or a `RequestError`."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    options = {"exif": exif} if form in ("PNG", "JPEG", "WEBP", "TIFF") else {}
+    sound = encoded(noise(12, 10), form, **options)
+    chance = random.Random(form)
+    outcomes = set()
+    for _ in range(150):
+        data = bytearray(sound)
+        for _ in range(chance.randint(1, 6)):
+            # headers are where the harm is
+            place = chance.randrange(min(len(data), 200) if chance.random() < 0.7 else len(data))
+            data[place] = chance.randrange(256)
+        if len(data) and chance.random() < 0.2:
+            del data[chance.randrange(len(data)) :]
+        try:
+            picture = open_picture(bytes(data), "x")
+        except RequestError:
+            outcomes.add("refused")
+        else:
+            assert picture.image.mode == "RGB"
+            outcomes.add("opened")
+    assert outcomes >= ({"refused"} if form == "PNG" else {"refused", "opened"})  # a PNG's checksums tell every flip
+
+
+def test_opening_a_picture_leaves_its_file_alone(tmp_path):
+    path = tmp_path / "a.png"
+    noise(4, 4).save(path)
+    before = path.read_bytes()
+    open_picture(path)
+    assert path.read_bytes() == before
+    assert list(Path(tmp_path).iterdir()) == [path]
