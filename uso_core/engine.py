@@ -82,6 +82,13 @@ class ImageReady:
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """Image `index` (from 0) was left unfinished; the next one of the request follows."""
+
+    index: int
+
+
+@dataclass(frozen=True)
 class Done:
     """The last event of a request that was fulfilled."""
 
@@ -98,12 +105,16 @@ class Cancelled:
     """The last event of a request that was stopped."""
 
 
-Event = Queued | Loading | Encoding | Step | ImageReady | Done | Failed | Cancelled
+Event = Queued | Loading | Encoding | Step | ImageReady | Skipped | Done | Failed | Cancelled
 LAST = (Done, Failed, Cancelled)
 
 
 class Stop(Exception):
     """Raised in the worker, between two steps or two tensors, when the request was cancelled."""
+
+
+class Skip(Exception):
+    """Raised in the worker, between two steps, when the current image was skipped."""
 
 
 class Job:
@@ -114,6 +125,7 @@ class Job:
         self._engine = engine
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._cancelled = threading.Event()
+        self._skipped = threading.Event()
         self._ended = threading.Event()
 
     def events(self, patience: float | None = None) -> Iterator[Event | None]:
@@ -128,6 +140,11 @@ class Job:
             if isinstance(event, LAST):
                 return
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether it was asked to stop; its last event may still be to come."""
+        return self._cancelled.is_set()
+
     def wait(self) -> None:
         """Returns once the last event has been sent."""
         self._ended.wait()
@@ -137,6 +154,10 @@ class Job:
         self._cancelled.set()
         self._engine._withdraw(self)
 
+    def skip(self) -> None:
+        """Leaves the image at work unfinished and goes on to the next; the request ends if there is none."""
+        self._skipped.set()
+
     def _tell(self, event: Event) -> None:
         self._events.put(event)
         if isinstance(event, LAST):
@@ -145,6 +166,8 @@ class Job:
     def _check(self) -> None:
         if self._cancelled.is_set():
             raise Stop
+        if self._skipped.is_set():
+            raise Skip
 
 
 class Engine:
@@ -245,10 +268,15 @@ class Engine:
             request.content_strength, request.style_strengths,
         )  # fmt: skip
         for index in range(request.images):
+            job._skipped.clear()
             job._check()
             seed = _settled(request) + index
             generator = pipeline.generator(seed)
-            packed = pipeline.denoise(condition, sampling, generator, _step_callback(job, request, index))
+            try:
+                packed = pipeline.denoise(condition, sampling, generator, _step_callback(job, request, index))
+            except Skip:
+                job._tell(Skipped(index))
+                continue
             image = pipeline.to_images(pipeline.decode(packed, request.width, request.height))[0]
             dtype = str(pipeline.transformer.dtype).removeprefix("torch.")
             seconds = time.perf_counter() - began
@@ -268,6 +296,7 @@ class Engine:
         job._tell(Loading(0.0, "starting PyTorch"))
 
         def tell(fraction: float, message: str) -> None:
+            job._skipped.clear()
             job._check()
             job._tell(Loading(fraction, message))
 

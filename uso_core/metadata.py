@@ -23,17 +23,22 @@ def png_text(result: Result) -> PngImagePlugin.PngInfo:
     return text
 
 
-def read_request(path: Path) -> GenerationRequest:
-    """The request in a PNG of ours. The file is a stranger's: raises `RequestError` for anything but our own format."""
+def png_texts(path: Path) -> dict[str, str]:
+    """The texts in a stranger's PNG by their keys; raises `RequestError` if it is none that can be read."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
             image.load()  # text may also stand behind the pixels
-            text = image.info.get(KEY)
+            return {str(key): value for key, value in image.info.items() if isinstance(value, str)}
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
         raise RequestError(
             f"{path.name} is not a PNG that can be read.", "Use a PNG that this program wrote."
         ) from None
-    if not isinstance(text, str):
+
+
+def read_request(path: Path) -> GenerationRequest:
+    """The request in a PNG of ours. The file is a stranger's: raises `RequestError` for anything but our own format."""
+    text = png_texts(path).get(KEY)
+    if text is None:
         raise RequestError(f"{path.name} holds no settings of ours.", "Use a PNG that this program wrote.")
     return parse_request(text)
 

@@ -38,6 +38,8 @@ class Settings:
     port: int = setting(7860, "USO_PORT", "port the page listens on")
     weights: str = setting("weights", "USO_WEIGHTS", "folder that downloads go to and files are looked for in")
     output: str = setting("output", "USO_OUTPUT", "folder the page writes its images to")
+    history_images: int = setting(1000, "USO_HISTORY_IMAGES", "images the page keeps; the oldest go first")
+    history_gb: int = setting(10, "USO_HISTORY_GB", "gigabytes the page keeps; the oldest images go first")
     flux_dev: str | None = setting(None, "FLUX_DEV", "FLUX.1-dev transformer (file or diffusers folder)")
     flux_dev_fp8: str | None = setting(
         None, "FLUX_DEV_FP8", "transformer for flux-dev-fp8; the FLUX.1-dev file will do"

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+from uso_core.request import GenerationRequest
+
 TITLE = "USO"
 TAGLINE = "Any content image, any style images, a prompt: one picture."
 PROMPT_HINT = "What happens in the picture, as a sentence: The woman gave a speech on the podium."
-HOW_TO = """
-| you give | you get |
-|---|---|
-| prompt | a picture of what it says |
-| prompt + content | the subject of the content image in the scene of the prompt |
-| prompt + style | what the prompt says, in the style of the style images |
-| prompt + content + style | the subject, in that style, in the scene of the prompt |
-| content + style, no prompt | the content image redrawn in that style, its layout kept |
-
-Write natural sentences ("The man gave a speech") rather than instructions, except for pure style edits
-("Transform the image into Ghibli style"). Content size 512 suits most pictures, 1024 close portraits.
-"""
+PLEASE_CHANGE = "Please change something"
 IDLE = "Ready."
 NOTHING_TO_STOP = "Nothing is running."
 STOPPING = "Stopping after this step."
+SKIPPING = "Skipping this image after this step."
 STOPPED = "Stopped. Nothing was lost: change what you like and generate again."
+NOTHING_SELECTED = "Generate an image first, or choose one below the result."
+NO_MATCHES = "No image with these words."
+DELETED = "Deleted."
+
+MODES = {  # by (content, styles, prompt): what is made, and how to write the prompt for it
+    (False, 0, True): ("Text to image", "Write what is to be seen, as a natural sentence."),
+    (False, 0, False): ("Text to image, without a prompt", "Write what is to be seen, or give a picture."),
+    (True, 0, True): (
+        "Subject",
+        'Say what the subject does and where ("The man reads in a café"), or how to change the picture '
+        '("Transform the image into Ghibli style").',
+    ),
+    (True, 0, False): ("Subject, without a prompt", "Say what the subject does and where."),
+    (False, 1, True): ("Style", "Say what is to be seen, not how: the style image decides that."),
+    (False, 1, False): ("Style, without a prompt", "Say what is to be seen; the style image decides how."),
+    (True, 1, True): ("Style + subject, layout free", "Say what the subject does and where; empty keeps the layout."),
+    (True, 1, False): ("Style + subject, layout kept: the prompt is empty", "Write a prompt to change the scene."),
+}
+
+
+def mode(content: bool, styles: int, prompt: str) -> str:
+    """The mode that follows from what is filled in, named, with one line of advice."""
+    name, advice = MODES[content, min(styles, 1), bool(prompt.strip())]
+    if styles > 1:
+        name = name.replace("Style", f"{styles} styles, blended", 1)
+    return f"**{name}.** {advice}"
 
 
 def model_line(title: str, reason: str, note: str) -> str:
@@ -36,3 +54,42 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.0f} s"
     return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+
+
+def settings(request: GenerationRequest) -> str:
+    """A request as readable lines; what stands at its default of no effect is left out."""
+    strengths = request.style_strengths or (1.0,) * len(request.styles)
+    lines = [
+        f"Prompt: {request.prompt or '(empty)'}",
+        f"Mode: {request.mode}",
+        f"Size: {request.width} x {request.height}",
+        f"Seed: {request.seed}",
+        f"Steps: {request.steps}, guidance {request.guidance:g}, schedule {request.schedule}",
+    ]
+    if request.content:
+        lines.append(
+            f"Content: {request.content.name}, long side {request.content_size}, strength {request.content_strength:g}"
+        )
+    lines += [
+        f"Style {number}: {style.name}, strength {strength:g}"
+        for number, (style, strength) in enumerate(zip(request.styles, strengths, strict=True), 1)
+    ]
+    return "\n".join([*lines, f"Model: {request.model}"])
+
+
+def imported(content: str | None, styles: tuple[str, ...], notes: tuple[str, ...]) -> str:
+    """What was read from a ComfyUI workflow: the pictures to choose, and what has no counterpart here."""
+    parts = ["The workflow's settings are filled in."]
+    if content:
+        parts.append(f"Choose {content} as content image.")
+    if styles:
+        parts.append(f"Choose {', '.join(styles)} as style.")
+    return " ".join([*parts, *notes])
+
+
+def restored(lost: list[str]) -> str:
+    """What was restored from a picture, and which inputs were not."""
+    if not lost:
+        return "Every setting is restored."
+    names = ", ".join(lost)
+    return f"The settings are restored; these pictures are not kept here, choose them again: {names}."

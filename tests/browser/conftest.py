@@ -1,0 +1,92 @@
+"""A real Chromium in front of the real app. Where it is missing, CI fails and other machines skip, saying so."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+from tests.test_app import Served, serve
+
+PATIENCE_MS = 60_000  # for what takes a second on an idle machine
+CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+DESKTOP = {"width": 1280, "height": 900}
+OURS = ("127.0.0.1", "")  # data: and blob: addresses have no host
+
+OpenPage = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """The system's Chromium."""
+    expect.set_options(timeout=PATIENCE_MS)
+    with sync_playwright() as playwright:
+        path = shutil.which("chromium")
+        if path is None and "USO_REQUIRE_BROWSER" not in os.environ:
+            pytest.skip("there is no chromium on the PATH")
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serve(tmp_path_factory.mktemp("app")) as running:
+        yield running
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Served]:
+    """An app that has loaded nothing yet."""
+    with serve(tmp_path / "app") as running:
+        yield running
+
+
+@pytest.fixture
+def open_page(chromium: Browser) -> Iterator[OpenPage]:
+    """Opens the page as another visitor; in the end none may have asked another host for anything, or met an error."""
+    contexts: list[BrowserContext] = []
+    outside: list[str] = []
+    errors: list[str] = []
+
+    def watch(address: str) -> None:
+        if urlsplit(address).hostname not in (*OURS, None):
+            outside.append(address)
+
+    def open_one(app: Served, **options: Any) -> Page:
+        context = chromium.new_context(**{"viewport": DESKTOP, **options})
+        contexts.append(context)
+        context.set_default_timeout(PATIENCE_MS)
+        context.on("request", lambda request: watch(request.url))
+        context.on("weberror", lambda error: errors.append(str(error.error)))
+        page = context.new_page()
+        page.on("websocket", lambda socket: watch(socket.url))
+        page.goto(app.url)
+        expect(page.get_by_role("button", name="Generate")).to_be_visible()
+        expect(page.locator("body[data-script=ready]")).to_be_attached()
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert outside == []
+    assert errors == []
+
+
+@pytest.fixture
+def shot() -> Callable[[Page, str], None]:
+    """Saves a screenshot under the folder that USO_SCREENSHOTS names, for people to look at; does nothing without."""
+    folder = os.environ.get("USO_SCREENSHOTS")
+
+    def save(page: Page, name: str) -> None:
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            page.screenshot(path=Path(folder) / f"{name}.png", full_page=True, animations="disabled")
+
+    return save

@@ -1,0 +1,398 @@
+"""The page as people use it: first visit, pictures, Stop, a queue of two, mistakes, phones, dark rooms, no mouse."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Locator, Page, expect
+
+from tests.browser.conftest import PATIENCE_MS, OpenPage
+from tests.test_app import Served
+from uso_core.metadata import read_request
+from uso_core.request import GenerationRequest
+
+pytestmark = pytest.mark.browser
+
+DONE = re.compile(r"^\s*Done in ")
+WAITING = re.compile(r"Waiting: \d+ ahead of you")
+STOPPED = re.compile(r"^\s*Stopped")
+PAINTED = """
+(element, colour) => {
+  const painted = (each) => getComputedStyle(each)[colour]
+  while (element.parentElement && /, 0\\)$/.test(painted(element))) element = element.parentElement
+  return painted(element).match(/[\\d.]+/g).slice(0, 3).map(Number)
+}
+"""
+Shot = Callable[[Page, str], None]
+
+
+def prompt(page: Page) -> Locator:
+    return page.get_by_role("textbox", name="Prompt")
+
+
+def number(page: Page, name: str) -> Locator:
+    """A number's box; a slider has one beside it."""
+    return page.get_by_role("spinbutton", name=re.compile(rf"(^|for ){name}$"))
+
+
+def press(page: Page, button: str) -> None:
+    page.get_by_role("button", name=button, exact=True).click()
+
+
+def status(page: Page) -> Locator:
+    return page.locator("#status [role=status]")
+
+
+def picture(page: Page) -> Locator:
+    return page.locator("#result img")
+
+
+def set_number(page: Page, name: str, value: float) -> None:
+    number(page, name).fill(str(value))
+    number(page, name).press("Tab")
+
+
+def ask_for_much(page: Page, seed: int = -1) -> None:
+    """As long a run as the form allows: with the embedded model still only about a second."""
+    press(page, "More ▼")
+    set_number(page, "Steps", 100)
+    set_number(page, "Width", 256)
+    set_number(page, "Height", 256)
+    set_number(page, "Seed", seed)
+
+
+def press_often(page: Page, times: int) -> None:
+    """Presses Generate so often that others have time to meet the runs under way."""
+    page.evaluate("(times) => { while (times--) document.querySelector('#generate').click() }", times)
+
+
+def wait_until_stepping(page: Page, then_press: str | None = None) -> None:
+    """Waits for words of a step; presses the button with that id from within the page, before the run can end."""
+    page.wait_for_function(
+        """(id) => {
+            const stepping = /Step \\d+ of/.test(document.querySelector("#status [role=status]").textContent)
+            if (stepping && id) document.getElementById(id).click()
+            return stepping
+        }""",
+        arg=then_press,
+        polling="raf",
+    )
+
+
+def ask_for_little(page: Page) -> None:
+    set_number(page, "Steps", 2)
+    set_number(page, "Width", 64)
+    set_number(page, "Height", 64)
+
+
+def shown(page: Page) -> GenerationRequest:
+    """What the PNG that the page shows says of itself."""
+    source = picture(page).get_attribute("src")
+    assert source is not None
+    reply = page.request.get(source)
+    with Image.open(io.BytesIO(reply.body())) as image:
+        assert image.format == "PNG"
+        values = json.loads(image.info["uso"])
+    return GenerationRequest.from_dict(
+        {name: value for name, value in values.items() if name not in ("device", "dtype", "seconds")}
+    )
+
+
+def expect_picture(page: Page) -> None:
+    expect(status(page)).to_have_text(DONE)
+    expect(picture(page)).to_be_visible()
+    page.wait_for_function("() => document.querySelector('#result img').naturalWidth > 0")
+
+
+def of_seed(app: Served, seed: int) -> list[Path]:
+    """The PNGs in the output folder that were made with a seed."""
+    return [path for path in app.results if read_request(path).seed == seed]
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Waits for something that the page does not show."""
+    deadline = time.monotonic() + PATIENCE_MS / 1000
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def pictures(folder: Path) -> dict[str, Path]:
+    paths = {}
+    for seed, (name, size) in enumerate({"subject": (120, 90), "ink": (64, 64), "silk": (64, 96)}.items()):
+        levels = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), dtype=np.uint8)
+        paths[name] = folder / f"{name}.png"
+        Image.fromarray(levels).resize(size, Image.Resampling.BICUBIC).save(paths[name])
+    return paths
+
+
+def put(page: Page, slot: str, path: Path) -> None:
+    """Gives a file to an image slot and waits until the slot shows it."""
+    block = page.locator(".block").filter(has=page.get_by_text(slot, exact=True))
+    block.locator("input[type=file]").set_input_files(path)
+    expect(block.locator("img")).to_be_visible()
+
+
+def test_first_visit_to_first_image_with_no_settings_touched(fresh: Served, open_page: OpenPage, shot: Shot) -> None:
+    page = open_page(fresh)
+    expect(status(page)).to_have_text(re.compile("Ready"))
+    shot(page, "first-visit")
+    prompt(page).fill("A red house by the sea")
+    press(page, "Generate")
+    expect(status(page)).to_contain_text("Loading the model")
+    shot(page, "loading")
+    expect_picture(page)
+    shot(page, "first-image")
+    request = shown(page)
+    assert request.prompt == "A red house by the sea"
+    expect(number(page, "Seed used")).to_have_value(str(request.seed))
+    assert [read_request(path).seed for path in fresh.results] == [request.seed]
+
+
+def test_stop_during_loading_then_a_run_that_succeeds(fresh: Served, open_page: OpenPage, shot: Shot) -> None:
+    page = open_page(fresh)
+    prompt(page).fill("A red house by the sea")
+    press(page, "Generate")
+    expect(status(page)).to_contain_text("Loading the model")
+    press(page, "Stop")
+    expect(status(page)).to_have_text(STOPPED)
+    shot(page, "stopped-while-loading")
+    assert fresh.results == []
+    press(page, "Generate")
+    expect_picture(page)
+    assert len(fresh.results) == 1
+
+
+def test_stop_during_steps_then_a_run_that_succeeds(served: Served, open_page: OpenPage, shot: Shot) -> None:
+    page = open_page(served)
+    prompt(page).fill("A long walk")
+    ask_for_much(page, seed=101)
+    press_often(page, 5)  # one alone might end before the click has come through
+    wait_until_stepping(page, then_press="stop")
+    expect(status(page)).to_have_text(STOPPED)
+    shot(page, "stopped")
+    stopped = len(of_seed(served, 101))
+    assert stopped < 5
+    ask_for_little(page)
+    press(page, "Generate")
+    expect_picture(page)
+    assert shown(page).steps == 2
+    assert len(of_seed(served, 101)) == stopped + 1  # nothing went on behind the page's back
+
+
+def test_stop_when_nothing_runs_says_so(served: Served, open_page: OpenPage) -> None:
+    page = open_page(served)
+    press(page, "Stop")
+    expect(status(page)).to_contain_text("Nothing is running")
+
+
+def test_control_enter_generates(served: Served, open_page: OpenPage) -> None:
+    page = open_page(served)
+    prompt(page).fill("A boat on a lake")
+    prompt(page).press("Control+Enter")
+    expect_picture(page)
+    assert shown(page).prompt == "A boat on a lake"
+    expect(prompt(page)).to_have_value("A boat on a lake")
+
+
+def test_content_and_style_pictures(served: Served, open_page: OpenPage, shot: Shot, tmp_path: Path) -> None:
+    page, files = open_page(served), pictures(tmp_path)
+    put(page, "Content image", files["subject"])
+    put(page, "Style image 1", files["ink"])
+    put(page, "Style image 2", files["silk"])
+    prompt(page).fill("The subject walks through a market")
+    press(page, "Generate")
+    expect_picture(page)
+    shot(page, "content-and-styles")
+    request = shown(page)
+    assert request.content is not None
+    assert request.content.name == "subject.png"
+    assert [style.name for style in request.styles] == ["ink.png", "silk.png"]
+
+
+def test_nothing_moves_when_the_first_picture_comes(served: Served, open_page: OpenPage) -> None:
+    page = open_page(served)
+
+    def places() -> list[dict[str, float] | None]:
+        parts = (prompt(page), page.locator("#generate"), page.locator("#result"), page.locator("#status"))
+        return [part.bounding_box() for part in parts]
+
+    before = places()
+    prompt(page).fill("A boat on a lake")
+    press(page, "Generate")
+    expect_picture(page)
+    assert places() == before
+
+
+def test_a_second_click_waits_its_turn(served: Served, open_page: OpenPage) -> None:
+    page = open_page(served)
+    prompt(page).fill("Twice")
+    ask_for_much(page)
+    before = set(served.results)
+    press(page, "Generate")
+    wait_until_stepping(page, then_press="generate")
+    eventually(lambda: len(set(served.results) - before) == 2)
+    first, second = sorted(set(served.results) - before, key=ended)
+    assert began(second) > (began(first) + ended(first)) / 2  # one after the other, give or take the saving
+    expect(number(page, "Seed used")).to_have_value(str(read_request(second).seed))
+    expect_picture(page)
+    assert shown(page) == read_request(second)
+
+
+def ended(result: Path) -> float:
+    return result.stat().st_mtime
+
+
+def began(result: Path) -> float:
+    return ended(result) - json.loads(result.with_suffix(".json").read_text())["seconds"]
+
+
+def test_a_second_visitor_waits_and_is_told_the_place(served: Served, open_page: OpenPage, shot: Shot) -> None:
+    first, second = open_page(served), open_page(served)
+    ask_for_much(first, seed=301)
+    set_number(second, "Seed", 302)
+    press_often(first, 3)
+    wait_until_stepping(first)
+    press(second, "Generate")
+    expect(status(second)).to_have_text(WAITING)
+    shot(second, "waiting")
+    expect_picture(second)
+    expect_picture(first)
+    assert (shown(first).seed, shown(second).seed) == (301, 302)
+    assert len(of_seed(served, 301)) == 3
+    (last,) = of_seed(served, 302)
+    assert max(map(ended, of_seed(served, 301))) <= ended(last)
+
+
+def test_stop_ends_only_ones_own_run(served: Served, open_page: OpenPage) -> None:
+    first, second = open_page(served), open_page(served)
+    ask_for_much(first, seed=401)
+    set_number(second, "Seed", 402)
+    press_often(first, 3)
+    wait_until_stepping(first)
+    press(second, "Generate")
+    expect(status(second)).to_have_text(WAITING)
+    press(second, "Stop")
+    expect(status(second)).to_have_text(STOPPED)
+    eventually(lambda: len(of_seed(served, 401)) == 3)
+    assert of_seed(served, 402) == []
+
+
+def test_closing_the_tab_ends_its_runs(served: Served, open_page: OpenPage) -> None:
+    leaving, staying = open_page(served), open_page(served)
+    ask_for_much(leaving, seed=501)
+    set_number(staying, "Seed", 502)
+    press_often(leaving, 3)
+    wait_until_stepping(leaving)
+    leaving.close()
+    press(staying, "Generate")
+    expect_picture(staying)
+    assert len(of_seed(served, 502)) == 1
+    assert len(of_seed(served, 501)) < 3  # they came first: had they gone on, all three would be here
+
+
+def test_a_bad_value_is_told_and_keeps_the_form(served: Served, open_page: OpenPage, shot: Shot) -> None:
+    page = open_page(served)
+    prompt(page).fill("A boat on a lake")
+    press(page, "Generate")
+    expect_picture(page)
+    set_number(page, "Width", 0)
+    press(page, "Generate")
+    toast = page.get_by_test_id("toast-body")
+    expect(toast).to_contain_text(re.compile("width is 0", re.IGNORECASE))
+    shot(page, "bad-value")
+    expect(prompt(page)).to_have_value("A boat on a lake")
+    expect(number(page, "Width")).to_have_value("0")
+    expect(status(page)).not_to_have_text(DONE)  # the words of the run before would read as if this one had succeeded
+    set_number(page, "Width", 64)
+    press(page, "Generate")
+    expect_picture(page)
+    assert shown(page).width == 64
+
+
+def test_no_request_leaves_this_machine(served: Served, open_page: OpenPage) -> None:
+    addresses: list[str] = []
+    page = open_page(served)
+    page.on("request", lambda request: addresses.append(request.url))
+    page.reload()
+    expect(prompt(page)).to_be_visible()
+    press(page, "More ▼")
+    press(page, "More styles ▼")
+    press(page, "Generate")
+    expect_picture(page)
+    assert len(addresses) > 10  # the page, its scripts and the picture were seen
+    strangers = [each for each in addresses if not each.startswith((f"{served.url}/", "data:", "blob:"))]
+    assert strangers == []
+
+
+def test_a_phone_shows_everything_without_scrolling_sideways(served: Served, open_page: OpenPage, shot: Shot) -> None:
+    page = open_page(served, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    press(page, "More ▼")
+    press(page, "More styles ▼")
+    expect(page.get_by_label("Strength of style 4").first).to_be_visible()
+    prompt(page).fill("A boat on a lake")
+    page.get_by_role("button", name="Generate").tap()
+    expect_picture(page)
+    shot(page, "phone")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for part in (prompt(page), page.locator("#generate"), page.locator("#stop"), picture(page), status(page)):
+        box = part.bounding_box()
+        assert box is not None
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
+
+
+@pytest.mark.parametrize(("scheme", "dark"), [("dark", True), ("light", False)])
+def test_the_page_follows_dark_and_light(
+    served: Served, open_page: OpenPage, shot: Shot, scheme: str, dark: bool
+) -> None:
+    page = open_page(served, color_scheme=scheme)
+    press(page, "Generate")
+    expect_picture(page)
+    shot(page, scheme)
+    ground = luminance(page, ".gradio-container", "backgroundColor")
+    for part in ("#status [role=status]", "textarea", "h1"):
+        words = luminance(page, part, "color")
+        assert (words > ground) == dark
+        assert contrast(words, ground) > 4.5, part
+
+
+def luminance(page: Page, selector: str, colour: str) -> float:
+    """Relative luminance (WCAG 2) of an element's colour, of the first ancestor's where it is transparent."""
+    levels = page.locator(selector).first.evaluate(PAINTED, colour)
+    linear = [level / 255 / 12.92 if level <= 10 else ((level / 255 + 0.055) / 1.055) ** 2.4 for level in levels]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+
+def contrast(one: float, two: float) -> float:
+    return (max(one, two) + 0.05) / (min(one, two) + 0.05)
+
+
+def test_keyboard_alone_suffices(served: Served, open_page: OpenPage) -> None:
+    page = open_page(served)
+    tab_to(page, prompt(page))
+    page.keyboard.type("A lighthouse")
+    page.keyboard.press("Control+Enter")
+    expect_picture(page)
+    assert shown(page).prompt == "A lighthouse"
+    seed_before = shown(page).seed
+    tab_to(page, page.locator("#generate"))
+    page.keyboard.press("Enter")
+    expect(number(page, "Seed used")).not_to_have_value(str(seed_before))
+    tab_to(page, page.locator("#stop"))
+
+
+def tab_to(page: Page, target: Locator) -> None:
+    for _ in range(40):
+        if target.evaluate("element => element === document.activeElement"):
+            return
+        page.keyboard.press("Tab")
+    raise AssertionError("forty presses of Tab did not get there")

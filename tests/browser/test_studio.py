@@ -1,0 +1,204 @@
+"""What a person does all day: watch, skip, reuse, drop a picture, look back, come from ComfyUI."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import OpenPage
+from tests.test_app import Served, pixels, serve
+from uso_core.comfy import export_workflow
+from uso_core.images import open_picture
+from uso_core.metadata import read_request
+from uso_core.request import GenerationRequest
+
+DROP = """
+async ([data, name]) => {
+  const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], name, { type: "image/png" }));
+  const target = document.querySelector("#status");
+  for (const kind of ["dragover", "drop"])
+    target.dispatchEvent(new DragEvent(kind, { dataTransfer: transfer, bubbles: true, cancelable: true }));
+}
+"""
+
+
+@pytest.fixture
+def page(served: Served, open_page: OpenPage) -> Page:
+    return open_page(served)
+
+
+@pytest.fixture
+def drawing(tmp_path: Path) -> Path:
+    path = tmp_path / "drawing.png"
+    Image.effect_mandelbrot((96, 96), (-2, -1, 1, 1), 20).convert("RGB").save(path)
+    return path
+
+
+def press(page: Page, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).click()
+
+
+def fill(page: Page, label: str, value: object) -> None:
+    field = page.get_by_label(label, exact=True).first
+    field.fill(str(value))
+    field.press("Tab")
+
+
+def upload(page: Page, slot: str, path: Path) -> None:
+    page.locator(".slot", has_text=slot).locator("input[type=file]").first.set_input_files(path)
+    expect(page.locator(".slot", has_text=slot).locator("img").first).to_be_visible()
+
+
+def generate(page: Page, served: Served, prompt: str) -> Path:
+    """Presses Generate and returns the file that was made."""
+    before = set(served.results)
+    page.get_by_label("Prompt").fill(prompt)
+    press(page, "Generate")
+    expect(page.locator("#status")).to_contain_text("Done in")
+    (made,) = set(served.results) - before
+    expect(page.locator("#visit img")).not_to_have_count(0)
+    return made
+
+
+def status(page: Page, words: str) -> None:
+    expect(page.locator("#status")).to_contain_text(words)
+
+
+def test_the_mode_is_named_from_what_is_filled_in(page, drawing):
+    mode = page.locator("#mode")
+    expect(mode).to_contain_text("Text to image")
+    upload(page, "Content image", drawing)
+    expect(mode).to_contain_text("Subject")
+    upload(page, "Style image 1", drawing)
+    expect(mode).to_contain_text("Style + subject, layout kept: the prompt is empty")
+    page.get_by_label("Prompt").fill("a mug")
+    expect(mode).to_contain_text("layout free")
+    upload(page, "Style image 2", drawing)
+    expect(mode).to_contain_text("2 styles, blended")
+
+
+def test_previews_are_seen_changing_before_the_end(page, served):
+    fill(page, "Width", 256)
+    fill(page, "Height", 256)
+    page.get_by_role("button", name="More ▼", exact=True).click()
+    fill(page, "number input for Steps", 60)
+    seen: set[str] = set()
+    page.get_by_label("Prompt").fill("previews")
+    press(page, "Generate")
+    for _ in range(600):
+        words, source = page.evaluate(
+            "() => [document.querySelector('#status').innerText, document.querySelector('#result img')?.src ?? '']"
+        )
+        if words.startswith("Step") and source:
+            seen.add(source)
+        if words.startswith("Done"):
+            break
+        page.wait_for_timeout(50)
+    assert len(seen) >= 2
+
+
+def test_skip_leaves_one_of_several_out(page, served):
+    fill(page, "Width", 256)
+    fill(page, "Height", 256)
+    page.get_by_role("button", name="More ▼", exact=True).click()
+    fill(page, "number input for Steps", 100)
+    fill(page, "number input for Images", 2)
+    before = set(served.results)
+    page.get_by_label("Prompt").fill("two, of which one")
+    press(page, "Generate")
+    status(page, "Image 1 of 2, step")
+    press(page, "Skip")
+    status(page, "Image 2 of 2, step")
+    status(page, "Done in")
+    (made,) = set(served.results) - before
+    assert read_request(made).prompt == "two, of which one"
+
+
+def test_a_dropped_png_restores_every_field_and_gives_the_same_pixels(page, served, open_page, drawing):
+    upload(page, "Content image", drawing)
+    upload(page, "Style image 1", drawing)
+    fill(page, "number input for Strength of style 1", 0.5)
+    fill(page, "Width", 96)
+    fill(page, "Height", 64)
+    fill(page, "Seed", 77)
+    first = generate(page, served, "a boat at night")
+    assert read_request(first).style_strengths == (0.5,)
+
+    other = open_page(served)
+    other.evaluate(DROP, [base64.b64encode(first.read_bytes()).decode(), first.name])
+    status(other, "Every setting is restored.")
+    expect(other.get_by_label("Prompt")).to_have_value("a boat at night")
+    expect(other.get_by_label("Width", exact=True).first).to_have_value("96")
+    again = generate(other, served, "a boat at night")
+    assert pixels(again) == pixels(first)
+    assert read_request(again) == read_request(first)
+
+
+def test_a_result_becomes_content_style_and_settings(page, served):
+    fill(page, "Seed", 5)
+    first = generate(page, served, "to be used again")
+    press(page, "Use as content")
+    expect(page.locator(".slot", has_text="Content image").locator("img").first).to_be_visible()
+    press(page, "Use as style")
+    expect(page.locator(".slot", has_text="Style image 1").locator("img").first).to_be_visible()
+    second = generate(page, served, "used again")
+    request = read_request(second)
+    assert request.content == request.styles[0]
+    assert request.content is not None
+    assert request.content.sha256 == open_picture(first).sha256
+    page.locator("#visit button", has=page.locator("img")).nth(1).click()
+    press(page, "Reuse settings")
+    expect(page.get_by_label("Prompt")).to_have_value("to be used again")
+
+
+def test_history_survives_a_restart(tmp_path, open_page):
+    with serve(tmp_path / "app") as served:
+        made = generate(open_page(served), served, "a lighthouse to remember")
+    with serve(tmp_path / "app") as served:
+        page = open_page(served)
+        page.get_by_role("tab", name="History").click()
+        page.get_by_label("Search").fill("lighthouse")
+        page.locator("#history-images button", has=page.locator("img")).first.click()
+        expect(page.get_by_label("Selected")).to_have_value(f"{_day(made)}  a lighthouse to remember")
+        press(page, "Restore settings")
+        expect(page.get_by_label("Prompt")).to_have_value("a lighthouse to remember")
+        page.get_by_role("tab", name="History").click()
+        page.locator("#history-images button", has=page.locator("img")).first.click()
+        expect(page.get_by_label("Selected")).not_to_have_value("")
+        press(page, "Delete")
+        expect(page.get_by_text("No image with these words.")).to_be_visible()
+        assert not made.exists()
+
+
+def _day(path: Path) -> str:
+    from datetime import datetime
+
+    return f"{datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d %H:%M}"
+
+
+def test_a_comfyui_workflow_fills_the_form(page, tmp_path, drawing):
+    asked = GenerationRequest("a fox", open_picture(drawing), width=128, height=96, steps=12, guidance=3.0, seed=9,
+                              content_size=64)  # fmt: skip
+    path = tmp_path / "workflow.json"
+    path.write_text(json.dumps(export_workflow(asked)))
+    page.locator("input[type=file][accept*=json]").set_input_files(path)
+    status(page, "Choose drawing.png as content image.")
+    expect(page.get_by_label("Prompt")).to_have_value("a fox")
+    expect(page.get_by_label("Height", exact=True).first).to_have_value("96")
+    expect(page.get_by_label("Seed", exact=True).first).to_have_value("9")
+
+
+def test_an_aspect_sets_width_and_height(page):
+    page.get_by_label("Aspect").click()
+    page.get_by_role("option", name="16:9").click()
+    expect(page.get_by_label("Width", exact=True).first).to_have_value("176")
+    expect(page.get_by_label("Height", exact=True).first).to_have_value("96")
+    fill(page, "Width", 128)
+    expect(page.get_by_label("Aspect")).to_have_value("custom")

@@ -1,0 +1,332 @@
+"""The chains behind a sampler, read one after the other: sampling, conditioning, model, latent, pictures.
+
+Whatever has no counterpart here becomes a note, one sentence each.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from uso_core.comfy.formats import file_name
+from uso_core.comfy.graph import Found, Graph, Node
+from uso_core.comfy.nodes import (
+    ENCODERS,
+    IMAGE_LOADERS,
+    LONG_SIDE,
+    LORAS,
+    OTHER_SCALERS,
+    USO_LORA_NAMES,
+)
+from uso_core.comfy.schedule import nearest_schedule
+from uso_core.comfy.values import Values, as_number, label
+from uso_core.request import (
+    MAX_GUIDANCE,
+    MAX_IMAGES,
+    MAX_PROMPT_CHARACTERS,
+    MAX_SEED,
+    MAX_SIDE,
+    MAX_STEPS,
+    MAX_STYLES,
+    SIZE_MULTIPLE,
+)
+
+KEPT_LONG_SIDE = 1024  # of a result that keeps the content image's shape
+PROMPT_WEIGHT = re.compile(r"\([^()]{1,200}:\d?\.?\d{1,4}\)")  # (word:1.2)
+FILE_INPUTS = ("image", "filename", "file", "image_path", "path", "url")
+Place = tuple[Node, str]  # an input of a node
+
+
+@dataclass
+class Picture:
+    """An input picture as the graph gives it: its name, and what scales it, nearest to the file first."""
+
+    name: str | None = None
+    scalers: list[Node] = field(default_factory=list)
+
+
+class Reader(Values):
+    """Reads the chains, each into `found` and `notes`; conditioning before the latent, whose size may follow it."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__(graph)
+        self._sigmas_model: Place | None = None
+
+    # --- sampling: seed, steps, and all that Euler from pure noise does not do
+
+    def read_sampling(self, sampler: Node) -> tuple[Place, Place, Place]:
+        """Returns where the model, the positive and the negative conditioning come in."""
+        guide = self.node(sampler, "guider") or sampler
+        noise = self.node(sampler, "noise")
+        for node in (sampler, noise):
+            for name in ("seed", "noise_seed"):
+                if node is not None and self.has(node, name):
+                    self.keep_whole("seed", node, name, 0, MAX_SEED)
+        if self.word(sampler, "add_noise") == "disable" or (noise is not None and noise.kind == "DisableNoise"):
+            self.note("Sampling without added noise has no counterpart: the picture starts from pure noise.")
+        self._read_steps(sampler)
+        select = self.node(sampler, "sampler")
+        name = self.word(select or sampler, "sampler_name") or (label(select) if select else "")
+        if name not in ("", "euler"):
+            self.note(f"Sampler {name} has no counterpart: Euler is used.")
+        for node in (guide, sampler):
+            cfg = self.number(node, "cfg", "CFG", 0, 1000) if self.has(node, "cfg") else 1
+            if cfg not in (None, 1):
+                self.note(f"CFG {cfg:g} is ignored: guidance steers the model here.")
+        positive = "conditioning" if "conditioning" in guide.links else "positive"
+        return (guide, "model"), (guide, positive), (guide, "negative")
+
+    def _read_steps(self, sampler: Node) -> None:
+        nodes = [found.node for found in self.graph.chain(sampler, "sigmas", "SIGMAS")]
+        for node in [sampler, *nodes]:
+            if self.has(node, "steps"):
+                self.keep_whole("steps", node, "steps", 1, MAX_STEPS)
+                self._note_steps(node)
+                if node is not sampler and "model" in node.links:
+                    self._sigmas_model = (node, "model")
+                return
+            if node is not sampler:
+                self.note(f"{label(node)} has no counterpart: all steps are run.")
+
+    def _note_steps(self, node: Node) -> None:
+        scheduler = self.word(node, "scheduler")
+        if scheduler not in ("", "simple"):
+            self.note(f"Scheduler {scheduler} has no counterpart: the steps are those of the schedule chosen here.")
+        denoise = self.number(node, "denoise", "Denoise", 0, 1)
+        if denoise is not None and denoise < 1:
+            self.note(f"Denoise {denoise:g} has no counterpart: the picture starts from pure noise.")
+        start, end = (self.number(node, name, "Step", 0, 1e9) for name in ("start_at_step", "end_at_step"))
+        if start or (end is not None and end < self.found.get("steps", 0)):
+            self.note("Sampling only some of the steps has no counterpart: all are run.")
+
+    # --- conditioning: prompt, guidance, content
+
+    def read_positive(self, node: Node, name: str) -> None:
+        references: list[Node] = []
+        method: str | None = None
+        for found in self.graph.chain(node, name, "CONDITIONING"):
+            here = found.node
+            if here.kind == "FluxGuidance":
+                self.keep("guidance", self._guidance(here))
+            elif here.kind == "ReferenceLatent":
+                references.insert(0, here)
+            elif here.kind == "FluxKontextMultiReferenceLatentMethod":
+                method = method or self.word(here, "reference_latents_method")
+            elif here.kind == "ConditioningZeroOut":
+                self.note("The workflow blanks the prompt (ConditioningZeroOut); here it is used.")
+            elif not self._read_prompt(here, self.graph.onward(found, "CONDITIONING") is None):
+                self.note(f"{label(here)} has no counterpart and is ignored.")
+        if "guidance" not in self.found:
+            self.note("The workflow sets no guidance: ComfyUI uses 3.5 there.")
+        self._read_content(references)
+        if "content" in self.found and not (method and ("uso" in method or "uxo" in method)):
+            self.note(f'Reference method "{method or "offset"}" has no counterpart: USO\'s own is used.')
+
+    def _guidance(self, node: Node) -> float | None:
+        value = self.number(node, "guidance", "Guidance", 0, MAX_GUIDANCE)
+        return None if value is None else float(value)
+
+    def _read_prompt(self, node: Node, last: bool) -> bool:
+        """Takes the prompt from a text encoder; False where the node is none."""
+        name = ENCODERS.get(node.kind)
+        if name is None and last:
+            name = next((name for name in ("text", "t5xxl", "prompt", "positive") if self.has(node, name)), None)
+        if name is None:
+            return False
+        value = self.graph.value(node, name)
+        if node.kind == "CLIPTextEncodeFlux":
+            self.keep("guidance", self._guidance(node))
+            clip = self.graph.value(node, "clip_l")
+            if value == "" and isinstance(clip, str):
+                value = clip
+            elif isinstance(clip, str) and clip.strip() and clip != value:
+                self.note("The separate prompt for CLIP is ignored: one prompt serves both encoders.")
+        if isinstance(value, Found):
+            self.note(f"The prompt comes from {label(value.node)}, which is not computed here: write it by hand.")
+        elif isinstance(value, str):
+            if len(value) > MAX_PROMPT_CHARACTERS:
+                self.note(f"The prompt is cut to {MAX_PROMPT_CHARACTERS} characters.")
+            if PROMPT_WEIGHT.search(value[:MAX_PROMPT_CHARACTERS]):
+                self.note("Weights in the prompt, as in (word:1.2), are read as plain text.")
+            self.keep("prompt", _whole_characters(value[:MAX_PROMPT_CHARACTERS]))
+        return True
+
+    def read_negative(self, node: Node, name: str) -> None:
+        for found in self.graph.chain(node, name, "CONDITIONING"):
+            here = found.node
+            if here.kind == "ConditioningZeroOut":
+                return
+            texts = (self.graph.value(here, text) for text in ("text", "t5xxl", "clip_l", "prompt"))
+            if any(isinstance(text, Found) or (isinstance(text, str) and text.strip()) for text in texts):
+                self.note("Negative prompt is ignored.")
+                return
+
+    def _read_content(self, references: list[Node]) -> None:
+        for reference in references:
+            for found in self.graph.chain(reference, "latent", "LATENT"):
+                if "pixels" not in found.node.links:
+                    self.note(f"{label(found.node)} on the content image is ignored.")
+                    continue
+                picture = self.picture(found.node, "pixels", "content image")
+                if picture is None or picture.name is None:
+                    break
+                if "content" in self.found:
+                    self.note(f"Only one content image is used: {picture.name} is left out.")
+                    break
+                self.keep("content", picture.name)
+                self._read_content_size(picture)
+
+    def _read_content_size(self, picture: Picture) -> None:
+        size: float | None = None
+        for scaler in picture.scalers:
+            method = self.word(scaler, "upscale_method")
+            if method not in ("", "lanczos"):
+                self.note(f"The content image is scaled with {method} there, with Lanczos here.")
+            size = self._long_side(scaler, size)
+        if size is None:
+            self.note("The workflow does not say the content image's long side: the content size is yours to choose.")
+        elif SIZE_MULTIPLE <= size <= MAX_SIDE:
+            self.keep("content_size", round(size))
+        else:
+            self.note(f"Content size {size:g} is out of range here ({SIZE_MULTIPLE} to {MAX_SIDE}): set it by hand.")
+
+    def _long_side(self, scaler: Node, before: float | None) -> float | None:
+        """The long side after a scaler, pixels; None where only the picture itself would tell."""
+        if scaler.kind in LONG_SIDE:
+            sides = [self.number(scaler, name, "Content size", 0, 1e9) for name in LONG_SIDE[scaler.kind]]
+            known = [side for side in sides if side]
+            return max(known) if len(known) == len(sides) else None
+        if scaler.kind == "ImageScaleBy" and before is not None:
+            factor = self.number(scaler, "scale_by", "Scale", 0, 100)
+            return None if factor is None else before * factor
+        return None
+
+    # --- pictures
+
+    def picture(self, node: Node, name: str, what: str) -> Picture | None:
+        """The picture behind an input; None where nothing is connected. Its name is None where a node makes it."""
+        picture = Picture()
+        for found in self.graph.chain(node, name, "IMAGE"):
+            here = found.node
+            if here.kind in LONG_SIDE or here.kind in OTHER_SCALERS:
+                picture.scalers.insert(0, here)
+            elif here.kind not in IMAGE_LOADERS and self.graph.onward(found, "IMAGE") is not None:
+                self.note(f"{label(here)} on the {what} is ignored.")
+            else:
+                values = (self.graph.value(here, file) for file in FILE_INPUTS)
+                picture.name = next((file_name(value) for value in values if isinstance(value, str)), None)
+                if picture.name is None:
+                    self.note(f"The {what} comes from {label(here)} and has no file name: choose it by hand.")
+                return picture
+        return None
+
+    # --- model: styles, other people's LoRAs, caches
+
+    def read_model(self, node: Node, name: str) -> None:
+        styles: list[str] = []
+        uso_lora = False
+        for found in self.graph.chain(node, name, "MODEL"):
+            here = found.node
+            if here.kind == "USOStyleReference":
+                style = self._style(here)
+                styles[:0] = [style] if style else []  # walked backwards: the one next to the loader is the first
+            elif here.kind in LORAS:
+                uso_lora |= self._is_uso_lora(here)
+            elif here.kind != "ModelSamplingFlux" and self.graph.onward(found, "MODEL") is not None:
+                self.note(f"{label(here)} is ignored.")
+        if not uso_lora:
+            self.note("The workflow does not load USO's LoRA; here it is always used.")
+        if len(styles) > MAX_STYLES:
+            self.note(f"Of {len(styles)} style images the first {MAX_STYLES} are used.")
+        self.found["styles"] = tuple(styles[:MAX_STYLES])
+
+    def _style(self, node: Node) -> str | None:
+        for found in self.graph.chain(node, "clip_vision_output", "CLIP_VISION_OUTPUT"):
+            if "image" in found.node.links:
+                picture = self.picture(found.node, "image", "style image")
+                if picture is not None and self.word(found.node, "crop") == "center":
+                    self.note("Style images are cropped to a square there; here the whole picture is squeezed into it.")
+                return picture.name if picture else None
+        return None
+
+    def _is_uso_lora(self, node: Node) -> bool:
+        name = self.word(node, "lora_name")
+        strength = self.number(node, "strength_model", "LoRA strength", -100, 100)
+        if not any(part in name.lower() for part in USO_LORA_NAMES):
+            if strength != 0:
+                self.note(f"LoRA {name or 'without a name'} is ignored.")
+            return False
+        if strength not in (None, 1):
+            self.note(f"USO's LoRA has strength {strength:g} there, always 1 here.")
+        return True
+
+    # --- latent: size and batch
+
+    def read_latent(self, sampler: Node) -> None:
+        name = "latent_image" if "latent_image" in sampler.links else "latent"
+        for found in self.graph.chain(sampler, name, "LATENT"):
+            here = found.node
+            self._read_batch(here)
+            if self.has(here, "width") and self.has(here, "height"):
+                sized = self.node(here, "width")
+                if sized is not None and "imagesize" in sized.kind.lower() and "image" in sized.links:
+                    self._follow(self.picture(sized, "image", "picture that gives the size"))
+                else:
+                    self._read_size(here)
+                return
+            if "pixels" in here.links:
+                self._follow(self.picture(here, "pixels", "picture that gives the size"))
+                return
+            if here.kind != "RepeatLatentBatch":
+                self.note(f"{label(here)} has no counterpart and is ignored.")
+
+    def _read_batch(self, node: Node) -> None:
+        name = "amount" if node.kind == "RepeatLatentBatch" else "batch_size"
+        if self.has(node, name) and "images" not in self.found:
+            self.keep_whole("images", node, name, 1, MAX_IMAGES)
+            if self.found.get("images", 1) > 1:
+                count = self.found["images"]
+                self.note(f"Batch size {count} becomes {count} images with running seeds, from other noise.")
+
+    def _read_size(self, node: Node) -> None:
+        for side in ("width", "height"):
+            self.keep_whole(side, node, side, SIZE_MULTIPLE, MAX_SIDE)
+
+    def _follow(self, picture: Picture | None) -> None:
+        """The size follows a picture: by number where it is scaled to one, else by shape if it is the content."""
+        last = picture.scalers[-1] if picture is not None and picture.scalers else None
+        if last is not None and last.kind == "ImageScale" and self.graph.value(last, "width"):
+            self._read_size(last)
+            return
+        name = picture.name if picture is not None else None
+        if name is None or name != self.found.get("content"):
+            self.note(f"The size follows the picture {name or 'of another node'}: set it by hand.")
+            return
+        self.found["keep_size"] = True
+        size: float | None = None
+        for scaler in picture.scalers if picture is not None else ():
+            size = self._long_side(scaler, size)
+        there = "" if size == KEPT_LONG_SIDE else f", with a long side of {KEPT_LONG_SIDE} here"
+        self.note(f"The size follows the content image{there}.")
+
+    # --- schedule
+
+    def read_schedule(self, node: Node, name: str) -> None:
+        """`uso` or `flux`, whichever a ModelSamplingFlux comes near; ComfyUI's own fixed shift is neither."""
+        node, name = self._sigmas_model or (node, name)
+        patches = (found.node for found in self.graph.chain(node, name, "MODEL"))
+        patch = next((patch for patch in patches if patch.kind == "ModelSamplingFlux"), None)
+        if patch is None:
+            self.note('The workflow has ComfyUI\'s own schedule, to which "flux" is the nearest here.')
+            return
+        values = [as_number(self.graph.value(patch, name)) for name in ("max_shift", "base_shift", "width", "height")]
+        target = (self.found.get("width"), self.found.get("height"))
+        schedule = nearest_schedule(values, target)
+        if schedule is None:
+            self.note("The shift that ModelSamplingFlux sets has no counterpart: choose the schedule by hand.")
+        self.keep("schedule", schedule)
+
+
+def _whole_characters(text: str) -> str:
+    """JSON may hold half a character (a lone surrogate), which no text may: it becomes a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,120 @@
+"""What a ComfyUI workflow means for the form: backwards from the sampler that reaches an output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from uso_core.comfy.chains import Reader
+from uso_core.comfy.formats import parse
+from uso_core.comfy.graph import BYPASSED, HINT, MUTED, Graph, Node
+from uso_core.comfy.nodes import QUIET_AFTER_SAMPLING, SAMPLERS, SAVERS
+from uso_core.comfy.values import label
+from uso_core.errors import RequestError
+
+
+@dataclass(frozen=True)
+class ComfyImport:
+    """The form's values in a workflow; None where it does not say. Pictures are bare file names, never opened.
+
+    `keep_size` is True where the size follows the content image. Each of `notes` is a sentence on something that has
+    no counterpart here. Values lie within the ranges of `request.py`; sizes need not be multiples of 16.
+    """
+
+    prompt: str | None = None
+    seed: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    width: int | None = None
+    height: int | None = None
+    content_size: int | None = None
+    content: str | None = None
+    styles: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    schedule: str | None = None
+    images: int | None = None
+    keep_size: bool | None = None
+
+
+def import_workflow(text: str) -> ComfyImport:
+    """Reads a workflow in the frontend's or the API's format; raises `RequestError` where there is none to read."""
+    graph = parse(text)
+    reader = Reader(graph)
+    sampler, after, several = _choose(graph)
+    if several:
+        reader.note("The workflow makes several pictures: the settings are those of one of them.")
+    first = _first_pass(graph, sampler)
+    if first is not sampler:
+        reader.note("The workflow samples in more than one pass: the settings are those of the first.")
+    model, positive, negative = reader.read_sampling(first)
+    reader.read_positive(*positive)
+    reader.read_model(*model)
+    reader.read_latent(first)
+    reader.read_schedule(*model)
+    reader.read_negative(*negative)
+    for node in after:
+        if node.kind not in QUIET_AFTER_SAMPLING:
+            reader.note(f"{label(node)} after the sampling is ignored.")
+    return ComfyImport(**reader.found, notes=tuple(reader.notes))
+
+
+def _is_sampler(node: Node) -> bool:
+    inputs = node.links.keys()
+    return node.kind in SAMPLERS or (inputs >= {"model", "positive"} and bool(inputs & {"latent_image", "latent"}))
+
+
+def _reach(graph: Graph, ends: Iterable[Node]) -> tuple[list[Node], dict[str, Node | None]]:
+    """The samplers behind some nodes, nearest first, and for each node passed the one that it feeds."""
+    parents: dict[str, Node | None] = {}
+    reached: list[Node] = []
+    for end in ends:
+        queue = [] if end.key in parents else [end]
+        parents.setdefault(end.key, None)
+        for node in queue:  # grows while it is walked: breadth first
+            if _is_sampler(node) and parents[node.key] is not None:
+                reached.append(node)
+                continue
+            for name in ("latent_image", "latent") if _is_sampler(node) else node.links:
+                found = graph.feed(node, name)
+                if found is not None and found.slot >= 0 and found.node.key not in parents:
+                    parents[found.node.key] = node
+                    queue.append(found.node)
+    return reached, parents
+
+
+def _choose(graph: Graph) -> tuple[Node, list[Node], bool]:
+    """The sampler to read, what lies between it and its output, and whether others reach outputs too."""
+    active = [node for node in graph.nodes.values() if node.mode not in (MUTED, BYPASSED) and node.exits is None]
+    feeding = {origin.key for node in graph.nodes.values() for origin in node.links.values()}
+    ends = sorted((node for node in active if node.kind in SAVERS), key=lambda node: SAVERS.index(node.kind))
+    ends += [node for node in active if node.kind not in SAVERS and node.key not in feeding and not _is_sampler(node)]
+    reached, parents = _reach(graph, ends)
+    if not reached:
+        raise RequestError("No sampler of the workflow reaches an output, so there is nothing to take over.", HINT)
+    chosen = next((node for node in reached if _uses_uso(graph, node)), reached[0])
+    after: list[Node] = []
+    step = parents[chosen.key]
+    while step is not None and parents[step.key] is not None:  # the output itself says nothing
+        after.append(step)
+        step = parents[step.key]
+    return chosen, after, len(reached) > 1
+
+
+def _first_pass(graph: Graph, sampler: Node) -> Node:
+    """The sampler that starts from nothing, where one refines what another made."""
+    seen = {sampler.key}
+    while True:
+        before = next((node for node in _reach(graph, [sampler])[0] if node.key not in seen), None)
+        if before is None:
+            return sampler
+        seen.add(before.key)
+        sampler = before
+
+
+def _uses_uso(graph: Graph, sampler: Node) -> bool:
+    guider = graph.feed(sampler, "guider")
+    node = guider.node if guider else sampler
+    positive = "conditioning" if "conditioning" in node.links else "positive"
+    return any(found.node.kind == "USOStyleReference" for found in graph.chain(node, "model", "MODEL")) or any(
+        found.node.kind == "ReferenceLatent" for found in graph.chain(node, positive, "CONDITIONING")
+    )

@@ -1,0 +1,84 @@
+"""Single values of a graph's nodes, checked, and the notes that collect beside them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from uso_core.comfy.graph import Found, Graph, Node
+
+MAX_NOTES = 60
+
+
+class Values:
+    """Collects the form's values in `found` and the sentences on what has no counterpart in `notes`."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.found: dict[str, Any] = {}
+        self.notes: list[str] = []
+
+    def note(self, sentence: str) -> None:
+        if sentence not in self.notes and len(self.notes) < MAX_NOTES:
+            self.notes.append(sentence)
+
+    def has(self, node: Node, name: str) -> bool:
+        return name in node.values or name in node.links
+
+    def node(self, node: Node, name: str) -> Node | None:
+        found = self.graph.feed(node, name)
+        return found.node if found is not None and found.slot >= 0 else None
+
+    def number(self, node: Node, name: str, what: str, low: float, high: float) -> int | float | None:
+        """An input's value in [low, high]; None where it says nothing, with a note where it says something else."""
+        value = self.graph.value(node, name)
+        if isinstance(value, Found):
+            self.note(f"{what} comes from {label(value.node)}, which is not computed here: set it by hand.")
+            return None
+        result = as_number(value)
+        if result is None or low <= result <= high:
+            return result
+        self.note(f"{what} {_shown(result)} is out of range here ({_shown(low)} to {_shown(high)}): set it by hand.")
+        return None
+
+    def keep(self, name: str, value: object) -> None:
+        if value is not None:
+            self.found.setdefault(name, value)
+
+    def keep_whole(self, name: str, node: Node, source: str, low: int, high: int) -> None:
+        value = self.number(node, source, name.capitalize().replace("_", " "), low, high)
+        self.keep(name, None if value is None else int(value))
+
+    def word(self, node: Node, name: str) -> str:
+        value = self.graph.value(node, name)
+        return _plain(value) if isinstance(value, str) else ""
+
+
+def label(node: Node) -> str:
+    """A node's class for a sentence: one short line, whatever the file says."""
+    return _plain(node.kind) or "A node without a name"
+
+
+def _plain(text: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in text[:200]).split())[:80]
+
+
+def as_number(value: object) -> int | float | None:
+    """A number as ComfyUI takes it, also written as text; None for anything else. An int keeps all its digits."""
+    if isinstance(value, str) and len(value) <= 32:
+        try:
+            value = int(value)
+        except ValueError:
+            try:
+                value = float(value)
+            except ValueError:
+                return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if isinstance(value, int):
+        return value if value.bit_length() <= 128 else None
+    return value if math.isfinite(value) else None
+
+
+def _shown(value: int | float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"

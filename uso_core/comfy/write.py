@@ -1,0 +1,262 @@
+"""The present request as a ComfyUI workflow: the frontend's format to drag into it, or the API's to send.
+
+Both come from one list of nodes, those of ComfyUI's own USO template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from uso_core.comfy.formats import file_name
+from uso_core.comfy.nodes import SIGNATURES
+from uso_core.comfy.schedule import shifts
+from uso_core.request import GenerationRequest, Picture
+
+MODEL_FILES = {  # role: ComfyUI's repackaged file
+    "checkpoint": "flux1-dev-fp8.safetensors",
+    "lora": "uso-flux1-dit-lora-v1.safetensors",
+    "projector": "uso-flux1-projector-v1.safetensors",
+    "siglip": "sigclip_vision_patch14_384.safetensors",
+}
+CHECKPOINTS = {"flux-schnell": {"checkpoint": "flux1-schnell-fp8.safetensors"}}  # other models in one checkpoint
+TEMPLATE_MODELS = (None, "flux-dev", "flux-dev-fp8", *CHECKPOINTS)
+_USO_FILES = "https://huggingface.co/Comfy-Org/USO_1.0_Repackaged/resolve/main/split_files"
+DOWNLOADS = {  # file: folder under ComfyUI's models, and where the frontend offers to get it
+    "flux1-dev-fp8.safetensors": ("checkpoints", "https://huggingface.co/Comfy-Org/flux1-dev/resolve/main"),
+    "flux1-schnell-fp8.safetensors": ("checkpoints", "https://huggingface.co/Comfy-Org/flux1-schnell/resolve/main"),
+    "uso-flux1-dit-lora-v1.safetensors": ("loras", f"{_USO_FILES}/loras"),
+    "uso-flux1-projector-v1.safetensors": ("model_patches", f"{_USO_FILES}/model_patches"),
+    "sigclip_vision_patch14_384.safetensors": (
+        "clip_vision",
+        "https://huggingface.co/Comfy-Org/sigclip_vision_384/resolve/main",
+    ),
+}
+KEPT_LONG_SIDE = 1024
+COLUMNS = ("Models", "Content image", "Style images", "Style", "Prompt", "Sampling", "Result")
+NODE_WIDTH, COLUMN_WIDTH, TITLE_HEIGHT, ROW_HEIGHT, GAP = 320, 400, 30, 26, 30  # pixels on ComfyUI's canvas
+TALL = {"LoadImage": 320, "CLIPTextEncode": 200, "SaveImage": 400}  # nodes that show a picture or a text field
+
+
+class _Output(NamedTuple):
+    """An output of a node on the sheet."""
+
+    node: int
+    slot: int
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A node on the sheet: values and links by input name."""
+
+    kind: str
+    column: int
+    inputs: Mapping[str, Any]
+    title: str | None = None
+
+
+def export_workflow(request: GenerationRequest, model_files: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """A workflow in the frontend's format 0.4; what ComfyUI cannot do stands in a note on its canvas.
+
+    `model_files` replaces file names of `MODEL_FILES` by role. Without a seed ComfyUI is told to draw one each time.
+    """
+    sheet = _Sheet(request, model_files or {}).placed
+    nodes, groups = _laid_out(sheet, "randomize" if request.seed is None else "fixed")
+    links: list[list[Any]] = []
+    for target, placed in enumerate(sheet, 1):
+        for slot, one in enumerate(nodes[target - 1]["inputs"]):
+            origin = placed.inputs[one["name"]]
+            if isinstance(origin, _Output):
+                output = nodes[origin.node - 1]["outputs"][origin.slot]
+                one["link"] = len(links) + 1
+                output["links"].append(one["link"])
+                links.append([one["link"], origin.node, origin.slot, target, slot, output["type"]])
+    nodes.append(_note(request, len(nodes) + 1))
+    return {
+        "revision": 0,
+        "last_node_id": len(nodes),
+        "last_link_id": len(links),
+        "nodes": nodes,
+        "links": links,
+        "groups": groups,
+        "config": {},
+        "extra": {"ds": {"scale": 0.6, "offset": [80, 160]}},
+        "version": 0.4,
+    }
+
+
+def export_api(request: GenerationRequest, model_files: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The same in the API's format, as it is sent to ComfyUI's /prompt under the key `prompt`."""
+    prompt = {}
+    for key, placed in enumerate(_Sheet(request, model_files or {}).placed, 1):
+        inputs = {
+            name: [str(value.node), value.slot] if isinstance(value, _Output) else value
+            for name, value in placed.inputs.items()
+        }
+        meta = {"title": placed.title or placed.kind}
+        prompt[str(key)] = {"class_type": placed.kind, "inputs": inputs, "_meta": meta}
+    return prompt
+
+
+class _Sheet:
+    """The nodes, each behind those that it needs; node n of the workflow is entry n - 1 of `placed`."""
+
+    def __init__(self, request: GenerationRequest, model_files: Mapping[str, str]) -> None:
+        self.placed: list[_Placed] = []
+        self.request = request
+        self.files = {**MODEL_FILES, **CHECKPOINTS.get(request.model or "", {}), **model_files}
+        checkpoint = self.put("CheckpointLoaderSimple", 0, ckpt_name=self.files["checkpoint"])
+        vae = checkpoint._replace(slot=2)
+        lora = self.put("LoraLoaderModelOnly", 0, model=checkpoint, lora_name=self.files["lora"], strength_model=1.0)
+        model = self.put_styles(lora)
+        text = self.put("CLIPTextEncode", 4, "Prompt", clip=checkpoint._replace(slot=1), text=request.prompt)
+        positive, size = self.put_content(text, vae)
+        guided = self.put("FluxGuidance", 4, conditioning=positive, guidance=request.guidance)
+        nothing = self.put("ConditioningZeroOut", 4, conditioning=text)
+        latent = self.put("EmptySD3LatentImage", 5, **size, batch_size=request.images)
+        high, low = shifts(request.schedule)
+        timing = f'Schedule "{request.schedule}"'
+        timed = self.put("ModelSamplingFlux", 5, timing, model=model, max_shift=high, base_shift=low, **size)
+        sampling: dict[str, Any] = {"seed": request.seed or 0, "steps": request.steps, "cfg": 1.0, "denoise": 1.0}
+        sampling |= {"sampler_name": "euler", "scheduler": "simple", "negative": nothing, "latent_image": latent}
+        sampled = self.put("KSampler", 5, model=timed, positive=guided, **sampling)
+        decoded = self.put("VAEDecode", 6, samples=sampled, vae=vae)
+        self.put("SaveImage", 6, images=decoded, filename_prefix="USO")
+
+    def put(self, kind: str, column: int, title: str | None = None, **inputs: object) -> _Output:
+        """Places a node; returns its first output. Its inputs come out in the class's own order."""
+        named = {one.name: inputs[one.name] for one in SIGNATURES[kind].inputs if one.extra is None}
+        self.placed.append(_Placed(kind, column, named, title))
+        return _Output(len(self.placed), 0)
+
+    def put_styles(self, model: _Output) -> _Output:
+        """The model with every style applied, the first one next to the loader."""
+        if not self.request.styles:
+            return model
+        patch = self.put("ModelPatchLoader", 0, name=self.files["projector"])
+        vision = self.put("CLIPVisionLoader", 0, clip_name=self.files["siglip"])
+        for number, style in enumerate(self.request.styles, 1):
+            image = self.put("LoadImage", 2, f"Style image {number}", image=_name(style, f"style{number}.png"))
+            seen = self.put("CLIPVisionEncode", 3, clip_vision=vision, image=image, crop="none")
+            model = self.put("USOStyleReference", 3, model=model, model_patch=patch, clip_vision_output=seen)
+        return model
+
+    def put_content(self, positive: _Output, vae: _Output) -> tuple[_Output, dict[str, Any]]:
+        """The conditioning with the content image, and the result's width and height, by number or by link."""
+        request = self.request
+        size: dict[str, Any] = {"width": request.width, "height": request.height}
+        if request.content is None:
+            return positive, size
+        image = self.put("LoadImage", 1, "Content image", image=_name(request.content, "content.png"))
+        scale = "ImageScaleToMaxDimension"
+        lanczos: dict[str, Any] = {"image": image, "upscale_method": "lanczos"}
+        scaled = self.put(scale, 1, "Content size", **lanczos, largest_size=request.content_size)
+        latent = self.put("VAEEncode", 1, pixels=scaled, vae=vae)
+        positive = self.put("ReferenceLatent", 4, conditioning=positive, latent=latent)
+        method: dict[str, Any] = {
+            "reference_latents_method": "uxo/uno"
+        }  # ComfyUI's name for the offsets of UNO and USO
+        positive = self.put("FluxKontextMultiReferenceLatentMethod", 4, conditioning=positive, **method)
+        if request.keep_size:
+            kept = self.put(scale, 1, "Size of the result", **lanczos, largest_size=KEPT_LONG_SIDE)
+            measured = self.put("GetImageSize", 1, image=kept)
+            size = {"width": measured, "height": measured._replace(slot=1)}
+        return positive, size
+
+
+def _name(picture: Picture, otherwise: str) -> str:
+    return file_name(picture.name) or otherwise
+
+
+def _laid_out(sheet: list[_Placed], control: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The frontend's nodes, without links, in columns; and a titled group around each column."""
+    nodes: list[dict[str, Any]] = []
+    columns = sorted({placed.column for placed in sheet})
+    bottoms = dict.fromkeys(columns, 0)
+    for order, placed in enumerate(sheet):
+        signature = SIGNATURES[placed.kind]
+        inputs = [one for one in signature.inputs if one.extra is None]
+        height = TALL.get(placed.kind, ROW_HEIGHT * max(len(inputs), len(signature.outputs)) + GAP)
+        x, y = columns.index(placed.column) * COLUMN_WIDTH, bottoms[placed.column]
+        bottoms[placed.column] = y + height + TITLE_HEIGHT + GAP
+        values: list[object] = []
+        for one in signature.inputs:
+            if one.widget:
+                value = one.extra or placed.inputs[one.name]
+                values.append(KEPT_LONG_SIDE if isinstance(value, _Output) else value)
+                values += [control] if one.control else []
+        nodes.append(
+            {
+                "id": order + 1,
+                "type": placed.kind,
+                "pos": [x, y],
+                "size": [NODE_WIDTH, height],
+                "flags": {},
+                "order": order,
+                "mode": 0,
+                "inputs": [_slot(one.name, one.type, one.widget) for one in inputs],
+                "outputs": [{"name": name, "type": kind, "links": []} for name, kind in signature.outputs],
+                "properties": {"cnr_id": "comfy-core", "Node name for S&R": placed.kind, **_downloads(values)},
+                "widgets_values": values,
+                **({"title": placed.title} if placed.title else {}),
+            }
+        )
+    groups = [
+        {
+            "id": place + 1,
+            "title": COLUMNS[column],
+            "bounding": [place * COLUMN_WIDTH - 20, -90, NODE_WIDTH + 40, bottoms[column] + 90],
+            "color": "#3f789e",
+            "font_size": 24,
+            "flags": {},
+        }
+        for place, column in enumerate(columns)
+    ]
+    return nodes, groups
+
+
+def _slot(name: str, kind: str, widget: bool) -> dict[str, Any]:
+    return {"name": name, "type": kind, **({"widget": {"name": name}} if widget else {}), "link": None}
+
+
+def _downloads(values: list[object]) -> dict[str, Any]:
+    files = [value for value in values if isinstance(value, str) and value in DOWNLOADS]
+    rows = ((file, *DOWNLOADS[file]) for file in files)
+    models = [{"name": file, "url": f"{url}/{file}", "directory": folder} for file, folder, url in rows]
+    return {"models": models} if models else {}
+
+
+def _note(request: GenerationRequest, key: int) -> dict[str, Any]:
+    """A note on the canvas: what to do first, and what ComfyUI does otherwise."""
+    pictures = [_name(request.content, "content.png")] if request.content else []
+    pictures += [_name(style, f"style{number}.png") for number, style in enumerate(request.styles, 1)]
+    lines = ["The same seed gives another picture than here: ComfyUI draws its noise on the CPU in float32."]
+    if pictures:
+        lines.insert(0, f"Put into ComfyUI's input folder, or choose in the nodes: {', '.join(pictures)}.")
+    if request.model not in TEMPLATE_MODELS:
+        lines.append(f"The model was {request.model}; the loader names {MODEL_FILES['checkpoint']} in its place.")
+    if request.content is not None:
+        lines.append("The content image was cropped to multiples of 16 pixels; ComfyUI crops to multiples of 8.")
+    if request.keep_size:
+        lines.append(f"The size follows the content image, its long side {KEPT_LONG_SIDE}; it was cropped to 16 there.")
+    if request.images > 1:
+        lines.append(f"The {request.images} images had running seeds; a batch in ComfyUI draws all from the one seed.")
+    if request.schedule == "uso":
+        lines.append("ModelSamplingFlux sets the schedule that USO's authors used; bypass it for ComfyUI's own.")
+    return {
+        "id": key,
+        "type": "MarkdownNote",
+        "pos": [-COLUMN_WIDTH, 0],
+        "size": [NODE_WIDTH, 300],
+        "flags": {},
+        "order": key - 1,
+        "mode": 0,
+        "inputs": [],
+        "outputs": [],
+        "title": "About this workflow",
+        "properties": {},
+        "widgets_values": ["\n\n".join(lines)],
+        "color": "#432",
+        "bgcolor": "#653",
+    }

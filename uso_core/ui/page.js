@@ -1,0 +1,24 @@
+() => {
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) document.querySelector("#generate").click();
+  });
+  // A PNG dropped beside the picture slots restores the settings in it; the slots keep their own drops.
+  const outside = (event) =>
+    event.dataTransfer && [...event.dataTransfer.types].includes("Files") && !event.target.closest(".slot");
+  document.addEventListener("dragover", (event) => {
+    document.body.classList.toggle("dropping", Boolean(outside(event)));
+    if (outside(event)) event.preventDefault();
+  });
+  document.addEventListener("dragleave", (event) => {
+    if (!event.relatedTarget) document.body.classList.remove("dropping");
+  });
+  document.addEventListener("drop", (event) => {
+    document.body.classList.remove("dropping");
+    const input = document.querySelector("input[type=file][accept*=json]");
+    if (!outside(event) || !input || !event.dataTransfer.files.length) return;
+    event.preventDefault();
+    input.files = event.dataTransfer.files;
+    input.dispatchEvent(new Event("change", { bubbles: true }));
+  });
+  document.body.dataset.script = "ready";
+}

@@ -1,0 +1,143 @@
+"""What was made: the image shown, the others of this visit, and what can be done with the one selected."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from uso_core.comfy import export_workflow, import_workflow, workflow_in_png_text
+from uso_core.errors import UsoError
+from uso_core.history import History
+from uso_core.metadata import png_texts
+from uso_core.ui import text
+from uso_core.ui.form import QUIET, STYLES, Form
+
+
+@dataclass(frozen=True)
+class Results:
+    """The components others write to: a run its image, seed and images made; the history the one selected."""
+
+    image: gr.Image
+    seed_used: gr.Number
+    made: gr.State  # paths of the run at work
+    selected: gr.State  # path of the image shown
+
+
+def build_results(form: Form, history: History) -> Results:
+    """Lays out the right side of the page and wires it to the form."""
+    image = gr.Image(
+        label="Result", type="filepath", format="png", interactive=False, height=480, elem_id="result",
+        buttons=["download", "fullscreen"],
+    )  # fmt: skip
+    with gr.Row(elem_id="actions"):
+        as_content, as_style, reuse, reuse_seed = (
+            gr.Button(label, size="sm", min_width=110)
+            for label in ("Use as content", "Use as style", "Reuse settings", "Reuse seed")
+        )
+    gallery = gr.Gallery(
+        label="Made in this visit", columns=6, height=140, allow_preview=False, object_fit="cover", buttons=[],
+        fit_columns=False, interactive=False, elem_id="visit",
+    )  # fmt: skip
+    with gr.Accordion("Settings of this image", open=False):
+        settings = gr.Textbox(label="Settings", lines=8, interactive=False, buttons=["copy"])
+    with gr.Accordion("Compare with the content image", open=False):
+        compare = gr.ImageSlider(label="Content and result", interactive=False, max_height=420, buttons=[])
+    with gr.Row():
+        seed_used = gr.Number(label="Seed used", interactive=False, precision=0)
+        restore = gr.UploadButton(
+            "Restore from PNG or ComfyUI workflow", file_types=[".png", ".json"], elem_id="restore", size="sm"
+        )
+        comfy = gr.DownloadButton("ComfyUI workflow", size="sm", interactive=False)
+        archive = gr.DownloadButton("Download all (zip)", size="sm", interactive=False)
+    results = Results(image, seed_used, gr.State([]), gr.State(None))
+    visit = gr.State([])
+
+    def collect(made: list[str], visit: list[str]) -> tuple[Any, ...]:
+        visit = [*visit, *(path for path in made if path not in visit)]
+        last = made[-1] if made else gr.skip()
+        return visit, last, visit[::-1], gr.DownloadButton(value=_zip(visit), interactive=bool(visit))
+
+    def choose(visit: list[str], event: gr.SelectData) -> tuple[str, str]:
+        path = visit[::-1][event.index]
+        return path, path
+
+    collected = results.made.change(
+        collect, [results.made, visit], [visit, results.selected, gallery, archive], **QUIET
+    )
+    chosen = gallery.select(choose, visit, [image, results.selected], **QUIET)
+    for change in (collected, chosen):
+        change.then(_describer(history), results.selected, [settings, compare, comfy], **QUIET)
+    _wire(form, results, history, as_content, as_style, reuse, reuse_seed, restore)
+    return results
+
+
+def _wire(
+    form: Form, results: Results, history: History, as_content: gr.Button, as_style: gr.Button,
+    reuse: gr.Button, reuse_seed: gr.Button, restore: gr.UploadButton,
+) -> None:  # fmt: skip
+    styles = [form[f"style_{number}"] for number in range(1, STYLES + 1)]
+
+    def into_style(path: str | None, *slots: str | None) -> list[Any]:
+        free = next((index for index, slot in enumerate(slots) if not slot), 0)
+        return [path if path and index == free else gr.skip() for index in range(STYLES)]
+
+    def put_back(path: str | None) -> list[Any]:
+        if not path:
+            return [*([gr.skip()] * len(form.order)), {"text": text.NOTHING_SELECTED, "percent": 0}]
+        try:
+            workflow = _workflow(Path(path))
+            if workflow is not None:
+                found = import_workflow(workflow)
+                words = text.imported(found.content, found.styles, found.notes)
+                return [*form.imported(found), {"text": words, "percent": 0}]
+            request, kept, lost = history.restore(Path(path))
+        except UsoError as error:
+            raise gr.Error(str(error), duration=None, title=text.PLEASE_CHANGE, print_exception=False) from None
+        return [*form.updates(request, kept), {"text": text.restored(lost), "percent": 0}]
+
+    as_content.click(lambda path: path or gr.skip(), results.selected, form["content"], **QUIET)
+    as_style.click(into_style, [results.selected, *styles], styles, **QUIET)
+    reuse.click(put_back, results.selected, [*form.order, form.status], **QUIET)
+    reuse_seed.click(lambda seed: seed if seed else gr.skip(), results.seed_used, form["seed"], **QUIET)
+    restore.upload(put_back, restore, [*form.order, form.status], **QUIET)
+
+
+def _describer(history: History) -> Any:
+    def describe(path: str | None) -> tuple[str, Any, Any]:
+        if not path:
+            return "", None, gr.DownloadButton(interactive=False)
+        try:
+            request, kept, _ = history.restore(Path(path))
+        except UsoError as error:
+            return str(error), None, gr.DownloadButton(interactive=False)
+        content = kept.get(request.content.sha256) if request.content else None
+        workflow = Path(tempfile.mkdtemp()) / f"{Path(path).stem}.comfyui.json"
+        workflow.write_text(json.dumps(export_workflow(request)), encoding="utf-8")
+        sides = (str(content), path) if content else None
+        return text.settings(request), sides, gr.DownloadButton(value=str(workflow), interactive=True)
+
+    return describe
+
+
+def _workflow(path: Path) -> str | None:
+    """The ComfyUI workflow in a JSON file or a PNG's text; None where there is none."""
+    if path.suffix.lower() == ".json":
+        return path.read_text(encoding="utf-8", errors="replace")
+    return workflow_in_png_text(png_texts(path))
+
+
+def _zip(paths: list[str]) -> str | None:
+    """An archive of the images, stored as they are: PNG does not shrink further."""
+    if not paths:
+        return None
+    target = Path(tempfile.mkdtemp()) / "uso.zip"
+    with zipfile.ZipFile(target, "w") as archive:
+        for path in filter(Path.is_file, map(Path, paths)):
+            archive.write(path, path.name)
+    return str(target)
