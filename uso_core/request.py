@@ -34,10 +34,11 @@ FORMAT_VERSION = 1
 class Picture:
     """An input picture: RGB pixels with the name and hash by which a request refers to it.
 
-    `image` is None where a request was read back from a file: the picture itself does not travel with it.
+    Equal pictures have equal pixels, whatever they are called. `image` is None where a request was read back from a
+    file: the picture itself does not travel with it.
     """
 
-    name: str
+    name: str = field(compare=False)
     sha256: str
     image: Image.Image | None = field(default=None, compare=False, repr=False)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,14 @@ DESKTOP = {"width": 1280, "height": 900}
 OURS = ("127.0.0.1", "")  # data: and blob: addresses have no host
 
 OpenPage = Callable[..., Page]
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Waits for something that the page does not show."""
+    deadline = time.monotonic() + PATIENCE_MS / 1000
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

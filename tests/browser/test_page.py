@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
-from tests.browser.conftest import PATIENCE_MS, OpenPage
+from tests.browser.conftest import OpenPage, eventually
 from tests.test_app import Served
 from uso_core.metadata import read_request
 from uso_core.request import GenerationRequest
@@ -115,14 +114,6 @@ def expect_picture(page: Page) -> None:
 def of_seed(app: Served, seed: int) -> list[Path]:
     """The PNGs in the output folder that were made with a seed."""
     return [path for path in app.results if read_request(path).seed == seed]
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    """Waits for something that the page does not show."""
-    deadline = time.monotonic() + PATIENCE_MS / 1000
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def pictures(folder: Path) -> dict[str, Path]:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import OpenPage
+from tests.browser.conftest import OpenPage, eventually
 from tests.test_app import Served, pixels, serve
 from uso_core.comfy import export_workflow
 from uso_core.images import open_picture
@@ -61,6 +61,7 @@ def generate(page: Page, served: Served, prompt: str) -> Path:
     before = set(served.results)
     page.get_by_label("Prompt").fill(prompt)
     press(page, "Generate")
+    eventually(lambda: len(set(served.results) - before) == 1)
     expect(page.locator("#status")).to_contain_text("Done in")
     (made,) = set(served.results) - before
     expect(page.locator("#visit img")).not_to_have_count(0)
