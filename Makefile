@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint clean
+.PHONY: run test lint train-tiny clean
 
 run: $(VENV)/.ready
 	$(BIN)/python app.py
@@ -16,12 +16,25 @@ lint: $(VENV)/.ready-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The embedded model from nothing: hours on a CPU, and every stage goes on where it was stopped.
+RUN ?= output/uso-tiny
+VAE_STEPS ?= 2800
+STEPS ?= 40000
+train-tiny: $(VENV)/.ready-test
+	$(BIN)/python -m training.data --out $(RUN)
+	$(BIN)/python -m training.vae --run $(RUN) --steps $(VAE_STEPS)
+	$(BIN)/python -m training.vae --run $(RUN) --encode
+	$(BIN)/python -m training.train --run $(RUN) --steps $(STEPS) --decay $$(($(STEPS) / 4))
+	$(BIN)/python -m training.measure --run $(RUN)
+	$(BIN)/python -m training.evaluate --run $(RUN)
+	$(BIN)/python -m training.release --run $(RUN) --to $(RUN)/release
+
 $(VENV)/.ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-$(VENV)/.ready-test: $(VENV)/.ready requirements-test.txt
+$(VENV)/.ready-test: $(VENV)/.ready requirements-test.txt training/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	@touch $@
 

@@ -1,0 +1,206 @@
+"""The recipe of the embedded model: the world draws what it says, and training is repeatable."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from training import checkpoint, data, export, latent_cache, world
+from training.batches import MODE_CHANCE, BatchMaker, RecordStore
+from training.lora import Lora, fused
+from training.model import Conditions, Shape, TinyUso, build_transformer
+from training.release import release
+from training.text import TEXT_TOKENS, read_words
+from training.train import Plan, Training, load_model, save_model
+from training.vae import build_vae
+from training.world.prompts import COLOUR_WORDS, KIND_WORDS, SCENE_WORDS, disturb
+from training.world.specs import MOODS, SUBJECTS, TECHNIQUES, is_held_out
+from uso_core.catalog import EMBEDDED_FILES
+from uso_core.engine import assemble
+from uso_core.settings import Settings
+
+SMALL = Shape(heads=1, head_size=32, doubles=1, singles=1, rank=4)
+
+
+def picture(seed: int = 5, kind: str = "mug", scene: str = "plain") -> world.Picture:
+    rng = np.random.default_rng(seed)
+    return world.Picture(world.draw_subject(rng, kind=kind), world.draw_pose(rng), world.draw_scene(rng, scene))
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES)
+def test_a_seed_draws_the_same_picture_in_every_format(technique: str) -> None:
+    style = world.draw_style(np.random.default_rng(3), technique)
+    for height, width in data.FORMATS:
+        first = world.render(picture(scene="beach"), style, height, width)
+        assert first.shape == (height, width, 3)
+        assert np.array_equal(first, world.render(picture(scene="beach"), style, height, width))
+
+
+@pytest.mark.parametrize("kind", SUBJECTS)
+def test_the_subject_is_drawn_where_the_mask_says_in_its_own_colour(kind: str) -> None:
+    spec = picture(kind=kind)
+    spec = replace(spec, subject=replace(spec.subject, pattern="plain"))
+    drawing = world.draw(spec, 128, 128)
+    assert 0.08 < drawing.mask.mean() < 0.5
+    colours = world.render(spec)[drawing.mask].astype(int)
+    near = np.abs(colours - np.array(spec.subject.rgb)).max(1) < 12
+    assert near.mean() > 0.15
+    outside = world.render(spec)[~drawing.mask].astype(int)
+    assert (np.abs(outside - np.array(spec.scene.backdrop)).max(1) < 12).mean() > 0.95
+
+
+def test_moods_are_told_by_the_face() -> None:
+    spec = picture()
+    faces = [world.draw(replace(spec, subject=replace(spec.subject, mood=mood)), 128, 128).face for mood in MOODS]
+    assert all(face.sum() > 20 for face in faces)
+    assert all(np.abs(a - b).sum() > 10 for a, b in zip(faces, faces[1:], strict=False))
+
+
+def test_a_prompt_tells_its_picture() -> None:
+    for seed in range(40):
+        spec = picture(seed, SUBJECTS[seed % 12], "forest")
+        text = world.write_prompt(np.random.default_rng(seed), spec, detail=1.0)
+        assert any(word in text for word in KIND_WORDS[spec.subject.kind])
+        assert any(word in text for word in COLOUR_WORDS[spec.subject.colour])
+        assert any(word in text for word in SCENE_WORDS["forest"])
+    assert disturb(np.random.default_rng(0), "a red mug") != "a red mug"
+
+
+def test_records_are_repeatable_and_held_out_identities_are_kept_out() -> None:
+    data.make_record.cache_clear()
+    first = [data.make_record(seed, split) for seed in range(60) for split in ("train", "held_out")]
+    data.make_record.cache_clear()
+    assert first == [data.make_record(seed, split) for seed in range(60) for split in ("train", "held_out")]
+    for number, record in enumerate(first):
+        s = record.target.subject
+        assert is_held_out(s.kind, s.colour, s.second_colour, s.pattern, s.mood) == bool(number % 2)
+        assert record.target.subject == record.content.subject
+        assert record.other.subject.kind != s.kind
+
+
+def test_the_lora_has_the_published_names_and_adds_up() -> None:
+    torch.manual_seed(0)
+    transformer = build_transformer(SMALL)
+    lora = Lora(SMALL.width, 4 * SMALL.width, SMALL.doubles, SMALL.singles, SMALL.rank)
+    names = set(lora.state_dict())
+    assert "double_blocks.0.processor.qkv_lora1.down.weight" in names
+    assert lora.state_dict()["single_blocks.0.processor.proj_lora.down.weight"].shape == (4, 5 * SMALL.width)
+    for pair in lora.modules():
+        if hasattr(pair, "up"):
+            torch.nn.init.normal_(pair.up.weight)
+    block = lora.single_blocks[0].processor["qkv_lora"]
+    weights = fused(transformer, lora)
+    x = torch.randn(3, SMALL.width)
+    layer = transformer.single_transformer_blocks[0].attn.to_k
+    apart = layer(x) + block.up(block.down(x)).chunk(3, -1)[1]
+    merged = x @ weights["single_transformer_blocks.0.attn.to_k.weight"].T + layer.bias
+    assert torch.allclose(apart, merged, atol=1e-5)
+    assert len(weights) == 8 + 4  # q, k, v and proj of two streams; q, k, v and the second linear
+
+
+def test_a_fused_model_predicts_what_the_adapted_one_does() -> None:
+    torch.manual_seed(0)
+    model = TinyUso(SMALL)
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    with torch.no_grad():
+        text, pooled = model.encode_text(read_words(["a red mug", ""]))
+        style = model.encode_style(torch.randint(256, (2, 1, 128, 128, 3), dtype=torch.uint8))
+        x, reference, level = torch.randn(2, 16, 4, 6), torch.randn(2, 16, 4, 4), torch.rand(2)
+        adapted = model.velocity(x, level, level, Conditions(text, pooled, style, reference, True))
+        model.transformer.load_state_dict(model.adapted_weights(), strict=False)
+        merged = model.velocity(x, level, level, Conditions(text, pooled, style, reference, False))
+    assert torch.allclose(adapted, merged, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder with a few records and made-up latents."""
+    folder = tmp_path_factory.mktemp("run")
+    shard = data.Shard("train-000", 0, 8, 128, 128, "train")
+    data.render_shard(folder / "records", shard)
+    rng = np.random.default_rng(0)
+    for kind in data.KINDS:
+        latents = rng.standard_normal((8, 16, 16, 16)).astype(np.float16)
+        np.save(latent_cache.latents_path(folder, shard, kind), latents)
+    return folder
+
+
+def train(run: Path, steps: int) -> Training:
+    plan = Plan(steps, token_budget=400, guided_from=2)
+    training = Training(run, plan, BatchMaker(RecordStore(run), plan.token_budget), "cpu", SMALL)
+    training.resume()
+    return training
+
+
+def test_every_mode_trains_and_a_resumed_run_equals_an_uninterrupted_one(run: Path) -> None:
+    whole = train(run, 6)
+    modes = list(MODE_CHANCE)
+    losses = [whole.train_step(whole.maker.at(0, whole.step, mode)) for mode in modes]
+    assert torch.stack(losses).isfinite().all()
+    halves = train(run, 6)
+    for mode in modes[:4]:
+        halves.train_step(halves.maker.at(0, halves.step, mode))
+    halves.save()
+    resumed = train(run, 6)
+    assert resumed.step == 4
+    for mode in modes[4:]:
+        resumed.train_step(resumed.maker.at(0, resumed.step, mode))
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    for name, value in whole.ema.state_dict().items():
+        assert torch.equal(value, resumed.ema.state_dict()[name]), name
+
+
+def test_batches_drawn_ahead_are_the_same(run: Path) -> None:
+    maker = BatchMaker(RecordStore(run), 400)
+    ahead = maker.stream(seed=3, first=5, workers=1)
+    for step in (5, 6):
+        given, drawn = next(ahead), maker.at(3, step)
+        assert (given.mode, given.prompts) == (drawn.mode, drawn.prompts)
+        assert torch.equal(given.clean, drawn.clean)
+
+
+def test_a_saved_model_is_the_same_model(tmp_path: Path) -> None:
+    model = TinyUso(SMALL)
+    save_model(tmp_path / "joint.safetensors", model, {"step": 3})
+    again = load_model(tmp_path / "joint.safetensors")
+    assert checkpoint.read_facts(tmp_path / "joint.safetensors")["step"] == 3
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_words_are_whole_and_case_and_punctuation_do_not_matter() -> None:
+    model = TinyUso(SMALL)
+    told = [model.t5_tokenizer.tokenize(text) for text in ("A Red mug, on the BEACH!", "a red mug on the beach")]
+    assert told[0] == told[1] == ["▁a", "▁red", "▁mug", "▁on", "▁the", "▁beach"]
+    assert model.clip_tokenizer.tokenize("A Red mug") == ["a</w>", "red</w>", "mug</w>"]
+
+
+def test_a_released_model_is_what_was_trained_to_the_ordinary_loader(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = TinyUso(SMALL)
+    for parameter in model.parameters():  # a fresh LoRA and fresh modulations would be zero
+        torch.nn.init.normal_(parameter, std=0.05)
+    model.to(torch.bfloat16).float()  # so that the release rounds nothing but the fused weights
+    expected = model.transformer.state_dict() | fused(model.transformer, model.lora)
+    release(model, tmp_path)
+    export.export_vae(build_vae((32, 64, 96, 128), 0.7, 0.1), tmp_path / "ae.safetensors")
+    paths = {role: tmp_path / name for role, name in EMBEDDED_FILES.items()}
+    pipeline = assemble(paths, Settings(device="cpu", dtype="float32"), {}, lambda fraction, message: None)
+    for name, weight in pipeline.transformer.state_dict().items():
+        torch.testing.assert_close(weight, expected[name].detach(), rtol=1e-6, atol=1e-7)
+    assert pipeline.config.text_tokens == TEXT_TOKENS
+    assert pipeline.vae.config.scaling_factor == 0.7
+    words = "a sleepy red mug"
+    text, pooled = pipeline.encode_prompt(words)
+    read = read_words([words])
+    torch.testing.assert_close(text, model.t5.float()(input_ids=read.t5).last_hidden_state, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(pooled, model.clip.float()(input_ids=read.clip).pooler_output, rtol=1e-4, atol=1e-4)
+    image = pipeline(words, width=64, height=48, num_inference_steps=1, seed=1).images[0]
+    assert image.size == (64, 48)

@@ -1,0 +1,210 @@
+"""Batches for the joint training: one mode per batch, so that no sequence needs padding.
+
+mode      conditioned on                          learns to make
+text      prompt                                  target, plain, style or content picture (LoRA off)
+subject   content image, prompt                   plain or target
+style     style image, prompt                     target (or, roles exchanged, the style image from the target)
+both      content and style image, prompt         target
+layout    plain picture, style image, no prompt   target (sometimes an instruction instead of the style image)
+blend     two style images, plain or prompt       blend
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from . import world
+from .data import Record, Shard, list_shards, open_pictures
+from .latent_cache import latents_path, squash
+from .text import Words, read_words
+from .world.prompts import disturb, style_instruction
+
+MODE_CHANCE = {"text": 0.36, "subject": 0.20, "style": 0.14, "both": 0.16, "layout": 0.09, "blend": 0.05}
+# Tokens of one sample at 128 x 128 (32 text, 24 per style image, 64 per picture): a batch has a budget of tokens.
+MODE_TOKENS = {"text": 96, "subject": 160, "style": 120, "both": 184, "layout": 184, "blend": 176}
+SQUARE_CHANCE = 0.8
+EMPTY_PROMPT = 0.1  # of text batches: what "no condition" means, for guidance
+DISTURBED_PROMPT = 0.15
+LATENT_KINDS = ("target", "plain", "content", "style", "blend")
+VISION_KINDS = ("target", "style")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One mode's samples: normalised latents float16, style pictures uint8, small to move to a device."""
+
+    mode: str
+    prompts: list[str]
+    words: Words
+    clean: torch.Tensor  # (B, 16, h, w)
+    reference: torch.Tensor | None  # (B, 16, h', w')
+    style: torch.Tensor | None  # (B, N, 128, 128, 3)
+
+
+class RecordStore:
+    """All encoded shards of a split, held in memory so that an accelerator never waits."""
+
+    def __init__(self, run: Path, split: world.specs.Split = "train") -> None:
+        folder = run / "records"
+        self.shards = [
+            shard
+            for shard in list_shards(folder, split)
+            if all(latents_path(run, shard, kind).exists() for kind in LATENT_KINDS)
+        ]
+        if not self.shards:
+            raise FileNotFoundError(f"{folder}: no encoded {split} records; run training.data and training.vae first")
+        self.latents = {
+            (shard.name, kind): np.load(latents_path(run, shard, kind))
+            for shard in self.shards
+            for kind in LATENT_KINDS
+        }
+        self.vision = {
+            (shard.name, kind): squash(np.asarray(open_pictures(folder, shard, kind)))
+            for shard in self.shards
+            for kind in VISION_KINDS
+        }
+
+    def draw_shard(self, rng: np.random.Generator) -> Shard:
+        """A shard by chance, mostly square."""
+        square = [shard for shard in self.shards if shard.height == shard.width]
+        other = [shard for shard in self.shards if shard.height != shard.width]
+        chosen = (square or other) if rng.random() < SQUARE_CHANCE else (other or square)
+        return chosen[int(rng.integers(len(chosen)))]
+
+    def latent(self, shard: Shard, kinds: list[str], numbers: np.ndarray) -> torch.Tensor:
+        """float16 (B, 16, h, w): of each record the picture of its kind."""
+        rows = [self.latents[shard.name, kind][number] for kind, number in zip(kinds, numbers, strict=True)]
+        return torch.from_numpy(np.stack(rows))
+
+    def pictures(self, shard: Shard, kinds: list[str], numbers: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+        """uint8 (B, 128, 128, 3): what the vision tower sees, mirrored half of the time."""
+        rows = []
+        for kind, number in zip(kinds, numbers, strict=True):
+            picture = self.vision[shard.name, kind][number]
+            rows.append(picture[:, ::-1] if rng.random() < 0.5 else picture)
+        return torch.from_numpy(np.stack(rows))
+
+
+class BatchMaker:
+    """Draws batches from a store; a batch depends on the seed and the step alone."""
+
+    def __init__(self, store: RecordStore, token_budget: int) -> None:
+        self.store, self.token_budget = store, token_budget
+        self._modes = {"text": self._text, "subject": self._subject, "style": self._style,
+                       "both": self._both, "layout": self._layout, "blend": self._blend}  # fmt: skip
+
+    def draw(self, rng: np.random.Generator, mode: str | None = None) -> Batch:
+        """A batch by chance, of one shard and so of one format."""
+        mode = mode or str(rng.choice(list(MODE_CHANCE), p=list(MODE_CHANCE.values())))
+        shard = self.store.draw_shard(rng)
+        numbers = rng.integers(shard.count, size=max(1, self.token_budget // MODE_TOKENS[mode]))
+        return self._modes[mode](rng, shard, numbers)
+
+    def at(self, seed: int, step: int, mode: str | None = None) -> Batch:
+        """The batch of a step of a run."""
+        return self.draw(np.random.default_rng([seed, step, 1]), mode)  # a stream beside that of `chance`
+
+    def stream(self, seed: int, first: int, workers: int) -> Iterator[Batch]:
+        """The batches of all steps from `first` on; with workers, drawn ahead by as many forked processes."""
+        if workers == 0:
+            yield from (self.at(seed, step) for step in count(first))
+            return
+        loader = DataLoader(
+            _Steps(self, seed, first),
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=4,
+            multiprocessing_context="fork",
+        )
+        yield from loader
+
+    def _text(self, rng: np.random.Generator, shard: Shard, numbers: np.ndarray) -> Batch:
+        square = shard.height == shard.width  # content pictures are always square
+        chances = (0.3, 0.38, 0.2, 0.12) if square else (0.35, 0.42, 0.23, 0.0)
+        drawn = rng.choice(("target", "plain", "style", "content"), size=len(numbers), p=chances)
+        kinds = [str(kind) for kind in drawn]
+        prompts = []
+        for kind, number in zip(kinds, numbers, strict=True):
+            record = shard.record(int(number))
+            prompt = self._prompt(rng, record, kind, detail=0.9, name_style=kind in ("target", "style"))
+            prompts.append("" if rng.random() < EMPTY_PROMPT else prompt)
+        return Batch("text", prompts, read_words(prompts), self.store.latent(shard, kinds, numbers), None, None)
+
+    def _subject(self, rng: np.random.Generator, shard: Shard, numbers: np.ndarray) -> Batch:
+        kinds = ["target" if rng.random() < 0.35 else "plain" for _ in numbers]
+        prompts = [
+            self._prompt(rng, shard.record(int(number)), kind, detail=0.3, name_style=kind == "target")
+            for kind, number in zip(kinds, numbers, strict=True)
+        ]
+        reference = self.store.latent(shard, ["content"] * len(numbers), numbers)
+        return Batch("subject", prompts, read_words(prompts), self.store.latent(shard, kinds, numbers), reference, None)
+
+    def _style(self, rng: np.random.Generator, shard: Shard, numbers: np.ndarray) -> Batch:
+        made = ["target" if rng.random() < 0.6 else "style" for _ in numbers]
+        shown = ["style" if kind == "target" else "target" for kind in made]
+        prompts = [
+            self._prompt(rng, shard.record(int(number)), kind, detail=0.9, name_style=rng.random() < 0.1)
+            for kind, number in zip(made, numbers, strict=True)
+        ]
+        pictures = self.store.pictures(shard, shown, numbers, rng)[:, None]
+        return Batch("style", prompts, read_words(prompts), self.store.latent(shard, made, numbers), None, pictures)
+
+    def _both(self, rng: np.random.Generator, shard: Shard, numbers: np.ndarray) -> Batch:
+        prompts = [
+            self._prompt(rng, shard.record(int(number)), "target", detail=0.3, name_style=rng.random() < 0.1)
+            for number in numbers
+        ]
+        return Batch(
+            "both", prompts, read_words(prompts),
+            self.store.latent(shard, ["target"] * len(numbers), numbers),
+            self.store.latent(shard, ["content"] * len(numbers), numbers),
+            self.store.pictures(shard, ["style"] * len(numbers), numbers, rng)[:, None],
+        )  # fmt: skip
+
+    def _layout(self, rng: np.random.Generator, shard: Shard, numbers: np.ndarray) -> Batch:
+        instructed = rng.random() < 0.25  # the technique in words only; the palette is then a free choice
+        prompts = [style_instruction(rng, shard.record(int(number)).style) if instructed else "" for number in numbers]
+        pictures = None if instructed else self.store.pictures(shard, ["style"] * len(numbers), numbers, rng)[:, None]
+        return Batch(
+            "layout", prompts, read_words(prompts),
+            self.store.latent(shard, ["target"] * len(numbers), numbers),
+            self.store.latent(shard, ["plain"] * len(numbers), numbers),
+            pictures,
+        )  # fmt: skip
+
+    def _blend(self, rng: np.random.Generator, shard: Shard, numbers: np.ndarray) -> Batch:
+        kinds = ["style"] * len(numbers)
+        pictures = [self.store.pictures(shard, kinds, partner, rng) for partner in (numbers, numbers ^ 1)]
+        keep_layout = rng.random() < 0.5
+        prompts = [
+            "" if keep_layout else self._prompt(rng, shard.record(int(number)), "target", 0.9, False)
+            for number in numbers
+        ]
+        reference = self.store.latent(shard, ["plain"] * len(numbers), numbers) if keep_layout else None
+        clean = self.store.latent(shard, ["blend"] * len(numbers), numbers)
+        return Batch("blend", prompts, read_words(prompts), clean, reference, torch.stack(pictures, 1))
+
+    def _prompt(self, rng: np.random.Generator, record: Record, kind: str, detail: float, name_style: bool) -> str:
+        picture = {"style": record.other, "content": record.content}.get(kind, record.target)
+        text = world.write_prompt(rng, picture, record.style if name_style else None, detail)
+        return disturb(rng, text) if rng.random() < DISTURBED_PROMPT else text
+
+
+class _Steps(Dataset[Batch]):
+    """The steps of a run as a dataset, for torch's loader processes."""
+
+    def __init__(self, maker: BatchMaker, seed: int, first: int) -> None:
+        self.maker, self.seed, self.first = maker, seed, first
+
+    def __len__(self) -> int:
+        return 1 << 40
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.maker.at(self.seed, self.first + index)

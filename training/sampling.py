@@ -1,0 +1,52 @@
+"""From noise to latents for whole batches, on the schedule that the application uses."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from uso_core.model.latents import PIXELS_PER_LATENT, schedule_mu, schedule_tokens, unpack
+
+from .model import Conditions, TinyUso
+from .text import read_words
+
+DEFAULT_STEPS, DEFAULT_GUIDANCE = 16, 4.0
+
+
+def times(steps: int, height: int, width: int) -> list[float]:
+    """sigma of every step from 1 to 0, shifted as the pipeline's "uso" schedule does for a size in pixels."""
+    shift = math.exp(schedule_mu(schedule_tokens(width, height)))
+    return [shift / (shift + 1 / t - 1) if t > 0 else 0.0 for t in torch.linspace(1, 0, steps + 1).tolist()]
+
+
+@torch.no_grad()
+def sample(
+    model: TinyUso,
+    prompts: list[str],
+    height: int = 128,
+    width: int = 128,
+    reference: torch.Tensor | None = None,
+    style: torch.Tensor | None = None,
+    steps: int = DEFAULT_STEPS,
+    guidance: float = DEFAULT_GUIDANCE,
+    seed: int = 0,
+) -> torch.Tensor:
+    """Normalised latents float32 (B, 16, height / 8, width / 8); reference and style as in `Batch`."""
+    device = model.device
+    generator = torch.Generator().manual_seed(seed)
+    shape = (len(prompts), 16, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
+    x = torch.randn(shape, generator=generator).to(device)
+    schedule = times(steps, height, width)
+    with torch.autocast(device.type, torch.bfloat16):
+        text, pooled = model.encode_text(read_words(prompts))
+        tokens = None if style is None else model.encode_style(style)
+        reference = None if reference is None else reference.to(device)
+        conditions = Conditions(text, pooled, tokens, reference, adapted=True)  # fused in every mode, as released
+        weights = model.adapted_weights()
+        level = torch.full((len(prompts),), guidance, device=device)
+        for now, following in zip(schedule[:-1], schedule[1:], strict=True):
+            time = torch.full((len(prompts),), now, device=device)
+            velocity = model.velocity(x, time, level, conditions, weights)
+            x = x + (following - now) * unpack(velocity.float(), height, width)
+    return x

@@ -1,0 +1,268 @@
+"""Joint training of base, LoRA, projector, vision tower and text encoders by flow matching.
+
+    python -m training.train --run FOLDER --steps N        # trains, or goes on where it was stopped
+    python -m training.train --run FOLDER --steps N --decay M   # the last M of N steps anneal the rate to zero
+
+The paper's three stages (base, style alignment, content-style disentanglement) run interleaved, one mode per batch.
+Text-only batches leave the LoRA out, so the base stays a complete text-to-image model, and all saved parts are
+separable exactly as USO's are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import signal
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from uso_core.model.latents import pack
+
+from . import checkpoint
+from .batches import Batch, BatchMaker, RecordStore
+from .model import PUBLISHED, Conditions, Shape, TinyUso
+from .muon import Muon
+from .text import read_words
+
+log = logging.getLogger(__name__)
+
+MUON_RATE, ADAM_RATE = 5e-3, 1.5e-3
+WARMUP_STEPS = 100
+EMA_DECAY = 0.999
+TIME_MEAN, TIME_SPREAD, TIME_UNIFORM = 0.3, 1.0, 0.1  # logit-normal, and the share drawn evenly
+LOWEST_GUIDANCE, HIGHEST_GUIDANCE = 1.0, 7.0
+GUIDANCE_GAIN = 0.5  # how much further from the unconditional velocity one unit of guidance leads
+GUIDED_SHARE = 0.5  # of the steps that learn guidance at all; the others learn guidance 1, which is none
+ADAPTED_TEXT = 0.5  # share of text-only batches with the LoRA on: the application has it fused in every mode
+MATRIX_HOMES = ("transformer_blocks", "encoder.layers", "encoder.block")  # where Muon steps; AdamW does the rest
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how."""
+
+    steps: int
+    decay: int = 0  # the last steps, in which the rate falls to zero
+    token_budget: int = 4608
+    guided_from: int = 1_000_000_000  # the step from which guidance is learnt; before, the number is noise
+    rate: float = 1.0  # factor on both rates, for other batch sizes
+    workers: int = 0  # processes that draw batches ahead
+    seed: int = 0
+
+
+def split_parameters(model: TinyUso) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Matrices inside blocks (for Muon) and everything else (for AdamW): embeddings, norms, projections, LoRA."""
+    matrices, rest = [], []
+    for name, parameter in model.named_parameters():
+        inside = any(home in name for home in MATRIX_HOMES) and "relative_attention" not in name
+        (matrices if inside and parameter.dim() == 2 and not name.startswith("lora.") else rest).append(parameter)
+    return matrices, rest
+
+
+class Training:
+    """One run."""
+
+    def __init__(self, run: Path, plan: Plan, maker: BatchMaker, device: str, shape: Shape = PUBLISHED) -> None:
+        self.run, self.plan, self.maker, self.device = run, plan, maker, device
+        torch.manual_seed(plan.seed)
+        self.model = TinyUso(shape).to(device)
+        self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
+        matrices, rest = split_parameters(self.model)
+        self.optimizers = (
+            Muon(matrices, lr=MUON_RATE, weight_decay=0.02),
+            torch.optim.AdamW(rest, lr=ADAM_RATE, betas=(0.9, 0.97), weight_decay=0.01),
+        )
+        self.step = 0
+        self.samples = 0
+
+    def resume(self, name: str = "joint_state.pt") -> None:
+        """Take up a checkpoint of the run, if there is one."""
+        state = checkpoint.load_state(self.run / name, self.device)
+        if state is None:
+            return
+        self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step, self.samples = state["step"], state["samples"]
+        log.info("resumed at step %d, %d samples", self.step, self.samples)
+
+    def save(self, name: str = "joint_state.pt") -> None:
+        """Everything that `resume` needs, and the averaged weights for evaluation and export."""
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        state = {"model": self.model.state_dict(), "ema": self.ema.state_dict(), "optimizers": optimizers,
+                 "step": self.step, "samples": self.samples}  # fmt: skip
+        checkpoint.save_state(self.run / name, state)
+        save_model(self.run / "joint.safetensors", self.ema, {"step": self.step, "samples": self.samples})
+
+    def rate_factor(self) -> float:
+        """Warm-up, a plateau, then linear to zero over the plan's decay."""
+        left = self.plan.steps - self.step
+        decay = min(1.0, left / self.plan.decay) if self.plan.decay else 1.0
+        return min(1.0, (self.step + 1) / WARMUP_STEPS) * decay
+
+    def conditions(self, model: TinyUso, batch: Batch, adapted: bool = True) -> Conditions:
+        """Encode what a batch is conditioned on; `adapted` False leaves the LoRA out, for text-only batches."""
+        text, pooled = model.encode_text(batch.words)
+        style = None if batch.style is None else model.encode_style(batch.style)
+        reference = None if batch.reference is None else batch.reference.to(self.device).float()
+        return Conditions(text, pooled, style, reference, adapted)
+
+    def loss(self, batch: Batch, rng: np.random.Generator) -> torch.Tensor:
+        """Squared error of the velocity, guided by the averaged model once the plan says so."""
+        count = len(batch.prompts)
+        uniform = rng.random(count) < TIME_UNIFORM
+        logits = rng.normal(TIME_MEAN, TIME_SPREAD, count)
+        drawn = np.where(uniform, rng.random(count), 1 / (1 + np.exp(-logits))).clip(0.001, 0.999)
+        times = torch.tensor(drawn, dtype=torch.float32, device=self.device)
+        told, guided = self.step >= self.plan.guided_from, rng.random() < GUIDED_SHARE
+        levels = rng.uniform(LOWEST_GUIDANCE, HIGHEST_GUIDANCE, count)
+        if told and not guided:
+            levels[:] = LOWEST_GUIDANCE
+        guidance = torch.tensor(levels, dtype=torch.float32, device=self.device)
+        clean = batch.clean.to(self.device).float()
+        noise = torch.randn_like(clean)
+        level = times[:, None, None, None]
+        noisy = (1 - level) * clean + level * noise
+        target = pack(noise - clean)  # (B, S, 64)
+        with torch.autocast(self.device, torch.bfloat16):
+            if told and guided:
+                target = target + self.guidance_offset(batch, noisy, times, guidance)
+            adapted = batch.mode != "text" or rng.random() < ADAPTED_TEXT
+            velocity = self.model.velocity(noisy, times, guidance, self.conditions(self.model, batch, adapted))
+        return F.mse_loss(velocity.float(), target)
+
+    @torch.no_grad()
+    def guidance_offset(
+        self, batch: Batch, noisy: torch.Tensor, times: torch.Tensor, guidance: torch.Tensor
+    ) -> torch.Tensor:
+        """What classifier-free guidance would add, by the averaged model at guidance 1: (B, S, 64).
+
+        The unconditional velocity is that of an empty prompt.
+        """
+        lowest = torch.full_like(guidance, LOWEST_GUIDANCE)
+        told = self.ema.velocity(noisy, times, lowest, self.conditions(self.ema, batch))
+        text, pooled = self.ema.encode_text(read_words([""] * len(batch.prompts)))
+        untold = self.ema.velocity(noisy, times, lowest, Conditions(text, pooled, None, None, adapted=True))
+        gain = (GUIDANCE_GAIN * (guidance - LOWEST_GUIDANCE))[:, None, None]
+        return gain * (told.float() - untold.float())
+
+    def train_step(self, batch: Batch) -> torch.Tensor:
+        """One update; returns the loss. What a mode does not use keeps still."""
+        rng = checkpoint.chance(self.plan.seed, self.step)
+        factor = self.rate_factor() * self.plan.rate
+        for optimizer, rate in zip(self.optimizers, (MUON_RATE, ADAM_RATE), strict=True):
+            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+        loss = self.loss(batch, rng)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.step += 1
+        self.samples += len(batch.prompts)
+        self.update_average()
+        return loss.detach()
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Move the averaged weights; a young average follows faster."""
+        decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
+        for average, parameter in zip(self.ema.parameters(), self.model.parameters(), strict=True):
+            average.lerp_(parameter, 1 - decay)
+
+    def run_all(self, log_every: int = 50, save_minutes: float = 4, sheet_minutes: float = 20) -> None:
+        """Train to the plan's last step with logs, checkpoints and contact sheets; asked to end, save and leave."""
+        began, first_step, first_sample = time.monotonic(), self.step, self.samples
+        saved = drawn = began
+        asked_to_end: list[int] = []
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda received, _: asked_to_end.append(received))
+        losses: dict[str, list[torch.Tensor]] = defaultdict(list)
+        batches = self.maker.stream(self.plan.seed, self.step, self.plan.workers)
+        while self.step < self.plan.steps and not asked_to_end:
+            batch = next(batches)
+            losses[batch.mode].append(self.train_step(batch))
+            last = self.step == self.plan.steps or bool(asked_to_end)
+            now = time.monotonic()
+            if self.step % log_every == 0 or last:
+                seconds = now - began
+                left = seconds / (self.step - first_step) * (self.plan.steps - self.step) / 60
+                means = {mode: round(float(torch.stack(seen).mean()), 3) for mode, seen in sorted(losses.items())}
+                losses.clear()
+                entry = {"step": self.step, "samples": self.samples, **means, "rate": round(self.rate_factor(), 3),
+                         "samples_per_second": round((self.samples - first_sample) / seconds, 1),
+                         "minutes_left": round(left, 1)}  # fmt: skip
+                log.info("%s", entry)
+                checkpoint.append_log(self.run / "joint.jsonl", entry)
+            if self.plan.decay and self.step == self.plan.steps - self.plan.decay:
+                self.save("joint_plateau.pt")  # what a longer run should start from
+            if now - saved > 60 * save_minutes or last:
+                self.save()
+                saved = now
+            if now - drawn > 60 * sheet_minutes or self.step == self.plan.steps:
+                drawn = now
+                from .sheet import progress_sheet
+
+                progress_sheet(self.ema, self.run, self.run / f"sheet_{self.step:07d}.png")
+
+
+def save_model(path: Path, model: TinyUso, facts: dict[str, object]) -> None:
+    """All parts in one safetensors file, keys "t5.", "clip.", "siglip.", "projector.", "transformer.", "lora."."""
+    checkpoint.save_tensors(path, unshared(model), {"shape": asdict(model.shape), **facts})
+
+
+def unshared(model: TinyUso) -> dict[str, torch.Tensor]:
+    """The state dict with T5's tied embedding once."""
+    return {name: value for name, value in model.state_dict().items() if name != "t5.encoder.embed_tokens.weight"}
+
+
+def load_model(path: Path) -> TinyUso:
+    """What `save_model` wrote, ready to evaluate."""
+    facts = checkpoint.read_facts(path)
+    model = TinyUso(Shape(**facts["shape"]))
+    tensors = checkpoint.load_tensors(path)
+    tensors["t5.encoder.embed_tokens.weight"] = tensors["t5.shared.weight"]
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Train uso-tiny jointly in all modes.")
+    parser.add_argument("--run", type=Path, required=True, help="folder of the run, with encoded records/ in it")
+    parser.add_argument("--steps", type=int, required=True, help="total, counted from the run's beginning")
+    parser.add_argument("--decay", type=int, default=0, help="how many of them anneal the rate to zero at the end")
+    parser.add_argument("--guided-from", type=int, default=Plan.guided_from, help="step from which guidance is learnt")
+    parser.add_argument("--token-budget", type=int, default=Plan.token_budget, help="tokens of one batch")
+    parser.add_argument("--start", default="joint_state.pt", help="checkpoint of the run to go on from")
+    parser.add_argument("--rate", type=float, default=Plan.rate, help="factor on the learning rates")
+    parser.add_argument("--workers", type=int, default=Plan.workers, help="processes that draw batches ahead")
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(2)
+    plan = Plan(arguments.steps, arguments.decay, arguments.token_budget, arguments.guided_from, arguments.rate,
+                arguments.workers)  # fmt: skip
+    maker = BatchMaker(RecordStore(arguments.run), plan.token_budget)
+    training = Training(arguments.run, plan, maker, arguments.device)
+    training.resume(arguments.start)
+    if arguments.device == "cpu":
+        from .fast_blocks import use_fast_blocks
+
+        for model in (training.model, training.ema):
+            use_fast_blocks(model.transformer, model.siglip)
+    training.run_all()
+
+
+if __name__ == "__main__":
+    main()
