@@ -328,7 +328,7 @@ def test_a_phone_shows_everything_without_scrolling_sideways(served: Served, ope
     page = open_page(served, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     press(page, "More ▼")
     press(page, "More styles ▼")
-    expect(page.get_by_label("Strength of style 4").first).to_be_visible()
+    expect(page.get_by_label("Style 4 strength").first).to_be_visible()
     prompt(page).fill("A boat on a lake")
     page.get_by_role("button", name="Generate").tap()
     expect_picture(page)

@@ -125,7 +125,7 @@ def test_skip_leaves_one_of_several_out(page, served):
 def test_a_dropped_png_restores_every_field_and_gives_the_same_pixels(page, served, open_page, drawing):
     upload(page, "Content image", drawing)
     upload(page, "Style image 1", drawing)
-    fill(page, "number input for Strength of style 1", 0.5)
+    fill(page, "number input for Style 1 strength", 0.5)
     fill(page, "Width", 96)
     fill(page, "Height", 64)
     fill(page, "Seed", 77)

@@ -110,12 +110,12 @@ def build_form(model: Model) -> Form:
     """Lays out the fields; the API's parameters are in the order of the returned form."""
     laid: dict[str, Any] = {}
     with gr.Row():
-        laid["content"], laid["content_strength"] = _slot("Content image", "the subject", "Strength of content")
-        laid["style_1"], laid["style_1_strength"] = _slot("Style image 1", "how it looks", "Strength of style 1")
-        laid["style_2"], laid["style_2_strength"] = _slot("Style image 2", "optional", "Strength of style 2")
+        laid["content"], laid["content_strength"] = _slot("Content image", "the subject", "Content strength")
+        laid["style_1"], laid["style_1_strength"] = _slot("Style image 1", "how it looks", "Style 1 strength")
+        laid["style_2"], laid["style_2_strength"] = _slot("Style image 2", "optional", "Style 2 strength")
     with gr.Accordion("More styles", open=False), gr.Row():
         for number in (3, 4):
-            slot = _slot(f"Style image {number}", "optional", f"Strength of style {number}")
+            slot = _slot(f"Style image {number}", "optional", f"Style {number} strength")
             laid[f"style_{number}"], laid[f"style_{number}_strength"] = slot
     mode = gr.Markdown(text.mode(False, 0, ""), elem_id="mode")
     laid["prompt"] = gr.Textbox(label="Prompt", placeholder=text.PROMPT_HINT, lines=2, max_lines=8)

@@ -37,7 +37,7 @@ def build_results(form: Form, history: History) -> Results:
     )  # fmt: skip
     with gr.Row(elem_id="actions"):
         as_content, as_style, reuse, reuse_seed = (
-            gr.Button(label, size="sm", min_width=110)
+            gr.Button(label, size="sm", min_width=80)
             for label in ("Use as content", "Use as style", "Reuse settings", "Reuse seed")
         )
     gallery = gr.Gallery(
