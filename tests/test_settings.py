@@ -72,7 +72,7 @@ def test_a_name_that_is_no_model():
 
 
 def test_without_files_the_embedded_model_is_chosen(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     settings = Settings(weights=str(tmp_path))
     model, reason = choose_model(settings)
     assert model.name == "uso-tiny"
@@ -111,6 +111,41 @@ def test_files_in_the_weights_folder_are_found(tmp_path):
     stock = take_stock(model, Settings(weights=str(tmp_path)))
     assert stock.complete
     assert stock.paths["vae"] == tmp_path / "FLUX.1-dev/ae.safetensors"
+
+
+@pytest.mark.parametrize("layout", ["original", "diffusers"])
+def test_the_hugging_face_cache_is_used_as_it_lies(tmp_path, monkeypatch, layout):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    model, settings = MODELS["flux-dev"], Settings(weights=str(tmp_path / "none"))
+    assert set(take_stock(model, settings).missing) == {file.role for file in model.files}
+    folders = {"transformer": "transformer", "vae": "vae"}
+    for file in model.files:
+        snapshot = cache_repository(tmp_path / "cache", file.repo)
+        if layout == "diffusers" and file.role in folders:
+            names = [f"{folders[file.role]}/config.json", f"{folders[file.role]}/diffusion_pytorch_model.safetensors"]
+        elif len(file.patterns) == 1:
+            names = [file.patterns[0]]
+        else:
+            folder = {"t5": "text_encoder_2/", "clip": "text_encoder/"}.get(file.role, "")
+            names = [f"{folder}config.json", f"{folder}model.safetensors"]
+        for name in names:
+            (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+            (snapshot / name).write_bytes(b"{}")
+    stock = take_stock(model, settings)
+    assert stock.complete, stock.missing
+    assert stock.paths["vae"].name == {"original": "ae.safetensors", "diffusers": "vae"}[layout]
+    assert stock.paths["t5"].name == "text_encoder_2"
+    assert choose_model(settings)[0] is model
+
+
+def cache_repository(cache: Path, repo: str) -> Path:
+    """The snapshot folder of a repository in a Hugging Face cache, as the client lays it out."""
+    root = cache / f"models--{repo.replace('/', '--')}"
+    (root / "refs").mkdir(parents=True, exist_ok=True)
+    (root / "refs" / "main").write_text("0123456789abcdef0123456789abcdef01234567")
+    snapshot = root / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
+    snapshot.mkdir(parents=True, exist_ok=True)
+    return snapshot
 
 
 def test_a_download_that_was_broken_off_does_not_count(tmp_path):

@@ -152,13 +152,17 @@ def outline_agreement(picture: np.ndarray, edges: np.ndarray) -> float:
 
 
 def train_measurer(run: Path, steps: int, batch: int = 64, seed: int = 3) -> Measurer:
-    """Train on the square training records."""
+    """Train on the square training records, or go on where it was stopped."""
     shards = [shard for shard in list_shards(run / "records", "train") if shard.height == shard.width]
     pictures = {(s.name, kind): open_pictures(run / "records", s, kind) for s in shards for kind in _KINDS}
     torch.manual_seed(seed)
     measurer = Measurer().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(measurer.parameters(), lr=2e-3, weight_decay=0.02)
-    for step in range(steps):
+    state = checkpoint.load_state(run / "measurer_state.pt")
+    if state is not None:
+        measurer.load_state_dict(state["measurer"])
+        optimizer.load_state_dict(state["optimizer"])
+    for step in range(state["step"] if state else 0, steps):
         rng = checkpoint.chance(seed, step)
         shard = shards[int(rng.integers(len(shards)))]
         numbers = rng.integers(shard.count, size=batch)
@@ -176,6 +180,8 @@ def train_measurer(run: Path, steps: int, batch: int = 64, seed: int = 3) -> Mea
         optimizer.step()
         if (step + 1) % 100 == 0:
             log.info("step %d of %d, loss %.3f", step + 1, steps, float(loss))
+            done = {"measurer": measurer.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            checkpoint.save_state(run / "measurer_state.pt", done)
     checkpoint.save_tensors(run / "measurer.safetensors", measurer.state_dict())
     return measurer.eval()
 

@@ -11,6 +11,7 @@ from uso_core.catalog import EMBEDDED, EMBEDDED_FILES, MODELS, Model, WeightFile
 from uso_core.errors import WeightsError
 from uso_core.settings import ROOT, Settings, env_name
 
+ONE_FILE = ("lora", "projector")  # never a folder
 FLUX_FOLDERS = {"vae": "vae", "t5": "text_encoder_2", "clip": "text_encoder"}  # inside a diffusers folder of FLUX.1
 
 
@@ -93,9 +94,12 @@ def _find(file: WeightFile, settings: Settings, transformer: Path | None) -> Pat
     local = settings.weights_folder / file.local
     if local.is_file() if single else _holds(local):
         return local
-    cached = _cached(file.repo, file.patterns[0] if single else None)
-    if cached and (single or _holds(_inside(cached, file.role))):
-        return cached if single else _inside(cached, file.role)
+    cached = _cached(file.repo, file.patterns[0]) if single else None
+    if cached:
+        return cached
+    snapshot = _cached(file.repo, None)
+    if snapshot and file.role not in ONE_FILE and _holds(_inside(snapshot, file.role)):
+        return _inside(snapshot, file.role)
     return f"{file.role} (variable {variable}, {file.repo})"
 
 
