@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from uso_core.assembly import assemble
 from uso_core.catalog import get_model
 from uso_core.engine import (
     Cancelled,
@@ -25,9 +26,9 @@ from uso_core.engine import (
     Job,
     Loading,
     Queued,
+    Skipped,
     Step,
     Stop,
-    assemble,
 )
 from uso_core.errors import RequestError, SettingsError, UsoError, WeightsError
 from uso_core.images import open_picture
@@ -50,8 +51,8 @@ class RememberingEngine(Engine):
         super().__init__(settings)
         self._submitted: list[Job] = []
 
-    def submit(self, request: GenerationRequest) -> Job:
-        self._submitted.append(job := super().submit(request))
+    def submit(self, request: GenerationRequest, previews: bool = False) -> Job:
+        self._submitted.append(job := super().submit(request, previews))
         return job
 
     def clear(self) -> None:
@@ -149,13 +150,35 @@ def test_a_first_run_tells_of_loading_and_a_second_does_not() -> None:
         assert [type(event) for event in events] == [Encoding, *[Step] * 4, ImageReady, Done]
 
 
+def test_previews_are_an_eighth_of_the_size_and_change_no_pixel(engine: Engine) -> None:
+    watched = list(listen(engine.submit(SMALL, previews=True)))
+    previews = [event.preview for event in watched if isinstance(event, Step)]
+    assert [preview and preview.size for preview in previews] == [(8, 8)] * 4
+    assert len({preview.tobytes() for preview in previews if preview}) == 4
+    assert images_of(watched) == images_of(run(engine, SMALL))
+
+
+def test_skipping_leaves_one_image_out_and_goes_on(engine: Engine) -> None:
+    request = dataclasses.replace(SMALL, images=3)
+    job = engine.submit(request)
+    events: list[Event] = []
+    for event in job.events():
+        assert event is not None
+        events.append(event)
+        if isinstance(event, Step) and (event.image, event.step) == (2, 1):
+            job.skip()
+    assert [event.index for event in events if isinstance(event, Skipped)] == [1]
+    assert [event.result.seed - 7 for event in events if isinstance(event, ImageReady)] == [0, 2]
+    assert isinstance(events[-1], Done)
+
+
 def test_steps_count_up_and_say_how_long_is_left(engine: Engine) -> None:
     events = run(engine, dataclasses.replace(SMALL, images=2))
     steps = [event for event in events if isinstance(event, Step)]
     assert [(step.image, step.step) for step in steps] == [(image, step) for image in (1, 2) for step in (1, 2, 3, 4)]
     assert all((step.images, step.steps) == (2, 4) for step in steps)
     assert all(step.seconds_per_step > 0 for step in steps)
-    assert all(step.preview is not None and step.preview.size == (8, 8) for step in steps)
+    assert all(step.preview is None for step in steps)
     assert steps[0].seconds_left == pytest.approx(7 * steps[0].seconds_per_step)
     assert steps[-1].seconds_left == 0
 

@@ -16,7 +16,7 @@ from uso_core.settings import ROOT
 # although they stand on one floor are listed in APART.
 FLOORS = (
     ("app", "inference", "uso_core.ui", "training", "benchmarks", "weights"),
-    ("uso_core.engine", "uso_core.outputs", "uso_core.history"),
+    ("uso_core.engine", "uso_core.assembly", "uso_core.outputs", "uso_core.history"),
     ("uso_core.model.pipeline", "uso_core.loaders"),
     ("uso_core.memory", "uso_core.model.style", "uso_core.model.transformer"),
     ("uso_core.model.latents", "uso_core.model.preview", "uso_core.images", "uso_core.metadata", "uso_core.comfy"),

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.conftest import GOLDEN
-from uso_core.engine import assemble
+from uso_core.assembly import assemble
 from uso_core.images import prepare_content
 from uso_core.model import latents
 from uso_core.model.pipeline import USOPipeline

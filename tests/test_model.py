@@ -8,7 +8,7 @@ from diffusers import FluxTransformer2DModel
 from PIL import Image
 
 from tests.conftest import GOLDEN
-from uso_core.engine import assemble
+from uso_core.assembly import assemble
 from uso_core.errors import RequestError
 from uso_core.loaders.build import build_transformer
 from uso_core.model import latents

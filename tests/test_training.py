@@ -19,8 +19,8 @@ from training.train import Plan, Training, load_model, save_model
 from training.vae import build_vae
 from training.world.prompts import COLOUR_WORDS, KIND_WORDS, SCENE_WORDS, disturb
 from training.world.specs import MOODS, SUBJECTS, TECHNIQUES, is_held_out
+from uso_core.assembly import assemble
 from uso_core.catalog import EMBEDDED_FILES
-from uso_core.engine import assemble
 from uso_core.settings import Settings
 
 SMALL = Shape(heads=1, head_size=32, doubles=1, singles=1, rank=4)

@@ -15,21 +15,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from uso_core import images
 from uso_core.catalog import Model, get_model
-from uso_core.errors import InternalError, OutOfMemory, RequestError, SettingsError, UsoError, WeightsError
+from uso_core.errors import InternalError, OutOfMemory, RequestError, UsoError
 from uso_core.inventory import choose_model, take_stock
 from uso_core.request import GenerationRequest, Result
 from uso_core.settings import Settings
 
 if TYPE_CHECKING:
-    import torch
-
     from uso_core.model.pipeline import USOPipeline
 
 log = logging.getLogger(__name__)
@@ -120,8 +117,9 @@ class Skip(Exception):
 class Job:
     """One submitted request: its events, and the way to stop it."""
 
-    def __init__(self, request: GenerationRequest, engine: Engine) -> None:
+    def __init__(self, request: GenerationRequest, previews: bool, engine: Engine) -> None:
         self.request = request
+        self.previews = previews
         self._engine = engine
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._cancelled = threading.Event()
@@ -185,10 +183,10 @@ class Engine:
         self._parts: dict[str, Any] = {}  # what a cancelled loading had already read, by role
         threading.Thread(target=self._work, name="engine", daemon=True).start()
 
-    def submit(self, request: GenerationRequest) -> Job:
-        """Queues a request; its seed is settled here. Raises what `check` raises."""
+    def submit(self, request: GenerationRequest, previews: bool = False) -> Job:
+        """Queues a request, its seed settled; with `previews` each step brings one. Raises what `check` raises."""
         self.check(request)
-        job = Job(request.with_seed(), self)
+        job = Job(request.with_seed(), previews, self)
         with self._changed:
             self._waiting.append(job)
             self._tell_places()
@@ -300,117 +298,17 @@ class Engine:
             job._check()
             job._tell(Loading(fraction, message))
 
-        self._pipeline = assemble(paths, self.settings, self._parts, tell)
+        from uso_core.assembly import assemble
+
+        try:
+            self._pipeline = assemble(paths, self.settings, self._parts, tell)
+        except Stop:
+            raise  # what was read so far serves the next request
+        except BaseException:
+            self._parts, self._loaded = {}, None
+            raise
         self._parts = {}
         return self._pipeline, model
-
-
-def assemble(
-    paths: dict[str, Path], settings: Settings, parts: dict[str, Any], tell: Callable[[float, str], None]
-) -> USOPipeline:
-    """The pipeline out of the files of each role, on its device.
-
-    `parts` keeps what is read, by role, so that a loading that was stopped goes on where it was; `tell` is called
-    with the fraction of bytes read and a sentence, and may raise to stop.
-    """
-    import torch
-
-    from uso_core.loaders import build, encoders
-    from uso_core.model.pipeline import USOPipeline
-
-    device = choose_device(settings.device)
-    dtype = choose_dtype(settings.dtype, device)
-    builders: dict[str, Callable[[build.Progress], Any]] = {
-        "projector": lambda progress: build.build_projector(paths["projector"], torch.float32),
-        "vae": lambda progress: build.build_vae(paths["vae"], dtype, progress),
-        "clip": lambda progress: encoders.build_clip(paths["clip"], dtype),
-        "siglip": lambda progress: encoders.build_siglip(paths["siglip"], torch.float32),
-        "transformer": lambda progress: build.build_transformer(paths["transformer"], paths["lora"], dtype, progress),
-        "t5": lambda progress: encoders.build_t5(paths["t5"], dtype),
-    }
-    sizes = {role: _bytes(paths[role]) for role in builders}
-    total, read = sum(sizes.values()), 0
-    for role, make in builders.items():
-
-        def progress(fraction: float, role: str = role, read: int = read) -> None:
-            done = (read + fraction * sizes[role]) / total
-            tell(done, f"reading {role}, {fraction:.0%}")
-
-        if role not in parts:
-            progress(0.0)
-            parts[role] = make(progress)
-        read += sizes[role]
-    check_fit(parts, paths)
-    tell(1.0, f"placing the model on {device}")
-    (clip, clip_tokenizer), (t5, t5_tokenizer) = parts["clip"], parts["t5"]
-    siglip, processor = parts["siglip"]
-    pipeline = USOPipeline(
-        parts["transformer"], parts["vae"], clip, clip_tokenizer, t5, t5_tokenizer, siglip, processor,
-        parts["projector"], build.build_scheduler(), build.text_tokens(paths["transformer"]),
-        build.preview_factors(paths["vae"]),
-    )  # fmt: skip
-    if settings.offload and device.type == "cuda":
-        pipeline.enable_model_cpu_offload(device=device)
-        return pipeline
-    return pipeline.to(device)
-
-
-def check_fit(parts: dict[str, Any], paths: dict[str, Path]) -> None:
-    """Raises `WeightsError` naming two files where one does not feed the other: parts of different models."""
-    transformer, projector = parts["transformer"].config, parts["projector"].config
-    (clip, _), (t5, _), (siglip, processor) = parts["clip"], parts["t5"], parts["siglip"]
-    width = transformer.num_attention_heads * transformer.attention_head_dim
-    vision_tokens = (siglip.config.image_size // siglip.config.patch_size) ** 2
-    for one, other, what, given, needed in (
-        ("t5", "transformer", "text width", t5.config.d_model, transformer.joint_attention_dim),
-        ("clip", "transformer", "pooled width", clip.config.hidden_size, transformer.pooled_projection_dim),
-        ("vae", "transformer", "token channels", parts["vae"].config.latent_channels * 4, transformer.in_channels),
-        ("projector", "transformer", "width", projector.width, width),
-        ("siglip", "projector", "vision width", siglip.config.hidden_size, projector.vision_width),
-        ("siglip", "projector", "vision tokens", vision_tokens, projector.tokens_in),
-        ("siglip", "siglip", "image side", processor.size["height"], siglip.config.image_size),
-    ):
-        if given != needed:
-            raise WeightsError(
-                f"{paths[one]} has {what} {given}, {paths[other]} needs {needed}.", "Use parts of the same model."
-            )
-    layers = siglip.config.num_hidden_layers
-    if not all(-layers - 1 <= depth <= layers for depth in projector.depths):
-        raise WeightsError(
-            f"{paths['siglip']} has {layers} layers, {paths['projector']} reads depths {list(projector.depths)}.",
-            "Use parts of the same model.",
-        )
-
-
-def choose_device(name: str) -> torch.device:
-    """The device named, or for "auto" the best there is; raises `SettingsError` if it is not there."""
-    import torch
-
-    if name == "auto":
-        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device(found)
-    hint = "Use auto, cpu, cuda, cuda:N or mps."
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise SettingsError(f"The device {name!r} is not known.", hint) from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise SettingsError(f"The device {name!r} is not there: PyTorch sees {count} NVIDIA GPUs.", hint)
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise SettingsError("The device 'mps' is not there: this is no Apple GPU.", hint)
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise SettingsError(f"The device {name!r} is not supported.", hint)
-    return device
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype named, or for "auto" bfloat16 on NVIDIA GPUs and float32 elsewhere."""
-    import torch
-
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
 _SMALLER = "Choose a smaller size, start with --offload, or close other programs."
@@ -438,14 +336,8 @@ def _step_callback(job: Job, request: GenerationRequest, index: int) -> Callable
         times.append(time.perf_counter())
         recent = times[-6:]
         seconds = (recent[-1] - recent[0]) / (len(recent) - 1)
-        preview = pipeline.preview(tensors["denoised"], request.width, request.height)
+        preview = pipeline.preview(tensors["denoised"], request.width, request.height) if job.previews else None
         job._tell(Step(step + 1, request.steps, index + 1, request.images, seconds, preview))
         job._check()
 
     return callback
-
-
-def _bytes(path: Path) -> int:
-    """Bytes of a file, or of the weights in a folder; at least 1."""
-    files = path.glob("*.safetensors") if path.is_dir() else [path]
-    return max(sum(file.stat().st_size for file in files), 1)

@@ -90,7 +90,7 @@ def _handler(form: Form, engine: Engine, history: History, sessions: Sessions) -
             style_4_strength,
         )  # fmt: skip
         try:
-            job = engine.submit(form.request(dict(zip(form.fields, values, strict=True))))
+            job = engine.submit(form.request(dict(zip(form.fields, values, strict=True))), previews=True)
             yield from follow(job, sessions, request.session_hash or "", history)
         except UsoError as error:
             yield gr.skip(), {"text": str(error), "percent": 0}, gr.skip(), gr.skip()
