@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from tests.browser.conftest import OpenPage, eventually
 from tests.test_app import Served, pixels, serve
@@ -51,9 +51,13 @@ def fill(page: Page, label: str, value: object) -> None:
     field.press("Tab")
 
 
-def upload(page: Page, slot: str, path: Path) -> None:
-    page.locator(".slot", has_text=slot).locator("input[type=file]").first.set_input_files(path)
-    expect(page.locator(".slot", has_text=slot).locator("img").first).to_be_visible()
+def slot(page: Page, name: str) -> Locator:
+    return page.get_by_role("group", name=name, exact=True)
+
+
+def upload(page: Page, name: str, path: Path) -> None:
+    slot(page, name).locator("input[type=file]").set_input_files(path)
+    expect(slot(page, name).locator("img").first).to_be_visible()
 
 
 def generate(page: Page, served: Served, prompt: str) -> Path:
@@ -146,9 +150,9 @@ def test_a_result_becomes_content_style_and_settings(page, served):
     fill(page, "Seed", 5)
     first = generate(page, served, "to be used again")
     press(page, "Use as content")
-    expect(page.locator(".slot", has_text="Content image").locator("img").first).to_be_visible()
+    expect(slot(page, "Content image").locator("img").first).to_be_visible()
     press(page, "Use as style")
-    expect(page.locator(".slot", has_text="Style image 1").locator("img").first).to_be_visible()
+    expect(slot(page, "Style image 1").locator("img").first).to_be_visible()
     second = generate(page, served, "used again")
     request = read_request(second)
     assert request.content == request.styles[0]

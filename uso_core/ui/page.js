@@ -20,5 +20,10 @@
     input.files = event.dataTransfer.files;
     input.dispatchEvent(new Event("change", { bubbles: true }));
   });
+  // Gradio calls every upload "Drop an image file here": the group around it says which picture it is for.
+  for (const slot of document.querySelectorAll(".slot.column")) {
+    slot.setAttribute("role", "group");
+    slot.setAttribute("aria-label", slot.querySelector("label, [data-testid=block-label]").innerText.trim());
+  }
   document.body.dataset.script = "ready";
 }
