@@ -200,7 +200,7 @@ def test_content_and_styles_are_heard(client: Client, drawn: dict[str, Path]) ->
 def test_keep_size_takes_the_content_images_shape(client: Client, drawn: dict[str, Path]) -> None:
     path, _, _ = generate(client, prompt="", content=handle_file(drawn["content"]), keep_size=True, steps=2)
     with Image.open(path) as image:
-        assert image.size == (128, 64)  # 96 x 64 becomes 64 x 32 (42 cropped), and that twice as large
+        assert image.size == (128, 80)  # 96 x 64 becomes 128 x 85, of which 80 are left
 
 
 def test_same_seed_same_pixels_and_a_drawn_seed_can_be_used_again(client: Client) -> None:

@@ -82,6 +82,8 @@ SHARED = (
 
 FP8_NOTE = "fp8 is not built yet: the weights are computed with unquantized, in the chosen dtype"
 
+TINY_NOTE = "an early state of a toy world of twelve things: best with a content image, shapes are still rough"
+
 MODELS = {
     model.name: model
     for model in (
@@ -89,8 +91,8 @@ MODELS = {
         Model("flux-dev-fp8", "USO on FLUX.1-dev, fp8", (FLUX_DEV_FP8, *SHARED), note=FP8_NOTE),
         Model("flux-schnell", "USO on FLUX.1-schnell", (FLUX_SCHNELL, *SHARED), steps=4),
         Model("flux-krea-dev", "USO on FLUX.1-Krea-dev", (FLUX_KREA_DEV, *SHARED)),
-        Model("uso-tiny", "uso-tiny, embedded", folder="uso-tiny", size=128, sides=(64, 256), steps=8, content_size=64,
-              note="an untrained placeholder: its pictures are coloured noise that shows every part at work"),
+        Model("uso-tiny", "uso-tiny, embedded", folder="uso-tiny", size=128, sides=(64, 256), steps=16,
+              content_size=128, note=TINY_NOTE),
     )
 }  # fmt: skip
 
