@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
@@ -11,7 +12,7 @@ from tests.conftest import GOLDEN
 from uso_core.assembly import assemble
 from uso_core.errors import RequestError
 from uso_core.loaders.build import build_transformer
-from uso_core.model import latents
+from uso_core.model import latents, preview
 from uso_core.model.pipeline import USOPipeline
 from uso_core.settings import ROOT, Settings
 
@@ -65,6 +66,20 @@ def test_schedule_quirk_and_alternative():
     assert latents.schedule_mu(4096) == pytest.approx(1.15)
     with pytest.raises(ValueError, match="unknown schedule"):
         latents.schedule_tokens(64, 64, "karras")
+
+
+def test_a_fitted_preview_finds_the_map_that_made_the_pixels():
+    torch.manual_seed(0)
+    matrix, offset = torch.randn(4, 3) * 0.1, torch.tensor([0.1, -0.2, 0.3])
+    image = torch.randn(5, 4, 6, 8)
+    pixels = torch.einsum("nchw,ck->nkhw", image, matrix) + offset[:, None, None]
+    factors = preview.fit(image, pixels)
+    torch.testing.assert_close(torch.tensor(factors), torch.cat([matrix, offset[None]]), rtol=1e-4, atol=1e-5)
+    drawn = preview.draw(image[:1], factors)
+    assert drawn is not None
+    expected = (127.5 * (pixels[0].clamp(-1, 1) + 1)).permute(1, 2, 0)
+    assert (torch.from_numpy(np.array(drawn)) - expected).abs().max() <= 1
+    assert preview.draw(torch.zeros(1, 5, 6, 8), factors) is None
 
 
 @pytest.mark.parametrize("guidance", [True, False])

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from PIL import Image
 
+from uso_core.model import preview
+
 from . import checkpoint
 from .data import KINDS, Shard, list_shards, open_pictures
 from .groupnorm import use_fast_groupnorm
@@ -58,16 +60,15 @@ def fit_constants(vae: AutoencoderKL, run: Path, shard: Shard, device: str, coun
             colours.append(F.avg_pool2d(to_pixels(part), 8))
     z, rgb = torch.cat(latents), torch.cat(colours)
     shift, scaling = float(z.mean()), float(1 / z.std())
-    flat = ((z - shift) * scaling).permute(0, 2, 3, 1).reshape(-1, z.shape[1])
-    design = torch.cat([flat, torch.ones(len(flat), 1)], 1)  # (N, 17)
-    solution = torch.linalg.lstsq(design, rgb.permute(0, 2, 3, 1).reshape(-1, 3)).solution
-    spread = ((z - shift) * scaling).std((0, 2, 3))
+    normalised = (z - shift) * scaling
+    *matrix, bias = preview.fit(normalised, rgb)
+    spread = normalised.std((0, 2, 3))
     log.info("channel spread %s", [round(float(value), 2) for value in spread])
     return {
         "scaling_factor": scaling,
         "shift_factor": shift,
-        "preview_matrix": solution[:-1].tolist(),  # 16 x 3
-        "preview_bias": solution[-1].tolist(),
+        "preview_matrix": matrix,  # 16 x 3
+        "preview_bias": bias,
     }
 
 

@@ -127,5 +127,7 @@ def _decode(data: bytes, name: str) -> Image.Image:
         raise RequestError(f"The file {name} is not a picture that can be read.", FORMATS_HINT) from None
     except Image.DecompressionBombError:
         raise RequestError(f"The picture {name} has more than {MAX_PIXELS} pixels.", "Use a smaller picture.") from None
+    except MemoryError:
+        raise
     except Exception as error:  # decoders of damaged files raise almost anything
         raise RequestError(f"The picture {name} is damaged: {error}.", FORMATS_HINT) from None

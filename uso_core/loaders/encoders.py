@@ -44,6 +44,8 @@ def build_siglip(folder: Path, dtype: torch.dtype) -> tuple[SiglipVisionModel, S
     model = _pretrained(SiglipVisionModel, folder, dtype, "siglip")
     try:
         processor = SiglipImageProcessorPil.from_pretrained(folder, local_files_only=True)
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged file surfaces as whatever reads it raises
         raise _broken(folder, "image preprocessing", error) from None
     return model, processor
@@ -63,7 +65,7 @@ def _pretrained(kind: type[Any], folder: Path, dtype: torch.dtype, model_type: s
         model, report = kind.from_pretrained(
             folder, dtype=dtype, local_files_only=True, output_loading_info=True, weights_only=True
         )
-    except WeightsError:
+    except (WeightsError, MemoryError):
         raise
     except Exception as error:  # transformers raises OSError, ValueError, safetensors' own and more for a bad folder
         raise _broken(folder, "weights", error) from None

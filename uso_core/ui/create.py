@@ -116,7 +116,7 @@ def follow(job: Job, sessions: Sessions, session: str, history: History) -> Iter
             elif event is None and job.cancelled:
                 yield nothing, {"text": text.STOPPING, "percent": 0}, nothing, nothing
             elif (status := describe(event)) is not None and (
-                isinstance(event, Cancelled) or time.monotonic() - told > INTERVAL
+                isinstance(event, Cancelled | Skipped) or time.monotonic() - told > INTERVAL
             ):
                 told = time.monotonic()
                 preview = event.preview if isinstance(event, Step) else None
