@@ -7,9 +7,10 @@ import dataclasses
 import pytest
 from PIL import Image
 
-from uso_core.errors import RequestError
+from uso_core.errors import OutputError, RequestError
 from uso_core.history import History
 from uso_core.images import open_picture
+from uso_core.outputs import save_image
 from uso_core.request import GenerationRequest, Result
 
 RED, BLUE = (open_picture(Image.new("RGB", (20, 30), colour), f"{colour}.png") for colour in ("red", "blue"))
@@ -111,6 +112,14 @@ def test_a_hostile_picture_name_leads_nowhere(history, tmp_path):
     path = history.add(Image.new("RGB", (8, 8)), result(content=hostile))
     _, kept, lost = history.restore(path)
     assert (kept, lost) == ({}, [RED.name])
+
+
+def test_an_image_that_cannot_be_written_leaves_no_record(tmp_path):
+    path = tmp_path / "taken.png"
+    path.mkdir()  # a folder of that name: the rename into place fails
+    with pytest.raises(OutputError, match=r"taken\.png"):
+        save_image(Image.new("RGB", (8, 8)), result(), path)
+    assert [each.name for each in tmp_path.iterdir()] == ["taken.png"]
 
 
 def test_the_same_second_twice_is_two_files(history):

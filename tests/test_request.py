@@ -416,7 +416,7 @@ def test_a_place_that_cannot_be_written_is_named(name, image, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError) as failure:
         save_image(image, result(), tmp_path / name)
-    assert name in failure.value.message
+    assert name.removesuffix(".png") in failure.value.message  # the JSON of that name is written first
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 

@@ -21,11 +21,17 @@ from uso_core.request import Result
 def save_image(image: Image.Image, result: Result, path: Path, record: dict[str, Any] | None = None) -> Path:
     """Writes the PNG with its request inside, and `record` (default: the result) as JSON beside it.
 
-    Each file appears under its name only when it is complete. Raises `OutputError` naming the file otherwise.
+    Each file appears under its name only when it is complete, and the image last: where it is, its JSON is too.
+    Raises `OutputError` naming the file that could not be written; then neither is left.
     """
     text = json.dumps(record if record is not None else result.to_dict(), indent=2, ensure_ascii=False)
-    write_whole(path, lambda file: image.save(file, "PNG", pnginfo=png_text(result)))
-    write_whole(path.with_suffix(".json"), lambda file: file.write(text.encode()))
+    beside = path.with_suffix(".json")
+    write_whole(beside, lambda file: file.write(text.encode()))
+    try:
+        write_whole(path, lambda file: image.save(file, "PNG", pnginfo=png_text(result)))
+    except OutputError:
+        beside.unlink(missing_ok=True)
+        raise
     return path
 
 
