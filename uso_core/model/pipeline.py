@@ -164,16 +164,16 @@ class USOPipeline(DiffusionPipeline):
         self,
         prompt: str,
         content_image: Image.Image | None = None,
-        style_images: Sequence[Image.Image] = (),
+        styles: Sequence[Image.Image | torch.Tensor] = (),
         content_size: int = 512,
     ) -> Conditioning:
-        """All that is the same for every step and every seed."""
+        """All that is the same for every step and every seed; a tensor among the styles is style tokens (1, K, D)."""
         text, pooled = self.encode_prompt(prompt)
-        styles = tuple(self.encode_style(image) for image in style_images)
+        tokens_of = [style if isinstance(style, torch.Tensor) else self.encode_style(style) for style in styles]
         references = []
         if content_image is not None:
             references.append(self.encode_content(pictures.prepare_content(content_image, content_size)))
-        return Conditioning(text, pooled, styles, tuple(references))
+        return Conditioning(text, pooled, tuple(tokens_of), tuple(references))
 
     def encode_prompt(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
         """T5's last hidden state (1, T, T5 width), padding attended, and CLIP's pooled output (1, CLIP width)."""
