@@ -10,7 +10,8 @@ import gradio as gr
 from uso_core.engine import Engine
 from uso_core.history import History
 from uso_core.settings import Settings
-from uso_core.ui import create, library, text
+from uso_core.ui import api, create, library, mcp, text
+from uso_core.ui.run import Sessions
 
 CSS_PATH = Path(__file__).parent / "page.css"
 SCRIPT_PATH = Path(__file__).parent / "page.js"
@@ -18,23 +19,35 @@ SCRIPT_PATH = Path(__file__).parent / "page.js"
 
 def build(engine: Engine, settings: Settings) -> gr.Blocks:
     """The page over one engine; nothing is loaded until somebody generates."""
+    if settings.mcp:
+        mcp.require_mcp()
     history = History(Path(settings.output), settings.history_images, settings.history_gb * 10**9)
+    sessions = Sessions()
     with gr.Blocks(title=text.TITLE, analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
         gr.Markdown(f"# {text.TITLE}\n{text.TAGLINE}")
         gr.Markdown(text.model_line(engine.model.title, engine.reason, engine.model.note))
         with gr.Tabs() as tabs:
             with gr.Tab("Create", id="create"):
-                form, results = create.build(page, engine, history)
+                form, results = create.build(page, engine, history, sessions)
             with gr.Tab("History", id="history") as tab:
                 library.build(tabs, tab, history, form, results)
+        api.build(engine, history, settings, sessions)
     return page
 
 
 def launch(page: gr.Blocks, settings: Settings, **options: Any) -> Any:
-    """Serves the page, as `gr.Blocks.launch` does. The engine queues, so Gradio lets every request through."""
+    """Serves the page, as `gr.Blocks.launch` does, and returns when it ends.
+
+    The engine queues, so Gradio lets every request through.
+    """
     page.queue(default_concurrency_limit=None)
-    return page.launch(
+    launched = page.launch(
         server_name=settings.host, server_port=settings.port, theme=gr.themes.Default(),
         css=CSS_PATH.read_text(encoding="utf-8"), js=SCRIPT_PATH.read_text(encoding="utf-8"),
-        allowed_paths=[settings.output], max_file_size="200mb", show_error=True, ssr_mode=False, **options,
+        allowed_paths=[settings.output], max_file_size="200mb", show_error=True, ssr_mode=False,
+        mcp_server=settings.mcp, prevent_thread_lock=True, **options,
     )  # fmt: skip
+    if settings.mcp:
+        mcp.answer_in_files(page)
+    page.block_thread()
+    return launched

@@ -10,10 +10,11 @@ from typing import Any
 import gradio as gr
 
 from uso_core import images
-from uso_core.catalog import Model
+from uso_core.catalog import Model, get_model
 from uso_core.comfy import ComfyImport
 from uso_core.request import MAX_STRENGTH, SCHEDULES, SIZE_MULTIPLE, GenerationRequest, whole
 from uso_core.ui import text
+from uso_core.ui.inputs import PictureInput, unchecked
 
 STYLES = 4
 ASPECTS = {"1:1": (1, 1), "3:2": (3, 2), "2:3": (2, 3), "4:3": (4, 3), "3:4": (3, 4), "16:9": (16, 9), "9:16": (9, 16)}
@@ -29,10 +30,9 @@ Status = dict[str, Any]  # {"text": a sentence, "percent": of the bar}
 
 @dataclass(frozen=True)
 class Form:
-    """The fields by name, the buttons and the status; `order` is that of the API."""
+    """The fields by name, the buttons and the status. The field `model` holds the name of the model it is set for."""
 
     fields: dict[str, gr.components.Component]
-    model: Model
     start: gr.Button
     stop: gr.Button
     skip: gr.Button
@@ -45,31 +45,17 @@ class Form:
     def __getitem__(self, name: str) -> Any:
         return self.fields[name]
 
-    def request(self, values: dict[str, Any]) -> GenerationRequest:
-        """What the values ask for; raises `RequestError` for what is out of range or no picture."""
-        for side in ("width", "height"):
-            whole(side, values[side], *self.model.sides)
-        chosen = [
-            (values[f"style_{number}"], values[f"style_{number}_strength"])
-            for number in range(1, STYLES + 1)
-            if values[f"style_{number}"]
-        ]
-        return GenerationRequest(
-            prompt=values["prompt"] or "",
-            content=images.open_picture(values["content"]) if values["content"] else None,
-            styles=tuple(images.open_picture(path) for path, _ in chosen),
-            width=values["width"],
-            height=values["height"],
-            steps=values["steps"],
-            guidance=values["guidance"],
-            seed=None if values["seed"] in (None, -1) else values["seed"],
-            content_size=values["content_size"],
-            schedule=values["schedule"],
-            images=values["images"],
-            keep_size=bool(values["keep_size"]),
-            content_strength=values["content_strength"],
-            style_strengths=tuple(strength for _, strength in chosen),
-        )
+    def set_for(self, model: Model) -> dict[gr.components.Component, Any]:
+        """The fields with the sizes, limits and defaults of a model."""
+        low, high = model.sides
+        return {
+            self["model"]: model.name,
+            self["width"]: gr.Number(value=model.size, minimum=low, maximum=high),
+            self["height"]: gr.Number(value=model.size, minimum=low, maximum=high),
+            self["steps"]: model.steps,
+            self["guidance"]: model.guidance,
+            self["content_size"]: gr.Slider(value=model.content_size, maximum=high),
+        }
 
     def imported(self, workflow: ComfyImport) -> list[Any]:
         """Values for every field from a ComfyUI workflow; what it does not say stays, pictures are to be chosen."""
@@ -100,15 +86,48 @@ class Form:
             "schedule": request.schedule,
             "images": min(request.images, 8),
             "keep_size": request.keep_size,
+            "model": gr.skip(),  # the model stays the one that is chosen
         }
         for number in range(1, STYLES + 1):
             values[f"style_{number}"], values[f"style_{number}_strength"] = styles[number - 1]
         return [values[name] for name in self.fields]
 
 
+def request_of(values: dict[str, Any]) -> GenerationRequest:
+    """The request that named values ask for, the page's and the API's alike; pictures are paths or empty.
+
+    Raises `RequestError` for what is out of range or no picture, `SettingsError` for a model that is none.
+    """
+    model = get_model(values["model"])
+    for side in ("width", "height"):
+        whole(side, values[side], *model.sides)
+    chosen = [
+        (values[f"style_{number}"], values[f"style_{number}_strength"])
+        for number in range(1, STYLES + 1)
+        if values[f"style_{number}"]
+    ]
+    return GenerationRequest(
+        prompt=values["prompt"] or "",
+        content=images.open_picture(values["content"]) if values["content"] else None,
+        styles=tuple(images.open_picture(path) for path, _ in chosen),
+        width=values["width"],
+        height=values["height"],
+        steps=values["steps"],
+        guidance=values["guidance"],
+        seed=None if values["seed"] in (None, -1) else values["seed"],
+        content_size=values["content_size"],
+        schedule=values["schedule"],
+        images=values["images"],
+        keep_size=bool(values["keep_size"]),
+        model=model.name,
+        content_strength=values["content_strength"],
+        style_strengths=tuple(strength for _, strength in chosen),
+    )
+
+
 def build_form(model: Model) -> Form:
-    """Lays out the fields; the API's parameters are in the order of the returned form."""
-    laid: dict[str, Any] = {}
+    """Lays out the fields with the limits and defaults of a model."""
+    laid: dict[str, Any] = {"model": gr.State(model.name)}
     with gr.Row():
         laid["content"], laid["content_strength"] = _slot("Content image", "the subject", "Content strength")
         laid["style_1"], laid["style_1_strength"] = _slot("Style image 1", "how it looks", "Style 1 strength")
@@ -149,9 +168,9 @@ def build_form(model: Model) -> Form:
     strengths = ["content_strength", *(f"style_{number}_strength" for number in range(1, STYLES + 1))]
     first = ["prompt", "content", *(f"style_{number}" for number in range(1, STYLES + 1))]
     rest = [name for name in laid if name not in (*first, *strengths)]
-    form = Form({name: laid[name] for name in (*first, *rest, *strengths)}, model, start, stop, skip, status)
+    form = Form({name: laid[name] for name in (*first, *rest, *strengths)}, start, stop, skip, status)
     _wire(form, mode, aspect, dice)
-    _leave_checks_to_the_request(form)
+    unchecked(*form.order)
     return form
 
 
@@ -164,28 +183,18 @@ def _wire(form: Form, mode: gr.Markdown, aspect: gr.Dropdown, dice: gr.Button) -
     gr.on([part.change for part in (form["prompt"], *slots)], name_mode, [form["prompt"], *slots], mode,
           trigger_mode="always_last", **QUIET)  # fmt: skip
 
-    def resize(choice: str, content: str | None, content_size: int) -> tuple[Any, Any]:
+    def resize(choice: str, content: str | None, content_size: int, model: str) -> tuple[Any, Any]:
+        base = get_model(model).size
         if choice == AS_CONTENT and content:
             image = images.open_picture(content).image
             prepared = images.content_crop(*image.size, content_size) if image else (1, 1)
-            return images.kept_size(prepared, content_size, form.model.size)
-        return sides(*ASPECTS[choice], form.model.size) if choice in ASPECTS else (gr.skip(), gr.skip())
+            return images.kept_size(prepared, content_size, base)
+        return sides(*ASPECTS[choice], base) if choice in ASPECTS else (gr.skip(), gr.skip())
 
-    aspect.input(resize, [aspect, form["content"], form["content_size"]], [form["width"], form["height"]], **QUIET)
+    given = [aspect, form["content"], form["content_size"], form["model"]]
+    aspect.input(resize, given, [form["width"], form["height"]], **QUIET)
     gr.on([form["width"].input, form["height"].input], lambda: CUSTOM, None, aspect, **QUIET)
     dice.click(lambda: random.randrange(10**8), None, form["seed"], **QUIET)
-
-
-def _leave_checks_to_the_request(form: Form) -> None:
-    """Numbers and files pass Gradio unchecked: `request.py` and `images.py` name the field and the remedy."""
-    for field in form.order:
-        if isinstance(field, gr.Number | gr.Slider):
-            field.preprocess = lambda payload: payload
-        elif isinstance(field, gr.Image):
-            decode = field.preprocess  # of base64, which has no path
-            field.preprocess = lambda payload, decode=decode: (
-                payload.path if payload and payload.path else decode(payload)
-            )
 
 
 def sides(across: int, down: int, base: int) -> tuple[int, int]:
@@ -197,9 +206,9 @@ def sides(across: int, down: int, base: int) -> tuple[int, int]:
 
 def _slot(label: str, placeholder: str, strength: str) -> tuple[gr.Image, gr.Slider]:
     with gr.Column(min_width=140, elem_classes="slot"):
-        image = gr.Image(
-            label=label, type="filepath", image_mode=None, sources=["upload", "clipboard", "webcam"], height=190,
-            placeholder=placeholder, buttons=["fullscreen"], elem_classes="slot",
+        image = PictureInput(
+            label=label, sources=["upload", "clipboard", "webcam"], height=190, placeholder=placeholder,
+            buttons=["fullscreen"], elem_classes="slot",
         )  # fmt: skip
         slider = gr.Slider(0, MAX_STRENGTH, value=1, step=0.05, label=strength, buttons=[])
     return image, slider

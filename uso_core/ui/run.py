@@ -1,0 +1,103 @@
+"""One run as the page and the API follow it: its words, its previews, its images as files, and its end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from uso_core.engine import Cancelled, Encoding, Event, Failed, ImageReady, Job, Loading, Queued, Skipped, Step
+from uso_core.request import Result
+from uso_core.ui import text
+from uso_core.ui.form import Status
+
+PATIENCE = 0.5  # seconds between looks at whether the browser is still there
+INTERVAL = 0.1  # seconds between two updates at least: what the browser cannot take in time would pile up
+
+Keep = Callable[[Image.Image, Result], Path]  # puts an image where it stays
+
+
+@dataclass(frozen=True)
+class Update:
+    """What is new in a run: always words, sometimes a preview, or an image that is finished."""
+
+    status: Status
+    preview: Image.Image | None = None
+    path: Path | None = None
+    result: Result | None = None
+
+
+class Sessions:
+    """The jobs each open page has under way, so that its Stop, or closing it, ends them and no others."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, list[Job]] = {}
+        self._lock = threading.Lock()
+
+    def add(self, session: str, job: Job) -> None:
+        with self._lock:
+            self._jobs.setdefault(session, []).append(job)
+
+    def remove(self, session: str, job: Job) -> None:
+        with self._lock:
+            jobs = self._jobs.get(session, [])
+            if job in jobs:
+                jobs.remove(job)
+            if not jobs:
+                self._jobs.pop(session, None)
+
+    def jobs(self, session: str) -> list[Job]:
+        """The session's jobs in the order of submission."""
+        with self._lock:
+            return list(self._jobs.get(session, ()))
+
+
+def follow(job: Job, sessions: Sessions, session: str, keep: Keep) -> Iterator[Update | None]:
+    """The updates of a job while it runs, None where nothing is new; raises the `UsoError` it failed with.
+
+    Whoever stops listening, or closes the page, ends the job.
+    """
+    sessions.add(session, job)
+    told = 0.0
+    try:
+        for event in job.events(PATIENCE):
+            if isinstance(event, Failed):
+                raise event.error
+            if isinstance(event, ImageReady):
+                done = f"Done in {text.duration(event.result.seconds)}, seed {event.result.seed}."
+                path = keep(event.image, event.result)
+                yield Update({"text": done, "percent": 100}, path=path, result=event.result)
+            elif event is None and job.cancelled:
+                yield Update({"text": text.STOPPING, "percent": 0})
+            elif (status := describe(event)) is None:
+                yield None
+            elif isinstance(event, Cancelled | Skipped) or time.monotonic() - told > INTERVAL:
+                told = time.monotonic()
+                yield Update(status, event.preview if isinstance(event, Step) else None)
+    finally:
+        job.cancel()
+        sessions.remove(session, job)
+
+
+def describe(event: Event | None) -> Status | None:
+    """What an event means to a person, and the bar's percentage; None where nothing is new."""
+    if isinstance(event, Queued):
+        return {"text": f"Waiting: {event.ahead} ahead of you.", "percent": 0}
+    if isinstance(event, Loading):
+        return {"text": f"Loading the model: {event.message}.", "percent": round(100 * event.fraction)}
+    if isinstance(event, Encoding):
+        return {"text": "Reading the prompt and the pictures.", "percent": 0}
+    if isinstance(event, Step):
+        which = f"Image {event.image} of {event.images}, step" if event.images > 1 else "Step"
+        each, left = text.duration(event.seconds_per_step), text.duration(event.seconds_left)
+        words = f"{which} {event.step} of {event.steps}, {each} a step, {left} left."
+        return {"text": words, "percent": round(100 * event.step / event.steps)}
+    if isinstance(event, Skipped):
+        return {"text": "Skipped.", "percent": 0}
+    if isinstance(event, Cancelled):
+        return {"text": text.STOPPED, "percent": 0}
+    return None
