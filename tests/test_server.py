@@ -1,4 +1,4 @@
-"""The public endpoints against the running app: the same files by gradio_client, plain HTTP and MCP; what is refused."""
+"""The public endpoints of the running app: the same files by gradio_client, plain HTTP and MCP; what is refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from uso_core.request import GenerationRequest
 mcp = pytest.importorskip("mcp")
 
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 2}
-LONG: dict[str, Any] = {"prompt": "a long walk", "width": 256, "height": 256, "steps": 100, "images": 8}
+LONG: dict[str, Any] = {"prompt": "a long walk", "width": 128, "height": 128, "steps": 100, "images": 8}
 
 
 @pytest.fixture(scope="module")
@@ -199,13 +199,13 @@ def test_a_model_without_its_files_is_refused_by_name(client: Client) -> None:
 
 
 def test_previews_and_status_come_while_it_runs(client: Client) -> None:
-    job = client.submit(**{**LONG, "images": 1}, seed=4, api_name="/generate")
+    job = client.submit(**{**LONG, "steps": 50, "images": 1}, seed=4, api_name="/generate")
     seen = list(job)
     previews = [preview for _, _, _, preview in seen if preview is not None]
     assert len(previews) > 2
     assert len({Path(preview).read_bytes() for preview in previews}) > 2
     with Image.open(previews[0]) as preview:
-        assert preview.size == (32, 32)
+        assert preview.size == (16, 16)
     assert seen[0][0] == []
     assert seen[-1][2] == {"text": seen[-1][2]["text"], "percent": 100}
 

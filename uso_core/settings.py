@@ -70,7 +70,7 @@ class Settings:
 
     @property
     def may_switch(self) -> bool:
-        """Whether a visitor may choose the model: where only this machine's own people can visit, or the owner says so."""
+        """Whether visitors may choose the model: where they sit at this machine, or its owner says so."""
         return self.allow_switch or self.host in ("127.0.0.1", "localhost", "::1")
 
     def __repr__(self) -> str:

@@ -18,7 +18,7 @@ from uso_core.metadata import read_request
 from uso_core.request import SCHEDULES, Result
 from uso_core.settings import Settings
 from uso_core.ui.form import STYLES, Status, request_of
-from uso_core.ui.inputs import PictureInput, refusal, unchecked
+from uso_core.ui.inputs import NumberInput, PictureInput, refusal
 from uso_core.ui.run import Sessions, follow
 
 Reply = tuple[list[str], dict[str, Any] | None, Status, Any]  # images, settings, status, preview
@@ -36,7 +36,7 @@ def build(engine: Engine, history: History, settings: Settings, sessions: Sessio
             gr.Image(label="preview: a small one while it runs", format="png", type="pil", visible=False),
         ],
     )  # fmt: skip
-    image = PictureInput(label="A PNG made by this program, as a file, an address or base64", visible=False)
+    image = PictureInput(label="A PNG made by this program.", type="filepath", image_mode=None, visible=False)
     _endpoint(settings_from_image, "settings_from_image", [image], [gr.JSON(label="settings", visible=False)])
     _endpoint(_models(engine, settings), "models", [], [gr.JSON(label="models", visible=False)])
 
@@ -215,8 +215,7 @@ def _generate_inputs(words: dict[str, str]) -> list[Any]:
         elif name == "keep_size":
             inputs.append(gr.Checkbox(value=False, **options))
         elif name == "content" or name.removeprefix("style_").isdigit():
-            inputs.append(PictureInput(**options))
+            inputs.append(PictureInput(type="filepath", image_mode=None, **options))
         else:
-            inputs.append(gr.Number(value=numbers.get(name), **options))
-    unchecked(*inputs)
+            inputs.append(NumberInput(value=numbers.get(name), **options))
     return inputs

@@ -14,7 +14,7 @@ from uso_core.catalog import Model, get_model
 from uso_core.comfy import ComfyImport
 from uso_core.request import MAX_STRENGTH, SCHEDULES, SIZE_MULTIPLE, GenerationRequest, whole
 from uso_core.ui import text
-from uso_core.ui.inputs import PictureInput, unchecked
+from uso_core.ui.inputs import NumberInput, PictureInput, SliderInput
 
 STYLES = 4
 ASPECTS = {"1:1": (1, 1), "3:2": (3, 2), "2:3": (2, 3), "4:3": (4, 3), "3:4": (3, 4), "16:9": (16, 9), "9:16": (9, 16)}
@@ -150,15 +150,15 @@ def build_form(model: Model) -> Form:
         laid["width"], laid["height"] = _side("Width", model), _side("Height", model)
     with gr.Row():
         with gr.Column(min_width=140):
-            laid["seed"] = gr.Number(label="Seed", value=-1, precision=0, minimum=-1, info="-1 draws a new one")
+            laid["seed"] = NumberInput(label="Seed", value=-1, precision=0, minimum=-1, info="-1 draws a new one")
             dice = gr.Button("New seed", size="sm")
-        laid["images"] = gr.Slider(1, 8, value=1, step=1, label="Images", info="seeds running on", buttons=[])
+        laid["images"] = SliderInput(1, 8, value=1, step=1, label="Images", info="seeds running on", buttons=[])
     with gr.Accordion("More", open=False):
         with gr.Row():
-            laid["steps"] = gr.Slider(1, 100, value=model.steps, step=1, label="Steps")
-            laid["guidance"] = gr.Slider(0, 20, value=model.guidance, step=0.1, label="Guidance")
+            laid["steps"] = SliderInput(1, 100, value=model.steps, step=1, label="Steps")
+            laid["guidance"] = SliderInput(0, 20, value=model.guidance, step=0.1, label="Guidance")
         with gr.Row():
-            laid["content_size"] = gr.Slider(
+            laid["content_size"] = SliderInput(
                 32, model.sides[1], value=model.content_size, step=16, label="Content size",
                 info="long side of the content image, in pixels",
             )  # fmt: skip
@@ -170,7 +170,6 @@ def build_form(model: Model) -> Form:
     rest = [name for name in laid if name not in (*first, *strengths)]
     form = Form({name: laid[name] for name in (*first, *rest, *strengths)}, start, stop, skip, status)
     _wire(form, mode, aspect, dice)
-    unchecked(*form.order)
     return form
 
 
@@ -207,13 +206,13 @@ def sides(across: int, down: int, base: int) -> tuple[int, int]:
 def _slot(label: str, placeholder: str, strength: str) -> tuple[gr.Image, gr.Slider]:
     with gr.Column(min_width=140, elem_classes="slot"):
         image = PictureInput(
-            label=label, sources=["upload", "clipboard", "webcam"], height=190, placeholder=placeholder,
-            buttons=["fullscreen"], elem_classes="slot",
+            label=label, type="filepath", image_mode=None, sources=["upload", "clipboard", "webcam"], height=190,
+            placeholder=placeholder, buttons=["fullscreen"], elem_classes="slot",
         )  # fmt: skip
-        slider = gr.Slider(0, MAX_STRENGTH, value=1, step=0.05, label=strength, buttons=[])
+        slider = SliderInput(0, MAX_STRENGTH, value=1, step=0.05, label=strength, buttons=[])
     return image, slider
 
 
 def _side(label: str, model: Model) -> gr.Number:
     low, high = model.sides
-    return gr.Number(label=label, value=model.size, precision=0, minimum=low, maximum=high, step=16, min_width=100)
+    return NumberInput(label=label, value=model.size, precision=0, minimum=low, maximum=high, step=16, min_width=100)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+from abc import ABCMeta
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import gradio as gr
 from anyio import to_thread
@@ -34,22 +35,41 @@ class PictureData(ImageData):
         return {"path": value} if isinstance(value, str) else value
 
 
-class PictureInput(gr.Image):
+class _WithoutStub(type(gr.Image)):  # type: ignore[misc]
+    """Makes a component's class and nothing else: Gradio's own also writes a .pyi file beside the source."""
+
+    def __new__(cls, name: str, bases: tuple[type, ...], attributes: dict[str, Any]) -> Any:
+        return ABCMeta.__new__(cls, name, bases, attributes)
+
+
+class NumberInput(gr.Number, metaclass=_WithoutStub):
+    """A number as it was sent: `request.py` names the field that is wrong, and the remedy."""
+
+    is_template = True  # the browser knows it as a Number
+
+    def preprocess(self, payload: Any) -> Any:
+        return payload
+
+
+class SliderInput(gr.Slider, metaclass=_WithoutStub):
+    """A slider's number as it was sent."""
+
+    is_template = True
+
+    def preprocess(self, payload: Any) -> Any:
+        return payload
+
+
+class PictureInput(gr.Image, metaclass=_WithoutStub):
     """An image slot whose value is the path of a file that Gradio received, as it was sent, or None.
 
     Gradio's own reads any path that a caller names, and answers an unreachable address with words about its inside.
     """
 
     data_model = PictureData
-    is_template = True  # the browser knows it as an Image
+    is_template = True
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(type="filepath", image_mode=None, **options)
-
-    def get_config(self, cls: type | None = None) -> dict[str, Any]:
-        return super().get_config(gr.Image)
-
-    def preprocess(self, payload: ImageData | None) -> str | None:  # type: ignore[override]
+    def preprocess(self, payload: ImageData | None) -> str | None:
         """The file behind a value; raises `gr.Error` with a sentence if there is none that may be read."""
         if payload is None:
             return None
@@ -96,13 +116,6 @@ class PictureInput(gr.Image):
         folder.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
         return str(path.resolve())
-
-
-def unchecked(*fields: Any) -> None:
-    """Lets numbers pass Gradio as they are: `request.py` names the field that is wrong, and the remedy."""
-    for field in fields:
-        if isinstance(field, gr.Number | gr.Slider):
-            field.preprocess = lambda payload: payload
 
 
 def refusal(error: UsoError) -> gr.Error:
