@@ -10,7 +10,7 @@ import gradio as gr
 from uso_core.engine import Engine
 from uso_core.history import History
 from uso_core.settings import Settings
-from uso_core.ui import api, create, library, mcp, text
+from uso_core.ui import api, create, library, mcp, models, text
 from uso_core.ui.run import Sessions
 
 CSS_PATH = Path(__file__).parent / "page.css"
@@ -25,12 +25,14 @@ def build(engine: Engine, settings: Settings) -> gr.Blocks:
     sessions = Sessions()
     with gr.Blocks(title=text.TITLE, analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
         gr.Markdown(f"# {text.TITLE}\n{text.TAGLINE}")
-        gr.Markdown(text.model_line(engine.model.title, engine.reason, engine.model.note))
+        line = gr.Markdown(text.model_line(engine.model.title, engine.reason, engine.model.note))
         with gr.Tabs() as tabs:
             with gr.Tab("Create", id="create"):
                 form, results = create.build(page, engine, history, sessions)
             with gr.Tab("History", id="history") as tab:
                 library.build(tabs, tab, history, form, results)
+            with gr.Tab("Model", id="model") as tab:
+                models.build(page, tab, tabs, line, form, engine, settings)
         api.build(engine, history, settings, sessions)
     return page
 

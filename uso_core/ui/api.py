@@ -88,7 +88,7 @@ def _generate(
         """
         values = {name: value for name, value in locals().items() if name in parameters}
         try:
-            row = _model(engine, settings, model)
+            row = switchable(engine, settings, model)
             own = {"width": row.size, "height": row.size, "steps": row.steps, "guidance": row.guidance,
                    "content_size": row.content_size}  # fmt: skip
             values |= {name: default for name, default in own.items() if values[name] is None}
@@ -184,7 +184,7 @@ def licences(model: Model) -> list[str]:
     return list(dict.fromkeys(row.licence for row in model.files)) or ["Apache 2.0"]
 
 
-def _model(engine: Engine, settings: Settings, name: str | None) -> Model:
+def switchable(engine: Engine, settings: Settings, name: str | None) -> Model:
     """The model asked for; raises `RequestError` where visitors may not switch, `SettingsError` for an unknown one."""
     if name in (None, "", engine.model.name):
         return engine.model
@@ -192,7 +192,7 @@ def _model(engine: Engine, settings: Settings, name: str | None) -> Model:
     if not settings.may_switch:
         raise RequestError(
             f"This server works with {engine.model.name}, and visitors may not switch it to {model.name}.",
-            "Leave the model out, or ask the server's owner for --allow-switch.",
+            "Ask the server's owner to start it with --allow-switch.",
         )
     take_stock(model, settings).require()
     return model
