@@ -114,6 +114,8 @@ def download(
         for row, part in wanted:
             before = total - needed
             needed -= part.bytes_to_fetch
+            if progress is not None:
+                progress(f"{part.remote.repo}/{part.remote.name}", before, total)
             fetch_part(part, hub, row.gated, say, _watch(part, before, total, progress))
     say(f"All of it is in {weights}.")
 
@@ -299,7 +301,6 @@ def _parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its warnings quote signed addresses
     try:
         arguments = _parser().parse_args(argv)
         settings = load_settings({"weights": arguments.weights})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import io
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -65,6 +66,7 @@ class Hub:
     def __init__(self, token: str | None, endpoint: str | None = None) -> None:
         if token is not None and not re.fullmatch(r"[!-~]+", token):
             raise SettingsError("HF_TOKEN holds a space or a character that no token has.", "Copy the token again.")
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its warnings quote signed addresses
         self._token: str | bool = token or False  # False: not the one of `hf auth login` either
         self._api = HfApi(endpoint=endpoint, token=self._token)
         self._listings: dict[str, list[RemoteFile]] = {}

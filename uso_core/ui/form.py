@@ -50,11 +50,11 @@ class Form:
         low, high = model.sides
         return {
             self["model"]: model.name,
-            self["width"]: gr.Number(value=model.size, minimum=low, maximum=high),
-            self["height"]: gr.Number(value=model.size, minimum=low, maximum=high),
+            self["width"]: gr.update(value=model.size, minimum=low, maximum=high),
+            self["height"]: gr.update(value=model.size, minimum=low, maximum=high),
             self["steps"]: model.steps,
             self["guidance"]: model.guidance,
-            self["content_size"]: gr.Slider(value=model.content_size, maximum=high),
+            self["content_size"]: gr.update(value=model.content_size, maximum=high),
         }
 
     def imported(self, workflow: ComfyImport) -> list[Any]:

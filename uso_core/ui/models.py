@@ -28,9 +28,9 @@ class Panel:
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine, self._settings = engine, settings
         self.downloads = Downloads(settings)
-        with gr.Row(equal_height=True):
+        with gr.Row(equal_height=False, elem_id="model-now"):
             self.work = gr.HTML(elem_id="model-work")
-            self.unload = gr.Button("Unload", min_width=120, scale=0, visible=settings.may_switch)
+            self.unload = gr.Button("Unload", size="sm", min_width=110, scale=0, visible=settings.may_switch)
         self.choice = gr.Dropdown(
             self.entries(), value=engine.model.name, label="Choose a model", filterable=False, elem_id="model-choice"
         )
@@ -38,11 +38,11 @@ class Panel:
         self.use = gr.Button("Use this model", variant="primary", visible=settings.may_switch)
         self.command = gr.Code(
             label="In a terminal, from the project's folder", language="shell", interactive=False, lines=1,
-            show_line_numbers=False, visible=False, buttons=["copy"], elem_id="model-command",
+            show_line_numbers=False, wrap_lines=True, visible=False, buttons=["copy"], elem_id="model-command",
         )  # fmt: skip
         with gr.Row():
             self.download = gr.Button("Download", visible=False, min_width=200)
-            self.cancel = gr.Button("Cancel download", variant="stop", visible=False, min_width=160, scale=0)
+            self.cancel = gr.Button("Cancel download", variant="stop", visible=False, min_width=210, scale=0)
         self.progress = gr.HTML(elem_id="model-download")
         self.seen = gr.State(self.entries())
 
@@ -58,12 +58,12 @@ class Panel:
         stock = take_stock(model, settings)
         busy = now is not None and now.running
         lacks = bool(stock.missing) and model.folder is None
-        entries = self.entries()
+        entries, at_work = self.entries(), model.name == engine.model.name
         return [
-            text.model_at_work(engine.model.title, engine.reason, engine.loaded, engine.plan_words),
+            text.model_at_work(engine.model.title, engine.loaded, engine.plan_words),
             gr.Button(interactive=engine.loaded is not None),
             text.files_table(_rows(stock, settings), _summary(stock)),
-            gr.Button(interactive=stock.complete and model.name != engine.model.name),
+            gr.Button("In use" if at_work else "Use this model", interactive=not at_work),
             gr.Code(value=f"python weights/downloader.py --variant {name}", visible=lacks),
             gr.Button(f"Download {model.title}", visible=settings.allow_download and lacks, interactive=not busy),
             gr.Button(visible=settings.allow_download and busy, interactive=now is not None and not now.stopping),

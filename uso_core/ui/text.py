@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from uso_core.catalog import Model
 from uso_core.inventory import Inventory
 from uso_core.request import GenerationRequest
+from weights.downloader import size_text
 
 if TYPE_CHECKING:
     from uso_core.engine import Loaded
@@ -116,13 +117,10 @@ ROLES = {
 NOT_THERE = "not there"
 
 
-def model_at_work(title: str, reason: str, loaded: Loaded | None, plan: str | None) -> str:
+def model_at_work(title: str, loaded: Loaded | None, plan: str | None) -> str:
     """HTML: which model is in memory, on what, with what plan; and which comes next, where that is another."""
     if loaded is None:
-        return (
-            f"<p class='lead'>Model: {escape(title)} (not in memory)</p><p>{escape(_sentence(reason))} It is read with "
-            "the next picture.</p>"
-        )
+        return f"<p class='lead'>Model: {escape(title)} (not in memory)</p><p>It is read with the next picture.</p>"
     words = f"<p class='lead'>Model: {escape(loaded.model.title)} ({loaded.device}, {loaded.dtype})</p>"
     if loaded.model.title != title:
         words += f"<p>The next picture is made with {escape(title)}, which takes its place in memory.</p>"
@@ -171,7 +169,7 @@ def download_line(now: Download) -> str:
         words, percent = f"{now.model.title}: asking what is there.", 0.0
     else:
         percent = 100 * now.done / now.total
-        words = f"{now.model.title}: {gigabytes(now.done)} of {gigabytes(now.total)} GB, {percent:.0f} %"
+        words = f"{now.model.title}: {size_text(now.done)} of {size_text(now.total)}, {percent:.0f} %"
         if now.bytes_per_second:
             words += f", {now.bytes_per_second / 1e6:.1f} MB/s"
         if now.seconds_left is not None:
@@ -183,12 +181,3 @@ def download_line(now: Download) -> str:
         f"<p role='status'>{escape(words)}</p>"
         f"<div class='track'><div class='bar' style='width: {percent:.1f}%'></div></div>"
     )
-
-
-def gigabytes(count: int) -> str:
-    """Bytes in decimal gigabytes, as the hub shows them."""
-    return f"{count / 1e9:.2f}"
-
-
-def _sentence(words: str) -> str:
-    return f"{words[:1].upper()}{words[1:]}."
