@@ -126,8 +126,9 @@ def build(
     gr.on([tab.select, panel.choice.input, clock.tick], panel.look, asked, panel.shown, trigger_mode="always_last",
           **QUIET)  # fmt: skip
     tabs.select(run_clock, None, clock, **QUIET)
-    panel.use.click(use, asked, [*following, *panel.shown], **QUIET)
-    panel.download.click(download, asked, panel.shown, **QUIET)
+    told = {**QUIET, "queue": True}  # an error shows as a toast only where the event went through the queue
+    panel.use.click(use, asked, [*following, *panel.shown], **told)
+    panel.download.click(download, asked, panel.shown, **told)
     panel.cancel.click(cancel, asked, panel.shown, **QUIET)
     panel.unload.click(unload, asked, panel.shown, **QUIET)
     page.load(lambda: [gr.skip()] * len(following) if engine.model.name == built else follow(), None, following,
