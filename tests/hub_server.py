@@ -20,7 +20,8 @@ class HubServer:
     `gated` repositories ask for one of `members`; a token outside `members` and `strangers` is refused everywhere.
     `body_bytes` counts what was sent of each file, `storage_headers` keeps what the storage host was told.
     Failures, by file name: `drop` (a list of byte counts, one a request, after which the connection breaks),
-    `stall` (the byte count after which nothing more comes until `release` breaks the connection), `corrupt` (other content of the same size).
+    `stall` (the byte count after which nothing more comes until `release` breaks the connection), `corrupt` (other
+    content of the same size).
     """
 
     def __init__(self, repos: dict[str, dict[str, bytes]]) -> None:

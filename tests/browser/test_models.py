@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.browser.conftest import OpenPage, eventually
+from tests.browser.conftest import OpenPage
 from tests.browser.test_page import Shot, expect_picture, number, press, set_number, shown
 from tests.conftest import GOLDEN
 from tests.hub_server import HubServer
