@@ -27,6 +27,7 @@ from uso_core.request import SCHEDULES, GenerationRequest
 from uso_core.settings import Parser, add_arguments, load_settings, parse_flag
 
 MAX_EVAL_BYTES = 50 * 2**20
+SETTINGS = ("name", "device", "dtype", "offload", "vram_limit", "compile", "weights")  # those that have a flag here
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def build_parser() -> Parser:
     ):
         add(name, nargs="?", const=True, default=False, type=parse_flag, help=text)
     add("--model_type", dest="name", metavar="NAME", help="same as --name")
-    add_arguments(parser, "name", "device", "dtype", "offload", "weights")
+    add_arguments(parser, *SETTINGS)
     return parser
 
 
@@ -80,8 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    names = ("name", "device", "dtype", "offload", "weights")
-    settings = load_settings({name: getattr(args, name) for name in names})
+    settings = load_settings({name: getattr(args, name) for name in SETTINGS})
     if settings.name is None and names_flux_dev(settings):
         settings = with_name(settings, "flux-dev")
     model, reason = choose_model(settings)
