@@ -10,28 +10,36 @@ import torch
 from torch import nn
 
 from uso_core.errors import SettingsError, WeightsError
-from uso_core.loaders import build, encoders
+from uso_core.loaders import build, encoders, prepared
 from uso_core.memory.residency import Residency
 from uso_core.model.pipeline import USOPipeline
 from uso_core.settings import Settings
 
 
 def assemble(
-    paths: dict[str, Path], settings: Settings, parts: dict[str, Any], tell: Callable[[float, str], None]
+    paths: dict[str, Path],
+    settings: Settings,
+    parts: dict[str, Any],
+    tell: Callable[[float, str], None],
+    quantize: str = "",
 ) -> USOPipeline:
     """The pipeline out of the files of each role, on its device.
 
     `parts` keeps what is read, by role, so that a loading that was stopped goes on where it was; `tell` is called
-    with the fraction of bytes read and a sentence, and may raise to stop.
+    with the fraction of bytes read and a sentence, and may raise to stop; `quantize` is the model's (`catalog.Model`).
     """
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
+    large = _bytes(paths["transformer"]) >= prepared.WORTH_KEEPING
+    cache = prepared.folder_in(settings.weights_folder) if large else None
     builders: dict[str, Callable[[build.Progress], Any]] = {
         "projector": lambda progress: build.build_projector(paths["projector"], torch.float32),
         "vae": lambda progress: build.build_vae(paths["vae"], dtype, progress),
         "clip": lambda progress: encoders.build_clip(paths["clip"], dtype),
         "siglip": lambda progress: encoders.build_siglip(paths["siglip"], torch.float32),
-        "transformer": lambda progress: build.build_transformer(paths["transformer"], paths["lora"], dtype, progress),
+        "transformer": lambda progress: build.build_transformer(
+            paths["transformer"], paths["lora"], dtype, progress, quantize == "fp8", cache
+        ),
         "t5": lambda progress: encoders.build_t5(paths["t5"], dtype),
     }
     sizes = {role: _bytes(paths[role]) for role in builders}

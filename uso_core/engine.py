@@ -302,7 +302,7 @@ class Engine:
         from uso_core.assembly import assemble
 
         try:
-            self._pipeline = assemble(paths, self.settings, self._parts, tell)
+            self._pipeline = assemble(paths, self.settings, self._parts, tell, model.quantize)
         except Stop:
             raise  # what was read so far serves the next request
         except BaseException:
