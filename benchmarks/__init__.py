@@ -1,0 +1,1 @@
+"""Seconds and bytes of each phase; imports uso_core, never imported by it."""
