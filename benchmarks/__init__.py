@@ -1,1 +1,1 @@
-"""Seconds and bytes of each phase; imports uso_core, never imported by it."""
+"""What an image costs: counts on any machine, seconds and bytes on this one."""

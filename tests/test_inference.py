@@ -213,6 +213,14 @@ def test_several_images_use_the_seeds_that_follow(command):
         assert np.array_equal(both.pixels(name), command(*flags, "--seed", seed).pixels())
 
 
+def test_strengths_and_fast_reach_the_request(command):
+    run = command("--prompt", "P", "--image_paths", str(CONTENT), str(STYLE), "--content_strength", "0.5",
+                  "--style_strengths", "1.5", "--fast", *TINY)  # fmt: skip
+    assert run.code == 0, run.err
+    made = read_request(run.folder / "0_0.png")
+    assert (made.content_strength, made.style_strengths, made.fast) == (0.5, (1.5,), True)
+
+
 @pytest.mark.parametrize(
     ("content", "content_ref", "size"),
     [((300, 200), 96, (128, 80)), ((200, 300), 96, (80, 128)), ((64, 64), 64, (128, 128)), ((640, 360), 64, (128, 64))],
@@ -384,6 +392,8 @@ BAD_FLAGS = {
     "extreme content": ("--image_paths", "extreme.png"),
     "extreme content, kept": ("--image_paths", "extreme.png", "--instruct_edit"),
     "keep size without content": ("--instruct_edit",),
+    "too strong": ("--image_paths", "", str(STYLE), "--style_strengths", "2.5"),
+    "one strength for no style": ("--style_strengths", "1.5"),
     "keep size of a style": ("--image_paths", "", str(STYLE), "--instruct_edit"),
     "save path is a file": ("--save_path", "notes.txt"),
     "save path below a file": ("--save_path", "notes.txt/results"),

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from uso_core.errors import SettingsError, WeightsError
 from uso_core.loaders import build, encoders, prepared
+from uso_core.memory.residency import Residency
 from uso_core.model.pipeline import USOPipeline
 from uso_core.settings import Settings
 
@@ -61,10 +63,9 @@ def assemble(
         parts["projector"], build.build_scheduler(), build.text_tokens(paths["transformer"]),
         build.preview_factors(paths["vae"]),
     )  # fmt: skip
-    if settings.offload and device.type == "cuda":
-        pipeline.enable_model_cpu_offload(device=device)
-        return pipeline
-    return pipeline.to(device)
+    modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    pipeline.residency = Residency(device, modules, modules if settings.offload and device.type == "cuda" else ())
+    return pipeline
 
 
 def check_fit(parts: dict[str, Any], paths: dict[str, Path]) -> None:

@@ -263,15 +263,16 @@ class Engine:
         condition = pipeline.encode(request.prompt, content, styles, request.content_size)
         sampling = Sampling(
             request.width, request.height, request.steps, request.guidance, request.schedule,
-            request.content_strength, request.style_strengths,
+            request.content_strength, request.style_strengths, request.fast,
         )  # fmt: skip
+        prepared = pipeline.prepare(condition, sampling)
         for index in range(request.images):
             job._skipped.clear()
             job._check()
             seed = _settled(request) + index
             generator = pipeline.generator(seed)
             try:
-                packed = pipeline.denoise(condition, sampling, generator, _step_callback(job, request, index))
+                packed = pipeline.denoise(prepared, generator, _step_callback(job, request, index))
             except Skip:
                 job._tell(Skipped(index))
                 continue

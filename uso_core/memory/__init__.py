@@ -1,1 +1,1 @@
-"""Memory: what fits, what stays where, and weights in one byte a number."""
+"""What of a model lies where: the plan in numbers, and the machine that it is made for."""
