@@ -29,6 +29,7 @@ from uso_core.request import GenerationRequest, Result
 from uso_core.settings import Settings
 
 if TYPE_CHECKING:
+    from uso_core.memory.plan import MemoryPlan
     from uso_core.model.pipeline import USOPipeline
 
 log = logging.getLogger(__name__)
@@ -187,13 +188,13 @@ class Engine:
         self.settings = settings
         self.model, self.reason = choose_model(settings)
         self.loaded: Loaded | None = None
-        self.plan_words: str | None = None  # how the loaded model's parts share the memory, in a sentence or more
         self._waiting: deque[Job] = deque()
         self._running: Job | None = None
         self._changed = threading.Condition()
         self._pipeline: USOPipeline | None = None
         self._begun: str | None = None  # the model of `_pipeline` or `_parts`
         self._unload = False
+        self.plan: MemoryPlan | None = None  # by which the loaded model was placed
         self._parts: dict[str, Any] = {}  # what a cancelled loading had already read, by role
         threading.Thread(target=self._work, name="engine", daemon=True).start()
 
@@ -297,15 +298,16 @@ class Engine:
         condition = pipeline.encode(request.prompt, content, styles, request.content_size)
         sampling = Sampling(
             request.width, request.height, request.steps, request.guidance, request.schedule,
-            request.content_strength, request.style_strengths,
+            request.content_strength, request.style_strengths, request.fast,
         )  # fmt: skip
+        prepared = pipeline.prepare(condition, sampling)
         for index in range(request.images):
             job._skipped.clear()
             job._check()
             seed = _settled(request) + index
             generator = pipeline.generator(seed)
             try:
-                packed = pipeline.denoise(condition, sampling, generator, _step_callback(job, request, index))
+                packed = pipeline.denoise(prepared, generator, _step_callback(job, request, index))
             except Skip:
                 job._tell(Skipped(index))
                 continue
@@ -335,7 +337,7 @@ class Engine:
         from uso_core.assembly import assemble
 
         try:
-            self._pipeline = assemble(paths, self.settings, self._parts, tell)
+            self._pipeline, self.plan = assemble(paths, self.settings, model, self._parts, tell)
         except Stop:
             raise  # what was read so far serves the next request
         except BaseException:
@@ -349,7 +351,7 @@ class Engine:
     def _drop(self) -> None:
         """Lets go of the model and gives its memory back to the machine."""
         self._pipeline, self._parts, self._begun = None, {}, None
-        self.loaded = self.plan_words = None
+        self.loaded = self.plan = None
         gc.collect()
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
