@@ -16,7 +16,14 @@ from uso_core.settings import ROOT
 # although they stand on one floor are listed in APART.
 FLOORS = (
     ("app", "inference", "uso_core.ui", "training", "benchmarks", "weights"),
-    ("uso_core.engine", "uso_core.assembly", "uso_core.outputs", "uso_core.history"),
+    (
+        "uso_core.engine",
+        "uso_core.assembly",
+        "uso_core.style_tokens",
+        "uso_core.outputs",
+        "uso_core.history",
+        "uso_core.styles",
+    ),
     ("uso_core.model.pipeline", "uso_core.loaders"),
     ("uso_core.memory", "uso_core.model.style", "uso_core.model.transformer"),
     ("uso_core.model.latents", "uso_core.model.preview", "uso_core.images", "uso_core.metadata", "uso_core.comfy"),
@@ -27,9 +34,18 @@ APART = (
     ("uso_core.model.pipeline", "uso_core.loaders"),
     ("uso_core.engine", "uso_core.outputs"),
     ("uso_core.engine", "uso_core.history"),
+    ("uso_core.engine", "uso_core.styles"),
 )
 TOP = FLOORS[0]
-WITHOUT_TORCH = ("app", "uso_core.engine", "uso_core.outputs", "uso_core.images", "uso_core.metadata", *FLOORS[5])
+WITHOUT_TORCH = (
+    "app",
+    "uso_core.engine",
+    "uso_core.outputs",
+    "uso_core.styles",
+    "uso_core.images",
+    "uso_core.metadata",
+    *FLOORS[5],
+)
 GRADIO_ONLY_IN = ("uso_core.ui",)
 
 SOURCES = [
