@@ -23,6 +23,7 @@ FLOORS = (
         "uso_core.outputs",
         "uso_core.history",
         "uso_core.styles",
+        "uso_core.examples",
     ),
     ("uso_core.model.pipeline", "uso_core.loaders"),
     ("uso_core.memory", "uso_core.model.style", "uso_core.model.transformer"),
