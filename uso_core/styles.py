@@ -109,12 +109,17 @@ class StyleStore:
         known = len(sha256) == 64 and set(sha256) <= set("0123456789abcdef")
         return self.folder / f"{sha256 if known else 'none'}{SUFFIX}"
 
+    def free_name(self, name: object, of: str = "") -> str:
+        """The name, tidied; raises `RequestError` if it is empty or another style than `of` has it."""
+        checked = checked_name(name)
+        if any(other.name.casefold() == checked.casefold() and other.sha256 != of for other in self.entries()):
+            raise RequestError(f"There is already a style named {checked}.", "Choose another name.")
+        return checked
+
     def rename(self, sha256: str, name: str) -> StyleEntry:
         """Gives a style another name; raises `RequestError` for one that is empty or taken."""
-        content, name = self._content(sha256), checked_name(name)
-        if any(other.name.casefold() == name.casefold() and other.sha256 != sha256 for other in self.entries()):
-            raise RequestError(f"There is already a style named {name}.", "Choose another name.")
-        entry = dataclasses.replace(content.entry, name=name)
+        content = self._content(sha256)
+        entry = dataclasses.replace(content.entry, name=self.free_name(name, sha256))
         self._write(_Content(entry, content.tokens, content.fingerprint))
         return entry
 
@@ -162,8 +167,7 @@ class StyleStore:
         for other in kept:
             if other.sha256 == entry.sha256:
                 raise RequestError(f"This style is saved already, as {other.name}.", "Rename that one if you like.")
-            if other.name.casefold() == entry.name.casefold():
-                raise RequestError(f"There is already a style named {entry.name}.", "Choose another name.")
+        self.free_name(entry.name)
         if len(kept) >= MAX_KEPT:
             raise RequestError(f"{MAX_KEPT} styles are saved, which is the most.", "Delete some that you do not need.")
 
