@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import gradio as gr
@@ -25,6 +24,7 @@ element.addEventListener("click", (event) => {
   trigger("click", { key: card.dataset.key });
 });
 """
+WORDS_ONLY = "<i>Aa</i>"  # in the place of pictures, where there are none
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,9 @@ def data_address(data: bytes, kind: str = "image/webp") -> str:
 
 
 def _html(card: Card) -> str:
-    images = "".join(f'<img src="{escape(each)}" alt="" loading="lazy">' for each in card.pictures)
-    said: Any = f"{card.title}: {card.words}" if card.words else card.title
+    images = "".join(f'<img src="{escape(each)}" alt="" loading="lazy">' for each in card.pictures) or WORDS_ONLY
+    said = f"{card.title}: {card.words}" if card.words else card.title
     return (
-        f'<button type="button" data-key="{escape(card.key)}" aria-pressed="false" aria-label="{escape(said)}" '
-        f'title="{escape(said)}"><span class="pictures">{images}</span><b>{escape(card.title)}</b>'
-        f"<small>{escape(card.words)}</small></button>"
+        f'<button type="button" data-key="{escape(card.key)}" aria-pressed="false" title="{escape(said)}">'
+        f'<span class="pictures">{images}</span><b>{escape(card.title)}</b> <small>{escape(card.words)}</small></button>'
     )

@@ -63,7 +63,7 @@ def build(
             form = build_form(engine.model, styles)
         with gr.Column(scale=5, min_width=340):
             results = build_results(form, history, styles)
-    examples.build(form, engine.model)
+            examples.build(form, engine.model)
     generate = _handler(form, engine, history, styles, private, sessions)
     form.start.click(
         generate, [*form.order, form.private], [results.image, form.status, results.seed_used, results.made],

@@ -53,14 +53,14 @@ class Form:
     aspect: gr.Dropdown
 
     @property
-    def saved_fields(self) -> list[gr.components.Component]:
+    def saved_fields(self) -> list[Any]:
         return [self.fields[f"saved_{number}"] for number in range(1, SAVED + 1)]
 
     def refreshed(self, styles: StyleStore) -> list[Any]:
         """Updates for `saved`, so that they offer the styles that are there now."""
         entries = styles.entries()
         choices = [(label("no_saved_style"), ""), *((entry.name, entry.sha256) for entry in entries)]
-        return [gr.Row(visible=bool(entries)), *(gr.Dropdown(choices=choices) for _ in range(SAVED))]
+        return [gr.Column(visible=bool(entries)), *(gr.Dropdown(choices=choices) for _ in range(SAVED))]
 
     @property
     def order(self) -> list[gr.components.Component]:
@@ -164,8 +164,8 @@ def build_form(model: Model, styles: StyleStore) -> Form:
         laid["content"], laid["content_strength"] = _slot("content", "content_hint", "content_strength")
         laid["style_1"], laid["style_1_strength"] = _slot("style", "style_hint", "style_strength", 1)
         laid["style_2"], laid["style_2_strength"] = _slot("style", "slot_hint", "style_strength", 2)
-    with gr.Row(visible=False, elem_id="saved-styles") as saved_row:
-        small = [_saved_place(laid, number) for number in range(1, SAVED + 1)]
+    with gr.Column(visible=False, elem_id="saved-styles") as saved_row:
+        places = [_saved_place(laid, number) for number in range(1, SAVED + 1)]
     with gr.Accordion(label("more_styles"), open=False), gr.Row(elem_classes="slots"):
         for number in (3, 4):
             slot = _slot("style", "slot_hint", "style_strength", number)
@@ -177,12 +177,12 @@ def build_form(model: Model, styles: StyleStore) -> Form:
         stop = gr.Button(label("stop"), elem_id="stop", scale=1, min_width=80)
         skip = gr.Button(label("skip"), elem_id="skip", scale=1, min_width=80)
     status = status_line("status", text.IDLE)
+    private = gr.Checkbox(label=label("private"), info=label("private_hint"), elem_id="private", container=False)
     with gr.Row():
         aspects = [*ASPECTS, (label("aspect_as_content"), AS_CONTENT), (label("aspect_custom"), CUSTOM)]
         aspect = gr.Dropdown(aspects, value="1:1", label=label("aspect"), min_width=100)
         laid["width"], laid["height"] = _side("width", model), _side("height", model)
     _settings(laid, model)
-    private = gr.Checkbox(label=label("private"), info=label("private_hint"), elem_id="private")
     strengths = ["content_strength", *(f"style_{number}_strength" for number in range(1, STYLES + 1))]
     saved = [f"saved_{number}{part}" for number in range(1, SAVED + 1) for part in ("", "_strength")]
     first = ["prompt", "content", *(f"style_{number}" for number in range(1, STYLES + 1))]
@@ -191,7 +191,7 @@ def build_form(model: Model, styles: StyleStore) -> Form:
     offered = [saved_row, *(laid[f"saved_{number}"] for number in range(1, SAVED + 1))]
     form = Form(fields, model, start, stop, skip, status, offered, private, aspect)
     _wire(form, mode, aspect)
-    _wire_saved(form, small, styles)
+    _wire_saved(form, places, styles)
     _leave_checks_to_the_request(form)
     return form
 
@@ -249,15 +249,18 @@ def _wire(form: Form, mode: gr.Markdown, aspect: gr.Dropdown) -> None:
     gr.on([form["width"].input, form["height"].input], lambda: CUSTOM, None, aspect, **QUIET)
 
 
-def _wire_saved(form: Form, small: list[gr.HTML], styles: StyleStore) -> None:
-    """Each place shows the small picture of the style that it holds."""
+def _wire_saved(form: Form, places: list[tuple[gr.Row, gr.HTML]], styles: StyleStore) -> None:
+    """Each place shows the small picture of the style that it holds, and appears when those before it are taken."""
 
-    def show(sha256: str) -> str:
-        entry = next((entry for entry in styles.entries() if entry.sha256 == sha256), None)
-        return f'<img src="{data_address(entry.thumbnail)}" alt="">' if entry else ""
+    def show(*used: str) -> list[Any]:
+        small = {entry.sha256: entry.thumbnail for entry in styles.entries()}
+        pictures = [f'<img src="{data_address(small[each])}" alt="">' if each in small else "" for each in used]
+        rows = [gr.Row(visible=not index or bool(each or used[index - 1])) for index, each in enumerate(used)]
+        return [*rows, *pictures]
 
-    for field, picture in zip(form.saved_fields, small, strict=True):
-        field.change(show, field, picture, **QUIET)
+    shown = [*(row for row, _ in places), *(picture for _, picture in places)]
+    gr.on([field.change for field in form.saved_fields], show, form.saved_fields, shown,
+          trigger_mode="always_last", **QUIET)  # fmt: skip
 
 
 def _leave_checks_to_the_request(form: Form) -> None:
@@ -282,17 +285,17 @@ def _slot(name: str, hint: str, strength: str, number: int | None = None) -> tup
     return image, slider
 
 
-def _saved_place(laid: dict[str, Any], number: int) -> gr.HTML:
+def _saved_place(laid: dict[str, Any], number: int) -> tuple[gr.Row, gr.HTML]:
     """A place for a saved style: its field and strength, and the small picture beside them."""
-    with gr.Row(elem_classes="saved-style"):
-        small = gr.HTML("", show_label=False)
+    with gr.Row(elem_classes="saved-style", visible=number == 1) as place:
+        small = gr.HTML("", show_label=False, elem_classes="saved-picture", min_width=64)
         laid[f"saved_{number}"] = gr.Dropdown(
             [(label("no_saved_style"), "")], value="", label=label("saved_style", number), min_width=120
         )
         laid[f"saved_{number}_strength"] = gr.Slider(
             0, MAX_STRENGTH, value=1, step=0.05, label=label("saved_style_strength", number), buttons=[], min_width=120
         )
-    return small
+    return place, small
 
 
 def _side(name: str, model: Model) -> gr.Number:

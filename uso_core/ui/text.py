@@ -38,7 +38,7 @@ LABELS = {  # what stands on and beside the fields, buttons and tabs; the first 
     "style_strength": "Style {number} strength",
     "more_styles": "More styles",
     "saved_style": "Saved style {number}",
-    "saved_style_strength": "Saved style {number} strength",
+    "saved_style_strength": "Saved {number} strength",
     "no_saved_style": "none",
     "status": "Status",
     "private": "Private: keep nothing",
