@@ -70,5 +70,6 @@ def _html(card: Card) -> str:
     said = f"{card.title}: {card.words}" if card.words else card.title
     return (
         f'<button type="button" data-key="{escape(card.key)}" aria-pressed="false" title="{escape(said)}">'
-        f'<span class="pictures">{images}</span><b>{escape(card.title)}</b> <small>{escape(card.words)}</small></button>'
+        f'<span class="pictures">{images}</span><b>{escape(card.title)}</b> '
+        f"<small>{escape(card.words)}</small></button>"
     )

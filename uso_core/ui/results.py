@@ -52,9 +52,7 @@ def build_results(form: Form, history: History, styles: StyleStore) -> Results:
     with gr.Accordion(label("compare_with"), open=False):
         compare = gr.ImageSlider(label=label("compare"), interactive=False, max_height=420, buttons=[])
     with gr.Row(elem_id="files"):
-        seed_used = gr.Textbox(
-            label=label("seed_used"), interactive=False, max_lines=1, min_width=120, buttons=["copy"]
-        )
+        seed_used = gr.Textbox(label=label("seed_used"), interactive=False, max_lines=1, min_width=120)
         with gr.Column(min_width=160):
             restore = gr.UploadButton(label("restore_file"), file_types=[".png", ".json"], elem_id="restore", size="sm")
             with gr.Row():
