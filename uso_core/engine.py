@@ -7,9 +7,11 @@ imported there too, so that a page can be served before.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
 import queue
 import secrets
+import sys
 import threading
 import time
 from collections import deque
@@ -118,6 +120,15 @@ Event = Queued | Loading | Encoding | Step | ImageReady | Skipped | StylesReady 
 LAST = (Done, Failed, Cancelled)
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """The model in memory: where it computes, and in what number format."""
+
+    model: Model
+    device: str
+    dtype: str
+
+
 class Stop(Exception):
     """Raised in the worker, between two steps or two tensors, when the request was cancelled."""
 
@@ -190,11 +201,14 @@ class Engine:
         """Chooses the model (`choose_model`) but loads nothing; raises `SettingsError` for an unknown model name."""
         self.settings = settings
         self.model, self.reason = choose_model(settings)
+        self.loaded: Loaded | None = None
+        self.plan_words: str | None = None  # how the loaded model's parts share the memory, in a sentence or more
         self._waiting: deque[Job] = deque()
         self._running: Job | None = None
         self._changed = threading.Condition()
         self._pipeline: USOPipeline | None = None
-        self._loaded: str | None = None
+        self._begun: str | None = None  # the model of `_pipeline` or `_parts`
+        self._unload = False
         self._parts: dict[str, Any] = {}  # what a cancelled loading had already read, by role
         threading.Thread(target=self._work, name="engine", daemon=True).start()
 
@@ -204,6 +218,7 @@ class Engine:
         With `styles_only` no image is made: its styles are encoded and told as `StylesReady`.
         """
         self.check(request)
+        request = dataclasses.replace(request, model=request.model or self.model.name)  # a later choice changes nothing
         job = Job(request.with_seed(), previews, self, styles_only)
         with self._changed:
             self._waiting.append(job)
@@ -228,6 +243,21 @@ class Engine:
         if request.content is not None and request.content.image is not None:
             images.content_crop(*request.content.image.size, request.content_size)
 
+    def choose(self, name: str) -> None:
+        """Makes a model the one for requests that name none; it is read when the next of them comes.
+
+        Raises `SettingsError` for an unknown name, `WeightsError` that says what is missing of its files.
+        """
+        model = get_model(name)
+        take_stock(model, self.settings).require()
+        self.model, self.reason = model, "as chosen on the page"
+
+    def unload(self) -> None:
+        """Frees the model's memory as soon as nothing runs or waits; the next request reads the model again."""
+        with self._changed:
+            self._unload = True
+            self._changed.notify()
+
     def _withdraw(self, job: Job) -> None:
         with self._changed:
             if job in self._waiting:
@@ -244,9 +274,13 @@ class Engine:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: bool(self._waiting))
-                job = self._running = self._waiting.popleft()
+                self._changed.wait_for(lambda: bool(self._waiting) or self._unload)
+                job = self._running = self._waiting.popleft() if self._waiting else None
+                self._unload = self._unload and job is not None
                 self._tell_places()
+            if job is None:
+                self._drop()
+                continue
             last = self._run(job)
             with self._changed:
                 self._running = None
@@ -311,12 +345,12 @@ class Engine:
     def _ready(self, job: Job) -> tuple[USOPipeline, Model]:
         """The pipeline of the model that the request asks for, loaded if it is not."""
         model = get_model(job.request.model) if job.request.model else self.model
-        if self._pipeline is not None and self._loaded == model.name:
+        if self._pipeline is not None and self._begun == model.name:
             return self._pipeline, model
         paths = take_stock(model, self.settings).require()
-        if self._loaded != model.name:
-            self._pipeline, self._parts = None, {}
-            self._loaded = model.name
+        if self._begun != model.name:
+            self._drop()
+            self._begun = model.name
         job._tell(Loading(0.0, "starting PyTorch"))
 
         def tell(fraction: float, message: str) -> None:
@@ -331,10 +365,21 @@ class Engine:
         except Stop:
             raise  # what was read so far serves the next request
         except BaseException:
-            self._parts, self._loaded = {}, None
+            self._drop()
             raise
         self._parts = {}
+        dtype = str(self._pipeline.transformer.dtype).removeprefix("torch.")
+        self.loaded = Loaded(model, str(self._pipeline.generator(0).device), dtype)
         return self._pipeline, model
+
+    def _drop(self) -> None:
+        """Lets go of the model and gives its memory back to the machine."""
+        self._pipeline, self._parts, self._begun = None, {}, None
+        self.loaded = self.plan_words = None
+        gc.collect()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 _SMALLER = "Choose a smaller size, start with --offload, or close other programs."

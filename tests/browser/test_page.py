@@ -101,7 +101,7 @@ def shown(page: Page) -> GenerationRequest:
         assert image.format == "PNG"
         values = json.loads(image.info["uso"])
     return GenerationRequest.from_dict(
-        {name: value for name, value in values.items() if name not in ("device", "dtype", "seconds")}
+        {name: value for name, value in values.items() if name not in ("device", "dtype")}
     )
 
 

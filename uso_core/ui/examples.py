@@ -7,7 +7,7 @@ import io
 import gradio as gr
 from PIL import Image, ImageOps
 
-from uso_core.catalog import Model
+from uso_core.catalog import Model, get_model
 from uso_core.examples import ASPECTS, Example, read_examples
 from uso_core.request import Picture
 from uso_core.ui import text
@@ -24,21 +24,25 @@ def build(form: Form, model: Model) -> None:
     examples = {example.name: example for example in read_examples()}
     if not examples:
         return
-    quick = model.folder is not None
     with gr.Accordion(label("examples"), open=True, elem_id="examples"):
-        gr.Markdown(text.EXAMPLES_RUN if quick else text.EXAMPLES_FILL)
+        gr.Markdown(text.EXAMPLES_RUN if quick(model) else text.EXAMPLES_FILL)
         shown = cards("example-cards", label("examples"), html([("", [_card(each) for each in examples.values()])]))
     go = gr.Checkbox(visible=False)
 
-    def fill(event: gr.EventData) -> list[object]:
-        example = examples.get(chosen(event))
+    def fill(name: str, event: gr.EventData) -> list[object]:
+        model, example = get_model(name), examples.get(chosen(event))
         if example is None:
             return [*([gr.skip()] * (len(form.order) + 1)), False]
         aspect = example.aspect if example.aspect in ASPECTS else CUSTOM
-        return [*form.updates(example.request(model), example.paths), aspect, quick]
+        return [*form.updates(example.request(model), example.paths), aspect, quick(model)]
 
-    filled = shown.click(fill, None, [*form.order, form.aspect, go], **QUIET)
+    filled = shown.click(fill, form["model"], [*form.order, form.aspect, go], **QUIET)
     filled.then(None, go, None, js=START, **QUIET)
+
+
+def quick(model: Model) -> bool:
+    """Whether a picture takes seconds on any machine, so that a click may start one."""
+    return model.folder is not None
 
 
 def _card(example: Example) -> Card:

@@ -11,13 +11,14 @@ from typing import Any
 import gradio as gr
 
 from uso_core import images
-from uso_core.catalog import Model
+from uso_core.catalog import Model, get_model
 from uso_core.comfy import ComfyImport
 from uso_core.examples import AS_CONTENT, ASPECTS, sides
 from uso_core.request import MAX_STRENGTH, SCHEDULES, GenerationRequest, Picture, SavedStyle, whole
 from uso_core.styles import StyleStore
 from uso_core.ui import text
 from uso_core.ui.cards import data_address
+from uso_core.ui.inputs import ChoiceInput, NumberInput, PictureInput, SliderInput
 from uso_core.ui.text import label
 
 STYLES = 4
@@ -36,14 +37,13 @@ Status = dict[str, Any]  # {"text": a sentence, "percent": of the bar}
 
 @dataclass(frozen=True)
 class Form:
-    """The fields by name, the buttons and the status; `order` is that of the API.
+    """The fields by name, the buttons and the status. The field `model` holds the name of the model it is set for.
 
     `saved` is what shows the saved styles in use: a row, and for each place its field and small picture. `private` and
     `aspect` stand beside the fields: no request holds them.
     """
 
     fields: dict[str, gr.components.Component]
-    model: Model
     start: gr.Button
     stop: gr.Button
     skip: gr.Button
@@ -69,27 +69,17 @@ class Form:
     def __getitem__(self, name: str) -> Any:
         return self.fields[name]
 
-    def request(self, values: dict[str, Any], kept: StyleStore) -> GenerationRequest:
-        """What the values ask for; raises `RequestError` for what is out of range or no picture."""
-        for side in ("width", "height"):
-            whole(side, values[side], *self.model.sides)
-        styles, strengths = chosen_styles(values, kept)
-        return GenerationRequest(
-            prompt=values["prompt"] or "",
-            content=images.open_picture(values["content"]) if values["content"] else None,
-            styles=styles,
-            width=values["width"],
-            height=values["height"],
-            steps=values["steps"],
-            guidance=values["guidance"],
-            seed=None if values["seed"] in (None, -1) else values["seed"],
-            content_size=values["content_size"],
-            schedule=values["schedule"],
-            images=values["images"],
-            keep_size=bool(values["keep_size"]),
-            content_strength=values["content_strength"],
-            style_strengths=strengths,
-        )
+    def set_for(self, model: Model) -> dict[gr.components.Component, Any]:
+        """The fields with the sizes, limits and defaults of a model."""
+        low, high = model.sides
+        return {
+            self["model"]: model.name,
+            self["width"]: gr.Number(value=model.size, minimum=low, maximum=high),
+            self["height"]: gr.Number(value=model.size, minimum=low, maximum=high),
+            self["steps"]: model.steps,
+            self["guidance"]: model.guidance,
+            self["content_size"]: gr.Slider(value=model.content_size, maximum=high),
+        }
 
     def imported(self, workflow: ComfyImport) -> list[Any]:
         """Values for every field from a ComfyUI workflow; what it does not say stays, pictures are to be chosen."""
@@ -132,6 +122,7 @@ class Form:
             "schedule": request.schedule,
             "images": min(request.images, 8),
             "keep_size": request.keep_size,
+            "model": gr.skip(),  # the model stays the one that is chosen
         }
         for number in range(1, STYLES + 1):
             values[f"style_{number}"], values[f"style_{number}_strength"] = styles[number - 1]
@@ -140,8 +131,37 @@ class Form:
         return [values[name] for name in self.fields]
 
 
+def request_of(values: dict[str, Any], kept: StyleStore | None = None) -> GenerationRequest:
+    """The request that named values ask for, the page's and the API's alike; pictures are paths or empty.
+
+    `kept` holds the saved styles, where values may name any. Raises `RequestError` for what is out of range or no
+    picture, `SettingsError` for a model that is none.
+    """
+    model = get_model(values["model"])
+    for side in ("width", "height"):
+        whole(side, values[side], *model.sides)
+    styles, strengths = chosen_styles(values, kept)
+    return GenerationRequest(
+        prompt=values["prompt"] or "",
+        content=images.open_picture(values["content"]) if values["content"] else None,
+        styles=styles,
+        width=values["width"],
+        height=values["height"],
+        steps=values["steps"],
+        guidance=values["guidance"],
+        seed=None if values["seed"] in (None, -1) else values["seed"],
+        content_size=values["content_size"],
+        schedule=values["schedule"],
+        images=values["images"],
+        keep_size=bool(values["keep_size"]),
+        model=model.name,
+        content_strength=values["content_strength"],
+        style_strengths=strengths,
+    )
+
+
 def chosen_styles(
-    values: dict[str, Any], kept: StyleStore
+    values: dict[str, Any], kept: StyleStore | None
 ) -> tuple[tuple[Picture | SavedStyle, ...], tuple[float, ...]]:
     """The styles that the fields hold, pictures first, and their strengths.
 
@@ -152,14 +172,14 @@ def chosen_styles(
         if path := values[f"style_{number}"]:
             given.append((images.open_picture(path), values[f"style_{number}_strength"]))
     for number in range(1, SAVED + 1):
-        if sha256 := values.get(f"saved_{number}"):
+        if kept is not None and (sha256 := values.get(f"saved_{number}")):
             given.append((kept.get(str(sha256)), values[f"saved_{number}_strength"]))
     return tuple(style for style, _ in given), tuple(strength for _, strength in given)
 
 
 def build_form(model: Model, styles: StyleStore) -> Form:
-    """Lays out the fields; the API's parameters are in the order of the returned form."""
-    laid: dict[str, Any] = {}
+    """Lays out the fields with the limits and defaults of a model."""
+    laid: dict[str, Any] = {"model": gr.State(model.name)}
     with gr.Row(elem_classes="slots"):
         laid["content"], laid["content_strength"] = _slot("content", "content_hint", "content_strength")
         laid["style_1"], laid["style_1_strength"] = _slot("style", "style_hint", "style_strength", 1)
@@ -189,10 +209,9 @@ def build_form(model: Model, styles: StyleStore) -> Form:
     rest = [name for name in laid if name not in (*first, *strengths, *saved)]
     fields = {name: laid[name] for name in (*first, *rest, *strengths, *saved)}
     offered = [saved_row, *(laid[f"saved_{number}"] for number in range(1, SAVED + 1))]
-    form = Form(fields, model, start, stop, skip, status, offered, private, aspect)
+    form = Form(fields, start, stop, skip, status, offered, private, aspect)
     _wire(form, mode, aspect)
     _wire_saved(form, places, styles)
-    _leave_checks_to_the_request(form)
     return form
 
 
@@ -208,17 +227,19 @@ def _settings(laid: dict[str, Any], model: Model) -> None:
     """The numbers, and what few people touch."""
     with gr.Row():
         with gr.Column(min_width=140):
-            laid["seed"] = gr.Number(label=label("seed"), value=-1, precision=0, minimum=-1, info=label("seed_hint"))
+            laid["seed"] = NumberInput(label=label("seed"), value=-1, precision=0, minimum=-1, info=label("seed_hint"))
             dice = gr.Button(label("new_seed"), size="sm")
-        laid["images"] = gr.Slider(1, 8, value=1, step=1, label=label("images"), info=label("images_hint"), buttons=[])
+        laid["images"] = SliderInput(
+            1, 8, value=1, step=1, label=label("images"), info=label("images_hint"), buttons=[]
+        )
     with gr.Row():
-        laid["steps"] = gr.Slider(1, 100, value=model.steps, step=1, label=label("steps"), buttons=[], min_width=140)
-        laid["guidance"] = gr.Slider(
+        laid["steps"] = SliderInput(1, 100, value=model.steps, step=1, label=label("steps"), buttons=[], min_width=140)
+        laid["guidance"] = SliderInput(
             0, 20, value=model.guidance, step=0.1, label=label("guidance"), buttons=[], min_width=140
         )
     with gr.Accordion(label("more"), open=False):
         with gr.Row():
-            laid["content_size"] = gr.Slider(
+            laid["content_size"] = SliderInput(
                 32, model.sides[1], value=model.content_size, step=16, label=label("content_size"),
                 info=label("content_size_hint"), buttons=[],
             )  # fmt: skip
@@ -238,14 +259,16 @@ def _wire(form: Form, mode: gr.Markdown, aspect: gr.Dropdown) -> None:
     gr.on([part.change for part in (form["prompt"], *slots)], name_mode, [form["prompt"], *slots], mode,
           trigger_mode="always_last", **QUIET)  # fmt: skip
 
-    def resize(choice: str, content: str | None, content_size: int) -> tuple[Any, Any]:
+    def resize(choice: str, content: str | None, content_size: int, model: str) -> tuple[Any, Any]:
+        base = get_model(model).size
         if choice == AS_CONTENT and content:
             image = images.open_picture(content).image
             prepared = images.content_crop(*image.size, content_size) if image else (1, 1)
-            return images.kept_size(prepared, content_size, form.model.size)
-        return sides(*ASPECTS[choice], form.model.size) if choice in ASPECTS else (gr.skip(), gr.skip())
+            return images.kept_size(prepared, content_size, base)
+        return sides(*ASPECTS[choice], base) if choice in ASPECTS else (gr.skip(), gr.skip())
 
-    aspect.input(resize, [aspect, form["content"], form["content_size"]], [form["width"], form["height"]], **QUIET)
+    given = [aspect, form["content"], form["content_size"], form["model"]]
+    aspect.input(resize, given, [form["width"], form["height"]], **QUIET)
     gr.on([form["width"].input, form["height"].input], lambda: CUSTOM, None, aspect, **QUIET)
 
 
@@ -263,25 +286,13 @@ def _wire_saved(form: Form, places: list[tuple[gr.Row, gr.HTML]], styles: StyleS
           trigger_mode="always_last", **QUIET)  # fmt: skip
 
 
-def _leave_checks_to_the_request(form: Form) -> None:
-    """Numbers and files pass Gradio unchecked: `request.py` and `images.py` name the field and the remedy."""
-    for field in form.order:
-        if isinstance(field, gr.Number | gr.Slider | gr.Dropdown):
-            field.preprocess = lambda payload: payload
-        elif isinstance(field, gr.Image):
-            decode = field.preprocess  # of base64, which has no path
-            field.preprocess = lambda payload, decode=decode: (
-                payload.path if payload and payload.path else decode(payload)
-            )
-
-
 def _slot(name: str, hint: str, strength: str, number: int | None = None) -> tuple[gr.Image, gr.Slider]:
     with gr.Column(min_width=140, elem_classes="slot"):
-        image = gr.Image(
+        image = PictureInput(
             label=label(name, number), type="filepath", image_mode=None, sources=["upload", "clipboard", "webcam"],
             height=190, placeholder=label(hint), buttons=["fullscreen"], elem_classes="slot",
         )  # fmt: skip
-        slider = gr.Slider(0, MAX_STRENGTH, value=1, step=0.05, label=label(strength, number), buttons=[])
+        slider = SliderInput(0, MAX_STRENGTH, value=1, step=0.05, label=label(strength, number), buttons=[])
     return image, slider
 
 
@@ -289,10 +300,10 @@ def _saved_place(laid: dict[str, Any], number: int) -> tuple[gr.Row, gr.HTML]:
     """A place for a saved style: its field and strength, and the small picture beside them."""
     with gr.Row(elem_classes="saved-style", visible=number == 1) as place:
         small = gr.HTML("", show_label=False, elem_classes="saved-picture", min_width=64)
-        laid[f"saved_{number}"] = gr.Dropdown(
+        laid[f"saved_{number}"] = ChoiceInput(
             [(label("no_saved_style"), "")], value="", label=label("saved_style", number), min_width=120
         )
-        laid[f"saved_{number}_strength"] = gr.Slider(
+        laid[f"saved_{number}_strength"] = SliderInput(
             0, MAX_STRENGTH, value=1, step=0.05, label=label("saved_style_strength", number), buttons=[], min_width=120
         )
     return place, small
@@ -300,6 +311,6 @@ def _saved_place(laid: dict[str, Any], number: int) -> tuple[gr.Row, gr.HTML]:
 
 def _side(name: str, model: Model) -> gr.Number:
     low, high = model.sides
-    return gr.Number(
+    return NumberInput(
         label=label(name), value=model.size, precision=0, minimum=low, maximum=high, step=16, min_width=100
     )

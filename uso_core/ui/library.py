@@ -15,6 +15,7 @@ from uso_core.styles import StyleStore
 from uso_core.ui import text
 from uso_core.ui.cards import Card, cards, chosen, file_address, html
 from uso_core.ui.form import QUIET, Form
+from uso_core.ui.inputs import refusal
 from uso_core.ui.results import Results, restored
 from uso_core.ui.text import label
 
@@ -59,7 +60,7 @@ def build(
         try:
             updates, lost = restored(form, history, styles, Path(path))
         except UsoError as error:
-            raise gr.Error(str(error), duration=None, title=text.PLEASE_CHANGE, print_exception=False) from None
+            raise refusal(error) from None
         status = {"text": text.restored(lost), "percent": 0}
         return [*updates, path, path, status, gr.Tabs(selected="create")]
 

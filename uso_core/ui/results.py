@@ -18,6 +18,7 @@ from uso_core.request import SavedStyle
 from uso_core.styles import StyleStore
 from uso_core.ui import text
 from uso_core.ui.form import QUIET, STYLES, Form
+from uso_core.ui.inputs import refusal
 from uso_core.ui.passing import passing_path
 from uso_core.ui.text import label
 
@@ -101,7 +102,7 @@ def _wire(
                 return [*form.imported(found), {"text": words, "percent": 0}]
             updates, lost = restored(form, history, saved, Path(path))
         except UsoError as error:
-            raise gr.Error(str(error), duration=None, title=text.PLEASE_CHANGE, print_exception=False) from None
+            raise refusal(error) from None
         return [*updates, {"text": text.restored(lost), "percent": 0}]
 
     as_content.click(lambda path: path or gr.skip(), results.selected, form["content"], **QUIET)

@@ -15,9 +15,10 @@ from uso_core.request import GenerationRequest
 from uso_core.styles import StyleEntry, StyleStore, mosaic
 from uso_core.ui import text
 from uso_core.ui.cards import Card, cards, chosen, data_address, html
-from uso_core.ui.create import PATIENCE, Sessions, describe
 from uso_core.ui.form import QUIET, SAVED, Form, Status, chosen_styles, status_line
+from uso_core.ui.inputs import refusal
 from uso_core.ui.passing import passing_path
+from uso_core.ui.run import PATIENCE, Sessions, describe
 from uso_core.ui.text import label
 
 Saving = tuple[Any, ...]  # status, cards, name, then the form's saved styles
@@ -53,10 +54,10 @@ def build(tabs: gr.Tabs, tab: gr.Tab, engine: Engine, styles: StyleStore, form: 
 
     def put_in_slot(sha256: str, *slots: str) -> list[Any]:
         if not sha256:
-            raise _refusal(RequestError(text.NO_STYLE_CHOSEN, ""))
+            raise refusal(RequestError(text.NO_STYLE_CHOSEN, ""))
         free = next((index for index, slot in enumerate(slots) if not slot or slot == sha256), None)
         if free is None:
-            raise _refusal(RequestError(text.STYLE_SLOTS_FULL, ""))
+            raise refusal(RequestError(text.STYLE_SLOTS_FULL, ""))
         return [*(sha256 if index == free else gr.skip() for index in range(SAVED)), gr.Tabs(selected="create")]
 
     def change_name(sha256: str, words: str) -> tuple[Any, ...]:
@@ -108,7 +109,7 @@ def _saver(engine: Engine, styles: StyleStore, form: Form, sessions: Sessions) -
                     yield event, *unchanged
         except UsoError as error:
             yield {"text": str(error), "percent": 0}, *unchanged
-            raise _refusal(error) from None
+            raise refusal(error) from None
 
     return save
 
@@ -125,7 +126,7 @@ def _encode(
                 raise event.error
             if isinstance(event, StylesReady):
                 yield event
-            elif (status := describe(event)) is not None:
+            elif (status := describe(event, job)) is not None:
                 yield status
     finally:
         job.cancel()
@@ -141,7 +142,7 @@ def _asked(values: dict[str, Any], styles: StyleStore) -> tuple[GenerationReques
     pictures = [
         getattr(style, "image", None) or images.open_picture(small[style.sha256], style.name).image for style in used
     ]
-    return GenerationRequest(styles=used, style_strengths=strengths), pictures
+    return GenerationRequest(styles=used, style_strengths=strengths, model=values["model"]), pictures
 
 
 def _cards(styles: StyleStore) -> str:
@@ -159,7 +160,7 @@ def _cards(styles: StyleStore) -> str:
 def _entry(styles: StyleStore, sha256: str) -> StyleEntry:
     found = next((entry for entry in styles.entries() if entry.sha256 == sha256), None)
     if found is None:
-        raise _refusal(RequestError("This saved style is not there any more.", "Choose another."))
+        raise refusal(RequestError("This saved style is not there any more.", "Choose another."))
     return found
 
 
@@ -178,8 +179,4 @@ class _told:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, UsoError):
-            raise _refusal(error) from None
-
-
-def _refusal(error: UsoError) -> gr.Error:
-    return gr.Error(str(error), duration=None, title=text.PLEASE_CHANGE, print_exception=False)
+            raise refusal(error) from None

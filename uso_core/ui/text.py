@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from datetime import date, datetime, timedelta
+from html import escape
+from typing import TYPE_CHECKING
 
+from uso_core.catalog import Model
+from uso_core.inventory import Inventory
 from uso_core.request import GenerationRequest, SavedStyle
+
+if TYPE_CHECKING:
+    from uso_core.engine import Loaded
+    from uso_core.ui.downloads import Download
 
 TITLE = "USO"
 TAGLINE = "Any content image, any style images, a prompt: one picture."
@@ -250,3 +258,93 @@ def restored(lost: list[str]) -> str:
         return "Every setting is restored."
     names = ", ".join(lost)
     return f"The settings are restored; these pictures or saved styles are not kept here, choose them again: {names}."
+
+
+ROLES = {
+    "transformer": "Transformer",
+    "lora": "USO LoRA",
+    "projector": "USO style projector",
+    "vae": "VAE",
+    "t5": "T5 text encoder",
+    "clip": "CLIP text encoder",
+    "siglip": "SigLIP vision encoder",
+}
+NOT_THERE = "not there"
+
+
+def model_at_work(title: str, reason: str, loaded: Loaded | None, plan: str | None) -> str:
+    """HTML: which model is in memory, on what, with what plan; and which comes next, where that is another."""
+    if loaded is None:
+        return (
+            f"<p class='lead'>Model: {escape(title)} (not in memory)</p><p>{escape(_sentence(reason))} It is read with "
+            "the next picture.</p>"
+        )
+    words = f"<p class='lead'>Model: {escape(loaded.model.title)} ({loaded.device}, {loaded.dtype})</p>"
+    if loaded.model.title != title:
+        words += f"<p>The next picture is made with {escape(title)}, which takes its place in memory.</p>"
+    return words + (f"<p class='plan'>{escape(plan)}</p>" if plan else "")
+
+
+def model_summary(model: Model, licences: list[str], missing: str, to_fetch: str, complete: bool) -> str:
+    """A sentence or two on a model: what it offers, under which licences, and whether it can be used."""
+    low, high = model.sides
+    offer = (
+        f"Pictures of {low} to {high} pixels a side, {model.size} unless you say otherwise; {model.steps} steps. "
+        f"Licence: {', '.join(licences)}."
+    )
+    note = f" Note: {model.note}." if model.note else ""
+    if complete:
+        return f"{offer}{note} All files are there."
+    return f"{offer}{note} It cannot be used yet: {missing}, {to_fetch} to fetch."
+
+
+def missing_count(stock: Inventory) -> str:
+    """How many files are missing, as 3 of 7 files missing."""
+    return f"{len(stock.missing)} of {len(stock.missing) + len(stock.paths)} files missing"
+
+
+def origin(repo: str, gated: bool) -> str:
+    """Where a missing file comes from."""
+    return f"missing, from {repo}{' (accept its licence there first)' if gated else ''}"
+
+
+def files_table(rows: list[tuple[str, str, str, bool]], summary: str) -> str:
+    """HTML: the summary, and a row for each file with a mark that says whether it is there."""
+    cells = "".join(
+        f"<tr class='{'there' if there else 'missing'}'><th scope='row'>{escape(part)}</th>"
+        f"<td class='place'>{escape(where)}</td><td class='size'>{escape(size)}</td></tr>"
+        for part, where, size, there in rows
+    )
+    head = "<tr><th scope='col'>Part</th><th scope='col'>Where</th><th scope='col' class='size'>Size</th></tr>"
+    return f"<p>{escape(summary)}</p><table><thead>{head}</thead><tbody>{cells}</tbody></table>"
+
+
+def download_line(now: Download) -> str:
+    """HTML: how far a download is, or how the last one ended."""
+    if not now.running:
+        return f"<p role='status' class='{'failed' if now.failed else 'ended'}'>{escape(now.outcome)}</p>"
+    if not now.total:
+        words, percent = f"{now.model.title}: asking what is there.", 0.0
+    else:
+        percent = 100 * now.done / now.total
+        words = f"{now.model.title}: {gigabytes(now.done)} of {gigabytes(now.total)} GB, {percent:.0f} %"
+        if now.bytes_per_second:
+            words += f", {now.bytes_per_second / 1e6:.1f} MB/s"
+        if now.seconds_left is not None:
+            words += f", {duration(now.seconds_left)} left"
+        words += f". Now: {now.file.rpartition('/')[2]}."
+    if now.stopping:
+        words += " Stopping after this piece."
+    return (
+        f"<p role='status'>{escape(words)}</p>"
+        f"<div class='track'><div class='bar' style='width: {percent:.1f}%'></div></div>"
+    )
+
+
+def gigabytes(count: int) -> str:
+    """Bytes in decimal gigabytes, as the hub shows them."""
+    return f"{count / 1e9:.2f}"
+
+
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}."
