@@ -17,18 +17,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     parser = Parser(prog="app.py", description=__doc__)
     names = (
-        "name",
-        "device",
-        "dtype",
-        "offload",
-        "host",
-        "port",
-        "weights",
-        "output",
-        "allow_switch",
-        "allow_download",
-        "mcp",
-    )
+        "name", "device", "dtype", "offload", "vram_limit", "compile", "host", "port", "weights", "output",
+        "allow_switch", "allow_download", "mcp",
+    )  # fmt: skip
     add_arguments(parser, *names)
     try:
         args = parser.parse_args(argv)

@@ -31,6 +31,7 @@ from uso_core.settings import Settings
 if TYPE_CHECKING:
     import numpy as np
 
+    from uso_core.memory.plan import MemoryPlan
     from uso_core.model.pipeline import USOPipeline
 
 log = logging.getLogger(__name__)
@@ -209,6 +210,7 @@ class Engine:
         self._pipeline: USOPipeline | None = None
         self._begun: str | None = None  # the model of `_pipeline` or `_parts`
         self._unload = False
+        self.plan: MemoryPlan | None = None  # by which the loaded model was placed
         self._parts: dict[str, Any] = {}  # what a cancelled loading had already read, by role
         threading.Thread(target=self._work, name="engine", daemon=True).start()
 
@@ -309,7 +311,7 @@ class Engine:
 
     def _generate(self, job: Job, pipeline: USOPipeline, model: Model) -> None:
         from uso_core.model.pipeline import Sampling
-        from uso_core.style_tokens import fingerprint, styles_of
+        from uso_core.style_tokens import encoded, fingerprint, styles_of
 
         request = _sized(job.request, model)
         job._tell(Encoding())
@@ -317,21 +319,22 @@ class Engine:
         began = time.perf_counter()
         styles, strengths = styles_of(request, pipeline, model)
         if job.styles_only:
-            tokens = tuple(each[0].float().cpu().numpy() for each in pipeline.encode("", None, styles).styles)
+            tokens = encoded(styles, pipeline)
             job._tell(StylesReady(tokens, strengths or (1.0,) * len(tokens), model.name, fingerprint(pipeline)))
             return
         condition = pipeline.encode(request.prompt, content, styles, request.content_size)
         sampling = Sampling(
             request.width, request.height, request.steps, request.guidance, request.schedule,
-            request.content_strength, strengths,
+            request.content_strength, strengths, request.fast,
         )  # fmt: skip
+        prepared = pipeline.prepare(condition, sampling)
         for index in range(request.images):
             job._skipped.clear()
             job._check()
             seed = _settled(request) + index
             generator = pipeline.generator(seed)
             try:
-                packed = pipeline.denoise(condition, sampling, generator, _step_callback(job, request, index))
+                packed = pipeline.denoise(prepared, generator, _step_callback(job, request, index))
             except Skip:
                 job._tell(Skipped(index))
                 continue
@@ -361,7 +364,7 @@ class Engine:
         from uso_core.assembly import assemble
 
         try:
-            self._pipeline = assemble(paths, self.settings, self._parts, tell)
+            self._pipeline, self.plan = assemble(paths, self.settings, model, self._parts, tell)
         except Stop:
             raise  # what was read so far serves the next request
         except BaseException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -35,13 +36,19 @@ def styles_of(
                     f"The saved style {style.name} was made for {made_for}; {model.name} as it is here cannot read it.",
                     "Choose the model it was made for, or save the style again from its pictures.",
                 )
-            placed = (torch.tensor(tokens).to(pipeline._execution_device) for tokens in style.tokens)
+            placed = (torch.tensor(tokens).to(pipeline.compute_device) for tokens in style.tokens)
             styles += [tokens[None] for tokens in placed]
             strengths += [strength * each for each in style.strengths]
         elif style.image is not None:
             styles.append(style.image)
             strengths.append(strength)
     return styles, tuple(strengths) if any(strength != 1.0 for strength in strengths) else ()
+
+
+@torch.inference_mode()
+def encoded(styles: list[Image.Image | torch.Tensor], pipeline: USOPipeline) -> tuple[np.ndarray, ...]:
+    """The style tokens of each, (K, D) float32."""
+    return tuple(pipeline.style_tokens(style)[0].float().cpu().numpy() for style in styles)
 
 
 @torch.inference_mode()
