@@ -51,7 +51,9 @@ def build_results(form: Form, history: History, styles: StyleStore) -> Results:
     with gr.Accordion(label("settings_of_image"), open=False):
         settings = gr.Textbox(label=label("settings"), lines=8, interactive=False, buttons=["copy"])
     with gr.Accordion(label("compare_with"), open=False):
-        compare = gr.ImageSlider(label=label("compare"), interactive=False, max_height=420, buttons=[])
+        compare = gr.ImageSlider(
+            label=label("compare"), interactive=False, max_height=420, buttons=[], elem_id="compare"
+        )
     with gr.Row(elem_id="files"):
         seed_used = gr.Textbox(label=label("seed_used"), interactive=False, max_lines=1, min_width=120)
         with gr.Column(min_width=160):

@@ -63,8 +63,10 @@ def build(tabs: gr.Tabs, tab: gr.Tab, engine: Engine, styles: StyleStore, form: 
     def change_name(sha256: str, words: str) -> tuple[Any, ...]:
         with _told():
             entry = styles.rename(sha256, words) if sha256 else None
-        said = text.style_renamed(entry.name) if entry else text.NO_STYLE_CHOSEN
-        return {"text": said, "percent": 0}, *look()
+        if entry is None:
+            return {"text": text.NO_STYLE_CHOSEN, "percent": 0}, gr.skip(), gr.skip(), *look()
+        copy = gr.DownloadButton(value=_exported(styles, entry))
+        return {"text": text.style_renamed(entry.name), "percent": 0}, entry.name, copy, *look()
 
     def remove(sha256: str) -> tuple[Any, ...]:
         with _told():
@@ -81,7 +83,7 @@ def build(tabs: gr.Tabs, tab: gr.Tab, engine: Engine, styles: StyleStore, form: 
     tab.select(look, None, listed, **QUIET)
     shown.click(choose, None, [key, called, export], **QUIET)
     use.click(put_in_slot, [key, *form.saved_fields], [*form.saved_fields, tabs], **QUIET)
-    rename.click(change_name, [key, called], [status, *listed], **QUIET)
+    rename.click(change_name, [key, called], [status, called, export, *listed], **QUIET)
     delete.click(remove, key, [status, key, called, export, *listed], **QUIET)
     take_in.upload(receive, take_in, [status, *listed], **QUIET)
     save.click(
