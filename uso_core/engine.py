@@ -25,10 +25,12 @@ from uso_core import images
 from uso_core.catalog import Model, get_model
 from uso_core.errors import InternalError, OutOfMemory, RequestError, UsoError
 from uso_core.inventory import choose_model, take_stock
-from uso_core.request import GenerationRequest, Result
+from uso_core.request import GenerationRequest, Result, SavedStyle
 from uso_core.settings import Settings
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from uso_core.memory.plan import MemoryPlan
     from uso_core.model.pipeline import USOPipeline
 
@@ -89,6 +91,16 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class StylesReady:
+    """The request's styles as the model takes them: an array (K, D) float32 and a strength for each picture."""
+
+    tokens: tuple[np.ndarray, ...]
+    strengths: tuple[float, ...]
+    model: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class Done:
     """The last event of a request that was fulfilled."""
 
@@ -105,7 +117,7 @@ class Cancelled:
     """The last event of a request that was stopped."""
 
 
-Event = Queued | Loading | Encoding | Step | ImageReady | Skipped | Done | Failed | Cancelled
+Event = Queued | Loading | Encoding | Step | ImageReady | Skipped | StylesReady | Done | Failed | Cancelled
 LAST = (Done, Failed, Cancelled)
 
 
@@ -129,9 +141,12 @@ class Skip(Exception):
 class Job:
     """One submitted request: its events, and the way to stop it."""
 
-    def __init__(self, request: GenerationRequest, previews: bool, engine: Engine) -> None:
+    def __init__(
+        self, request: GenerationRequest, previews: bool, engine: Engine, styles_only: bool = False
+    ) -> None:  # fmt: skip
         self.request = request
         self.previews = previews
+        self.styles_only = styles_only
         self._engine = engine
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._cancelled = threading.Event()
@@ -198,11 +213,14 @@ class Engine:
         self._parts: dict[str, Any] = {}  # what a cancelled loading had already read, by role
         threading.Thread(target=self._work, name="engine", daemon=True).start()
 
-    def submit(self, request: GenerationRequest, previews: bool = False) -> Job:
-        """Queues a request, its seed settled; with `previews` each step brings one. Raises what `check` raises."""
+    def submit(self, request: GenerationRequest, previews: bool = False, styles_only: bool = False) -> Job:
+        """Queues a request, its seed settled; with `previews` each step brings one. Raises what `check` raises.
+
+        With `styles_only` no image is made: its styles are encoded and told as `StylesReady`.
+        """
         self.check(request)
         request = dataclasses.replace(request, model=request.model or self.model.name)  # a later choice changes nothing
-        job = Job(request.with_seed(), previews, self)
+        job = Job(request.with_seed(), previews, self, styles_only)
         with self._changed:
             self._waiting.append(job)
             self._tell_places()
@@ -212,14 +230,17 @@ class Engine:
     def check(self, request: GenerationRequest) -> None:
         """Refuses what can be refused without the model.
 
-        Raises `SettingsError` for an unknown model name, `RequestError` for a picture that is only named or a content
-        image of which nothing would be left.
+        Raises `SettingsError` for an unknown model name, `RequestError` for a picture or saved style that is only
+        named or a content image of which nothing would be left.
         """
         if request.model is not None:
             get_model(request.model)
-        for picture in (request.content, *request.styles):
-            if picture is not None and picture.image is None:
+        for picture in request.pictures:
+            if picture.image is None:
                 raise RequestError(f"The picture {picture.name} is not there.", "Give the picture itself again.")
+        for style in request.styles:
+            if isinstance(style, SavedStyle) and not style.tokens:
+                raise RequestError(f"The saved style {style.name} is not there.", "Choose another, or save it again.")
         if request.content is not None and request.content.image is not None:
             images.content_crop(*request.content.image.size, request.content_size)
 
@@ -289,16 +310,21 @@ class Engine:
 
     def _generate(self, job: Job, pipeline: USOPipeline, model: Model) -> None:
         from uso_core.model.pipeline import Sampling
+        from uso_core.style_tokens import encoded, fingerprint, styles_of
 
         request = _sized(job.request, model)
         job._tell(Encoding())
         content = request.content.image if request.content else None
-        styles = [style.image for style in request.styles if style.image is not None]
         began = time.perf_counter()
+        styles, strengths = styles_of(request, pipeline, model)
+        if job.styles_only:
+            tokens = encoded(styles, pipeline)
+            job._tell(StylesReady(tokens, strengths or (1.0,) * len(tokens), model.name, fingerprint(pipeline)))
+            return
         condition = pipeline.encode(request.prompt, content, styles, request.content_size)
         sampling = Sampling(
             request.width, request.height, request.steps, request.guidance, request.schedule,
-            request.content_strength, request.style_strengths, request.fast,
+            request.content_strength, strengths, request.fast,
         )  # fmt: skip
         prepared = pipeline.prepare(condition, sampling)
         for index in range(request.images):

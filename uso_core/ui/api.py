@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,17 @@ from uso_core.request import SCHEDULES, Result
 from uso_core.settings import Settings
 from uso_core.ui.form import STYLES, Status, request_of
 from uso_core.ui.inputs import NumberInput, PictureInput, refusal
+from uso_core.ui.passing import PrivateImages
 from uso_core.ui.run import Sessions, follow
 
 Reply = tuple[list[str], dict[str, Any] | None, Status, Any]  # images, settings, status, preview
 
 
-def build(engine: Engine, history: History, settings: Settings, sessions: Sessions) -> None:
+def build(
+    engine: Engine, history: History, settings: Settings, private_images: PrivateImages, sessions: Sessions
+) -> None:  # fmt: skip
     """Adds the endpoints to the page under construction; nothing of them is seen on it."""
-    generate = _generate(engine, history, settings, sessions)
+    generate = _generate(engine, history, settings, private_images, sessions)
     _endpoint(
         generate, "generate", _generate_inputs(get_function_description(generate)[1]),
         [
@@ -47,7 +51,7 @@ def _endpoint(function: Callable[..., Any], name: str, inputs: list[Any], output
 
 
 def _generate(
-    engine: Engine, history: History, settings: Settings, sessions: Sessions
+    engine: Engine, history: History, settings: Settings, private_images: PrivateImages, sessions: Sessions
 ) -> Callable[..., Iterator[Reply]]:  # fmt: skip
     def generate(
         prompt: str = "", content: str | None = None, style_1: str | None = None, style_2: str | None = None,
@@ -56,7 +60,7 @@ def _generate(
         guidance: float | None = None, content_size: float | None = None, schedule: str = SCHEDULES[0],
         keep_size: bool = False, content_strength: float = 1, style_1_strength: float = 1,
         style_2_strength: float = 1, style_3_strength: float = 1, style_4_strength: float = 1,
-        model: str | None = None, request: gr.Request = None,  # Gradio fills the last in
+        model: str | None = None, private: bool = False, request: gr.Request = None,  # Gradio fills the last in
     ) -> Iterator[Reply]:  # fmt: skip
         """Makes images from a prompt, a content image or none, and up to four style images.
 
@@ -85,6 +89,7 @@ def _generate(
             style_3_strength: 0 as if style 3 were not there, 1 as trained, up to 2.
             style_4_strength: 0 as if style 4 were not there, 1 as trained, up to 2.
             model: A name from /models; null for the one at work.
+            private: Whether nothing is kept: not in the history, and the files only until the caller has gone.
         """
         values = {name: value for name, value in locals().items() if name in parameters}
         try:
@@ -93,7 +98,9 @@ def _generate(
                    "content_size": row.content_size}  # fmt: skip
             values |= {name: default for name, default in own.items() if values[name] is None}
             job = engine.submit(request_of({**values, "model": row.name}), previews=True)
-            yield from _replies(follow(job, sessions, request.session_hash or "", history.add))
+            session = request.session_hash or ""
+            keep = partial(private_images.add, session) if private else history.add
+            yield from _replies(follow(job, sessions, session, keep))
         except UsoError as error:
             raise refusal(error) from None
 
@@ -212,7 +219,7 @@ def _generate_inputs(words: dict[str, str]) -> list[Any]:
             inputs.append(gr.Textbox(value=None, **options))
         elif name == "schedule":
             inputs.append(gr.Textbox(value=SCHEDULES[0], **options))
-        elif name == "keep_size":
+        elif name in ("keep_size", "private"):
             inputs.append(gr.Checkbox(value=False, **options))
         elif name == "content" or name.removeprefix("style_").isdigit():
             inputs.append(PictureInput(type="filepath", image_mode=None, **options))

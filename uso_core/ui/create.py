@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -10,39 +11,48 @@ import gradio as gr
 from uso_core.engine import Engine, Job
 from uso_core.errors import UsoError
 from uso_core.history import History
-from uso_core.ui import text
+from uso_core.styles import StyleStore
+from uso_core.ui import examples, text
 from uso_core.ui.form import QUIET, Form, Status, build_form, request_of
 from uso_core.ui.inputs import refusal
+from uso_core.ui.passing import PrivateImages
 from uso_core.ui.results import Results, build_results
 from uso_core.ui.run import Sessions, follow
 
 Shown = tuple[Any, Status, Any, Any]  # image, status, seed used, images made
 
 
-def build(page: gr.Blocks, engine: Engine, history: History, sessions: Sessions) -> tuple[Form, Results]:
+def build(
+    page: gr.Blocks, engine: Engine, history: History, styles: StyleStore, private: PrivateImages, sessions: Sessions
+) -> tuple[Form, Results]:
     """Lays out the tab and wires it to the engine."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=6, min_width=340):
-            form = build_form(engine.model)
+            form = build_form(engine.model, styles)
         with gr.Column(scale=5, min_width=340):
-            results = build_results(form, history)
+            results = build_results(form, history, styles)
+            examples.build(form, engine.model)
     form.start.click(
-        _handler(form, engine, history, sessions), form.order,
+        _handler(form, engine, history, styles, private, sessions), [form.private, *form.order],
         [results.image, form.status, results.seed_used, results.made], api_visibility="private",
         concurrency_limit=None, trigger_mode="multiple", show_progress="hidden",
     )  # fmt: skip
-    _wire_buttons(page, sessions, form)
+    _wire_buttons(page, sessions, private, form)
+    page.load(lambda: form.refreshed(styles), None, form.saved, **QUIET)
     return form, results
 
 
-def _handler(form: Form, engine: Engine, history: History, sessions: Sessions) -> Callable[..., Iterator[Shown]]:
+def _handler(
+    form: Form, engine: Engine, history: History, styles: StyleStore, private: PrivateImages, sessions: Sessions
+) -> Callable[..., Iterator[Shown]]:
     """The generator behind Generate; its values come in the order of the form."""
 
-    def run(request: gr.Request, *values: Any) -> Iterator[Shown]:
-        nothing, made = gr.skip(), []
+    def run(request: gr.Request, keep_nothing: bool, *values: Any) -> Iterator[Shown]:
+        nothing, made, session = gr.skip(), [], request.session_hash or ""
+        keep = partial(private.add, session) if keep_nothing else history.add
         try:
-            job = engine.submit(request_of(dict(zip(form.fields, values, strict=True))), previews=True)
-            for update in follow(job, sessions, request.session_hash or "", history.add):
+            job = engine.submit(request_of(dict(zip(form.fields, values, strict=True)), styles), previews=True)
+            for update in follow(job, sessions, session, keep):
                 if update is None:
                     continue
                 if update.path is not None and update.result is not None:
@@ -57,7 +67,7 @@ def _handler(form: Form, engine: Engine, history: History, sessions: Sessions) -
     return run
 
 
-def _wire_buttons(page: gr.Blocks, sessions: Sessions, form: Form) -> None:
+def _wire_buttons(page: gr.Blocks, sessions: Sessions, private: PrivateImages, form: Form) -> None:
     """Stop and Skip say something themselves only where nothing runs.
 
     A run tells of its own end: words from here could overtake its last ones and stay for good.
@@ -81,6 +91,7 @@ def _wire_buttons(page: gr.Blocks, sessions: Sessions, form: Form) -> None:
     def leave(request: gr.Request) -> None:
         for job in jobs_of(request):
             job.cancel()
+        private.forget(request.session_hash or "")
 
     form.stop.click(end, None, form.status, **QUIET)
     form.skip.click(next_image, None, form.status, **QUIET)

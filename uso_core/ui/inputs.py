@@ -60,6 +60,15 @@ class SliderInput(gr.Slider, metaclass=_WithoutStub):
         return payload
 
 
+class ChoiceInput(gr.Dropdown, metaclass=_WithoutStub):
+    """A choice as it was sent: the choices may have changed since the page was loaded."""
+
+    is_template = True
+
+    def preprocess(self, payload: Any) -> Any:
+        return payload
+
+
 class PictureInput(gr.Image, metaclass=_WithoutStub):
     """An image slot whose value is the path of a file that Gradio received, as it was sent, or None.
 

@@ -60,7 +60,7 @@ class Panel:
         lacks = bool(stock.missing) and model.folder is None
         entries, at_work = self.entries(), model.name == engine.model.name
         return [
-            text.model_at_work(engine.model.title, engine.loaded, engine.plan_words),
+            text.model_at_work(engine.model.title, engine.loaded, engine.plan),
             gr.Button(interactive=engine.loaded is not None),
             text.files_table(_rows(stock, settings), _summary(stock)),
             gr.Button("In use" if at_work else "Use this model", interactive=not at_work),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +59,8 @@ class Sessions:
 def follow(job: Job, sessions: Sessions, session: str, keep: Keep) -> Iterator[Update | None]:
     """The updates of a job while it runs, None where nothing is new; raises the `UsoError` it failed with.
 
-    Whoever stops listening, or closes the page, ends the job.
+    Whoever stops listening, or closes the page, ends the job. A page has one line for all its jobs: while one of them
+    is at work, those that wait say nothing.
     """
     sessions.add(session, job)
     told = 0.0
@@ -68,12 +69,12 @@ def follow(job: Job, sessions: Sessions, session: str, keep: Keep) -> Iterator[U
             if isinstance(event, Failed):
                 raise event.error
             if isinstance(event, ImageReady):
-                done = f"Done in {text.duration(event.result.seconds)}, seed {event.result.seed}."
+                done = text.done(event.result.seconds, event.result.seed)
                 path = keep(event.image, event.result)
                 yield Update({"text": done, "percent": 100}, path=path, result=event.result)
             elif event is None and job.cancelled:
                 yield Update({"text": text.STOPPING, "percent": 0})
-            elif (status := describe(event)) is None:
+            elif (status := describe(event, job, sessions.jobs(session))) is None:
                 yield None
             elif isinstance(event, Cancelled | Skipped) or time.monotonic() - told > INTERVAL:
                 told = time.monotonic()
@@ -83,21 +84,27 @@ def follow(job: Job, sessions: Sessions, session: str, keep: Keep) -> Iterator[U
         sessions.remove(session, job)
 
 
-def describe(event: Event | None) -> Status | None:
-    """What an event means to a person, and the bar's percentage; None where nothing is new."""
+def describe(event: Event | None, job: Job, jobs: Sequence[Job] = ()) -> Status | None:
+    """What an event of a job means to a person, and the bar's percentage; None where nothing is new.
+
+    `jobs` are those of the same page: while one of them is at work, another says nothing of its waiting.
+    """
     if isinstance(event, Queued):
-        return {"text": f"Waiting: {event.ahead} ahead of you.", "percent": 0}
+        if jobs and jobs[0] is not job:
+            return None
+        return {"text": text.waiting(event.ahead), "percent": 0}
     if isinstance(event, Loading):
-        return {"text": f"Loading the model: {event.message}.", "percent": round(100 * event.fraction)}
+        return {"text": text.loading(event.message), "percent": round(100 * event.fraction)}
     if isinstance(event, Encoding):
-        return {"text": "Reading the prompt and the pictures.", "percent": 0}
+        return {"text": text.READING, "percent": 0}
     if isinstance(event, Step):
-        which = f"Image {event.image} of {event.images}, step" if event.images > 1 else "Step"
-        each, left = text.duration(event.seconds_per_step), text.duration(event.seconds_left)
-        words = f"{which} {event.step} of {event.steps}, {each} a step, {left} left."
+        more = max(len(jobs) - 1, 0)
+        words = text.stepping(
+            event.image, event.images, event.step, event.steps, event.seconds_per_step, event.seconds_left, more
+        )
         return {"text": words, "percent": round(100 * event.step / event.steps)}
     if isinstance(event, Skipped):
-        return {"text": "Skipped.", "percent": 0}
+        return {"text": text.SKIPPED, "percent": 0}
     if isinstance(event, Cancelled):
         return {"text": text.STOPPED, "percent": 0}
     return None
