@@ -60,7 +60,8 @@ def _generate(
         guidance: float | None = None, content_size: float | None = None, schedule: str = SCHEDULES[0],
         keep_size: bool = False, content_strength: float = 1, style_1_strength: float = 1,
         style_2_strength: float = 1, style_3_strength: float = 1, style_4_strength: float = 1,
-        model: str | None = None, private: bool = False, request: gr.Request = None,  # Gradio fills the last in
+        fast: bool = False, model: str | None = None, private: bool = False,
+        request: gr.Request = None,  # Gradio fills it in
     ) -> Iterator[Reply]:  # fmt: skip
         """Makes images from a prompt, a content image or none, and up to four style images.
 
@@ -88,6 +89,7 @@ def _generate(
             style_2_strength: 0 as if style 2 were not there, 1 as trained, up to 2.
             style_3_strength: 0 as if style 3 were not there, 1 as trained, up to 2.
             style_4_strength: 0 as if style 4 were not there, 1 as trained, up to 2.
+            fast: Whether steps in which little changes are left out: sooner done, and a slightly other picture.
             model: A name from /models; null for the one at work.
             private: Whether nothing is kept: not in the history, and the files only until the caller has gone.
         """
@@ -219,7 +221,7 @@ def _generate_inputs(words: dict[str, str]) -> list[Any]:
             inputs.append(gr.Textbox(value=None, **options))
         elif name == "schedule":
             inputs.append(gr.Textbox(value=SCHEDULES[0], **options))
-        elif name in ("keep_size", "private"):
+        elif name in ("keep_size", "fast", "private"):
             inputs.append(gr.Checkbox(value=False, **options))
         elif name == "content" or name.removeprefix("style_").isdigit():
             inputs.append(PictureInput(type="filepath", image_mode=None, **options))

@@ -155,6 +155,7 @@ def request_of(values: dict[str, Any], kept: StyleStore | None = None) -> Genera
         images=values["images"],
         keep_size=bool(values["keep_size"]),
         model=model.name,
+        fast=bool(values.get("fast")),
         content_strength=values["content_strength"],
         style_strengths=strengths,
     )

@@ -22,7 +22,7 @@ from uso_core.ui import text
 from uso_core.ui.fetch import fetch
 
 FILE_ROUTE = "/gradio_api/file="  # under it Gradio serves uploads and results
-SHORTEST_BASE64 = 80  # characters; no picture is as short
+SHORTEST_BASE64 = 40  # characters
 NOT_HERE = "Upload the picture, or give its address on the web or its content as base64."
 
 
@@ -104,8 +104,6 @@ class PictureInput(gr.Image, metaclass=_WithoutStub):
             return self._keep(name or "image", _decode(source.partition(",")[2]))
         if (given := self._ours(source)) is not None:
             return given
-        if len(source) < SHORTEST_BASE64:
-            raise RequestError(f"The picture {source!r} was not given to this server.", NOT_HERE)
         return self._keep(name or "image", _decode(source))
 
     def _ours(self, path: str) -> str | None:
@@ -140,6 +138,11 @@ def _decode(content: str) -> bytes:
     if len(content) > MAX_FILE_BYTES * 4 // 3 + 4:
         raise RequestError(f"The picture has more than {MAX_FILE_BYTES} bytes.", "Use a smaller picture.")
     try:
+        if len(content) < SHORTEST_BASE64:
+            raise ValueError("no picture is as short")
         return base64.b64decode("".join(content.split()), validate=True)
     except (binascii.Error, ValueError):
-        raise RequestError("The picture is neither an address nor base64.", NOT_HERE) from None
+        raise RequestError(
+            f"The picture {content[:200]!r} was not given to this server, and it is neither an address nor base64.",
+            NOT_HERE,
+        ) from None
