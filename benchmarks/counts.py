@@ -37,7 +37,7 @@ from transformers import (
 )
 
 from uso_core.loaders.build import VAE_NORM_GROUPS, VAE_SCALE, VAE_SHIFT
-from uso_core.memory.placement import MemoryPlan
+from uso_core.memory.layout import MemoryPlan
 from uso_core.memory.plan import Machine, Wishes, plan
 from uso_core.memory.sizes import GB, Counts, Sizes, counts_of
 from uso_core.model.style import StyleProjector

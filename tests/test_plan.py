@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from uso_core.errors import MemoryShortage, exit_code
-from uso_core.memory.placement import STAYS, STREAMS, VISITS, MemoryPlan
+from uso_core.memory.layout import STAYS, STREAMS, VISITS, MemoryPlan
 from uso_core.memory.plan import Machine, Wishes, budget_of, plan, reserve
 from uso_core.memory.sizes import GB, Counts, Piece, Sizes
 from uso_core.settings import ROOT

@@ -89,9 +89,8 @@ def _double(
     """FluxTransformerBlock.forward."""
     image, text, attention = hidden_states, encoder_hidden_states, self.attn
     modulate, gated = _COMPILED["modulate"], _COMPILED["gated"]
-    signal = F.silu(temb)
-    shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.norm1.linear(signal).chunk(6, 1)
-    t_shift, t_scale, t_gate, t_mlp_shift, t_mlp_scale, t_mlp_gate = self.norm1_context.linear(signal).chunk(6, 1)
+    shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.norm1.linear(temb).chunk(6, 1)
+    t_shift, t_scale, t_gate, t_mlp_shift, t_mlp_scale, t_mlp_gate = self.norm1_context.linear(temb).chunk(6, 1)
     (cos, sin), n = image_rotary_emb, text.shape[1]
     q, k, v = _heads(
         modulate(image, scale, shift), (attention.to_q, attention.to_k, attention.to_v),
@@ -120,7 +119,7 @@ def _single(
     """FluxSingleTransformerBlock.forward."""
     n, attention = encoder_hidden_states.shape[1], self.attn
     x = torch.cat([encoder_hidden_states, hidden_states], 1)
-    shift, scale, gate = self.norm.linear(F.silu(temb)).chunk(3, 1)
+    shift, scale, gate = self.norm.linear(temb).chunk(3, 1)
     normal = _COMPILED["modulate"](x, scale, shift)
     q, k, v = _heads(
         normal, (attention.to_q, attention.to_k, attention.to_v), (attention.norm_q, attention.norm_k), image_rotary_emb

@@ -27,6 +27,7 @@ from uso_core.request import GenerationRequest, Result
 from uso_core.settings import Settings
 
 if TYPE_CHECKING:
+    from uso_core.memory.plan import MemoryPlan
     from uso_core.model.pipeline import USOPipeline
 
 log = logging.getLogger(__name__)
@@ -180,6 +181,7 @@ class Engine:
         self._changed = threading.Condition()
         self._pipeline: USOPipeline | None = None
         self._loaded: str | None = None
+        self.plan: MemoryPlan | None = None  # by which the loaded model was placed
         self._parts: dict[str, Any] = {}  # what a cancelled loading had already read, by role
         threading.Thread(target=self._work, name="engine", daemon=True).start()
 
@@ -263,15 +265,16 @@ class Engine:
         condition = pipeline.encode(request.prompt, content, styles, request.content_size)
         sampling = Sampling(
             request.width, request.height, request.steps, request.guidance, request.schedule,
-            request.content_strength, request.style_strengths,
+            request.content_strength, request.style_strengths, request.fast,
         )  # fmt: skip
+        prepared = pipeline.prepare(condition, sampling)
         for index in range(request.images):
             job._skipped.clear()
             job._check()
             seed = _settled(request) + index
             generator = pipeline.generator(seed)
             try:
-                packed = pipeline.denoise(condition, sampling, generator, _step_callback(job, request, index))
+                packed = pipeline.denoise(prepared, generator, _step_callback(job, request, index))
             except Skip:
                 job._tell(Skipped(index))
                 continue
@@ -301,7 +304,7 @@ class Engine:
         from uso_core.assembly import assemble
 
         try:
-            self._pipeline = assemble(paths, self.settings, self._parts, tell)
+            self._pipeline, self.plan = assemble(paths, self.settings, model, self._parts, tell)
         except Stop:
             raise  # what was read so far serves the next request
         except BaseException:

@@ -72,6 +72,7 @@ class GenerationRequest:
     model: str | None = None
     content_strength: float = 1.0
     style_strengths: tuple[float, ...] = ()
+    fast: bool = False
 
     def __post_init__(self) -> None:
         check_prompt(self.prompt)
@@ -146,7 +147,7 @@ class GenerationRequest:
             if not isinstance(values.get(name, []), list):
                 raise RequestError(f"{name} is {values[name]!r}, not a list.", "Use a file that this program wrote.")
         values["styles"] = tuple(_picture(style) for style in values.get("styles", []))
-        for name in ("keep_size",):
+        for name in ("keep_size", "fast"):
             if not isinstance(values.get(name, False), bool):
                 raise RequestError(f"{name} is {values[name]!r}, not true or false.", "Use true or false.")
         if not isinstance(values.get("model"), str | None):

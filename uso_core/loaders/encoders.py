@@ -18,6 +18,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.utils import logging
 
 from uso_core.errors import WeightsError
+from uso_core.memory.fp8 import T5_MATRICES, use_fp8
 
 # Tensors of a published model's other half, by model type: T5's decoder, CLIP's and SigLIP's other tower.
 OTHER_HALF = {
@@ -29,9 +30,12 @@ POSITION_IDS = "position_ids"  # a buffer that older files still hold
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json")
 
 
-def build_t5(folder: Path, dtype: torch.dtype) -> tuple[T5EncoderModel, PreTrainedTokenizerBase]:
-    """T5's encoder and tokenizer (spiece.model or tokenizer.json)."""
-    return _pretrained(T5EncoderModel, folder, dtype, "t5"), _tokenizer(T5Tokenizer, folder)
+def build_t5(folder: Path, dtype: torch.dtype, fp8: bool = False) -> tuple[T5EncoderModel, PreTrainedTokenizerBase]:
+    """T5's encoder and tokenizer (spiece.model or tokenizer.json); with `fp8` its matrices are quantized."""
+    model = _pretrained(T5EncoderModel, folder, dtype, "t5")
+    if fp8:
+        use_fp8(model, T5_MATRICES)
+    return model, _tokenizer(T5Tokenizer, folder)
 
 
 def build_clip(folder: Path, dtype: torch.dtype) -> tuple[CLIPTextModel, PreTrainedTokenizerBase]:
@@ -51,12 +55,39 @@ def build_siglip(folder: Path, dtype: torch.dtype) -> tuple[SiglipVisionModel, S
     return model, processor
 
 
-def _pretrained(kind: type[Any], folder: Path, dtype: torch.dtype, model_type: str) -> Any:
-    config = folder / "config.json"
+def empty_encoders(t5: Path, clip: Path, siglip: Path) -> dict[str, Any]:
+    """The three encoders that folders describe, on the meta device, by role; raises `WeightsError` for a bad one."""
+    return {
+        role: _empty(kind, folder, role)
+        for role, kind, folder in (
+            ("t5", T5EncoderModel, t5),
+            ("clip", CLIPTextModel, clip),
+            ("siglip", SiglipVisionModel, siglip),
+        )
+    }
+
+
+def _empty(kind: type[Any], folder: Path, model_type: str) -> Any:
+    _check_folder(folder)
+    try:
+        _check_type(folder, model_type)
+        with torch.device("meta"):
+            return kind(kind.config_class.from_pretrained(folder, local_files_only=True))
+    except WeightsError:
+        raise
+    except Exception as error:  # whatever a configuration provokes in a library's constructor
+        raise _broken(folder, "configuration", error) from None
+
+
+def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise WeightsError(f"{folder} is a file, the folder of the text or vision encoder is needed.", _FOLDER_HINT)
-    if not config.is_file():
+    if not (folder / "config.json").is_file():
         raise WeightsError(f"{folder} has no config.json.", _FOLDER_HINT)
+
+
+def _pretrained(kind: type[Any], folder: Path, dtype: torch.dtype, model_type: str) -> Any:
+    _check_folder(folder)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import accumulate, product
 
 from uso_core.errors import MemoryShortage
-from uso_core.memory.placement import STAYS, STREAMS, VISITS, MemoryPlan, Placement, gigabytes
+from uso_core.memory.layout import STAYS, STREAMS, VISITS, MemoryPlan, Placement, gigabytes
 from uso_core.memory.sizes import GB, PIXELS_PER_TOKEN, Sizes
 
 STREAMED_SLOTS, VISITOR_SLOTS = 3, 2  # slots for the blocks (two copies ahead); for T5, SigLIP and the modulation

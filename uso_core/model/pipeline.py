@@ -20,12 +20,15 @@ from transformers.image_processing_utils import BaseImageProcessor
 from uso_core import images as pictures
 from uso_core import request as rules
 from uso_core.errors import RequestError
+from uso_core.memory.residency import Residency
 from uso_core.model import latents as tokens
 from uso_core.model import preview
+from uso_core.model.encodings import Encodings, picture_key
+from uso_core.model.step_cache import StepCache
 from uso_core.model.style import StyleProjector
-from uso_core.model.transformer import USOTransformer2DModel
+from uso_core.model.transformer import Fixed, USOTransformer2DModel
 
-StepCallback = Callable[["USOPipeline", int, int, dict[str, Any]], dict[str, Any] | None]
+StepCallback = Callable[["USOPipeline", int, torch.Tensor, dict[str, Any]], dict[str, Any] | None]
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,12 @@ class Conditioning:
     pooled: torch.Tensor  # (1, CLIP width)
     styles: tuple[torch.Tensor, ...]  # each (1, K, D)
     references: tuple[torch.Tensor, ...]  # each (1, C, H, W), normalised latents
+
+    def is_same(self, other: Conditioning) -> bool:
+        """Whether these are the very tensors of the other, as the cache returns them."""
+        mine, theirs = ((each.text, each.pooled, *each.styles, *each.references) for each in (self, other))
+        sorts = (len(self.styles), len(self.references)) == (len(other.styles), len(other.references))
+        return sorts and all(one is another for one, another in zip(mine, theirs, strict=True))
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,50 @@ class Sampling:
     schedule: str = "uso"
     content_strength: float = 1.0
     style_strengths: tuple[float, ...] = ()
+    fast: bool = False  # with a step cache
+
+
+TABLE_STEPS = 64  # rows of the adaLN table made at once: 137 MB at FLUX.1's size in bfloat16
+
+
+@dataclass
+class Prepared:
+    """A request ready for any number of denoisings. The adaLN table is made a few dozen steps at a time."""
+
+    sampling: Sampling
+    fixed: Fixed
+    pooled: torch.Tensor  # (1, CLIP width)
+    sigmas: torch.Tensor  # (steps + 1,), from 1 to 0
+    _table: tuple[torch.Tensor, ...] = ()
+    _first: int = -1
+
+    def rows(self, transformer: USOTransformer2DModel, step: int) -> tuple[torch.Tensor, ...]:
+        """The table's rows of one step, each (1, ...)."""
+        first = step // TABLE_STEPS * TABLE_STEPS
+        if first != self._first:
+            guidance = None
+            if transformer.config.guidance_embeds:
+                guidance = torch.tensor([self.sampling.guidance], device=self.sigmas.device, dtype=torch.float32)
+            levels = self.sigmas[:-1][first : first + TABLE_STEPS]
+            self._table = transformer.modulation(levels, guidance, self.pooled, self.fixed.text.dtype)
+            self._first = first
+        return tuple(each[step - first : step - first + 1] for each in self._table)
+
+
+class Pace:
+    """Keeps the caller at most one step ahead of a GPU, so that times are true and Stop is heard within a step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._done: torch.cuda.Event | None = None
+        self._watched = device.type == "cuda"
+
+    def keep(self) -> None:
+        """Waits for the end of the step before the one just submitted."""
+        if self._watched:
+            before, self._done = self._done, torch.cuda.Event()
+            self._done.record()
+            if before is not None:
+                before.synchronize()
 
 
 @dataclass
@@ -64,8 +117,8 @@ class USOPipeline(DiffusionPipeline):
     `text_tokens` is the length to which T5's input is padded, without a mask; `preview_factors` see `preview.py`.
     """
 
-    model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->style_projector->transformer->vae"
-    _callback_tensor_inputs = ["latents"]
+    residency: Residency | None = None  # who brings the modules to the device; without one they are used in place
+    decodes_in_tiles: Callable[[int, int], bool] | None = None  # whether for this width and height; None: never
 
     def __init__(
         self,
@@ -96,6 +149,8 @@ class USOPipeline(DiffusionPipeline):
             scheduler=scheduler,
         )
         self.register_to_config(text_tokens=text_tokens, preview_factors=preview_factors)
+        self.encodings = Encodings()
+        self._prepared: tuple[Conditioning, Prepared] | None = None
 
     @torch.inference_mode()
     def __call__(
@@ -113,6 +168,7 @@ class USOPipeline(DiffusionPipeline):
         schedule: str = "uso",
         content_strength: float = 1.0,
         style_strengths: Sequence[float] = (),
+        fast: bool = False,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
@@ -128,6 +184,7 @@ class USOPipeline(DiffusionPipeline):
             schedule: "uso" (the reference's) or "flux"; see `schedule_tokens`.
             content_strength, style_strengths: from 0 (as if not there) over 1 (as trained) to 2; one number for each
                 style image, or none.
+            fast: leaves out steps in which little changes (`step_cache.py`); pictures change a little.
             output_type: "pil", "pt" or "latent".
             callback_on_step_end: called after each step with (pipeline, step, sigma * 1000, {"latents": packed,
                 "denoised": packed}); may return {"latents": other}; what it raises ends the call.
@@ -146,15 +203,16 @@ class USOPipeline(DiffusionPipeline):
         generators = self._generators(generator, seed)
         # 2. Encode prompt, style images and content image
         condition = self.encode(prompt, content_image, style_images, content_size)
-        # 3. Denoise from noise, 4. decode
+        # 3. Prepare what no step changes
         sampling = Sampling(
-            ask.width, ask.height, ask.steps, ask.guidance, schedule, ask.content_strength, strengths
+            ask.width, ask.height, ask.steps, ask.guidance, schedule, ask.content_strength, strengths, fast
         )  # fmt: skip
+        prepared = self.prepare(condition, sampling)
+        # 4. Denoise from noise, 5. decode
         results = []
         for each in generators:
-            packed = self.denoise(condition, sampling, each, callback_on_step_end)
+            packed = self.denoise(prepared, each, callback_on_step_end)
             results.append(packed if output_type == "latent" else self.decode(packed, ask.width, ask.height))
-        self.maybe_free_model_hooks()
         stacked = torch.cat(results)
         images = self.to_images(stacked) if output_type == "pil" else stacked
         return USOPipelineOutput(images=images) if return_dict else (images,)
@@ -168,91 +226,149 @@ class USOPipeline(DiffusionPipeline):
         content_size: int = 512,
     ) -> Conditioning:
         """All that is the same for every step and every seed; a tensor among the styles is style tokens (1, K, D)."""
-        text, pooled = self.encode_prompt(prompt)
-        tokens_of = [style if isinstance(style, torch.Tensor) else self.encode_style(style) for style in styles]
-        references = []
+        text, pooled = self.encodings.get(("text", prompt), lambda: self.encode_prompt(prompt))
+        references: tuple[torch.Tensor, ...] = ()
         if content_image is not None:
-            references.append(self.encode_content(pictures.prepare_content(content_image, content_size)))
-        return Conditioning(text, pooled, tuple(tokens_of), tuple(references))
+            content = pictures.prepare_content(content_image, content_size)
+            key = ("content", picture_key(content))
+            references = self.encodings.get(key, lambda: (self.encode_content(content),))
+        return Conditioning(text, pooled, tuple(map(self.style_tokens, styles)), references)
+
+    def style_tokens(self, style: Image.Image | torch.Tensor) -> torch.Tensor:
+        """The tokens of a style image (1, K, D), or those given."""
+        if isinstance(style, torch.Tensor):
+            return style
+        return self.encodings.get(("style", picture_key(style)), lambda: (self.encode_style(style),))[0]
 
     def encode_prompt(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
         """T5's last hidden state (1, T, T5 width), padding attended, and CLIP's pooled output (1, CLIP width)."""
 
         def ids(tokenizer: PreTrainedTokenizerBase, length: int) -> torch.Tensor:
             encoded = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-            return encoded.input_ids.to(self._execution_device)
+            return encoded.input_ids.to(self.compute_device)
 
-        positions = self.text_encoder.config.max_position_embeddings
-        pooled = self.text_encoder(ids(self.tokenizer, positions)).pooler_output
-        text = self.text_encoder_2(ids(self.tokenizer_2, self.config.text_tokens)).last_hidden_state
+        clip = self.use("text_encoder")
+        pooled = clip(ids(self.tokenizer, clip.config.max_position_embeddings)).pooler_output
+        text = self.use("text_encoder_2")(ids(self.tokenizer_2, self.config.text_tokens)).last_hidden_state
         return text.to(self.transformer.dtype), pooled.to(self.transformer.dtype)
 
     def encode_style(self, image: Image.Image) -> torch.Tensor:
         """Style tokens of one image, squashed to the vision tower's square: (1, K, D)."""
         pixels = self.image_processor(image.convert("RGB"), return_tensors="pt").pixel_values  # (1, 3, side, side)
-        pixels = pixels.to(self._execution_device, self.image_encoder.dtype)
-        states = self.image_encoder(pixels, output_hidden_states=True).hidden_states
-        return self.style_projector([state.to(self.style_projector.dtype) for state in states])
+        tower = self.use("image_encoder")
+        states = tower(pixels.to(self.compute_device, tower.dtype), output_hidden_states=True).hidden_states
+        projector = self.use("style_projector")
+        return projector([state.to(projector.dtype) for state in states])
 
     def encode_content(self, image: Image.Image) -> torch.Tensor:
         """The mean of the VAE's posterior, normalised: (1, C, H, W). The reference samples it, from no fixed seed."""
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255 * 2 - 1  # (1, 3, h, w)
-        latents = self.vae.encode(pixels.to(self._execution_device, self.vae.dtype)).latent_dist.mode()
-        return (latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor
+        vae = self.use("vae")
+        vae.enable_tiling(False)
+        latents = vae.encode(pixels.to(self.compute_device, vae.dtype)).latent_dist.mode()
+        return (latents - vae.config.shift_factor) * vae.config.scaling_factor
+
+    @torch.inference_mode()
+    def prepare(self, condition: Conditioning, sampling: Sampling) -> Prepared:
+        """What all images of a request share: positions, embedded text and references, the schedule.
+
+        The last one is kept, for the next request that differs in its seed alone.
+        """
+        if self._prepared is not None:
+            before, prepared = self._prepared
+            if prepared.sampling == sampling and before.is_same(condition):
+                return prepared
+        transformer, width, height = self.use("transformer"), sampling.width, sampling.height
+        device, dtype = self.compute_device, transformer.dtype
+        references = [tokens.pack(reference).to(device, dtype) for reference in condition.references]
+        sizes = [(reference.shape[-2] // 2, reference.shape[-1] // 2) for reference in condition.references]
+        target = (height // tokens.PIXELS_PER_TOKEN, width // tokens.PIXELS_PER_TOKEN)
+        style = torch.cat(condition.styles, dim=1).to(device) if condition.styles else None  # (1, K, D)
+        text_stream = condition.text.shape[1] + (style.shape[1] if style is not None else 0)
+        fixed = transformer.fix(
+            condition.text.to(device),
+            style,
+            torch.cat(references, dim=1) if references else None,  # (1, R, 4C)
+            tokens.image_ids(target, sizes).to(device),  # (S + R, 3)
+            torch.zeros(text_stream, 3, device=device),  # (K + T, 3)
+            attention_bias(condition, sampling, target[0] * target[1], device),
+        )
+        mu = tokens.schedule_mu(tokens.schedule_tokens(width, height, sampling.schedule))
+        steps = torch.linspace(1, 0, sampling.steps + 1)[:-1].tolist()
+        self.scheduler.set_timesteps(sigmas=steps, mu=mu, device=device)
+        prepared = Prepared(sampling, fixed, condition.pooled.to(device), self.scheduler.sigmas.to(device))
+        self._prepared = condition, prepared
+        return prepared
 
     @torch.inference_mode()
     def denoise(
         self,
-        condition: Conditioning,
-        sampling: Sampling,
+        prepared: Prepared,
         generator: torch.Generator,
         callback_on_step_end: StepCallback | None = None,
     ) -> torch.Tensor:
         """From noise to packed latents (1, S, 4C) in Euler steps."""
-        device, dtype, width, height = self._execution_device, self.transformer.dtype, sampling.width, sampling.height
-        channels = self.transformer.config.in_channels // 4
-        latents = tokens.pack(tokens.noise(width, height, channels, generator)).to(device, dtype)  # (1, S, 4C)
-        target_tokens = latents.shape[1]
-        references = [tokens.pack(reference).to(device, dtype) for reference in condition.references]
-        sizes = [(reference.shape[-2] // 2, reference.shape[-1] // 2) for reference in condition.references]
-        target = (height // tokens.PIXELS_PER_TOKEN, width // tokens.PIXELS_PER_TOKEN)
-        style = torch.cat(condition.styles, dim=1) if condition.styles else None  # (1, K, D)
-        text_stream = condition.text.shape[1] + (style.shape[1] if style is not None else 0)
-        constant = {
-            "encoder_hidden_states": condition.text,
-            "pooled_projections": condition.pooled,
-            "style_tokens": style,
-            "img_ids": tokens.image_ids(target, sizes).to(device),  # (S + R, 3)
-            "txt_ids": torch.zeros(text_stream, 3, device=device),  # (K + T, 3)
-            "guidance": self._guidance(sampling.guidance),
-            "attention_bias": attention_bias(condition, sampling, target_tokens, device),
-            "return_dict": False,
-        }
-        mu = tokens.schedule_mu(tokens.schedule_tokens(width, height, sampling.schedule))
-        steps = torch.linspace(1, 0, sampling.steps + 1)[:-1].tolist()
-        self.scheduler.set_timesteps(sigmas=steps, mu=mu, device=device)
-        self.scheduler.set_begin_index(0)
-        for step, sigma in enumerate(self.scheduler.sigmas[:-1].to(device)):
-            image = torch.cat([latents, *references], dim=1)  # (1, S + R, 4C)
-            velocity = self.transformer(hidden_states=image, timestep=sigma[None], **constant)[0][:, :target_tokens]
-            denoised = latents - sigma * velocity
-            latents = self.scheduler.step(velocity, sigma, latents, return_dict=False)[0]
+        transformer, sampling, sigmas = self.use("transformer"), prepared.sampling, prepared.sigmas
+        device, dtype, channels = self.compute_device, transformer.dtype, transformer.config.in_channels // 4
+        noise = tokens.noise(sampling.width, sampling.height, channels, generator)
+        latents = tokens.pack(noise).to(device, dtype)  # (1, S, 4C)
+        cache = StepCache(sampling.steps) if sampling.fast else None
+        pace = Pace(device)
+        for step in range(sampling.steps):
+            velocity = transformer.step(latents, prepared.fixed, prepared.rows(transformer, step), cache)
+            before = latents
+            latents = (before.float() + (sigmas[step + 1] - sigmas[step]) * velocity).to(dtype)
             if callback_on_step_end is not None:
-                seen = {"latents": latents, "denoised": denoised}
-                given = callback_on_step_end(self, step, self.scheduler.timesteps[step], seen)
+                pace.keep()
+                seen = {"latents": latents, "denoised": before - sigmas[step] * velocity}
+                given = callback_on_step_end(self, step, sigmas[step] * 1000, seen)
                 latents = (given or {}).get("latents", latents)
         return latents
 
     @torch.inference_mode()
     def decode(self, packed: torch.Tensor, width: int, height: int) -> torch.Tensor:
         """Packed latents to pixels: (1, S, 4C) -> (1, 3, height, width) in [-1, 1]."""
-        latents = tokens.unpack(packed.to(self.vae.dtype), height, width)
-        latents = latents / self.vae.config.scaling_factor + self.vae.config.shift_factor
-        return self.vae.decode(latents, return_dict=False)[0].clamp(-1, 1)
+        vae = self.use("vae")
+        vae.enable_tiling(self.decodes_in_tiles is not None and self.decodes_in_tiles(width, height))
+        latents = tokens.unpack(packed.to(vae.dtype), height, width)
+        latents = latents / vae.config.scaling_factor + vae.config.shift_factor
+        return vae.decode(latents, return_dict=False)[0].clamp(-1, 1)
+
+    @torch.inference_mode()
+    def warm_up(self, width: int, height: int, content_size: int) -> None:
+        """One step of nothing in two shapes, so that compiled blocks are ready for these and, dynamically, for others.
+
+        The larger is that of a square content image with one style image, the smaller that of text alone.
+        """
+        config, device, dtype = self.transformer.config, self.compute_device, self.transformer.dtype
+
+        def zeros(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, device=device, dtype=dtype)
+
+        text = zeros(1, self.config.text_tokens, config.joint_attention_dim)
+        pooled = zeros(1, config.pooled_projection_dim)
+        projector, side = self.style_projector.config, content_size // tokens.PIXELS_PER_LATENT
+        style, reference = (
+            zeros(1, 3 * projector.tokens_out, projector.width),
+            zeros(1, config.in_channels // 4, side, side),
+        )
+        for condition in (Conditioning(text, pooled, (style,), (reference,)), Conditioning(text, pooled, (), ())):
+            prepared = self.prepare(condition, Sampling(width, height, 1, 1.0))
+            self.denoise(prepared, self.generator(0))
+        self._prepared = None
+
+    @property
+    def compute_device(self) -> torch.device:
+        """Where inputs go and noise is drawn."""
+        return self.residency.device if self.residency is not None else self.device
+
+    def use(self, name: str) -> Any:
+        """The component of that name, on the compute device."""
+        return self.residency.use(name) if self.residency is not None else getattr(self, name)
 
     def generator(self, seed: int | None = None) -> torch.Generator:
         """A random source on the device where noise is drawn; from a fresh seed where none is given."""
-        source = torch.Generator(self._execution_device)
+        source = torch.Generator(self.compute_device)
         return source.manual_seed(source.seed() if seed is None else seed)
 
     @staticmethod
@@ -264,11 +380,6 @@ class USOPipeline(DiffusionPipeline):
     def preview(self, packed: torch.Tensor, width: int, height: int) -> Image.Image | None:
         """A small picture of packed latents, an eighth of width and height, without the decoder."""
         return preview.draw(tokens.unpack(packed, height, width), self.config.preview_factors)
-
-    def _guidance(self, guidance: float) -> torch.Tensor | None:
-        if not self.transformer.config.guidance_embeds:
-            return None
-        return torch.tensor([guidance], device=self._execution_device, dtype=torch.float32)
 
     def _generators(
         self, generator: torch.Generator | Sequence[torch.Generator] | None, seed: int | None

@@ -1,20 +1,78 @@
-"""FLUX.1's transformer with style tokens in front of its text.
+"""FLUX.1's transformer with style tokens in front of its text, and with everything that no step changes hoisted.
 
-Letters: B batch, S image tokens (target and references), T text tokens, K style tokens, D width.
+Letters: B batch, S target tokens, R reference tokens, T text tokens, K style tokens, D width, N steps.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel, ModelMixin  # noqa: F401  (from_pretrained looks for ModelMixin here)
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from torch import nn
+
+from uso_core.model.step_cache import StepCache
+
+
+class Modulation(nn.Linear):
+    """An adaLN layer in two halves: `rows` computes its shifts, scales and gates ahead, the forward picks them out.
+
+    They depend on timestep, guidance and pooled text alone, so one table serves all steps and all images of a
+    request, and these matrices (3.25 of FLUX.1's 11.9 billion parameters) need not stay on the device. Layers of one
+    block share a row; `offset` is where this one's part begins.
+    """
+
+    def __init__(self, linear: nn.Linear, offset: int) -> None:
+        super().__init__(linear.in_features, linear.out_features, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self.offset = offset
+
+    def rows(self, condition: torch.Tensor) -> torch.Tensor:
+        """(N, D) on any device -> (N, out) there; the weights are brought to it for the moment."""
+        weight, bias = (each.to(condition.device, non_blocking=True) for each in (self.weight, self.bias))
+        return F.linear(condition, weight, bias)
+
+    def forward(self, row: torch.Tensor) -> torch.Tensor:
+        """The block's row (B, sum of its layers' outputs) -> (B, out)."""
+        return row[:, self.offset : self.offset + self.out_features]
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """What is the same in every step of a request; made by `fix`."""
+
+    text: torch.Tensor  # (B, K + T, D), style tokens and embedded text
+    references: torch.Tensor | None  # (B, R, D), embedded
+    rotary: tuple[torch.Tensor, torch.Tensor]  # cosines and sines (K + T + S + R, head size)
+    attention: dict[str, torch.Tensor]  # the blocks' keyword arguments for attention
 
 
 class USOTransformer2DModel(FluxTransformer2DModel):
-    """`FluxTransformer2DModel` whose forward takes style tokens; without them it equals the base class bit for bit.
+    """`FluxTransformer2DModel` with style tokens; `forward` without them equals the base class bit for bit.
 
-    The weights and their names are those of the base class.
+    The weights and their names are those of the base class. `forward` is one prediction from scratch; a pipeline
+    calls `fix` and `modulation` once and `step` for each step.
     """
+
+    # diffusers reads the configuration's names off the signature
+    @functools.wraps(FluxTransformer2DModel.__init__)  # type: ignore[misc]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for block in self.transformer_blocks:
+            block.norm1.linear = Modulation(block.norm1.linear, 0)
+            block.norm1_context.linear = Modulation(block.norm1_context.linear, block.norm1.linear.out_features)
+        for block in self.single_transformer_blocks:
+            block.norm.linear = Modulation(block.norm.linear, 0)
+        self.norm_out.linear = Modulation(self.norm_out.linear, 0)
+        for module in self.modules():
+            if isinstance(getattr(module, "linear", None), Modulation):
+                module.silu = nn.Identity()  # applied once, in `modulation`
+        self.blocks: Iterable[nn.Module] = (*self.transformer_blocks, *self.single_transformer_blocks)
 
     def forward(
         self,
@@ -29,33 +87,88 @@ class USOTransformer2DModel(FluxTransformer2DModel):
         attention_bias: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
-        """One prediction of the velocity for all image tokens: (B, S, 4C).
+        """One prediction of the velocity for all image tokens: (B, S + R, 4C).
 
         Args:
-            hidden_states: packed latents of target and references (B, S, 4C).
+            hidden_states: packed latents of target and references (B, S + R, 4C).
             encoder_hidden_states: T5's last hidden state (B, T, T5 width).
             pooled_projections: CLIP's pooled output (B, CLIP width).
             timestep: sigma in [0, 1] (B,).
-            img_ids, txt_ids: positions (S, 3) and (K + T, 3).
+            img_ids, txt_ids: positions (S + R, 3) and (K + T, 3).
             guidance: the embedded guidance (B,); None exactly where the model has no guidance embedding.
             style_tokens: output of `StyleProjector` (B, K, D), put before the embedded text.
-            attention_bias: added to every attention's logits, per key (1, 1, 1, K + T + S).
+            attention_bias: added to every attention's logits, per key (1, 1, 1, K + T + S + R).
         """
-        image = self.x_embedder(hidden_states)  # (B, S, D)
-        text = self.context_embedder(encoder_hidden_states)  # (B, T, D)
+        fixed = self.fix(encoder_hidden_states, style_tokens, None, img_ids, txt_ids, attention_bias)
+        rows = self.modulation(timestep, guidance, pooled_projections, hidden_states.dtype)
+        sample = self.step(hidden_states, fixed, rows)
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def fix(
+        self,
+        text: torch.Tensor,
+        style_tokens: torch.Tensor | None,
+        references: torch.Tensor | None,
+        img_ids: torch.Tensor,
+        txt_ids: torch.Tensor,
+        attention_bias: torch.Tensor | None = None,
+    ) -> Fixed:
+        """Embeds what `step` needs besides the latents.
+
+        `references` are packed latents (B, R, 4C), or None; the others are as in `forward`.
+        """
+        stream = self.context_embedder(text)  # (B, T, D)
         if style_tokens is not None:
-            text = torch.cat([style_tokens.to(text.dtype), text], dim=1)  # (B, K + T, D)
-        conditions = [value.to(image.dtype) * 1000 for value in (timestep, guidance) if value is not None]
-        modulation = self.time_text_embed(*conditions, pooled_projections)  # (B, D)
+            stream = torch.cat([style_tokens.to(stream.dtype), stream], dim=1)  # (B, K + T, D)
+        embedded = self.x_embedder(references) if references is not None else None  # (B, R, D)
         rotary = self.pos_embed(torch.cat([txt_ids, img_ids]))
-        extra = {} if attention_bias is None else {"attention_mask": attention_bias.to(image.dtype)}
-        for block in (*self.transformer_blocks, *self.single_transformer_blocks):
+        attention = {} if attention_bias is None else {"attention_mask": attention_bias.to(stream.dtype)}
+        return Fixed(stream, embedded, rotary, attention)
+
+    def modulation(
+        self, timesteps: torch.Tensor, guidance: torch.Tensor | None, pooled: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, ...]:
+        """The adaLN table: for each block, then for the output, one row a timestep (N, its layers' outputs together).
+
+        `timesteps` are sigmas (N,), `guidance` (N,) or (1,) or None as in `forward`, `pooled` (N or 1, CLIP width).
+        """
+        values = [value.to(dtype) * 1000 for value in (timesteps, guidance) if value is not None]
+        condition = F.silu(self.time_text_embed(*values, pooled))  # (N, D)
+        tables = [
+            torch.cat([block.norm1.linear.rows(condition), block.norm1_context.linear.rows(condition)], dim=1)
+            for block in self.transformer_blocks
+        ]
+        tables += [block.norm.linear.rows(condition) for block in self.single_transformer_blocks]
+        return (*tables, self.norm_out.linear.rows(condition.to(dtype)))
+
+    def step(
+        self,
+        latents: torch.Tensor,
+        fixed: Fixed,
+        rows: tuple[torch.Tensor, ...],
+        cache: StepCache | None = None,
+    ) -> torch.Tensor:
+        """The velocity of the tokens given (B, S, 4C), from their packed latents (B, S, 4C).
+
+        `rows` are this step's of the table, each (B, ...); a `cache` may stand in for all blocks but the first.
+        """
+        image = self.x_embedder(latents)  # (B, S, D)
+        target = image.shape[1]
+        if fixed.references is not None:
+            image = torch.cat([image, fixed.references], dim=1)  # (B, S + R, D)
+        text, before = fixed.text, image
+        for index, (block, row) in enumerate(zip(self.blocks, rows[:-1], strict=True)):
             text, image = block(
                 hidden_states=image,
                 encoder_hidden_states=text,
-                temb=modulation,
-                image_rotary_emb=rotary,
-                joint_attention_kwargs=extra,
+                temb=row,
+                image_rotary_emb=fixed.rotary,
+                joint_attention_kwargs=fixed.attention,
             )
-        sample = self.proj_out(self.norm_out(image, modulation))  # (B, S, 4C)
-        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+            if cache is not None and index == 0 and cache.hit(image[:, :target], before[:, :target]):
+                image = cache.reuse()
+                break
+        image = image[:, :target]
+        if cache is not None:
+            cache.keep(image)
+        return self.proj_out(self.norm_out(image, rows[-1]))  # (B, S, 4C)

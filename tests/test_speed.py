@@ -1,0 +1,293 @@
+"""What makes it faster or smaller changes no number, or no more than it says."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+from PIL import Image
+
+from tests.test_model import pictures, pipeline  # noqa: F401  (fixtures)
+from uso_core.memory.residency import Residency
+from uso_core.memory.streaming import BlockStream
+from uso_core.model.encodings import Encodings, picture_key
+from uso_core.model.pipeline import TABLE_STEPS, Sampling, USOPipeline
+from uso_core.model.step_cache import LAST, MOST_HITS, WARM_UP, StepCache
+from uso_core.model.transformer import Modulation, USOTransformer2DModel
+
+HEAVY = ("text_encoder", "text_encoder_2", "image_encoder", "style_projector", "transformer", "vae")
+SAMPLING = Sampling(64, 48, 4, 4.0)
+
+
+@pytest.fixture
+def own(pipeline: USOPipeline) -> USOPipeline:  # noqa: F811
+    """A pipeline that a test may change."""
+    parts = {name: copy.deepcopy(part) if name in HEAVY else part for name, part in pipeline.components.items()}
+    return USOPipeline(**parts, text_tokens=pipeline.config.text_tokens,
+                       preview_factors=pipeline.config.preview_factors)  # fmt: skip
+
+
+def generate(pipeline: USOPipeline, pictures: list[Image.Image], **options) -> torch.Tensor:  # noqa: F811
+    content, *styles = pictures
+    given = {"width": 64, "height": 48, "num_inference_steps": 4, "seed": 5, "output_type": "latent", **options}
+    return pipeline("a red mug", content, styles, content_size=64, **given).images
+
+
+def inputs(transformer: FluxTransformer2DModel, batch: int = 1) -> dict:
+    config, chance = transformer.config, torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=chance)
+
+    return {
+        "hidden_states": draw(batch, 6, config.in_channels),
+        "encoder_hidden_states": draw(batch, 5, config.joint_attention_dim),
+        "pooled_projections": draw(batch, config.pooled_projection_dim),
+        "timestep": torch.linspace(0.2, 0.9, batch),
+        "guidance": torch.full((batch,), 4.0) if config.guidance_embeds else None,
+        "img_ids": draw(6, 3).round(),
+        "txt_ids": torch.zeros(5, 3),
+    }
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_table_gives_what_the_blocks_would_compute(pipeline, batch):  # noqa: F811
+    ours = pipeline.transformer
+    base = FluxTransformer2DModel.from_config(ours.config)
+    base.load_state_dict(ours.state_dict(), strict=True)
+    given = inputs(ours, batch)
+    with torch.inference_mode():
+        assert torch.equal(ours(**given).sample, base(**given).sample)
+
+
+def test_a_step_sees_the_row_of_its_own_time(pipeline):  # noqa: F811
+    transformer, given = pipeline.transformer, inputs(pipeline.transformer)
+    sigmas = torch.tensor([1.0, 0.6, 0.2])
+    with torch.inference_mode():
+        table = transformer.modulation(sigmas, given["guidance"], given["pooled_projections"], torch.float32)
+        for step, sigma in enumerate(sigmas):
+            alone = transformer.modulation(sigma[None], given["guidance"], given["pooled_projections"], torch.float32)
+            for rows, row in zip(table, alone, strict=True):
+                torch.testing.assert_close(rows[step : step + 1], row, rtol=1e-5, atol=1e-5)
+
+
+def test_steps_beyond_the_tables_first_part_are_modulated_too(own, pictures):  # noqa: F811
+    steps = TABLE_STEPS + 2
+    condition = own.encode("a red mug")
+    prepared = own.prepare(condition, Sampling(32, 32, steps, 4.0))
+    late = prepared.rows(own.transformer, steps - 1)
+    level = prepared.sigmas[steps - 1 : steps]
+    right = own.transformer.modulation(level, torch.tensor([4.0]), condition.pooled, torch.float32)
+    for one, other in zip(late, right, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_is_encoded_again_for_another_seed(own, pictures):  # noqa: F811
+    calls: Counter[str] = Counter()
+    for name in ("text_encoder", "text_encoder_2", "image_encoder", "style_projector"):
+        getattr(own, name).register_forward_hook(lambda *_, name=name: calls.update([name]))
+    own.vae.encoder.register_forward_hook(lambda *_: calls.update(["vae encoder"]))
+    for module in own.transformer.modules():
+        if isinstance(module, torch.nn.Linear) and module in (
+            own.transformer.context_embedder,
+            own.transformer.time_text_embed.timestep_embedder.linear_1,
+        ):
+            module.register_forward_hook(lambda *_: calls.update(["hoisted"]))
+    first = generate(own, pictures)
+    counted = dict(calls)
+    assert counted == {
+        "text_encoder": 1, "text_encoder_2": 1, "image_encoder": 2, "style_projector": 2, "vae encoder": 1,
+        "hoisted": 2,
+    }  # fmt: skip
+    other = generate(own, pictures, seed=6)
+    assert dict(calls) == counted
+    assert not torch.equal(first, other)
+    assert torch.equal(first, generate(own, pictures))
+    generate(own, pictures, guidance_scale=2.0)  # another table, but no encoder
+    assert dict(calls) == {**counted, "hoisted": 4}
+
+
+def test_a_changed_picture_is_encoded(own, pictures):  # noqa: F811
+    before = generate(own, pictures)
+    changed = pictures[1].copy()
+    changed.putpixel((0, 0), (255, 0, 255))
+    misses = own.encodings.misses
+    after = generate(own, [pictures[0], changed, pictures[2]])
+    assert own.encodings.misses == misses + 1
+    assert not torch.equal(before, after)
+
+
+def test_encodings_are_bounded_and_forget_the_oldest():
+    kept = Encodings(max_bytes=100)
+    for number in range(4):
+        kept.get(number, lambda: (torch.zeros(10),))  # 40 bytes each
+    assert kept.bytes == 80
+    kept.get(2, lambda: (torch.zeros(10),))
+    kept.get(4, lambda: (torch.zeros(10),))
+    assert (kept.hits, kept.misses) == (1, 5)
+    kept.get(2, lambda: (torch.zeros(10),))
+    assert kept.hits == 2  # used last, so 3 went
+    (large,) = kept.get("large", lambda: (torch.ones(100),))
+    assert large.sum() == 100
+    assert kept.bytes == 0
+
+
+def test_a_picture_is_known_by_its_pixels():
+    one = Image.new("RGB", (2, 8), "red")
+    assert picture_key(one) == picture_key(one.copy())
+    assert picture_key(one) != picture_key(Image.new("RGB", (8, 2), "red"))
+    assert picture_key(one) != picture_key(Image.new("RGB", (2, 8), "blue"))
+
+
+def test_visitors_come_one_at_a_time_and_change_nothing(own, pictures):  # noqa: F811
+    alone = generate(own, pictures)
+    own.encodings.clear()
+    own.residency = Residency(torch.device("cpu"), {name: getattr(own, name) for name in HEAVY}, HEAVY)
+    assert torch.equal(generate(own, pictures), alone)
+    own.decode(alone, 64, 48)
+    present: set[str] = set()
+    for what, name in own.residency.events:
+        present = present | {name} if what == "arrive" else present - {name}
+        assert len(present) <= 1
+    arrived = [name for what, name in own.residency.events if what == "arrive"]
+    assert set(arrived) == set(HEAVY)
+    assert arrived[-2:] == ["transformer", "vae"]
+
+
+def test_weights_leave_the_device_without_being_copied_back():
+    modules = {"a": torch.nn.Linear(4, 4), "b": torch.nn.Linear(4, 4)}
+    home = {name: module.weight.data_ptr() for name, module in modules.items()}
+    residency = Residency(torch.device("cpu"), modules, ["a", "b"])
+    for name, other in (("a", "b"), ("b", "a"), ("a", "b")):
+        assert residency.use(name).weight.data_ptr() != home[name]
+        assert modules[other].weight.data_ptr() == home[other]
+    modules["a"].weight.data.fill_(7)  # what happened to the copy on the device is lost
+    residency.leave()
+    assert {name: module.weight.data_ptr() for name, module in modules.items()} == home
+    assert not (modules["a"].weight == 7).any()
+    assert residency.events == [
+        ("arrive", "a"), ("leave", "a"), ("arrive", "b"), ("leave", "b"), ("arrive", "a"), ("leave", "a"),
+    ]  # fmt: skip
+
+
+def test_what_is_held_never_moves():
+    module = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    home = [part.weight.data_ptr() for part in module]
+    residency = Residency(torch.device("cpu"), {"a": module}, ["a"], held=module[1].parameters())
+    residency.use("a")
+    assert [part.weight.data_ptr() == place for part, place in zip(module, home, strict=True)] == [False, True]
+
+
+def test_a_visitor_nobody_knows_is_refused():
+    with pytest.raises(ValueError, match="'c'"):
+        Residency(torch.device("cpu"), {"a": torch.nn.Linear(1, 1)}, ["c"])
+
+
+@pytest.mark.parametrize(("resident", "slots"), [(0, 2), (1, 2), (3, 3), (0, 8), (8, 2)])
+def test_streamed_blocks_compute_the_same(own, pictures, resident, slots):  # noqa: F811
+    alone = generate(own, pictures)
+    transformer = own.transformer
+    blocks = list(transformer.blocks)
+    held = [each for part in transformer.modules() if isinstance(part, Modulation) for each in part.parameters()]
+    stream = BlockStream(blocks, torch.device("cpu"), resident, slots, held)
+    transformer.blocks = stream
+    assert torch.equal(generate(own, pictures), alone)
+    streamed = len(blocks) - resident
+    assert stream.copies <= 4 * streamed + slots
+    if streamed > slots:
+        assert stream.copies >= 4 * streamed  # the slots really are reused
+    stream.release()
+    assert torch.equal(generate(own, pictures), alone)
+
+
+def test_an_encoder_streams_its_layers(own, pictures):  # noqa: F811
+    alone = generate(own, pictures)
+    layers = own.text_encoder_2.encoder.block
+    stream = BlockStream(layers, torch.device("cpu")).attach()
+    own.residency = Residency(
+        torch.device("cpu"), {name: getattr(own, name) for name in HEAVY}, HEAVY, stream.carried,
+        lambda name: stream.release() if name == "text_encoder_2" else None,
+    )  # fmt: skip
+    own.encodings.clear()
+    assert torch.equal(generate(own, pictures), alone)
+    assert stream.copies >= len(layers)
+    assert stream.device_bytes == 0
+
+
+def test_a_stream_that_was_broken_off_goes_on(own, pictures):  # noqa: F811
+    alone = generate(own, pictures)
+    stream = own.transformer.blocks = BlockStream(list(own.transformer.blocks), torch.device("cpu"), 1)
+    for end in range(1, len(stream)):
+        for place, _ in enumerate(stream):
+            if place == end:
+                break
+        assert torch.equal(generate(own, pictures), alone)
+
+
+def test_a_slot_holds_another_blocks_weights_when_its_turn_is_over():
+    blocks = [torch.nn.Linear(2, 2) for _ in range(4)]
+    weights = [block.weight.detach().clone() for block in blocks]
+    stream = BlockStream(blocks, torch.device("cpu"), 1)
+    for _ in range(2):
+        places = []
+        for block, weight in zip(stream, weights, strict=True):
+            assert torch.equal(block.weight, weight)
+            places.append(block.weight.data_ptr())
+        assert len(set(places[1:])) == 2  # three streamed blocks in two slots
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1e9])
+def test_the_step_cache_computes_what_it_must(threshold):
+    steps, cache = 12, StepCache(12, threshold)
+    reused = []
+    for step in range(steps):
+        before, after = torch.zeros(1, 2, 3), torch.full((1, 2, 3), 1.0 + step)
+        if cache.hit(after, before):
+            reused.append(step)
+            last = cache.reuse()
+            assert torch.equal(last, after + 10)  # the rest of the last computed step
+        else:
+            last = after + 10
+        cache.keep(last)
+    assert (cache.computed, cache.reused) == (steps - len(reused), len(reused))
+    if threshold == 0:
+        assert reused == []
+    else:
+        assert reused == [4, 5, 7, 8]
+        assert min(reused) >= WARM_UP
+        assert max(reused) < steps - LAST
+        assert MOST_HITS == 2
+
+
+def test_fast_leaves_out_steps_and_little_changes(own, pictures):  # noqa: F811
+    options = {"num_inference_steps": 24}
+    exact = generate(own, pictures, **options)
+    calls: Counter[int] = Counter()
+    for index, block in enumerate(own.transformer.blocks):
+        block.register_forward_hook(lambda *_, index=index: calls.update([index]))
+    fast = generate(own, pictures, **options, fast=True)
+    assert calls[0] == 24
+    assert 12 <= calls[1] < 24
+    change = (fast - exact).norm() / exact.norm()
+    assert 0 < change < 0.1
+
+
+def test_a_transformer_is_saved_and_loaded_with_its_table(tmp_path):
+    shape = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 32, "num_attention_heads": 2,
+             "joint_attention_dim": 16, "pooled_projection_dim": 8, "axes_dims_rope": (4, 14, 14)}  # fmt: skip
+    made = USOTransformer2DModel(**shape)
+    made.save_pretrained(tmp_path)
+    again = USOTransformer2DModel.from_pretrained(tmp_path, local_files_only=True)
+    assert again.config.num_single_layers == 1
+    assert all(torch.equal(one, again.state_dict()[name]) for name, one in made.state_dict().items())
+    with torch.inference_mode():
+        torch.testing.assert_close(made(**inputs(made)).sample, again(**inputs(made)).sample)
+
+
+def test_strengths_still_act_through_prepared_requests(own, pictures):  # noqa: F811
+    plain = generate(own, pictures)
+    assert torch.equal(plain, generate(own, pictures, content_strength=1.0, style_strengths=[1.0, 1.0]))
+    assert not torch.equal(plain, generate(own, pictures, content_strength=0.5))

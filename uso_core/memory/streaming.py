@@ -1,0 +1,184 @@
+"""Blocks that do not all fit on the device: the first stay, the others' weights pass through a few slots.
+
+While one block computes, the next one's weights are copied on a side stream, out of page-locked memory, and nothing
+is copied back. The order is the same in every pass, so the copies go on from one pass to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import nn
+
+from uso_core.memory.residency import pinned, tensors_of
+
+ALIGNMENT = 256  # bytes: what the fastest kernels ask of a tensor's address
+
+
+class BlockStream:
+    """Blocks in the order of computation, each with its weights on `device` while it is the current one.
+
+    Iterate over it, or `attach` it to modules that call their blocks themselves. The first `resident` blocks and the
+    tensors in `held` are left as they are: whoever made this places them. The slots take device memory from the
+    first block of a pass until `release`. `copies` counts the blocks that were brought; `carried` are the tensors that
+    it moves.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        device: torch.device,
+        resident: int = 0,
+        slots: int = 2,
+        held: Iterable[torch.Tensor] = (),
+        pin: bool = True,
+    ) -> None:
+        if slots < 2:
+            raise ValueError("one slot cannot be filled while it is used: at least 2 are needed")
+        self.blocks = list(blocks)
+        self.device = device
+        self.resident = min(resident, len(self.blocks))
+        self.copies = 0
+        kept = {id(tensor) for tensor in held}
+        self._parcels = [Parcel(block, kept, device if pin else None) for block in self.blocks[self.resident :]]
+        self._slots: list[Slot] = []
+        self._slot_count = min(slots, len(self._parcels))
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @property
+    def carried(self) -> list[torch.Tensor]:
+        return [tensor for parcel in self._parcels for tensor in parcel.tensors]
+
+    @property
+    def device_bytes(self) -> int:
+        """Device memory that the slots take now."""
+        return sum(slot.memory.nbytes for slot in self._slots)
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        for index, block in enumerate(self.blocks):
+            self.arrive(index)
+            yield block
+            self.depart(index)
+
+    def attach(self) -> BlockStream:
+        """Brings each block's weights whenever it is called; for blocks that are called in their order."""
+        for index, block in enumerate(self.blocks):
+            block.register_forward_pre_hook(partial(_call, self.arrive, index))
+            block.register_forward_hook(partial(_call, self.depart, index))
+        return self
+
+    def arrive(self, index: int) -> None:
+        """Puts the weights of a block in place; the first one also starts the copies."""
+        if index == 0:
+            self._fetch(0)
+        place = index - self.resident
+        if place >= 0:
+            slot = next(slot for slot in self._slots if slot.holds == place)
+            slot.wait_until_filled()
+            self._parcels[place].unpack(slot.memory)
+
+    def depart(self, index: int) -> None:
+        """Gives the slot of a block that has been submitted to the next block that has none."""
+        place = index - self.resident
+        if place >= 0:
+            next(slot for slot in self._slots if slot.holds == place).used()
+            self._fetch(place + 1)
+
+    def release(self) -> None:
+        """Frees the slots; the weights are on the host again."""
+        for parcel in self._parcels:
+            parcel.unpack(parcel.host)
+        self._slots.clear()
+
+    def _fetch(self, place: int) -> None:
+        """Starts copying what is used next, from this place among the streamed blocks on, cyclically.
+
+        Called where no slot is in use: between two blocks, and at the beginning, when an earlier pass may have been
+        broken off with its kernels still running.
+        """
+        count = len(self._parcels)
+        if not self._slots and count:
+            largest = max(parcel.host.nbytes for parcel in self._parcels)
+            self._slots = [Slot(largest, self.device) for _ in range(self._slot_count)]
+        wanted = {(place + ahead) % count for ahead in range(self._slot_count)}
+        held = {slot.holds for slot in self._slots}
+        for missing in sorted(wanted - held):
+            slot = next(slot for slot in self._slots if slot.holds not in wanted)
+            if self._side is not None and place == 0:
+                self._side.wait_stream(torch.cuda.current_stream(self.device))
+            slot.fill(missing, self._parcels[missing].host, self._side)
+            self.copies += 1
+
+
+def _call(act: Callable[[int], None], index: int, *_: object) -> None:
+    act(index)
+
+
+class Parcel:
+    """One block's weights, one after another in one buffer on the host, page-locked for copies to `device`."""
+
+    def __init__(self, block: nn.Module, kept: set[int], device: torch.device | None) -> None:
+        self.tensors = tensors = [each for each in tensors_of(block) if id(each) not in kept]
+        self._spans: list[tuple[torch.Tensor, int, torch.Tensor]] = []  # parameter, first byte, its host view
+        end = 0
+        for tensor in tensors:
+            end = -(-end // ALIGNMENT) * ALIGNMENT + tensor.nbytes
+        self.host = torch.empty(end, dtype=torch.uint8)
+        if device is not None:
+            self.host = pinned(self.host, device)
+        begin = 0
+        for tensor in tensors:
+            begin = -(-begin // ALIGNMENT) * ALIGNMENT
+            view = _view(self.host, begin, tensor)
+            view.copy_(tensor.data)
+            tensor.data = view
+            self._spans.append((tensor, begin, view))
+            begin += tensor.nbytes
+
+    def unpack(self, memory: torch.Tensor) -> None:
+        """Points the parameters at memory that holds a copy of `host`."""
+        for tensor, begin, view in self._spans:
+            tensor.data = _view(memory, begin, view)
+
+
+class Slot:
+    """Memory on the device for one block, and when it may be filled and read."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.memory = torch.empty(size, dtype=torch.uint8, device=device)
+        self.holds: int | None = None
+        self._filled: torch.cuda.Event | None = None
+        self._used: torch.cuda.Event | None = None
+
+    def fill(self, index: int, host: torch.Tensor, side: torch.cuda.Stream | None) -> None:
+        """Copies a block's weights in, behind what still reads the ones before."""
+        self.holds = index
+        if side is None:
+            self.memory[: host.nbytes].copy_(host)
+            return
+        if self._used is not None:
+            side.wait_event(self._used)
+        with torch.cuda.stream(side):
+            self.memory[: host.nbytes].copy_(host, non_blocking=True)
+            self._filled = torch.cuda.Event()
+            self._filled.record(side)
+
+    def wait_until_filled(self) -> None:
+        """Holds the computation, not the caller, until the copy is there."""
+        if self._filled is not None:
+            torch.cuda.current_stream().wait_event(self._filled)
+
+    def used(self) -> None:
+        """The computation that reads this slot has been submitted; what comes next may overwrite it after."""
+        if self._filled is not None:
+            self._used = torch.cuda.Event()
+            self._used.record()
+
+
+def _view(memory: torch.Tensor, begin: int, like: torch.Tensor) -> torch.Tensor:
+    return memory[begin : begin + like.nbytes].view(like.dtype).view(like.shape)
