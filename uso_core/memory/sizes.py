@@ -17,8 +17,8 @@ SCALE_BYTES = 4  # one float32 scale for each output channel of a quantized matr
 
 # Activations, counted as live tensors of one forward on the meta device (benchmarks/counts.py; a test holds that these
 # bounds are not below what is counted there). One transformer step keeps at most, at the end of a single-stream block,
-# 13 tensors of (tokens, width) in the model's dtype and 8.4 bytes of float32 RoPE for each of their elements.
-STEP_TENSORS, STEP_FLOAT32_BYTES = 13, 9
+# 14 tensors of (tokens, width) in the model's dtype and 8.4 bytes of float32 RoPE for each of their elements.
+STEP_TENSORS, STEP_FLOAT32_BYTES = 14, 9
 FP8_INPUT_WIDTHS = 5  # the widest quantized product reads 5 x width, whose copy in fp8 (and its scaling) lies beside it
 # The VAE's peak is at full resolution: encoder 5 tensors of its first width, decoder 3 of its second. Convolutions
 # take workspace on top, which no count on meta tensors sees.
