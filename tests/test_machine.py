@@ -137,10 +137,6 @@ def test_bfloat16_is_fast_where_the_processor_multiplies_it(tmp_path, flags, fas
     assert fast_bfloat16(cpu_flags(tmp_path)) is fast
 
 
-def test_this_processor_is_asked_by_default():
-    assert fast_bfloat16() == fast_bfloat16(cpu_flags())
-
-
 def test_where_linux_says_nothing_pytorch_is_asked(tmp_path):
     assert cpu_flags(tmp_path) <= {"amx_bf16", "avx512_bf16"}
 

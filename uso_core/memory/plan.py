@@ -24,6 +24,7 @@ SMALL_BYTES = GB  # a model below this is never taken apart: the embedded one
 RESERVE_BYTES, RESERVE_PART = 1_400_000_000, 16  # left free at least, and a sixteenth: fragments, the desktop
 RAM_RESERVE_BYTES = 2 * GB  # the interpreter with its libraries, and the rest of the machine
 TEXT_TOKENS, STYLE_TOKENS = 512, 192
+VAE = ("vae_encoder", "vae_decoder")  # come and go together
 
 # Ways that are worse than streaming so many bytes of blocks in every step: T5 in fp8 costs closeness to the original,
 # a mapped file is read for every new prompt. Tiles compute their overlaps twice, the time of so many bytes over PCIe.
@@ -184,7 +185,7 @@ def _build(
     lowest_first = wishes.offload and way.t5 != STAYS  # where nothing can leave, offload changes nothing
     order = (streamed + handicap, *((peak, cost) if lowest_first else (cost, peak)))
     compiled = machine.device == "cuda" if wishes.compile is None else wishes.compile
-    visiting = by_group["vae_decoder"].device_bytes if way.light != STAYS else 0
+    visiting = sum(by_group[half].device_bytes for half in VAE) if way.light != STAYS else 0
     return MemoryPlan(
         device=machine.device,
         tier=_tier(machine, sizes, fp8, peak),
@@ -240,10 +241,10 @@ def _stages(
     small = max(turn("clip"), turn("siglip", "projector")) + sizes.encoder(groups["siglip"].bytes)
     return {
         "text": turn("t5") + sizes.encoder(groups["t5"].bytes) + sizes.workspace,
-        "pictures": max(small, turn("vae_encoder") + sizes.encode(wishes.content_size**2)) + sizes.workspace,
+        "pictures": max(small, turn(*VAE) + sizes.encode(wishes.content_size**2)) + sizes.workspace,
         "modulation": turn("modulation") + table + sizes.workspace,
         "steps": stays + table + sizes.step(wishes.tokens, fp8) + sizes.workspace,
-        "decoding": turn("vae_decoder") + sizes.decode(wishes.pixels, way.tiled) + sizes.workspace,
+        "decoding": turn(*VAE) + sizes.decode(wishes.pixels, way.tiled) + sizes.workspace,
     }
 
 
