@@ -291,3 +291,8 @@ def test_an_aspect_sets_width_and_height(page):
     expect(page.get_by_label("Height", exact=True).first).to_have_value("96")
     fill(page, "Width", 128)
     expect(page.get_by_label("Aspect")).to_have_value("custom")
+
+
+def test_a_picture_that_is_none_of_ours_is_told(page, drawing):
+    page.locator("input[type=file][accept*=json]").set_input_files(drawing)
+    expect(page.get_by_test_id("toast-body")).to_contain_text("drawing.png holds no settings of ours.")

@@ -25,6 +25,7 @@ STYLES = 4
 SAVED = 2  # places for saved styles; each may hold several pictures
 CUSTOM = "custom"
 QUIET: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+TOLD = {**QUIET, "queue": True}  # Gradio shows errors and infos of an event only where it went through the queue
 STATUS = """
 <div role="status" aria-live="polite" class="sentence">${
   String(value.text).replaceAll("&", "&amp;").replaceAll("<", "&lt;")

@@ -14,7 +14,7 @@ from uso_core.history import Entry, History
 from uso_core.styles import StyleStore
 from uso_core.ui import text
 from uso_core.ui.cards import Card, cards, chosen, file_address, html
-from uso_core.ui.form import QUIET, Form
+from uso_core.ui.form import QUIET, TOLD, Form
 from uso_core.ui.inputs import refusal
 from uso_core.ui.results import Results, restored
 from uso_core.ui.text import label
@@ -67,7 +67,7 @@ def build(
     gr.on([tab.select, search.change], look, search, [shown, note], trigger_mode="always_last", **QUIET)
     shown.click(choose, None, [path, picked], **QUIET)
     delete.click(remove, [path, search], [shown, note, path, picked], **QUIET)
-    restore.click(put_back, path, [*form.order, results.image, results.selected, form.status, tabs], **QUIET)
+    restore.click(put_back, path, [*form.order, results.image, results.selected, form.status, tabs], **TOLD)
 
 
 def _card(entry: Entry) -> Card:

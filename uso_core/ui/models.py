@@ -15,7 +15,7 @@ from uso_core.settings import ROOT, Settings
 from uso_core.ui import text
 from uso_core.ui.api import licences, switchable
 from uso_core.ui.downloads import Downloads
-from uso_core.ui.form import QUIET, Form
+from uso_core.ui.form import QUIET, TOLD, Form
 from uso_core.ui.inputs import refusal
 from weights.downloader import size_text
 
@@ -126,9 +126,8 @@ def build(
     gr.on([tab.select, panel.choice.input, clock.tick], panel.look, asked, panel.shown, trigger_mode="always_last",
           **QUIET)  # fmt: skip
     tabs.select(run_clock, None, clock, **QUIET)
-    told = {**QUIET, "queue": True}  # an error shows as a toast only where the event went through the queue
-    panel.use.click(use, asked, [*following, *panel.shown], **told)
-    panel.download.click(download, asked, panel.shown, **told)
+    panel.use.click(use, asked, [*following, *panel.shown], **TOLD)
+    panel.download.click(download, asked, panel.shown, **TOLD)
     panel.cancel.click(cancel, asked, panel.shown, **QUIET)
     panel.unload.click(unload, asked, panel.shown, **QUIET)
     page.load(lambda: [gr.skip()] * len(following) if engine.model.name == built else follow(), None, following,

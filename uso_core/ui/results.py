@@ -17,7 +17,7 @@ from uso_core.metadata import png_texts
 from uso_core.request import SavedStyle
 from uso_core.styles import StyleStore
 from uso_core.ui import text
-from uso_core.ui.form import QUIET, STYLES, Form
+from uso_core.ui.form import QUIET, STYLES, TOLD, Form
 from uso_core.ui.inputs import refusal
 from uso_core.ui.passing import passing_path
 from uso_core.ui.text import label
@@ -109,9 +109,9 @@ def _wire(
 
     as_content.click(lambda path: path or gr.skip(), results.selected, form["content"], **QUIET)
     as_style.click(into_style, [results.selected, *styles], styles, **QUIET)
-    reuse.click(put_back, results.selected, [*form.order, form.status], **QUIET)
+    reuse.click(put_back, results.selected, [*form.order, form.status], **TOLD)
     reuse_seed.click(lambda seed: int(seed) if seed else gr.skip(), results.seed_used, form["seed"], **QUIET)
-    restore.upload(put_back, restore, [*form.order, form.status], **QUIET)
+    restore.upload(put_back, restore, [*form.order, form.status], **TOLD)
 
 
 def restored(form: Form, history: History, saved: StyleStore, path: Path) -> tuple[list[Any], list[str]]:

@@ -15,7 +15,7 @@ from uso_core.request import GenerationRequest
 from uso_core.styles import StyleEntry, StyleStore, mosaic
 from uso_core.ui import text
 from uso_core.ui.cards import Card, cards, chosen, data_address, html
-from uso_core.ui.form import QUIET, SAVED, Form, Status, chosen_styles, status_line
+from uso_core.ui.form import QUIET, SAVED, TOLD, Form, Status, chosen_styles, status_line
 from uso_core.ui.inputs import refusal
 from uso_core.ui.passing import passing_path
 from uso_core.ui.run import PATIENCE, Sessions, describe
@@ -81,11 +81,11 @@ def build(tabs: gr.Tabs, tab: gr.Tab, engine: Engine, styles: StyleStore, form: 
         return {"text": text.style_saved(entry.name), "percent": 0}, *look()
 
     tab.select(look, None, listed, **QUIET)
-    shown.click(choose, None, [key, called, export], **QUIET)
-    use.click(put_in_slot, [key, *form.saved_fields], [*form.saved_fields, tabs], **QUIET)
-    rename.click(change_name, [key, called], [status, called, export, *listed], **QUIET)
-    delete.click(remove, key, [status, key, called, export, *listed], **QUIET)
-    take_in.upload(receive, take_in, [status, *listed], **QUIET)
+    shown.click(choose, None, [key, called, export], **TOLD)
+    use.click(put_in_slot, [key, *form.saved_fields], [*form.saved_fields, tabs], **TOLD)
+    rename.click(change_name, [key, called], [status, called, export, *listed], **TOLD)
+    delete.click(remove, key, [status, key, called, export, *listed], **TOLD)
+    take_in.upload(receive, take_in, [status, *listed], **TOLD)
     save.click(
         _saver(engine, styles, form, sessions), [name, *form.order], [status, name, *listed],
         api_visibility="private", concurrency_limit=None, show_progress="hidden",
