@@ -17,6 +17,7 @@ from uso_core.ui.api import licences, switchable
 from uso_core.ui.downloads import Downloads
 from uso_core.ui.form import QUIET, TOLD, Form
 from uso_core.ui.inputs import refusal
+from uso_core.ui.text import label
 from weights.downloader import size_text
 
 LOOK_SECONDS = 1.0  # between two looks at what changes by itself, while the tab is open
@@ -30,19 +31,23 @@ class Panel:
         self.downloads = Downloads(settings)
         with gr.Row(equal_height=False, elem_id="model-now"):
             self.work = gr.HTML(elem_id="model-work")
-            self.unload = gr.Button("Unload", size="sm", min_width=110, scale=0, visible=settings.may_switch)
+            self.unload = gr.Button(label("unload"), size="sm", min_width=110, scale=0, visible=settings.may_switch)
         self.choice = gr.Dropdown(
-            self.entries(), value=engine.model.name, label="Choose a model", filterable=False, elem_id="model-choice"
+            self.entries(),
+            value=engine.model.name,
+            label=label("choose_model"),
+            filterable=False,
+            elem_id="model-choice",
         )
         self.files = gr.HTML(elem_id="model-files")
-        self.use = gr.Button("Use this model", variant="primary", visible=settings.may_switch)
+        self.use = gr.Button(label("use_model"), variant="primary", visible=settings.may_switch)
         self.command = gr.Code(
-            label="In a terminal, from the project's folder", language="shell", interactive=False, lines=1,
+            label=label("command"), language="shell", interactive=False, lines=1,
             show_line_numbers=False, wrap_lines=True, visible=False, buttons=["copy"], elem_id="model-command",
         )  # fmt: skip
         with gr.Row():
-            self.download = gr.Button("Download", visible=False, min_width=200)
-            self.cancel = gr.Button("Cancel download", variant="stop", visible=False, min_width=210, scale=0)
+            self.download = gr.Button(label("download"), visible=False, min_width=200)
+            self.cancel = gr.Button(label("cancel_download"), variant="stop", visible=False, min_width=210, scale=0)
         self.progress = gr.HTML(elem_id="model-download")
         self.seen = gr.State(self.entries())
 
@@ -63,9 +68,11 @@ class Panel:
             text.model_at_work(engine.model.title, engine.loaded, engine.plan),
             gr.Button(interactive=engine.loaded is not None),
             text.files_table(_rows(stock, settings), _summary(stock)),
-            gr.Button("In use" if at_work else "Use this model", interactive=not at_work),
+            gr.Button(label("model_in_use" if at_work else "use_model"), interactive=not at_work),
             gr.Code(value=f"python weights/downloader.py --variant {name}", visible=lacks),
-            gr.Button(f"Download {model.title}", visible=settings.allow_download and lacks, interactive=not busy),
+            gr.Button(
+                f"{label('download')} {model.title}", visible=settings.allow_download and lacks, interactive=not busy
+            ),
             gr.Button(visible=settings.allow_download and busy, interactive=now is not None and not now.stopping),
             text.download_line(now) if settings.allow_download and now is not None else "",
             # The choice itself stays as it is: another one may have been made since this look began.

@@ -139,7 +139,7 @@ def _asked(values: dict[str, Any], styles: StyleStore) -> tuple[GenerationReques
     """A request with the styles in the slots alone, and a picture to show of each."""
     used, strengths = chosen_styles(values, styles)
     if not used:
-        raise RequestError(text.NO_STYLE_PICTURES, "Fill one there first.")
+        raise RequestError(text.NO_STYLE_PICTURES, text.FILL_A_SLOT)
     small = {entry.sha256: entry.thumbnail for entry in styles.entries()}
     pictures = [
         getattr(style, "image", None) or images.open_picture(small[style.sha256], style.name).image for style in used
@@ -162,7 +162,7 @@ def _cards(styles: StyleStore) -> str:
 def _entry(styles: StyleStore, sha256: str) -> StyleEntry:
     found = next((entry for entry in styles.entries() if entry.sha256 == sha256), None)
     if found is None:
-        raise refusal(RequestError("This saved style is not there any more.", "Choose another."))
+        raise refusal(RequestError(text.STYLE_GONE, text.CHOOSE_ANOTHER))
     return found
 
 

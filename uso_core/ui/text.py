@@ -95,6 +95,14 @@ LABELS = {  # what stands on and beside the fields, buttons and tabs; the first 
     "delete_style": "Delete style",
     "export_style": "Export",
     "import_style": "Import a style file",
+    # Model
+    "unload": "Unload",
+    "choose_model": "Choose a model",
+    "use_model": "Use this model",
+    "model_in_use": "In use",
+    "command": "In a terminal, from the project's folder",
+    "download": "Download",
+    "cancel_download": "Cancel download",
 }
 
 PLEASE_CHANGE = "Please change something"
@@ -120,6 +128,9 @@ STYLES_INTRO = (
 NO_STYLES = "No style is saved yet."
 NO_STYLE_PICTURES = "There is no style picture in the slots of the Create tab."
 NO_STYLE_CHOSEN = "Choose a style first."
+FILL_A_SLOT = "Fill one there first."
+STYLE_GONE = "This saved style is not there any more."
+CHOOSE_ANOTHER = "Choose another."
 STYLE_SLOTS_FULL = "Both places for saved styles are taken; choose none in one of them first."
 
 MODES = {  # by (content, styles, prompt): what is made, and how to write the prompt for it
