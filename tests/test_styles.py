@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -14,7 +15,11 @@ from tests.test_engine import SETTINGS, SMALL, images_of, listen, picture, run
 from uso_core.engine import Done, Engine, Failed, StylesReady
 from uso_core.errors import OutputError, RequestError
 from uso_core.history import History
+from uso_core.memory.placement import layers_of
+from uso_core.memory.residency import Residency
+from uso_core.memory.streaming import BlockStream
 from uso_core.request import MAX_STYLES, GenerationRequest, Result, SavedStyle
+from uso_core.style_tokens import encoded, fingerprint
 from uso_core.styles import StyleStore, mosaic
 
 RNG = np.random.default_rng(0)
@@ -197,7 +202,7 @@ def engine() -> Engine:
     return Engine(SETTINGS)
 
 
-def encoded(engine: Engine, request: GenerationRequest) -> StylesReady:
+def ready_styles(engine: Engine, request: GenerationRequest) -> StylesReady:
     (*_, ready, last) = listen(engine.submit(request, styles_only=True))
     assert isinstance(last, Done)
     assert isinstance(ready, StylesReady)
@@ -207,7 +212,7 @@ def encoded(engine: Engine, request: GenerationRequest) -> StylesReady:
 def test_a_saved_style_gives_the_pictures_own_result_bit_for_bit(engine, store):
     one, two, content = picture(1), picture(2), picture(3)
     with_pictures = dataclasses.replace(SMALL, content=content, styles=(one, two), style_strengths=(1.0, 0.5))
-    ready = encoded(engine, dataclasses.replace(with_pictures, content=None))
+    ready = ready_styles(engine, dataclasses.replace(with_pictures, content=None))
     entry = store.add("Both", ready.tokens, ready.strengths, ready.model, ready.fingerprint, SMALL_PICTURE)
     with_style = dataclasses.replace(SMALL, content=content, styles=(store.get(entry.sha256),))
     (expected,) = images_of(run(engine, with_pictures))
@@ -219,7 +224,7 @@ def test_a_saved_style_gives_the_pictures_own_result_bit_for_bit(engine, store):
     (expected,) = images_of(run(engine, dataclasses.replace(with_pictures, style_strengths=(0.5, 0.25))))
     assert got.tobytes() == expected.tobytes()
 
-    again = encoded(engine, dataclasses.replace(SMALL, styles=(store.get(entry.sha256), one)))
+    again = ready_styles(engine, dataclasses.replace(SMALL, styles=(store.get(entry.sha256), one)))
     assert [each.tobytes() for each in again.tokens[:2]] == [each.tobytes() for each in ready.tokens]
     assert again.strengths == (1.0, 0.5, 1.0)
 
@@ -247,3 +252,27 @@ def test_history_keeps_the_pictures_and_the_styles_hash(tmp_path):
     assert read.styles == request.styles
     assert set(kept) == {picture(1).sha256}
     assert lost == []
+
+
+def test_the_fingerprint_does_not_depend_on_where_the_weights_are(engine):
+    images_of(run(engine, SMALL))
+    pipeline = engine._pipeline
+    resident, residency = fingerprint(pipeline), pipeline.residency
+    tower = pipeline.image_encoder
+    stream = BlockStream(list(layers_of(tower)), torch.device("cpu"), pin=False).attach()
+    pipeline.residency = Residency(
+        torch.device("cpu"), {"image_encoder": tower, "style_projector": pipeline.style_projector},
+        visitors=["image_encoder"], held=stream.carried, on_leave=lambda name: stream.release(), pin=False,
+    )  # fmt: skip
+    try:
+        encoded([picture(99).image], pipeline)
+        assert stream.copies > 0
+        assert fingerprint(pipeline) == resident
+        next(tower.parameters()).data.add_(1)
+        assert fingerprint(pipeline) != resident
+    finally:
+        next(tower.parameters()).data.sub_(1)
+        for layer in layers_of(tower):
+            layer._forward_pre_hooks.clear()
+            layer._forward_hooks.clear()
+        pipeline.residency = residency

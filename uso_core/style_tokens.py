@@ -58,6 +58,8 @@ def fingerprint(pipeline: USOPipeline) -> str:
     The same whatever file and layout the weights came from and wherever they are placed. The 428 M parameters of
     SigLIP so400m take a fraction of a second.
     """
+    if pipeline.residency is not None:
+        pipeline.residency.leave()  # until then the blocks of a streamed tower point at memory that others pass through
     digest = hashlib.sha256()
     for module in (pipeline.image_encoder, pipeline.style_projector):
         for name, tensor in sorted(module.state_dict().items()):
