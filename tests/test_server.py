@@ -238,6 +238,22 @@ def test_a_client_who_cancels_ends_the_run(served: Served, client: Client) -> No
     expect_ended(served, client, 700)
 
 
+@pytest.mark.parametrize(("seed", "progress"), [(800, False), (900, True)])
+def test_a_tool_s_caller_who_goes_ends_the_run(served: Served, client: Client, seed: int, progress: bool) -> None:
+    async def tell(*_: Any) -> None: ...
+
+    async def begin_and_go(session: Any) -> None:
+        call = asyncio.create_task(
+            session.call_tool("generate", {**LONG, "seed": seed}, progress_callback=tell if progress else None)
+        )
+        while not any(read_request(path).seed == seed for path in served.results):
+            await asyncio.sleep(0.1)
+        call.cancel()
+
+    by_mcp(served, begin_and_go)
+    expect_ended(served, client, seed)
+
+
 def expect_ended(served: Served, client: Client, seed: int) -> None:
     """A short run succeeds and finds that the long one before it did not go on to its last image."""
     by_client(client, **SMALL, seed=1)

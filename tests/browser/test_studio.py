@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from gradio_client import Client, handle_file
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
@@ -296,3 +297,14 @@ def test_an_aspect_sets_width_and_height(page):
 def test_a_picture_that_is_none_of_ours_is_told(page, drawing):
     page.locator("input[type=file][accept*=json]").set_input_files(drawing)
     expect(page.get_by_test_id("toast-body")).to_contain_text("drawing.png holds no settings of ours.")
+
+
+def test_the_page_and_the_api_make_the_same_file(page, served, drawing):
+    upload(page, "Content image", drawing)
+    fill(page, "Seed", 4321)
+    made = generate(page, served, "the same file")
+    shown = page.request.get(page.locator("#result img").get_attribute("src") or "").body()
+    client = Client(served.url, verbose=False, analytics_enabled=False)
+    images, *_ = client.predict(prompt="the same file", content=handle_file(drawing), seed=4321, api_name="/generate")
+    client.close()
+    assert made.read_bytes() == shown == Path(images[0]).read_bytes()

@@ -56,6 +56,6 @@ def launch(page: gr.Blocks, settings: Settings, **options: Any) -> Any:
         mcp_server=settings.mcp, prevent_thread_lock=True, **options,
     )  # fmt: skip
     if settings.mcp:
-        mcp.answer_in_files(page)
+        mcp.serve_files(page)
     page.block_thread()
     return launched

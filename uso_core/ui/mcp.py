@@ -5,6 +5,7 @@ Needs the package in requirements-mcp.txt.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import importlib.util
 import json
@@ -19,6 +20,8 @@ from gradio_client.utils import is_file_obj_with_meta
 
 from uso_core.errors import UsageError
 
+LOOK_SECONDS = 0.1  # between two looks at whether a call has ended
+
 
 def require_mcp() -> None:
     """Raises `UsageError` with the command to run where the package is missing."""
@@ -28,14 +31,29 @@ def require_mcp() -> None:
         )
 
 
-def answer_in_files(page: gr.Blocks) -> None:
-    """Makes the tools of a launched page answer with the very bytes of each image, and with JSON.
+def serve_files(page: gr.Blocks) -> None:
+    """Makes the tools of a launched page answer with the very bytes of each image and with JSON, and stop when left.
 
-    Gradio would save an image anew, without the settings in it, and write everything else as Python does.
+    Gradio would save an image anew, without the settings in it, write everything else as Python does, and go on with
+    a call that nobody waits for any more.
     """
     server = page.mcp_server_obj
     if server is None:
         raise UsageError("The MCP server did not start.", "Run `pip install -r requirements-mcp.txt`.")
+    with_progress = server._execute_tool_with_progress
+
+    async def wait(job: Any, *progress_token: Any) -> Any:
+        try:
+            if progress_token:
+                return await with_progress(job, *progress_token)
+            while not job.done():
+                await asyncio.sleep(LOOK_SECONDS)
+            return [job.result()]
+        finally:
+            if not job.done():  # it asks this very server, which must not wait for itself
+                asyncio.get_running_loop().run_in_executor(None, job.cancel)
+
+    server._execute_tool_without_progress = server._execute_tool_with_progress = wait
     server.postprocess_output_data = lambda data, root_url: list(_contents(add_root_url(data, root_url, None)))
 
 
