@@ -413,15 +413,16 @@ MID_SIZE = loading.FLUX_DEV | {"num_layers": 2, "num_single_layers": 4, "num_att
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_a_file_is_converted_in_a_fraction_of_its_size(tmp_path):
+def test_a_file_is_converted_in_a_fraction_of_its_size(tmp_path, monkeypatch):
     """Neither the source nor the result is ever held: only the tensor at work, and the LoRA."""
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "262144")  # glibc then gives back at once what is no longer held
     source = loading.write_sparse(tmp_path / "flux.safetensors", loading.original_shapes(MID_SIZE))
     lora = loading.write_sparse(tmp_path / "lora.safetensors", loading.lora_shapes(MID_SIZE, 16))
     assert source > 2.5e8
     paths = [str(tmp_path / name) for name in ("flux.safetensors", "lora.safetensors", "prepared")]
     figures = loading.start_in_a_process(*paths)
     assert figures["weights_bytes"] > source / 2
-    assert figures["peak_above_interpreter_bytes"] < 0.45 * source + lora  # libraries' own work space is most of it
+    assert figures["peak_above_interpreter_bytes"] < 0.35 * source + lora
 
 
 def test_the_shapes_of_the_full_size_file_are_flux_dev_s():
