@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from typing import Any
 
@@ -13,14 +14,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from benchmarks.counts import full_size
 from benchmarks.loading import FLUX_DEV
 from tests.conftest import GOLDEN
 from tests.test_golden import CASES, FILES, distance, picture
 from uso_core.assembly import assemble
-from uso_core.catalog import EMBEDDED_FILES, MODELS
+from uso_core.catalog import EMBEDDED_FILES, MODELS, get_model
 from uso_core.loaders import build, encoders
 from uso_core.memory import fp8
 from uso_core.memory.fp8 import Float8Linear, fp8_layers, fp8_product, quantize, use_fp8
+from uso_core.memory.sizes import Sizes, counts_of
 from uso_core.model.pipeline import USOPipeline
 from uso_core.model.transformer import USOTransformer2DModel
 from uso_core.settings import ROOT, Settings
@@ -207,6 +210,20 @@ def test_the_large_matrices_of_flux_are_quantized_and_nothing_else():
     assert all("norm" in name or "embed" in name or name == "proj_out" for name in left)
 
 
+def test_the_plan_counts_the_bytes_that_fp8_takes():
+    """What `memory/sizes.py` derives from names alone is what lies there once the layers are exchanged."""
+    parts = copy.deepcopy(full_size())
+    sizes = Sizes(counts_of(parts), torch.bfloat16.itemsize)
+    use_fp8(parts["transformer"], fp8.TRANSFORMER_MATRICES)
+    use_fp8(parts["t5"], fp8.T5_MATRICES)
+    for part, in_blocks, counted in (
+        ("transformer", r"(single_)?transformer_blocks\.\d+\.(?!norm1?(_context)?\.linear)", sizes.blocks(True)),
+        ("t5", r"encoder\.block\.", sizes.t5_blocks(True)),
+    ):
+        tensors = parts[part].state_dict().items()
+        assert sum(tensor.nbytes for name, tensor in tensors if re.match(in_blocks, name)) == sum(counted)
+
+
 def test_layers_that_hold_weights_are_quantized_in_place():
     model, _ = encoders.build_t5(GOLDEN / "t5", torch.float32)
     reduced, _ = encoders.build_t5(GOLDEN / "t5", torch.float32, fp8=True)
@@ -263,8 +280,9 @@ def test_an_fp8_file_is_brought_back_before_it_is_quantized(scaled, tmp_path):
 def pipelines(folder: Any, files: dict[str, str]) -> tuple[USOPipeline, USOPipeline]:
     paths = {role: folder / name for role, name in files.items()}
     settings = Settings(device="cpu", dtype="float32")
-    plain, reduced = (assemble(paths, settings, {}, lambda fraction, message: None, kind) for kind in ("", "fp8"))
-    return plain, reduced
+    parts: dict[str, Any] = {"transformer": transformer(paths["transformer"], paths["lora"])}
+    model = get_model("uso-tiny")
+    return assemble(paths, settings, model)[0], assemble(paths, settings, model, parts)[0]
 
 
 def last_latents(pipeline: USOPipeline, prompt: str, styles: list[Image.Image], side: int) -> torch.Tensor:

@@ -131,9 +131,9 @@ def fp8_product(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias
 def dequantized_product(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """The linear layer in the dtype of `x`: e4m3fn is exact in each of them, and the scale comes after the product.
+    """The linear layer in the dtype of `x`, bfloat16 or float32: both hold e4m3fn exactly, and the scale comes last.
 
-    So nothing is rounded that the plain layer would not round, but the weight itself.
+    So a dequantized weight is never rounded a second time. float16 would overflow before the scale.
     """
     product = F.linear(x, weight.to(x.dtype)) * scale.squeeze(1)  # float32 (..., N)
     return (product if bias is None else product + bias).to(x.dtype)
