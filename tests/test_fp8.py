@@ -226,7 +226,8 @@ def test_the_plan_counts_the_bytes_that_fp8_takes():
 
 def test_layers_that_hold_weights_are_quantized_in_place():
     model, _ = encoders.build_t5(GOLDEN / "t5", torch.float32)
-    reduced, _ = encoders.build_t5(GOLDEN / "t5", torch.float32, fp8=True)
+    reduced, _ = encoders.build_t5(GOLDEN / "t5", torch.float32)
+    use_fp8(reduced, fp8.T5_MATRICES)
     layers = fp8_layers(reduced)
     assert {name.split(".")[-1] for name in layers} == {"q", "k", "v", "o", "wi_0", "wi_1"}
     assert reduced.encoder.embed_tokens.weight is reduced.shared.weight

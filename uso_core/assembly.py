@@ -12,6 +12,7 @@ from torch import nn
 from uso_core.catalog import Model
 from uso_core.errors import SettingsError, WeightsError
 from uso_core.loaders import build, encoders, prepared
+from uso_core.memory.fp8 import T5_MATRICES, use_fp8
 from uso_core.memory.machine import fast_bfloat16, look_at
 from uso_core.memory.placement import place
 from uso_core.memory.plan import MemoryPlan, Wishes, plan
@@ -102,13 +103,19 @@ def read(
     def transformer(progress: build.Progress) -> Any:
         return build.build_transformer(paths["transformer"], paths["lora"], dtype, progress, memory.fp8, cache)
 
+    def t5(progress: build.Progress) -> Any:
+        encoder, tokenizer = encoders.build_t5(paths["t5"], dtype)
+        if memory.t5_fp8:
+            use_fp8(encoder, T5_MATRICES)
+        return encoder, tokenizer
+
     builders: dict[str, Callable[[build.Progress], Any]] = {
         "projector": lambda progress: build.build_projector(paths["projector"], torch.float32),
         "vae": lambda progress: build.build_vae(paths["vae"], dtype, progress),
         "clip": lambda progress: encoders.build_clip(paths["clip"], dtype),
         "siglip": lambda progress: encoders.build_siglip(paths["siglip"], torch.float32),
         "transformer": transformer,
-        "t5": lambda progress: encoders.build_t5(paths["t5"], dtype, memory.t5_fp8),
+        "t5": t5,
     }
     sizes = {role: _bytes(paths[role]) for role in builders}
     total, done = sum(sizes.values()), 0
