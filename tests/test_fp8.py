@@ -18,12 +18,15 @@ from benchmarks.counts import full_size
 from benchmarks.loading import FLUX_DEV
 from tests.conftest import GOLDEN
 from tests.test_golden import CASES, FILES, distance, picture
+from tests.test_speed import inputs
 from uso_core.assembly import assemble
 from uso_core.catalog import EMBEDDED_FILES, MODELS, get_model
 from uso_core.loaders import build, encoders
 from uso_core.memory import fp8
 from uso_core.memory.fp8 import Float8Linear, fp8_layers, fp8_product, quantize, use_fp8
+from uso_core.memory.residency import Residency
 from uso_core.memory.sizes import Sizes, counts_of
+from uso_core.memory.streaming import BlockStream
 from uso_core.model.pipeline import USOPipeline
 from uso_core.model.transformer import USOTransformer2DModel
 from uso_core.settings import ROOT, Settings
@@ -260,6 +263,25 @@ def test_the_lora_is_fused_before_quantizing(dtype):
         torch.equal(tensor, plain.state_dict()[name].to(dtype)) for name, tensor in rest if name not in quantized
     )
     assert {type(tensor) for _, tensor in rest} == {torch.Tensor}  # none of quanto's, which bring their own product
+
+
+def test_fp8_blocks_stream_and_visit():
+    """Whoever moves weights moves the quantized ones as well, bit for bit."""
+    model, here = transformer(), torch.device("cpu")
+    given = inputs(model)
+    expected = model(**given).sample
+    assert torch.equal(expected, copy.deepcopy(model)(**given).sample)
+    model.blocks = BlockStream(list(model.blocks), here, resident=1)
+    carried = {tensor.dtype for tensor in model.blocks.carried}
+    assert torch.float8_e4m3fn in carried
+    assert torch.equal(model(**given).sample, expected)
+    visitor = transformer()
+    residency = Residency(here, {"transformer": visitor}, ["transformer"])
+    for _ in range(2):
+        residency.use("transformer")
+        assert torch.equal(visitor(**given).sample, expected)
+        residency.leave()
+    assert residency.bytes_on_device("transformer") == sum(tensor.nbytes for tensor in visitor.state_dict().values())
 
 
 @pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled"])
