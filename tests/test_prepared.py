@@ -359,10 +359,10 @@ def test_a_small_model_is_not_kept(tmp_path, monkeypatch):
     """Nor does the embedded one gain anything: it is converted in a moment."""
     paths = {role: GOLDEN / name for role, name in FILES.items()}
     settings = Settings(device="cpu", dtype="float32", weights=str(tmp_path))
-    assemble(paths, settings, get_model("flux-dev"))
+    assemble(paths, settings, get_model("flux-dev-fp8"))
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(prepared, "WORTH_KEEPING", 10**6)
-    assemble(paths, settings, get_model("flux-dev"))
+    assemble(paths, settings, get_model("flux-dev-fp8"))
     assert len(list((tmp_path / "prepared").glob("*.safetensors"))) == 1
 
 
