@@ -137,6 +137,14 @@ def test_the_fp8_product_is_the_linear_layer_of_rounded_activations(device, shap
     assert distance(product, seen) < 0.005  # bf16's own rounding of the result
 
 
+@pytest.mark.parametrize("product", [fp8_product, fp8.dequantized_product])
+def test_activations_may_lie_in_any_order(product):
+    quantized = layer().to(torch.bfloat16)
+    x = torch.randn(64, 5).bfloat16().t()
+    weights = (quantized.weight, quantized.scale, quantized.bias)
+    assert torch.equal(product(x, *weights), product(x.contiguous(), *weights))
+
+
 def test_activations_are_scaled_row_by_row():
     """A token far larger than the others does not take their precision, and a token of zeros gives the bias."""
     quantized = layer().to(torch.bfloat16)
