@@ -50,7 +50,9 @@ def test_bytes_of_the_heavy_groups():
     assert sum(SIZES.blocks(fp8=False)) == 17_217_431_552
     assert sum(SIZES.blocks(fp8=True)) == 8_618_657_792
     assert sum(SIZES.modulation) == 6_494_896_128
-    assert sum(SIZES.t5_blocks(fp8=True)) < sum(SIZES.t5_blocks(fp8=False)) * 0.51
+    assert (
+        sum(SIZES.t5_blocks(fp8=True)) < sum(SIZES.t5_blocks(fp8=False)) * 0.62
+    )  # T5 keeps one matrix of seven as it is
     assert SIZES.modulation_table(steps=25) == 52_838_400
 
 
