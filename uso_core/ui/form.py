@@ -123,6 +123,7 @@ class Form:
             "schedule": request.schedule,
             "images": min(request.images, 8),
             "keep_size": request.keep_size,
+            "fast": request.fast,
             "model": gr.skip(),  # the model stays the one that is chosen
         }
         for number in range(1, STYLES + 1):
@@ -156,7 +157,7 @@ def request_of(values: dict[str, Any], kept: StyleStore | None = None) -> Genera
         images=values["images"],
         keep_size=bool(values["keep_size"]),
         model=model.name,
-        fast=bool(values.get("fast")),
+        fast=bool(values["fast"]),
         content_strength=values["content_strength"],
         style_strengths=strengths,
     )
@@ -248,7 +249,9 @@ def _settings(laid: dict[str, Any], model: Model) -> None:
             laid["schedule"] = gr.Radio(
                 list(SCHEDULES), value=SCHEDULES[0], label=label("schedule"), info=label("schedule_hint")
             )
-        laid["keep_size"] = gr.Checkbox(label=label("keep_size"), info=label("keep_size_hint"))
+        with gr.Row():
+            laid["keep_size"] = gr.Checkbox(label=label("keep_size"), info=label("keep_size_hint"))
+            laid["fast"] = gr.Checkbox(label=label("fast"), info=label("fast_hint"))
     dice.click(lambda: random.randrange(10**8), None, laid["seed"], **QUIET)
 
 

@@ -66,6 +66,8 @@ LABELS = {  # what stands on and beside the fields, buttons and tabs; the first 
     "schedule_hint": "uso: as published; flux: as in ComfyUI",
     "keep_size": "Keep size",
     "keep_size_hint": "the content image's shape instead of width, height",
+    "fast": "Fast, small changes",
+    "fast_hint": "leaves out steps in which little happens",
     "examples": "Examples",
     # Create: the results
     "result": "Result",
@@ -242,7 +244,7 @@ def settings(request: GenerationRequest) -> str:
         f"Mode: {request.mode}",
         f"Size: {request.width} x {request.height}",
         f"Seed: {request.seed}",
-        f"Steps: {request.steps}, guidance {request.guidance:g}, schedule {request.schedule}",
+        f"Steps: {request.steps}, guidance {request.guidance:g}, schedule {request.schedule}{', fast' * request.fast}",
     ]
     if request.content:
         lines.append(
