@@ -13,9 +13,9 @@ from uso_core.history import History
 from uso_core.settings import Settings
 from uso_core.styles import StyleStore
 from uso_core.ui import api, create, library, mcp, models, styles, text
+from uso_core.ui.language import label, translations
 from uso_core.ui.passing import PrivateImages
 from uso_core.ui.run import Sessions
-from uso_core.ui.text import label
 
 CSS_PATH = Path(__file__).parent / "page.css"
 SCRIPT_PATH = Path(__file__).parent / "page.js"
@@ -28,7 +28,7 @@ def build(engine: Engine, settings: Settings) -> gr.Blocks:
     history = History(Path(settings.output), settings.history_images, settings.history_gb * 10**9)
     kept_styles, private, sessions = StyleStore(Path(settings.output) / "styles"), PrivateImages(), Sessions()
     with gr.Blocks(title=text.TITLE, analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
-        gr.Markdown(f"# {text.TITLE}\n{text.TAGLINE}")
+        gr.Markdown(f"# {text.TITLE}\n{label('tagline')}")
         line = gr.Markdown(text.model_line(engine.model.title, engine.reason, engine.model.note))
         with gr.Tabs() as tabs:
             with gr.Tab(label("tab_create"), id="create"):
@@ -53,7 +53,7 @@ def launch(page: gr.Blocks, settings: Settings, **options: Any) -> Any:
         server_name=settings.host, server_port=settings.port, theme=gr.themes.Default(),
         css=CSS_PATH.read_text(encoding="utf-8"), js=SCRIPT_PATH.read_text(encoding="utf-8"),
         allowed_paths=[settings.output, str(EXAMPLES_FOLDER)], max_file_size="200mb", show_error=True, ssr_mode=False,
-        mcp_server=settings.mcp, prevent_thread_lock=True, **options,
+        i18n=translations(), mcp_server=settings.mcp, prevent_thread_lock=True, **options,
     )  # fmt: skip
     if settings.mcp:
         mcp.serve_files(page)

@@ -20,6 +20,7 @@ from uso_core.request import SCHEDULES, Result
 from uso_core.settings import Settings
 from uso_core.ui.form import STYLES, Status, request_of
 from uso_core.ui.inputs import NumberInput, PictureInput, refusal
+from uso_core.ui.language import in_english
 from uso_core.ui.passing import PrivateImages
 from uso_core.ui.run import Sessions, follow
 
@@ -102,7 +103,7 @@ def _generate(
             job = engine.submit(request_of({**values, "model": row.name}), previews=True)
             session = request.session_hash or ""
             keep = partial(private_images.add, session) if private else history.add
-            yield from _replies(follow(job, sessions, session, keep))
+            yield from _replies(in_english(follow(job, sessions, session, keep)))
         except UsoError as error:
             raise refusal(error) from None
 

@@ -12,9 +12,10 @@ from uso_core.engine import Engine, Job
 from uso_core.errors import UsoError
 from uso_core.history import History
 from uso_core.styles import StyleStore
-from uso_core.ui import examples, text
+from uso_core.ui import examples
 from uso_core.ui.form import QUIET, Form, Status, build_form, request_of
 from uso_core.ui.inputs import refusal
+from uso_core.ui.language import say
 from uso_core.ui.passing import PrivateImages
 from uso_core.ui.results import Results, build_results
 from uso_core.ui.run import Sessions, follow
@@ -28,10 +29,10 @@ def build(
     """Lays out the tab and wires it to the engine."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=6, min_width=340):
-            form = build_form(engine.model, styles)
+            form = build_form(page, engine.model, styles)
         with gr.Column(scale=5, min_width=340):
             results = build_results(form, history, styles)
-            examples.build(form, engine.model)
+            examples.build(page, form, engine.model)
     form.start.click(
         _handler(form, engine, history, styles, private, sessions), [form.private, *form.order],
         [results.image, form.status, results.seed_used, results.made], api_visibility="private",
@@ -80,13 +81,13 @@ def _wire_buttons(page: gr.Blocks, sessions: Sessions, private: PrivateImages, f
         jobs = jobs_of(request)
         for job in jobs:
             job.cancel()
-        return gr.skip() if jobs else {"text": text.NOTHING_TO_STOP, "percent": 0}
+        return gr.skip() if jobs else {"text": say("nothing_to_stop"), "percent": 0}
 
     def next_image(request: gr.Request) -> Any:
         jobs = jobs_of(request)
         for job in jobs[:1]:
             job.skip()
-        return gr.skip() if jobs else {"text": text.NOTHING_TO_STOP, "percent": 0}
+        return gr.skip() if jobs else {"text": say("nothing_to_stop"), "percent": 0}
 
     def leave(request: gr.Request) -> None:
         for job in jobs_of(request):

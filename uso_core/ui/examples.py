@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import gradio as gr
 from PIL import Image, ImageOps
@@ -10,23 +11,24 @@ from PIL import Image, ImageOps
 from uso_core.catalog import Model, get_model
 from uso_core.examples import ASPECTS, Example, read_examples
 from uso_core.request import Picture
-from uso_core.ui import text
 from uso_core.ui.cards import Card, cards, chosen, data_address, html
 from uso_core.ui.form import CUSTOM, QUIET, Form
-from uso_core.ui.text import label
+from uso_core.ui.language import label, say, say_on_load
 
 THUMBNAIL_SIDE = 96
 START = "(go) => { if (go) document.querySelector('#generate').click() }"
 
 
-def build(form: Form, model: Model) -> None:
+def build(page: gr.Blocks, form: Form, model: Model) -> None:
     """Lays out the examples as cards, each with its input pictures."""
-    examples = {example.name: example for example in read_examples()}
+    read = read_examples()
+    examples = {example.name: example for example in read}
     if not examples:
         return
     with gr.Accordion(label("examples"), open=True, elem_id="examples"):
-        gr.Markdown(text.EXAMPLES_RUN if quick(model) else text.EXAMPLES_FILL)
-        shown = cards("example-cards", label("examples"), html([("", [_card(each) for each in examples.values()])]))
+        gr.Markdown(label("examples_run" if quick(model) else "examples_fill"))
+        shown = cards("example-cards", label("examples"), _cards(read))
+    say_on_load(page, lambda: [_cards(read)], [shown])
     go = gr.Checkbox(visible=False)
 
     def fill(name: str, event: gr.EventData) -> list[object]:
@@ -45,9 +47,13 @@ def quick(model: Model) -> bool:
     return model.folder is not None
 
 
+def _cards(examples: Sequence[Example]) -> str:
+    return html([("", [_card(example) for example in examples])])
+
+
 def _card(example: Example) -> Card:
     pictures = [each for each in (example.content, *example.styles) if each is not None]
-    return Card(example.name, example.title, example.prompt or text.EMPTY_PROMPT, tuple(map(_small, pictures)))
+    return Card(example.name, example.title, example.prompt or say("empty_prompt"), tuple(map(_small, pictures)))
 
 
 def _small(picture: Picture) -> str:

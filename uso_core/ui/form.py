@@ -19,7 +19,7 @@ from uso_core.styles import StyleStore
 from uso_core.ui import text
 from uso_core.ui.cards import data_address
 from uso_core.ui.inputs import ChoiceInput, NumberInput, PictureInput, SliderInput
-from uso_core.ui.text import label
+from uso_core.ui.language import label, say, say_on_load
 
 STYLES = 4
 SAVED = 2  # places for saved styles; each may hold several pictures
@@ -180,7 +180,7 @@ def chosen_styles(
     return tuple(style for style, _ in given), tuple(strength for _, strength in given)
 
 
-def build_form(model: Model, styles: StyleStore) -> Form:
+def build_form(page: gr.Blocks, model: Model, styles: StyleStore) -> Form:
     """Lays out the fields with the limits and defaults of a model."""
     laid: dict[str, Any] = {"model": gr.State(model.name)}
     with gr.Row(elem_classes="slots"):
@@ -199,7 +199,7 @@ def build_form(model: Model, styles: StyleStore) -> Form:
         start = gr.Button(label("generate"), variant="primary", elem_id="generate", scale=3, min_width=120)
         stop = gr.Button(label("stop"), elem_id="stop", scale=1, min_width=80)
         skip = gr.Button(label("skip"), elem_id="skip", scale=1, min_width=80)
-    status = status_line("status", text.IDLE)
+    status = status_line("status", say("idle"))
     private = gr.Checkbox(label=label("private"), info=label("private_hint"), elem_id="private", container=False)
     with gr.Row():
         aspects = [*ASPECTS, (label("aspect_as_content"), AS_CONTENT), (label("aspect_custom"), CUSTOM)]
@@ -214,6 +214,7 @@ def build_form(model: Model, styles: StyleStore) -> Form:
     offered = [saved_row, *(laid[f"saved_{number}"] for number in range(1, SAVED + 1))]
     form = Form(fields, start, stop, skip, status, offered, private, aspect)
     _wire(form, mode, aspect)
+    say_on_load(page, lambda: [text.mode(False, 0, ""), {"text": say("idle"), "percent": 0}], [mode, status])
     _wire_saved(form, places, styles)
     return form
 
@@ -221,8 +222,8 @@ def build_form(model: Model, styles: StyleStore) -> Form:
 def status_line(elem_id: str, words: str) -> gr.HTML:
     """A sentence with a bar below it."""
     return gr.HTML(
-        {"text": words, "percent": 0}, label=label("status"), show_label=False, html_template=STATUS, elem_id=elem_id,
-        elem_classes="status",
+        {"text": words, "percent": 0}, label=label("status"), show_label=False, html_template=STATUS,
+        elem_id=elem_id, elem_classes="status",
     )  # fmt: skip
 
 

@@ -18,8 +18,8 @@ from pydantic import model_validator
 
 from uso_core.errors import RequestError, UsoError
 from uso_core.images import MAX_FILE_BYTES
-from uso_core.ui import text
 from uso_core.ui.fetch import fetch
+from uso_core.ui.language import say
 
 FILE_ROUTE = "/gradio_api/file="  # under it Gradio serves uploads and results
 SHORTEST_BASE64 = 40  # characters
@@ -127,7 +127,7 @@ class PictureInput(gr.Image, metaclass=_WithoutStub):
 
 def refusal(error: UsoError) -> gr.Error:
     """An error as the page's toast and the API's reply: the sentence and its hint, and no traceback in the log."""
-    return gr.Error(str(error), duration=None, title=text.PLEASE_CHANGE, print_exception=False)
+    return gr.Error(str(error), duration=None, title=say("please_change"), print_exception=False)
 
 
 def _is_address(source: str) -> bool:

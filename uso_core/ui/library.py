@@ -16,8 +16,8 @@ from uso_core.ui import text
 from uso_core.ui.cards import Card, cards, chosen, file_address, html
 from uso_core.ui.form import QUIET, TOLD, Form
 from uso_core.ui.inputs import refusal
+from uso_core.ui.language import label, say
 from uso_core.ui.results import Results, restored
-from uso_core.ui.text import label
 
 SHOWN = 200  # thumbnails at once; a search finds the others
 
@@ -41,7 +41,7 @@ def build(
             (text.day(day, date.today()), [_card(entry) for entry in entries])
             for day, entries in groupby(found[:SHOWN], lambda entry: entry.when.date())
         ]
-        return html(days), "" if found else text.NO_MATCHES if (words or "").strip() else text.NO_HISTORY
+        return html(days), "" if found else say("no_matches" if (words or "").strip() else "no_history")
 
     def choose(event: gr.EventData) -> tuple[str | None, str]:
         name = chosen(event)
@@ -51,11 +51,11 @@ def build(
     def remove(path: str | None, words: str) -> tuple[Any, ...]:
         if path:
             history.delete(Path(path))
-        return (*look(words), None, text.DELETED if path else text.NO_IMAGE_CHOSEN)
+        return (*look(words), None, say("deleted" if path else "no_image_chosen"))
 
     def put_back(path: str | None) -> list[Any]:
         if not path:
-            gr.Info(text.NO_IMAGE_CHOSEN)
+            gr.Info(say("no_image_chosen"))
             return [gr.skip()] * (len(form.order) + 4)
         try:
             updates, lost = restored(form, history, styles, Path(path))
@@ -71,5 +71,5 @@ def build(
 
 
 def _card(entry: Entry) -> Card:
-    words = f"{entry.when:%H:%M}, {text.label('seed').lower()} {entry.seed}"
-    return Card(entry.path.name, entry.prompt[:80] or text.NO_PROMPT, words, (file_address(entry.thumbnail),))
+    words = say("made_at", time=f"{entry.when:%H:%M}", seed=entry.seed)
+    return Card(entry.path.name, entry.prompt[:80] or say("no_prompt"), words, (file_address(entry.thumbnail),))

@@ -17,7 +17,7 @@ from uso_core.ui.api import licences, switchable
 from uso_core.ui.downloads import Downloads
 from uso_core.ui.form import QUIET, TOLD, Form
 from uso_core.ui.inputs import refusal
-from uso_core.ui.text import label
+from uso_core.ui.language import label, say, say_on_load
 from weights.downloader import size_text
 
 LOOK_SECONDS = 1.0  # between two looks at what changes by itself, while the tab is open
@@ -68,10 +68,12 @@ class Panel:
             text.model_at_work(engine.model.title, engine.loaded, engine.plan),
             gr.Button(interactive=engine.loaded is not None),
             text.files_table(_rows(stock, settings), _summary(stock)),
-            gr.Button(label("model_in_use" if at_work else "use_model"), interactive=not at_work),
+            gr.Button(say("model_in_use" if at_work else "use_model"), interactive=not at_work),
             gr.Code(value=f"python weights/downloader.py --variant {name}", visible=lacks),
             gr.Button(
-                f"{label('download')} {model.title}", visible=settings.allow_download and lacks, interactive=not busy
+                say("download_model", title=model.title),
+                visible=settings.allow_download and lacks,
+                interactive=not busy,
             ),
             gr.Button(visible=settings.allow_download and busy, interactive=now is not None and not now.stopping),
             text.download_line(now) if settings.allow_download and now is not None else "",
@@ -101,8 +103,10 @@ def build(
     following = [line, *form.set_for(engine.model)]
 
     def follow() -> list[Any]:
-        line = text.model_line(engine.model.title, engine.reason, engine.model.note)
-        return [line, *form.set_for(engine.model).values()]
+        return [line_now(), *form.set_for(engine.model).values()]
+
+    def line_now() -> str:
+        return text.model_line(engine.model.title, engine.reason, engine.model.note)
 
     def use(name: str, seen: list[tuple[str, str]]) -> list[Any]:
         try:
@@ -128,7 +132,7 @@ def build(
         return panel.look(name, seen)
 
     def run_clock(event: gr.SelectData) -> Any:
-        return gr.Timer(active=event.value == tab.label)
+        return gr.Timer(active=tabs.children[event.index] is tab)
 
     gr.on([tab.select, panel.choice.input, clock.tick], panel.look, asked, panel.shown, trigger_mode="always_last",
           **QUIET)  # fmt: skip
@@ -139,6 +143,7 @@ def build(
     panel.unload.click(unload, asked, panel.shown, **QUIET)
     page.load(lambda: [gr.skip()] * len(following) if engine.model.name == built else follow(), None, following,
               **QUIET)  # fmt: skip
+    say_on_load(page, lambda: [line_now()], [line])
 
 
 def _rows(stock: Inventory, settings: Settings) -> list[tuple[str, str, str, bool]]:
@@ -148,12 +153,12 @@ def _rows(stock: Inventory, settings: Settings) -> list[tuple[str, str, str, boo
         path = stock.paths.get(row.role)
         where = text.origin(row.repo, row.gated) if path is None else _place(path, settings)
         size = row.bytes if path is None else _disk_bytes(path)
-        rows.append((text.ROLES[row.role], where, size_text(size), path is not None))
+        rows.append((say(f"role_{row.role}"), where, size_text(size), path is not None))
     if stock.model.folder is not None:
         for role in EMBEDDED_FILES:
             path = stock.paths.get(role)
-            where = text.NOT_THERE if path is None else _place(path, settings)
-            rows.append((text.ROLES[role], where, size_text(_disk_bytes(path) if path else 0), path is not None))
+            where = say("not_there") if path is None else _place(path, settings)
+            rows.append((say(f"role_{role}"), where, size_text(_disk_bytes(path) if path else 0), path is not None))
     return rows
 
 

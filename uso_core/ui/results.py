@@ -19,8 +19,8 @@ from uso_core.styles import StyleStore
 from uso_core.ui import text
 from uso_core.ui.form import QUIET, STYLES, TOLD, Form
 from uso_core.ui.inputs import refusal
+from uso_core.ui.language import label, say
 from uso_core.ui.passing import passing_path
-from uso_core.ui.text import label
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _wire(
 
     def put_back(path: str | None) -> list[Any]:
         if not path:
-            return [*([gr.skip()] * len(form.order)), {"text": text.NOTHING_SELECTED, "percent": 0}]
+            return [*([gr.skip()] * len(form.order)), {"text": say("nothing_selected"), "percent": 0}]
         try:
             workflow = _workflow(Path(path))
             if workflow is not None:

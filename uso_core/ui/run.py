@@ -14,6 +14,7 @@ from uso_core.engine import Cancelled, Encoding, Event, Failed, ImageReady, Job,
 from uso_core.request import Result
 from uso_core.ui import text
 from uso_core.ui.form import Status
+from uso_core.ui.language import say
 
 PATIENCE = 0.5  # seconds between looks at whether the browser is still there
 INTERVAL = 0.1  # seconds between two updates at least: what the browser cannot take in time would pile up
@@ -73,7 +74,7 @@ def follow(job: Job, sessions: Sessions, session: str, keep: Keep) -> Iterator[U
                 path = keep(event.image, event.result)
                 yield Update({"text": done, "percent": 100}, path=path, result=event.result)
             elif event is None and job.cancelled:
-                yield Update({"text": text.STOPPING, "percent": 0})
+                yield Update({"text": say("stopping"), "percent": 0})
             elif (status := describe(event, job, sessions.jobs(session))) is None:
                 yield None
             elif isinstance(event, Cancelled | Skipped) or time.monotonic() - told > INTERVAL:
@@ -96,7 +97,7 @@ def describe(event: Event | None, job: Job, jobs: Sequence[Job] = ()) -> Status 
     if isinstance(event, Loading):
         return {"text": text.loading(event.message), "percent": round(100 * event.fraction)}
     if isinstance(event, Encoding):
-        return {"text": text.READING, "percent": 0}
+        return {"text": say("reading"), "percent": 0}
     if isinstance(event, Step):
         more = max(len(jobs) - 1, 0)
         words = text.stepping(
@@ -104,7 +105,7 @@ def describe(event: Event | None, job: Job, jobs: Sequence[Job] = ()) -> Status 
         )
         return {"text": words, "percent": round(100 * event.step / event.steps)}
     if isinstance(event, Skipped):
-        return {"text": text.SKIPPED, "percent": 0}
+        return {"text": say("skipped"), "percent": 0}
     if isinstance(event, Cancelled):
-        return {"text": text.STOPPED, "percent": 0}
+        return {"text": say("stopped"), "percent": 0}
     return None

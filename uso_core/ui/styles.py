@@ -17,9 +17,9 @@ from uso_core.ui import text
 from uso_core.ui.cards import Card, cards, chosen, data_address, html
 from uso_core.ui.form import QUIET, SAVED, TOLD, Form, Status, chosen_styles, status_line
 from uso_core.ui.inputs import refusal
+from uso_core.ui.language import label, say
 from uso_core.ui.passing import passing_path
 from uso_core.ui.run import PATIENCE, Sessions, describe
-from uso_core.ui.text import label
 
 Saving = tuple[Any, ...]  # status, cards, name, then the form's saved styles
 
@@ -28,7 +28,7 @@ def build(tabs: gr.Tabs, tab: gr.Tab, engine: Engine, styles: StyleStore, form: 
     """Lays out the tab; the styles are read anew whenever it is opened."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
-            gr.Markdown(text.STYLES_INTRO)
+            gr.Markdown(label("styles_intro"))
             name = gr.Textbox(label=label("style_name"), placeholder=label("style_name_hint"), max_lines=1)
             save = gr.Button(label("save_style"), variant="primary")
             status = status_line("styles-status", "")
@@ -54,31 +54,31 @@ def build(tabs: gr.Tabs, tab: gr.Tab, engine: Engine, styles: StyleStore, form: 
 
     def put_in_slot(sha256: str, *slots: str) -> list[Any]:
         if not sha256:
-            raise refusal(RequestError(text.NO_STYLE_CHOSEN, ""))
+            raise refusal(RequestError(say("no_style_chosen"), ""))
         free = next((index for index, slot in enumerate(slots) if not slot or slot == sha256), None)
         if free is None:
-            raise refusal(RequestError(text.STYLE_SLOTS_FULL, ""))
+            raise refusal(RequestError(say("style_slots_full"), ""))
         return [*(sha256 if index == free else gr.skip() for index in range(SAVED)), gr.Tabs(selected="create")]
 
     def change_name(sha256: str, words: str) -> tuple[Any, ...]:
         with _told():
             entry = styles.rename(sha256, words) if sha256 else None
         if entry is None:
-            return {"text": text.NO_STYLE_CHOSEN, "percent": 0}, gr.skip(), gr.skip(), *look()
+            return {"text": say("no_style_chosen"), "percent": 0}, gr.skip(), gr.skip(), *look()
         copy = gr.DownloadButton(value=_exported(styles, entry))
-        return {"text": text.style_renamed(entry.name), "percent": 0}, entry.name, copy, *look()
+        return {"text": say("style_renamed", name=entry.name), "percent": 0}, entry.name, copy, *look()
 
     def remove(sha256: str) -> tuple[Any, ...]:
         with _told():
             entry = _entry(styles, sha256) if sha256 else None
         styles.delete(sha256)
-        said = text.style_deleted(entry.name) if entry else text.NO_STYLE_CHOSEN
+        said = say("style_deleted", name=entry.name) if entry else say("no_style_chosen")
         return {"text": said, "percent": 0}, "", "", gr.DownloadButton(interactive=False), *look()
 
     def receive(path: str) -> tuple[Any, ...]:
         with _told():
             entry = styles.take_in(Path(path))
-        return {"text": text.style_saved(entry.name), "percent": 0}, *look()
+        return {"text": say("style_saved", name=entry.name), "percent": 0}, *look()
 
     tab.select(look, None, listed, **QUIET)
     shown.click(choose, None, [key, called, export], **TOLD)
@@ -105,7 +105,7 @@ def _saver(engine: Engine, styles: StyleStore, form: Form, sessions: Sessions) -
                     entry = styles.add(
                         free, event.tokens, event.strengths, event.model, event.fingerprint, mosaic(pictures)
                     )
-                    said = {"text": text.style_saved(entry.name), "percent": 100}
+                    said = {"text": say("style_saved", name=entry.name), "percent": 100}
                     yield said, "", _cards(styles), *form.refreshed(styles)
                 else:
                     yield event, *unchanged
@@ -139,7 +139,7 @@ def _asked(values: dict[str, Any], styles: StyleStore) -> tuple[GenerationReques
     """A request with the styles in the slots alone, and a picture to show of each."""
     used, strengths = chosen_styles(values, styles)
     if not used:
-        raise RequestError(text.NO_STYLE_PICTURES, text.FILL_A_SLOT)
+        raise RequestError(say("no_style_pictures"), say("fill_a_slot"))
     small = {entry.sha256: entry.thumbnail for entry in styles.entries()}
     pictures = [
         getattr(style, "image", None) or images.open_picture(small[style.sha256], style.name).image for style in used
@@ -150,7 +150,7 @@ def _asked(values: dict[str, Any], styles: StyleStore) -> tuple[GenerationReques
 def _cards(styles: StyleStore) -> str:
     entries = styles.entries()
     if not entries:
-        return f"<p>{text.NO_STYLES}</p>"
+        return f"<p>{say('no_styles')}</p>"
     shown = [
         Card(entry.sha256, entry.name, text.saved_style(entry.model, len(entry.strengths), entry.created),
              (data_address(entry.thumbnail),))
@@ -162,7 +162,7 @@ def _cards(styles: StyleStore) -> str:
 def _entry(styles: StyleStore, sha256: str) -> StyleEntry:
     found = next((entry for entry in styles.entries() if entry.sha256 == sha256), None)
     if found is None:
-        raise refusal(RequestError(text.STYLE_GONE, text.CHOOSE_ANOTHER))
+        raise refusal(RequestError(say("style_gone"), say("choose_another")))
     return found
 
 

@@ -1,0 +1,118 @@
+"""The languages of the page: translations/en.json holds every English text, each other file there a translation.
+
+A new language is one file. What is fixed on the page (`label`) is translated in the browser, by the browser's language;
+what is said while it runs (`say`) by the language that the visitor's request asks for, which is the same one. Texts
+from below the page are found again in en.json (`from_below`); those that are not there stay English: errors with their
+hints (the command line's too), the memory plan, a model's title and note, and what an imported workflow lacks.
+Programs are spoken to in English.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextvars import copy_context
+from functools import cache
+from pathlib import Path
+from string import Formatter
+from typing import Any, TypeVar
+
+import gradio as gr
+from gradio.context import LocalContext
+from gradio.i18n import I18nData
+
+FOLDER = Path(__file__).parent / "translations"
+ENGLISH = "en"
+NUMBERS = range(1, 5)  # of the fields that there are several of
+PREFIX = "uso_"  # of the keys in the browser, which knows keys of Gradio's beside ours
+FROM_BELOW = "below_"  # keys of texts that are made below the page
+
+Each = TypeVar("Each")
+
+
+@cache
+def languages() -> dict[str, dict[str, str]]:
+    """The texts by key, by language ("de", "zh")."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))}
+
+
+def label(key: str, number: int | None = None) -> I18nData:
+    """A fixed text, numbered where there are several, that the browser puts into its language.
+
+    It may be put into a longer string, once: the browser replaces the first. Raises `KeyError` for an unknown key.
+    """
+    languages()[ENGLISH][key]
+    return I18nData(PREFIX + (key if number is None else f"{key}_{number}"))
+
+
+def translations() -> gr.I18n:
+    """What the browser needs to know for `label`."""
+    return gr.I18n(**{language: dict(_fixed(texts)) for language, texts in languages().items()})
+
+
+def say(key: str, **values: object) -> str:
+    """A text filled in, in the language of the request that is being answered; English where there is none."""
+    return languages()[_spoken()][key].format(**values)
+
+
+def say_on_load(page: gr.Blocks, words: Callable[[], list[Any]], outputs: list[Any]) -> None:
+    """Puts `words`, which were built in English, into `outputs` again for a visitor of another language."""
+
+    def load() -> Any:
+        values = words() if _spoken() != ENGLISH else [gr.skip()] * len(outputs)
+        return values if len(outputs) > 1 else values[0]
+
+    page.load(load, None, outputs, api_visibility="private", queue=False, show_progress="hidden")
+
+
+def from_below(sentence: str) -> str:
+    """A text that was made in English below the page, translated where it is known."""
+    if (language := _spoken()) != ENGLISH:
+        for key, pattern in _patterns():
+            if found := pattern.fullmatch(sentence):
+                return languages()[language][key].format(**found.groupdict())
+    return sentence
+
+
+def in_english(items: Iterator[Each]) -> Iterator[Each]:
+    """The items of an iterator, made with English words whoever asks for them."""
+    context = copy_context()
+    context.run(LocalContext.request.set, None)
+    while True:
+        try:
+            yield context.run(next, items)
+        except StopIteration:
+            return
+
+
+def preferred(accept_language: str) -> str:
+    """The language for a browser by its header: its first wish, as the browser itself goes by it, or English."""
+    wished = re.split(r"[,;]", accept_language, maxsplit=1)[0].strip().lower()
+    known = {language.lower(): language for language in languages()}
+    return known.get(wished) or known.get(wished.partition("-")[0], ENGLISH)
+
+
+def _spoken() -> str:
+    request = LocalContext.request.get(None)
+    headers = getattr(request, "headers", None)  # None too where a function is called by another
+    return preferred(headers.get("accept-language", "")) if headers is not None else ENGLISH
+
+
+def _fixed(texts: dict[str, str]) -> Iterator[tuple[str, str]]:
+    for key, text in texts.items():
+        names = {name for _, name, _, _ in Formatter().parse(text) if name}
+        if not names:
+            yield PREFIX + key, text
+        elif names == {"number"}:
+            yield from ((f"{PREFIX}{key}_{number}", text.format(number=number)) for number in NUMBERS)
+
+
+@cache
+def _patterns() -> list[tuple[str, re.Pattern[str]]]:
+    """What tells a text from below by its English form, with its values as groups."""
+    return [
+        (key, re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(text))))
+        for key, text in languages()[ENGLISH].items()
+        if key.startswith(FROM_BELOW)
+    ]
