@@ -194,20 +194,20 @@ def count(module: nn.Module, call: Callable[[], Any], inputs: Iterable[torch.Ten
     return tally
 
 
-def step(transformer: nn.Module, image_tokens: int, style_tokens: int) -> Tally:
-    """One call of the transformer's public forward, for so many tokens of target and content, and of style."""
+def step(transformer: nn.Module, image_tokens: int, style_tokens: int, text_tokens: int = TEXT_TOKENS) -> Tally:
+    """One call of the transformer's public forward, for so many tokens of target and content, of style and of text."""
     dtype = next(transformer.parameters()).dtype
     config: Any = transformer.config
     width = config.num_attention_heads * config.attention_head_dim
     with torch.device("meta"):
         inputs: dict[str, torch.Tensor] = {
             "hidden_states": torch.empty(1, image_tokens, config.in_channels, dtype=dtype),
-            "encoder_hidden_states": torch.empty(1, TEXT_TOKENS, config.joint_attention_dim, dtype=dtype),
+            "encoder_hidden_states": torch.empty(1, text_tokens, config.joint_attention_dim, dtype=dtype),
             "pooled_projections": torch.empty(1, config.pooled_projection_dim, dtype=dtype),
             "timestep": torch.empty(1),
             "guidance": torch.empty(1),
             "img_ids": torch.empty(image_tokens, 3),
-            "txt_ids": torch.empty(TEXT_TOKENS + style_tokens, 3),
+            "txt_ids": torch.empty(text_tokens + style_tokens, 3),
         }
         if style_tokens:
             inputs["style_tokens"] = torch.empty(1, style_tokens, width, dtype=dtype)
