@@ -37,6 +37,7 @@ class Sample:
     session: int  # of the process; ratios hold within one
     turn: int  # whose it was, in order, within the session
     seconds: float
+    processor_seconds: float  # of all threads together; other programs do not lengthen them
     stages: dict[str, float] = field(default_factory=dict)  # seconds, each without the stages within it
     peak_bytes: int = 0  # allocated on the device, at the most; 0 where that is not known
 
@@ -127,15 +128,15 @@ class Spread:
         return cls(middle, low, high, len(values))
 
 
-def ratios(samples: Sequence[Sample], baseline: Sequence[Sample]) -> list[float]:
-    """How many times faster each sample is than the baseline around it.
+def ratios(samples: Sequence[Sample], baseline: Sequence[Sample], measure: str = "seconds") -> list[float]:
+    """How many times faster each sample is than the baseline around it, by "seconds" or "processor_seconds".
 
     Around it are the baseline's turns nearest before and after, of the same session; the mean of their medians counts.
     A sample with the baseline on one side alone gives no ratio.
     """
     turns: dict[tuple[int, int], list[float]] = defaultdict(list)
     for each in baseline:
-        turns[each.session, each.turn].append(each.seconds)
+        turns[each.session, each.turn].append(getattr(each, measure))
     medians = {turn: statistics.median(seconds) for turn, seconds in turns.items()}
     found = []
     for sample in samples:
@@ -143,5 +144,5 @@ def ratios(samples: Sequence[Sample], baseline: Sequence[Sample]) -> list[float]
         before = max((turn for turn in same if turn < sample.turn), default=None)
         after = min((turn for turn in same if turn > sample.turn), default=None)
         if before is not None and after is not None:
-            found.append((same[before] + same[after]) / 2 / sample.seconds)
+            found.append((same[before] + same[after]) / 2 / getattr(sample, measure))
     return found
