@@ -253,12 +253,13 @@ def test_an_empty_first_path_means_no_content(command):
     assert [style.name for style in request.styles] == ["style_a.png"]
 
 
-def test_offload_and_fp8_run_and_say_that_fp8_is_not_built(command, golden_environment):
+def test_offload_and_fp8_give_the_picture_of_the_unquantized_model(command, golden_environment):
     case = CASES["multi_style_subject"]
     run = command(*flags_of(case), *GOLDEN_FLAGS, "--offload", "--model_type", "flux-dev-fp8")
     assert run.code == 0, run.err
-    assert "fp8 is not built" in run.out + run.err
-    assert np.abs(run.pixels() - expected_pixels(case)).max() <= 2
+    difference = np.abs(run.pixels() - expected_pixels(case))
+    assert difference.max() > 2  # it is quantized
+    assert difference.mean() < 6  # of 255; latents within 6 % (test_fp8)
     assert run.record()["model_type"] == "flux-dev-fp8"
 
 

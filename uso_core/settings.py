@@ -161,6 +161,11 @@ def _parse(field: dataclasses.Field[Any], text: str, source: str) -> Any:
     return value
 
 
+def keep_compiled(settings: Settings) -> None:
+    """Lets PyTorch keep what it compiles beside the prepared weights; its own default does not outlive a reboot."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.weights_folder.resolve() / "prepared" / "compiled"))
+
+
 def example_env() -> str:
     """The text of example.env: every variable with its meaning and default."""
     lines = ["# Copy this file to .env and change what you need. The environment wins over .env, flags win over both."]

@@ -41,17 +41,10 @@ def build_transformer(
     """
     adapter = LoRA(expect(inspect(lora), "lora")) if lora is not None else None
     files = _files(path, "transformer", "diffusers transformer")
-    if path.is_dir():
-        config = _config(path)
-        model = _empty(lambda: USOTransformer2DModel.from_config(config), path)
-        _check_rope(model, path)
-        table: tuple[keys.Rename, ...] = ()
-    else:
-        model = _empty(lambda: USOTransformer2DModel(**transformer_config(files[0])), path)
-        table = keys.TRANSFORMER
+    model = empty_transformer(path, files)
     if fp8:
         use_fp8(model, TRANSFORMER_MATRICES)
-    conversion = match(model, files, table, dtype, adapter)
+    conversion = match(model, files, () if path.is_dir() else keys.TRANSFORMER, dtype, adapter)
     if cache is None:
         fill(conversion, progress)
     else:
@@ -62,15 +55,29 @@ def build_transformer(
 def build_vae(path: Path, dtype: torch.dtype, progress: Progress = no_progress) -> AutoencoderKL:
     """The VAE in `dtype`, from an original file or a diffusers folder."""
     files = _files(path, "vae", "diffusers vae")
-    if path.is_dir():
-        model = _empty(lambda: AutoencoderKL.from_config(_config(path)), path)
-        fill(match(model, files, (), dtype), progress)
-    else:
-        config = vae_config(files[0])
-        model = _empty(lambda: AutoencoderKL(**config), path)
-        levels = len(config["block_out_channels"])
-        fill(match(model, files, keys.VAE, dtype, levels=levels), progress)
+    model = empty_vae(path, files)
+    levels = len(model.config.block_out_channels)
+    fill(match(model, files, () if path.is_dir() else keys.VAE, dtype, levels=levels), progress)
     return model
+
+
+def empty_transformer(path: Path, files: list[Checkpoint] | None = None) -> USOTransformer2DModel:
+    """The transformer that a file or folder describes, on the meta device; raises `WeightsError` if it is none."""
+    files = files or _files(path, "transformer", "diffusers transformer")
+    if not path.is_dir():
+        return _empty(lambda: USOTransformer2DModel(**transformer_config(files[0])), path)
+    config = _config(path)
+    model = _empty(lambda: USOTransformer2DModel.from_config(config), path)
+    _check_rope(model, path)
+    return model
+
+
+def empty_vae(path: Path, files: list[Checkpoint] | None = None) -> AutoencoderKL:
+    """The VAE likewise."""
+    files = files or _files(path, "vae", "diffusers vae")
+    if path.is_dir():
+        return _empty(lambda: AutoencoderKL.from_config(_config(path)), path)
+    return _empty(lambda: AutoencoderKL(**vae_config(files[0])), path)
 
 
 def build_projector(path: Path, dtype: torch.dtype) -> StyleProjector:

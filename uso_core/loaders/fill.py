@@ -124,6 +124,7 @@ class Conversion:
                         yield _scale_of(target), scale
                     else:
                         yield target, fused.to(self.dtype)
+                del tensor, parts, part, fused  # before the next is read
         progress(1.0)
 
 

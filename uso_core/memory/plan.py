@@ -11,7 +11,7 @@ import heapq
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import accumulate, product
 
 from uso_core.errors import MemoryShortage
 from uso_core.memory.sizes import GB, PIXELS_PER_TOKEN, TILE_PIXELS, Sizes
@@ -31,6 +31,7 @@ TEXT_TOKENS, STYLE_TOKENS = 512, 192
 # a mapped file is read for every new prompt. Tiles compute their overlaps twice, the time of so many bytes over PCIe.
 T5_FP8_HANDICAP, MAPPED_HANDICAP, TILES_COST = GB // 2, GB, 2 * GB
 
+EMBEDDED = "Embedded model"
 RUNGS = (8, 12, 16, 24, 32, 40, 48, 80)  # cards by their nominal size, GiB
 # Estimates, never measured here: seconds for text only and for content + style, 1024 x 1024, 25 steps, compiled.
 SECONDS = {
@@ -191,26 +192,37 @@ def plan(machine: Machine, sizes: Sizes, wishes: Wishes) -> MemoryPlan:
     Raises `MemoryShortage` with what is needed at the least, what is free and what to do.
     """
     budget = budget_of(machine, wishes)
-    smallest: MemoryPlan | None = None
+    lowest: MemoryPlan | None = None  # on the device
+    lightest: MemoryPlan | None = None  # in RAM, of those that fit the device
     for candidate in candidates(machine, sizes, wishes, budget):
-        if _fits(candidate, machine):
-            return candidate
-        if smallest is None or _need(candidate, machine) < _need(smallest, machine):
-            smallest = candidate
-    assert smallest is not None  # there is always one way, however large
-    raise _shortage(smallest, machine, wishes)
+        if candidate.peak_bytes <= budget:
+            if machine.device != "cuda" or _ram(candidate) <= machine.free_ram_bytes:
+                return candidate
+            if lightest is None or candidate.host_bytes < lightest.host_bytes:
+                lightest = candidate
+        elif lowest is None or candidate.peak_bytes < lowest.peak_bytes:
+            lowest = candidate
+    if lightest is not None:
+        raise _ram_shortage(lightest, machine, wishes)
+    assert lowest is not None  # there is always one way, however large
+    raise _device_shortage(lowest, machine, wishes)
 
 
 def budget_of(machine: Machine, wishes: Wishes) -> int:
     """Bytes on the device that a plan may use: what is free or allowed, less the reserve; never below 0."""
     if machine.device == "cpu":
         return max(machine.free_ram_bytes - RAM_RESERVE_BYTES, 0)
-    free = machine.free_vram_bytes
-    if machine.device == "mps":
-        free = min(free, machine.free_ram_bytes) if free else machine.free_ram_bytes
+    free = _free(machine)
     if wishes.vram_limit_bytes is not None:
         free = min(free, wishes.vram_limit_bytes)
     return max(free - reserve(free), 0)
+
+
+def _free(machine: Machine) -> int:
+    """Bytes free where the model is computed; on an Apple GPU no more than the RAM that is free."""
+    if machine.device == "cuda":
+        return machine.free_vram_bytes
+    return min(machine.free_vram_bytes or machine.free_ram_bytes, machine.free_ram_bytes)
 
 
 def reserve(free: int) -> int:
@@ -224,10 +236,12 @@ def candidates(machine: Machine, sizes: Sizes, wishes: Wishes, budget: int) -> I
     fp8 = wishes.fp8 and not small and machine.device != "mps"
     together = small or machine.device != "cuda"
     blocks = len(sizes.counts.blocks)
+    held = (0, *accumulate(sizes.blocks(fp8)))
+    counts = [count for count in range(blocks, -1, -1) if count == 0 or held[count] <= budget]
 
     def kind(t5_fp8: bool, pinned: bool) -> Iterator[MemoryPlan]:
         """Candidates of one kind; within it, fewer resident blocks are always slower, so that few need be built."""
-        for resident in (blocks,) if together else range(blocks, -1, -1):
+        for resident in (blocks,) if together else counts:
             ways = _ways(t5_fp8, pinned, together, wishes.offload)
             built = [_build(machine, sizes, wishes, budget, fp8, way, resident) for way in ways]
             yield from sorted(built, key=lambda each: each.order)
@@ -268,7 +282,8 @@ def _build(
     waiting = sum(each.bytes for each in placements if each.where != STAYS and each.group != "blocks")
     handicap = T5_FP8_HANDICAP * way.t5_fp8 + MAPPED_HANDICAP * (not way.pinned)
     cost, peak = waiting + TILES_COST * way.tiled, max(stages.values())
-    order = (streamed + handicap, *((peak, cost) if wishes.offload else (cost, peak)))
+    lowest_first = wishes.offload and way.t5 != STAYS  # where nothing can leave, offload changes nothing
+    order = (streamed + handicap, *((peak, cost) if lowest_first else (cost, peak)))
     compiled = machine.device == "cuda" if wishes.compile is None else wishes.compile
     visiting = by_group["vae_decoder"].device_bytes if way.light != STAYS else 0
     return MemoryPlan(
@@ -332,49 +347,48 @@ def _stages(
     }
 
 
-def _fits(candidate: MemoryPlan, machine: Machine) -> bool:
-    on_device = candidate.peak_bytes <= candidate.budget_bytes
-    if machine.device != "cuda" or not candidate.host_bytes:
-        return on_device
-    return on_device and candidate.host_bytes + RAM_RESERVE_BYTES <= machine.free_ram_bytes
+def _ram(candidate: MemoryPlan) -> int:
+    """RAM that a candidate takes beside the GPU."""
+    return candidate.host_bytes + RAM_RESERVE_BYTES if candidate.host_bytes else 0
 
 
-def _need(candidate: MemoryPlan, machine: Machine) -> tuple[int, int]:
-    """How far a candidate is from fitting: bytes that lack on the device and in RAM together, then its peak."""
-    lacking = max(candidate.peak_bytes - candidate.budget_bytes, 0)
-    if machine.device == "cuda" and candidate.host_bytes:
-        lacking += max(candidate.host_bytes + RAM_RESERVE_BYTES - machine.free_ram_bytes, 0)
-    return lacking, candidate.peak_bytes
-
-
-def _shortage(smallest: MemoryPlan, machine: Machine, wishes: Wishes) -> MemoryShortage:
-    where = "GPU memory" if machine.device == "cuda" else "memory"
-    free = machine.free_ram_bytes if machine.device == "cpu" else machine.free_vram_bytes or machine.free_ram_bytes
-    kept = RAM_RESERVE_BYTES if machine.device == "cpu" else reserve(free)
-    hints = []
-    if smallest.peak_bytes > smallest.budget_bytes:
-        limit = wishes.vram_limit_bytes if machine.device != "cpu" else None
-        if limit is not None and limit <= free:
-            there = f"the limit is {gigabytes(limit)}, of which {gigabytes(reserve(limit))} are left alone"
-            hints.append("Raise --vram-limit")
-        else:
-            there = f"{gigabytes(free)} are free, of which {gigabytes(kept)} are left alone"
-        message = (
-            f"The model needs at least {gigabytes(smallest.peak_bytes)} of {where} during {_at(smallest)}; {there}."
-        )
-    else:
-        message = (
-            f"The model needs at least {gigabytes(smallest.host_bytes + RAM_RESERVE_BYTES)} of RAM beside the GPU; "
-            f"{gigabytes(machine.free_ram_bytes)} are free."
-        )
-    if not wishes.fp8 and machine.device != "mps":
-        hints.append("Use --name flux-dev-fp8, which needs about half")
-    elif smallest.dtype == "float32":
-        hints.append("Use --dtype bfloat16")
-    hints.append(
-        "close other programs, or use --name uso-tiny" if hints else "Close other programs, or use --name uso-tiny"
+def _ram_shortage(lightest: MemoryPlan, machine: Machine, wishes: Wishes) -> MemoryShortage:
+    return MemoryShortage(
+        f"The model needs at least {gigabytes(_ram(lightest))} of RAM beside the GPU; "
+        f"{gigabytes(machine.free_ram_bytes)} are free.",
+        _smaller(lightest, machine, wishes),
     )
-    return MemoryShortage(message, f"{', '.join(hints)}.")
+
+
+def _device_shortage(lowest: MemoryPlan, machine: Machine, wishes: Wishes) -> MemoryShortage:
+    """Names what binds: the limit that was set, or what is free."""
+    where = "GPU memory" if machine.device == "cuda" else "memory"
+    free = _free(machine)
+    limit = wishes.vram_limit_bytes if machine.device != "cpu" else None
+    if limit is not None and limit <= free:
+        there, first = f"the limit is {gigabytes(limit)}", "Raise --vram-limit"
+    else:
+        there, first = f"{gigabytes(free)} are free", ""
+        limit = free
+    kept = RAM_RESERVE_BYTES if machine.device == "cpu" else reserve(limit)
+    return MemoryShortage(
+        f"The model needs at least {gigabytes(lowest.peak_bytes)} of {where} during {_at(lowest)}; "
+        f"{there}, of which {gigabytes(kept)} are left alone.",
+        _smaller(lowest, machine, wishes, first),
+    )
+
+
+def _smaller(candidate: MemoryPlan, machine: Machine, wishes: Wishes, first: str = "") -> str:
+    """What to do about a shortage."""
+    large = candidate.tier != EMBEDDED
+    hints = [first]
+    if large and not wishes.fp8 and machine.device != "mps":
+        hints.append("use --name flux-dev-fp8, which needs about half")
+    elif large and candidate.dtype == "float32":
+        hints.append("use --dtype bfloat16")
+    hints += ["close other programs", "or use --name uso-tiny" if large else "or make smaller images"]
+    text = ", ".join(filter(None, hints))
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _at(candidate: MemoryPlan) -> str:
@@ -385,7 +399,7 @@ def _at(candidate: MemoryPlan) -> str:
 def _tier(machine: Machine, sizes: Sizes, fp8: bool, peak: int) -> str:
     """The smallest card that holds the plan, or what else there is instead of one."""
     if sizes.total() <= SMALL_BYTES:
-        return "Embedded model"
+        return EMBEDDED
     if machine.device != "cuda":
         return {"cpu": "CPU", "mps": "Apple GPU"}[machine.device]
     for rung in RUNGS:

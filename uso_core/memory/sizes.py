@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 GB = 10**9
@@ -131,16 +132,27 @@ class Sizes:
     vision_bytes: int = 4
 
     def blocks(self, fp8: bool) -> tuple[int, ...]:
-        return tuple(piece.bytes(self.dtype_bytes, fp8) for piece in self.counts.blocks)
+        return self._blocks[fp8]
 
     def t5_blocks(self, fp8: bool) -> tuple[int, ...]:
-        return tuple(piece.bytes(self.dtype_bytes, fp8) for piece in self.counts.t5_blocks)
+        return self._t5_blocks[fp8]
+
+    @cached_property
+    def _blocks(self) -> dict[bool, tuple[int, ...]]:
+        return self._formats(self.counts.blocks)
+
+    @cached_property
+    def _t5_blocks(self) -> dict[bool, tuple[int, ...]]:
+        return self._formats(self.counts.t5_blocks)
+
+    def _formats(self, pieces: tuple[Piece, ...]) -> dict[bool, tuple[int, ...]]:
+        return {fp8: tuple(piece.bytes(self.dtype_bytes, fp8) for piece in pieces) for fp8 in (False, True)}
 
     @property
     def t5_rest(self) -> int:
         return self.counts.t5_rest * self.dtype_bytes
 
-    @property
+    @cached_property
     def modulation(self) -> tuple[int, ...]:
         return tuple(count * self.dtype_bytes for count in self.counts.modulation)
 
@@ -148,7 +160,7 @@ class Sizes:
     def ends(self) -> int:
         return self.counts.ends * self.dtype_bytes
 
-    @property
+    @cached_property
     def light(self) -> dict[str, int]:
         """The groups that are too small to be taken apart."""
         counts, dtype = self.counts, self.dtype_bytes
@@ -159,7 +171,7 @@ class Sizes:
             "vae_decoder": counts.vae_decoder * dtype,
         }
 
-    @property
+    @cached_property
     def siglip_layers(self) -> tuple[int, ...]:
         return tuple(count * self.vision_bytes for count in self.counts.siglip_layers)
 
@@ -197,7 +209,7 @@ class Sizes:
         tensors = VAE_DECODE_TENSORS * self.counts.decoder_width * self.dtype_bytes
         return int(at_once * tensors * CONVOLUTION_WORKSPACE) + pixels * PICTURE_BYTES
 
-    @property
+    @cached_property
     def workspace(self) -> int:
         return min(WORKSPACE_BYTES, self.total())
 
