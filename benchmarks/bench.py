@@ -15,6 +15,7 @@ import itertools
 import logging
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,6 @@ from uso_core.model.pipeline import USOPipeline
 log = logging.getLogger(__name__)
 
 RUNS = ("first", "another seed", "fast", "previews")
-CONTEXT_BYTES = 600_000_000  # of a card's memory that PyTorch's allocator does not count: CUDA itself
 TURNS_AHEAD = 2.5  # a turn is begun if there is time for so many of the longest so far: itself and its baseline
 
 
@@ -50,6 +50,10 @@ class Bench:
     session: int
     until: float  # on time.monotonic
     turn: int = 0
+
+    @property
+    def steps(self) -> int:
+        return self.results.settings["steps"]
 
     @property
     def seconds_left(self) -> float:
@@ -70,8 +74,9 @@ class Bench:
             clock.wait()
             seconds, worked = time.perf_counter() - start, time.process_time() - worked
         peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
-        sample = Sample(contender, run, task.mode, dtype, torch.get_num_threads(), self.session, self.turn, seconds,
-                        worked, stages.seconds(), peak)  # fmt: skip
+        spans = {stage: round(span, 5) for stage, span in stages.seconds().items()}
+        sample = Sample(contender, run, task.mode, dtype, torch.get_num_threads(), self.session, self.turn,
+                        round(seconds, 5), round(worked, 5), spans, peak)  # fmt: skip
         self.results.samples.append(sample)
         return sample
 
@@ -103,7 +108,7 @@ def check(pipeline: USOPipeline, task: Task) -> None:
 def on_processor(bench: Bench, chosen: list[str], rounds: int, dtypes: list[str], threads: list[int]) -> None:
     """The embedded model: contenders take turns image by image, since a processor is never left alone."""
     model = get_model(EMBEDDED)
-    asked = tasks(model.size, model.content_size, model.steps)
+    asked = tasks(model.size, model.content_size, bench.steps)
     pipelines = {dtype: embedded(getattr(torch, dtype)) for dtype in dtypes}
     for count, dtype in itertools.product(threads, dtypes):
         torch.set_num_threads(count)
@@ -131,15 +136,16 @@ def with_random_weights(
     bench: Bench, shape: Shape, contenders: Iterable[Contender], chosen: list[str], images: int
 ) -> None:
     """The GPU's part: contenders take turns alone on the device, each between two turns of what it is compared with."""
-    asked = tasks(shape.size, shape.content_size, shape.steps)
+    asked = tasks(shape.size, shape.content_size, bench.steps)
     longest = 0.0
+    pipeline: USOPipeline | None = None
     for contender, is_last_of_group in turns(contenders):
         if not is_last_of_group and bench.seconds_left < TURNS_AHEAD * longest:
             log.warning("No time is left for %s; run again with the same file to go on.", contender.name)
             continue
         start = time.monotonic()
         try:
-            with limited(contender, bench.device):
+            with limit(contender, bench.device):
                 pipeline, memory = random_pipeline(contender, shape, bench.device)
                 if memory is not None:
                     bench.results.plans[contender.name] = {
@@ -154,7 +160,10 @@ def with_random_weights(
             log.warning("%s failed: %s", contender.name, error)
             first = str(error).strip().split("\n")[0]
             bench.results.failures.append({"contender": contender.name, "session": bench.session, "error": first})
-        pipeline = memory = None  # type: ignore[assignment]  # its memory is the next one's
+        pipeline = memory = None  # its memory is the next one's
+        gc.collect()
+        if bench.device.type == "cuda":
+            torch.cuda.empty_cache()
         bench.turn += 1
         bench.save()
         longest = max(longest, time.monotonic() - start)
@@ -177,25 +186,19 @@ def runs_of(contender: Contender) -> tuple[str, ...]:
     return ("first", "another seed", "fast") if contender.compile and contender.gibibytes is None else RUNS[:2]
 
 
-class limited:
+@contextmanager
+def limit(contender: Contender, device: torch.device) -> Iterator[None]:
     """Within this, PyTorch may take no more of the GPU than the contender's card has; afterwards all is free again."""
-
-    def __init__(self, contender: Contender, device: torch.device) -> None:
-        self.contender, self.device = contender, device
-
-    def __enter__(self) -> None:
-        self._limit(planned_card(self.contender, self.device).free_vram_bytes - CONTEXT_BYTES)
-
-    def __exit__(self, *error: object) -> None:
-        gc.collect()
-        self._limit(None)
-
-    def _limit(self, size: int | None) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-            total = torch.cuda.get_device_properties(self.device).total_memory
-            whole = size is None or self.contender.gibibytes is None
-            torch.cuda.set_per_process_memory_fraction(1.0 if whole else min(size / total, 1.0), self.device)  # type: ignore[operator]
+    limited = device.type == "cuda" and contender.gibibytes is not None
+    if limited:
+        total = torch.cuda.get_device_properties(device).total_memory
+        fraction = planned_card(contender, device).free_vram_bytes / total
+        torch.cuda.set_per_process_memory_fraction(min(fraction, 1.0), device)
+    try:
+        yield
+    finally:
+        if limited:
+            torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
 def step_tflop(shape: Shape, modes: Iterable[str]) -> dict[str, float]:
@@ -221,6 +224,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--modes", nargs="+", metavar="MODE", choices=list(MODES), default=list(MODES))
     parser.add_argument("--rounds", type=int, default=3, help="on a processor: turns of each contender in each mode")
     parser.add_argument("--images", type=int, default=2, help="on a GPU: images of a turn in each mode")
+    parser.add_argument("--steps", type=int, help="of an image; default: the model's")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=("float32", "bfloat16"))
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of the processor")
     parser.add_argument("--minutes", type=float, default=60.0, help="when to stop; a turn that has begun is finished")
@@ -240,7 +244,7 @@ def main(given: list[str] | None = None) -> Results:
         parser.error(f"no contender is named {sorted(unknown)}; there are: {', '.join(names)}")
     random = options.small or device.type != "cpu"
     shape = SMALL if options.small else FULL
-    results = Results(this_machine(device), installed(), settings(shape, random))
+    results = Results(this_machine(device), installed(), settings(shape, random, options.steps))
     if options.into is not None and options.into.exists():
         before = Results.read(options.into)
         if not results.continues(before):
@@ -268,14 +272,16 @@ def main(given: list[str] | None = None) -> Results:
     return results
 
 
-def settings(shape: Shape, random: bool) -> dict[str, Any]:
+def settings(shape: Shape, random: bool, steps: int | None) -> dict[str, Any]:
     """What the samples of one file have in common."""
     if not random:
         model = get_model(EMBEDDED)
-        return {"model": EMBEDDED, "size": model.size, "content_size": model.content_size, "steps": model.steps,
-                "against": {"ours": "reference"}}  # fmt: skip
+        return {
+            "model": EMBEDDED, "size": model.size, "content_size": model.content_size,
+            "steps": steps or model.steps, "against": {"ours": "reference"},
+        }  # fmt: skip
     return {
-        "model": shape.name, "size": shape.size, "content_size": shape.content_size, "steps": shape.steps,
+        "model": shape.name, "size": shape.size, "content_size": shape.content_size, "steps": steps or shape.steps,
         "against": {each.name: each.against for each in CONTENDERS if each.against},
         "formats": {each.name: "fp8" for each in CONTENDERS if each.fp8 and not each.reference},
     }  # fmt: skip

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -19,8 +19,9 @@ from benchmarks.reference_transformer import ReferenceTransformer, store_fp8
 from uso_core.catalog import EMBEDDED, EMBEDDED_FILES
 from uso_core.loaders import build, encoders
 from uso_core.memory.fp8 import T5_MATRICES, TRANSFORMER_MATRICES, use_fp8
+from uso_core.memory.machine import look_at
 from uso_core.memory.placement import place
-from uso_core.memory.plan import STAYS, MemoryPlan, Wishes, plan
+from uso_core.memory.plan import STAYS, Machine, MemoryPlan, Wishes, plan
 from uso_core.memory.residency import Residency
 from uso_core.memory.sizes import Sizes
 from uso_core.model.pipeline import USOPipeline
@@ -36,6 +37,7 @@ ROLES = {
     "image_encoder": "siglip",
     "style_projector": "projector",
 }
+CONTEXT_BYTES = 600_000_000  # of a card's memory that PyTorch's allocator does not count: CUDA itself
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def embedded(dtype: torch.dtype) -> dict[str, USOPipeline]:
     )  # fmt: skip
     apart = ReferenceTransformer.from_files(PATHS["transformer"], PATHS["lora"], dtype)
     fused = build.build_transformer(PATHS["transformer"], PATHS["lora"], dtype)
-    return {"reference": ReferencePipeline(apart, *rest), "ours": USOPipeline(fused, *rest)}
+    return {"reference": ReferencePipeline(cast(Any, apart), *rest), "ours": USOPipeline(fused, *rest)}
 
 
 @cache
@@ -171,11 +173,12 @@ def _plan(contender: Contender, shape: Shape, device: torch.device, blocks: int)
     return replace(made, blocks=blocks, resident_blocks=resident, compile=False)  # compiled by the caller
 
 
-def planned_card(contender: Contender, device: torch.device) -> Any:
+def planned_card(contender: Contender, device: torch.device) -> Machine:
     """The machine that the contender is planned for; where there is no GPU, one of 80 GiB is supposed."""
     if device.type != "cuda":
         return card(contender.gibibytes or 80)
-    capability = torch.cuda.get_device_capability(device)
-    total = torch.cuda.get_device_properties(device).total_memory
-    name = torch.cuda.get_device_name(device)
-    return card(contender.gibibytes or total / 2**30, name, capability)
+    found = look_at(device)
+    if contender.gibibytes is None:
+        return found
+    supposed = card(contender.gibibytes, found.name, found.capability or (8, 9), found.free_ram_bytes)
+    return replace(supposed, free_vram_bytes=supposed.free_vram_bytes - CONTEXT_BYTES)

@@ -19,9 +19,10 @@ REPEATS = 20
 def without_blocks(pipeline: USOPipeline) -> USOPipeline:
     """The pipeline with a transformer that has embedders and output, and no block between them."""
     full = pipeline.transformer
-    bare = USOTransformer2DModel.from_config({**full.config, "num_layers": 0, "num_single_layers": 0})
-    bare.load_state_dict({name: full.state_dict()[name] for name in bare.state_dict()})
-    parts = {**pipeline.components, "transformer": bare.to(full.dtype)}
+    with torch.device("meta"):
+        bare = USOTransformer2DModel.from_config({**full.config, "num_layers": 0, "num_single_layers": 0})
+    bare.load_state_dict({name: full.state_dict()[name] for name in bare.state_dict()}, assign=True)
+    parts = {**pipeline.components, "transformer": bare}
     return USOPipeline(
         **parts, text_tokens=pipeline.config.text_tokens, preview_factors=pipeline.config.preview_factors
     )

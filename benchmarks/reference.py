@@ -11,15 +11,14 @@ Letters: B batch, S target tokens, R reference tokens, T text tokens, K style to
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import nn
 
 from uso_core.model import latents as tokens
-from uso_core.model.encodings import Encodings
 from uso_core.model.pipeline import Conditioning, Sampling, StepCallback, USOPipeline
 
 # What is on the device together when whole modules move.
@@ -27,13 +26,17 @@ STAGES = (("text_encoder", "text_encoder_2"), ("vae",), ("transformer", "image_e
 
 
 class WholeModuleMoves:
-    """Offloading by whole modules: a stage's come to the device, and are copied back after it, by pageable memory."""
+    """Offloading by whole modules: a stage's come to the device, and are copied back after it, by pageable memory.
+
+    `moved_bytes` counts both ways.
+    """
 
     def __init__(self, device: torch.device, modules: dict[str, nn.Module]) -> None:
-        self.device, self.modules = device, modules
+        self.device, self.modules, self.moved_bytes = device, modules, 0
         self._there: tuple[str, ...] = ()
         for name in modules:
             self._move(name, torch.device("cpu"))
+        self.moved_bytes = 0
 
     def use(self, name: str) -> nn.Module:
         """The module of that name, on the device."""
@@ -50,6 +53,7 @@ class WholeModuleMoves:
         module = self.modules[name]
         for tensor in (*module.parameters(), *module.buffers()):
             tensor.data = tensor.data.to(device, copy=True)
+            self.moved_bytes += tensor.nbytes
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,16 @@ class ReferencePipeline(USOPipeline):
     What stands for the style in its `Conditioning` are the pixels of each style image (1, 3, side, side).
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.encodings = Encodings(max_bytes=0)
+    @torch.inference_mode()
+    def encode(
+        self,
+        prompt: str,
+        content_image: Image.Image | None = None,
+        styles: Sequence[Image.Image | torch.Tensor] = (),
+        content_size: int = 512,
+    ) -> Conditioning:
+        self.encodings.clear()
+        return super().encode(prompt, content_image, styles, content_size)
 
     def style_tokens(self, style: Image.Image | torch.Tensor) -> torch.Tensor:
         assert isinstance(style, Image.Image)

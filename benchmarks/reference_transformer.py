@@ -203,6 +203,10 @@ class ReferenceTransformer(nn.Module):
         return model.eval().requires_grad_(False)
 
     @property
+    def device(self) -> torch.device:
+        return self.img_in.bias.device
+
+    @property
     def dtype(self) -> torch.dtype:
         """What it computes in, however its weights are stored."""
         return self.img_in.bias.dtype

@@ -47,7 +47,7 @@ class Results:
     def write(self, path: Path) -> None:
         """Replaces the file; a reader never sees half of it."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        values = {**asdict(self), "samples": [_rounded(sample) for sample in self.samples], "table": table(self)}
+        values = {**asdict(self), "table": table(self)}
         scratch = path.with_name(path.name + ".part")
         scratch.write_text(_compact(json.dumps(values, indent=1)) + "\n", encoding="utf-8")
         scratch.replace(path)
@@ -149,12 +149,6 @@ def lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 def _spread(values: list[float]) -> dict[str, float]:
     return {name: round(value, 4) for name, value in asdict(Spread.of(values)).items()}
-
-
-def _rounded(sample: Sample) -> dict[str, Any]:
-    stages = {stage: round(seconds, 5) for stage, seconds in sample.stages.items()}
-    return {**asdict(sample), "seconds": round(sample.seconds, 5), "stages": stages,
-            "processor_seconds": round(sample.processor_seconds, 5)}  # fmt: skip
 
 
 def _compact(text: str) -> str:
