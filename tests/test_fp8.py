@@ -17,10 +17,10 @@ from benchmarks.loading import FLUX_DEV
 from tests.conftest import GOLDEN
 from tests.test_golden import CASES, FILES, distance, picture
 from uso_core.assembly import assemble
-from uso_core.catalog import EMBEDDED_FILES, MODELS
+from uso_core.catalog import EMBEDDED_FILES, MODELS, get_model
 from uso_core.loaders import build, encoders
 from uso_core.memory import fp8
-from uso_core.memory.fp8 import Float8Linear, fp8_layers, fp8_product, quantize, use_fp8
+from uso_core.memory.fp8 import TRANSFORMER_MATRICES, Float8Linear, fp8_layers, fp8_product, quantize, use_fp8
 from uso_core.model.pipeline import USOPipeline
 from uso_core.model.transformer import USOTransformer2DModel
 from uso_core.settings import ROOT, Settings
@@ -263,7 +263,8 @@ def test_an_fp8_file_is_brought_back_before_it_is_quantized(scaled, tmp_path):
 def pipelines(folder: Any, files: dict[str, str]) -> tuple[USOPipeline, USOPipeline]:
     paths = {role: folder / name for role, name in files.items()}
     settings = Settings(device="cpu", dtype="float32")
-    plain, reduced = (assemble(paths, settings, {}, lambda fraction, message: None, kind) for kind in ("", "fp8"))
+    plain, reduced = (assemble(paths, settings, get_model("uso-tiny"))[0] for _ in range(2))
+    use_fp8(reduced.transformer, TRANSFORMER_MATRICES)
     return plain, reduced
 
 

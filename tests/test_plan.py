@@ -262,7 +262,7 @@ def test_too_low_a_limit_is_named():
 @pytest.mark.parametrize(
     ("wishes", "dtype_bytes", "needed", "hint"),
     [
-        (LOSSLESS, 4, "needs at least 70.6 GB", "flux-dev-fp8"),
+        (LOSSLESS, 4, "needs at least 70.7 GB", "flux-dev-fp8"),
         (FAST, 4, "of memory", "--dtype bfloat16"),
         (FAST, 2, "needs at least 2", "uso-tiny"),
     ],

@@ -23,6 +23,7 @@ from benchmarks import loading
 from tests.conftest import GOLDEN
 from tests.test_golden import FILES
 from uso_core import assembly
+from uso_core.catalog import get_model
 from uso_core.errors import WeightsError
 from uso_core.loaders import build, prepared
 from uso_core.loaders.tensors import TensorWriter
@@ -358,10 +359,10 @@ def test_a_small_model_is_not_kept(tmp_path, monkeypatch):
     """Nor does the embedded one gain anything: it is converted in a moment."""
     paths = {role: GOLDEN / name for role, name in FILES.items()}
     settings = Settings(device="cpu", dtype="float32", weights=str(tmp_path))
-    assembly.assemble(paths, settings, {}, lambda fraction, message: None, "fp8")
+    assembly.assemble(paths, settings, get_model("flux-dev-fp8"))
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(prepared, "WORTH_KEEPING", 10**6)
-    assembly.assemble(paths, settings, {}, lambda fraction, message: None, "fp8")
+    assembly.assemble(paths, settings, get_model("flux-dev-fp8"))
     assert len(list((tmp_path / "prepared").glob("*.safetensors"))) == 1
 
 

@@ -13,7 +13,7 @@ from uso_core.catalog import Model
 from uso_core.errors import SettingsError, WeightsError
 from uso_core.loaders import build, encoders, prepared
 from uso_core.memory.fp8 import T5_MATRICES, use_fp8
-from uso_core.memory.machine import fast_bfloat16, look_at
+from uso_core.memory.machine import cpu_flags, fast_bfloat16, look_at, threads
 from uso_core.memory.placement import place
 from uso_core.memory.plan import MemoryPlan, Wishes, plan
 from uso_core.memory.sizes import GB, Sizes, counts_of
@@ -43,6 +43,7 @@ def assemble(
     parts = {} if parts is None else parts
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
+    torch.set_num_threads(min(torch.get_num_threads(), threads()))
     tell(0.0, "planning the memory")
     memory = plan_memory(paths, settings, model, device, dtype)
     read(paths, settings, memory, dtype, parts, tell)
@@ -180,7 +181,7 @@ def choose_device(name: str) -> torch.device:
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype named, or for "auto" bfloat16 where it is fast: NVIDIA GPUs, and processors that multiply it."""
     if name == "auto":
-        fast = device.type == "cuda" or (device.type == "cpu" and fast_bfloat16())
+        fast = device.type == "cuda" or (device.type == "cpu" and fast_bfloat16(cpu_flags()))
         return torch.bfloat16 if fast else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 

@@ -47,7 +47,7 @@ def place(modules: Mapping[str, Any], plan: MemoryPlan, device: torch.device) ->
     streams = {}
     for name in ("text_encoder_2", "image_encoder"):
         if name in visitors:
-            stream = BlockStream(layers_of(modules[name]), device, slots=VISITOR_SLOTS, pin=plan.pinned).attach()
+            stream = BlockStream(list(layers_of(modules[name])), device, slots=VISITOR_SLOTS, pin=plan.pinned).attach()
             streams[name] = stream
             held += stream.carried
 

@@ -17,8 +17,9 @@ SCALE_BYTES = 4  # one float32 scale for each output channel of a quantized matr
 
 # Activations, counted as live tensors of one forward on the meta device (benchmarks/counts.py; a test holds that these
 # bounds are not below what is counted there). One transformer step keeps at most, at the end of a single-stream block,
-# 13 tensors of (tokens, width) in the model's dtype and 8.4 bytes of float32 RoPE for each of their elements.
-STEP_TENSORS, STEP_FLOAT32_BYTES = 13, 9
+# 13 tensors of (tokens, width) in the model's dtype, the embedded text that waits for the next step (a third of one
+# where the image is small), and 8.4 bytes of float32 RoPE for each of their elements.
+STEP_TENSORS, STEP_FLOAT32_BYTES = 13.4, 9
 FP8_INPUT_WIDTHS = 5  # the widest quantized product reads 5 x width, whose copy in fp8 (and its scaling) lies beside it
 # The VAE's peak is at full resolution: encoder 5 tensors of its first width, decoder 3 of its second. Convolutions
 # take workspace on top, which no count on meta tensors sees.
@@ -191,7 +192,7 @@ class Sizes:
     def step(self, tokens: int, fp8: bool) -> int:
         """Activations of one transformer step at most, for so many tokens of text, style, target and references."""
         elements = tokens * self.counts.width
-        plain = elements * (STEP_TENSORS * self.dtype_bytes + STEP_FLOAT32_BYTES)
+        plain = int(elements * (STEP_TENSORS * self.dtype_bytes + STEP_FLOAT32_BYTES))
         if not fp8:
             return plain
         copied = elements * FP8_INPUT_WIDTHS * (1 + self.dtype_bytes)  # the input scaled, and in fp8

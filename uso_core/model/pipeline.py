@@ -264,7 +264,7 @@ class USOPipeline(DiffusionPipeline):
         """The mean of the VAE's posterior, normalised: (1, C, H, W). The reference samples it, from no fixed seed."""
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255 * 2 - 1  # (1, 3, h, w)
         vae = self.use("vae")
-        vae.enable_tiling(False)
+        vae.disable_tiling()
         latents = vae.encode(pixels.to(self.compute_device, vae.dtype)).latent_dist.mode()
         return (latents - vae.config.shift_factor) * vae.config.scaling_factor
 
@@ -329,7 +329,8 @@ class USOPipeline(DiffusionPipeline):
     def decode(self, packed: torch.Tensor, width: int, height: int) -> torch.Tensor:
         """Packed latents to pixels: (1, S, 4C) -> (1, 3, height, width) in [-1, 1]."""
         vae = self.use("vae")
-        vae.enable_tiling(self.decodes_in_tiles is not None and self.decodes_in_tiles(width, height))
+        in_tiles = self.decodes_in_tiles is not None and self.decodes_in_tiles(width, height)
+        (vae.enable_tiling if in_tiles else vae.disable_tiling)()
         latents = tokens.unpack(packed.to(vae.dtype), height, width)
         latents = latents / vae.config.scaling_factor + vae.config.shift_factor
         return vae.decode(latents, return_dict=False)[0].clamp(-1, 1)
