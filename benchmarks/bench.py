@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.ceilings import ceilings
-from benchmarks.counts import MODES, step
+from benchmarks.counts import MODES, STYLE_TOKENS, hoisted
 from benchmarks.models import CONTENDERS, FULL, SMALL, Contender, Shape, embedded, planned_card, random_pipeline
 from benchmarks.python_time import seconds_outside_blocks
 from benchmarks.results import Results, installed, lines, table, this_machine
@@ -202,17 +202,15 @@ def limit(contender: Contender, device: torch.device) -> Iterator[None]:
 
 
 def step_tflop(shape: Shape, modes: Iterable[str]) -> dict[str, float]:
-    """TFLOP of one step in each mode."""
+    """TFLOP of one step in each mode, with as many words as the full-size model takes."""
+    parts = shape.modules()
+    projector: Any = parts["projector"].config
+    of_target, of_content = ((side // latents.PIXELS_PER_TOKEN) ** 2 for side in (shape.size, shape.content_size))
     found = {}
-    for mode, (_, style_tokens) in MODES.items():
-        if mode in modes:
-            found[mode] = 0.0
-            sides = [shape.size] + ([shape.content_size] if mode.startswith("content") else [])
-            image = sum((side // latents.PIXELS_PER_TOKEN) ** 2 for side in sides)
-            parts = shape.modules()
-            projector: Any = parts["projector"].config
-            style = style_tokens // 192 * 3 * projector.tokens_out
-            found[mode] = step(parts["transformer"], image, style, shape.text_tokens).flops / 1e12
+    for mode in modes:
+        content, style = (bool(MODES[mode][0]), MODES[mode][1] // STYLE_TOKENS)
+        tokens = (of_content * content, 3 * projector.tokens_out * style, of_target)
+        found[mode] = hoisted(parts["transformer"], *tokens)[1].flops / 1e12
     return found
 
 

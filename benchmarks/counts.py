@@ -37,19 +37,21 @@ from transformers import (
 )
 
 from uso_core.loaders.build import VAE_NORM_GROUPS, VAE_SCALE, VAE_SHIFT
-from uso_core.memory.plan import Machine, MemoryPlan, Wishes, plan
+from uso_core.memory.layout import MemoryPlan
+from uso_core.memory.plan import Machine, Wishes, plan
 from uso_core.memory.sizes import GB, Counts, Sizes, counts_of
 from uso_core.model.style import StyleProjector
 from uso_core.model.transformer import USOTransformer2DModel
 
 TEXT_TOKENS, STYLE_TOKENS, TARGET_TOKENS, CONTENT_TOKENS = 512, 192, 4096, 1024  # at 1024 x 1024, content at 512
-# mode: (image tokens, style tokens)
+STEPS = 25
+# mode: (content tokens, style tokens)
 MODES = {
-    "text only": (TARGET_TOKENS, 0),
-    "content": (TARGET_TOKENS + CONTENT_TOKENS, 0),
-    "style": (TARGET_TOKENS, STYLE_TOKENS),
-    "content + style": (TARGET_TOKENS + CONTENT_TOKENS, STYLE_TOKENS),
-    "two styles": (TARGET_TOKENS, 2 * STYLE_TOKENS),
+    "text only": (0, 0),
+    "content": (CONTENT_TOKENS, 0),
+    "style": (0, STYLE_TOKENS),
+    "content + style": (CONTENT_TOKENS, STYLE_TOKENS),
+    "two styles": (0, 2 * STYLE_TOKENS),
 }
 
 
@@ -187,31 +189,62 @@ def full_counts() -> Counts:
     return counts_of(full_size())
 
 
-def count(module: nn.Module, call: Callable[[], Any], inputs: Iterable[torch.Tensor] = ()) -> Tally:
+def count(module: nn.Module, call: Callable[[], Any], inputs: Iterable[Any] = ()) -> Tally:
     """One call of a module, counted; its weights and inputs do not count as live bytes."""
-    with torch.no_grad(), torch.device("meta"), Counting([*module.parameters(), *module.buffers(), *inputs]) as tally:
+    known = _tensors([*module.parameters(), *module.buffers(), *inputs])
+    with torch.no_grad(), torch.device("meta"), Counting(known) as tally:
         call()
     return tally
 
 
-def step(transformer: nn.Module, image_tokens: int, style_tokens: int, text_tokens: int = TEXT_TOKENS) -> Tally:
-    """One call of the transformer's public forward, for so many tokens of target and content, of style and of text."""
-    dtype = next(transformer.parameters()).dtype
-    config: Any = transformer.config
+def forward(transformer: Any, content: int, style: int, target: int = TARGET_TOKENS) -> Tally:
+    """One call of the transformer's forward, which computes everything anew: tokens of content, style and target."""
+    inputs = _inputs(transformer, content + target, style)
+    return count(transformer, lambda: transformer(**inputs), inputs.values())
+
+
+def hoisted(transformer: Any, content: int, style: int, target: int = TARGET_TOKENS) -> tuple[Tally, Tally]:
+    """The same as the pipeline does it: what is computed once for all `STEPS` steps, and one step."""
+    inputs = _inputs(transformer, target, style, content)
+    times = torch.empty(STEPS, device="meta")
+    kept: list[Any] = []
+
+    def before() -> None:
+        given = [inputs[name] for name in ("encoder_hidden_states", "style_tokens", "references", "img_ids", "txt_ids")]
+        kept.append(transformer.fix(*given))
+        pooled, latents = inputs["pooled_projections"], inputs["hidden_states"]
+        kept.append(transformer.modulation(times, inputs["guidance"], pooled, latents.dtype))
+
+    first = count(transformer, before, [times, *_tensors(inputs.values())])
+    fixed, table = kept
+    rows = tuple(each[:1] for each in table)
+    known = [*_tensors(inputs.values()), *_tensors(tree_leaves(vars(fixed))), *table]
+    return first, count(transformer, lambda: transformer.step(inputs["hidden_states"], fixed, rows), known)
+
+
+def _tensors(values: Iterable[Any]) -> list[torch.Tensor]:
+    return [value for value in values if isinstance(value, torch.Tensor)]
+
+
+def _inputs(transformer: Any, image: int, style: int, references: int | None = None) -> dict[str, Any]:
+    """Arguments of the transformer on the meta device; with `references` (0: none) those of its hoisted halves too."""
+    config, dtype = transformer.config, transformer.dtype
     width = config.num_attention_heads * config.attention_head_dim
     with torch.device("meta"):
-        inputs: dict[str, torch.Tensor] = {
-            "hidden_states": torch.empty(1, image_tokens, config.in_channels, dtype=dtype),
-            "encoder_hidden_states": torch.empty(1, text_tokens, config.joint_attention_dim, dtype=dtype),
+        inputs = {
+            "hidden_states": torch.empty(1, image, config.in_channels, dtype=dtype),
+            "encoder_hidden_states": torch.empty(1, TEXT_TOKENS, config.joint_attention_dim, dtype=dtype),
             "pooled_projections": torch.empty(1, config.pooled_projection_dim, dtype=dtype),
             "timestep": torch.empty(1),
             "guidance": torch.empty(1),
-            "img_ids": torch.empty(image_tokens, 3),
-            "txt_ids": torch.empty(text_tokens + style_tokens, 3),
+            "img_ids": torch.empty(image + (references or 0), 3),
+            "txt_ids": torch.empty(TEXT_TOKENS + style, 3),
+            "style_tokens": torch.empty(1, style, width, dtype=dtype) if style else None,
         }
-        if style_tokens:
-            inputs["style_tokens"] = torch.empty(1, style_tokens, width, dtype=dtype)
-    return count(transformer, lambda: transformer(**inputs), inputs.values())
+        if references is not None:
+            shape = (1, references, config.in_channels)
+            inputs["references"] = torch.empty(shape, dtype=dtype) if references else None
+    return inputs
 
 
 def once(parts: dict[str, nn.Module], side: int = 1024, content_size: int = 512) -> dict[str, Tally]:
@@ -267,7 +300,7 @@ def ladder() -> list[tuple[str, MemoryPlan]]:
 def report() -> dict[str, Any]:
     """Everything counted, as plain values."""
     parts, counts = full_size(), full_counts()
-    steps = {mode: step(parts["transformer"], *tokens) for mode, tokens in MODES.items()}
+    halves = {mode: hoisted(parts["transformer"], *tokens) for mode, tokens in MODES.items()}
     return {
         "versions": {"torch": torch.__version__},
         "parameters": {
@@ -279,8 +312,11 @@ def report() -> dict[str, Any]:
             "siglip": sum(counts.siglip_layers) + counts.siglip_rest,
             **{group: getattr(counts, group) for group in Sizes(counts).light},
         },
-        "step": {mode: _values(tally) for mode, tally in steps.items()},
-        "once": {stage: _values(tally) for stage, tally in once(parts).items()},
+        "step": {mode: _values(tally) for mode, (_, tally) in halves.items()},
+        "once": {
+            **{stage: _values(tally) for stage, tally in once(parts).items()},
+            f"table of {STEPS} steps": _values(halves["content + style"][0]),
+        },
         "plans": {
             name: {"sentence": each.sentence, "peak_bytes": each.peak_bytes, "peak_stage": each.peak_stage,
                    "host_bytes": each.host_bytes, "placements": [asdict(row) for row in each.placements]}
