@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from typing import Any
 
@@ -13,14 +14,19 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from benchmarks.counts import full_size
 from benchmarks.loading import FLUX_DEV
 from tests.conftest import GOLDEN
 from tests.test_golden import CASES, FILES, distance, picture
+from tests.test_speed import inputs
 from uso_core.assembly import assemble
 from uso_core.catalog import EMBEDDED_FILES, MODELS, get_model
 from uso_core.loaders import build, encoders
 from uso_core.memory import fp8
-from uso_core.memory.fp8 import TRANSFORMER_MATRICES, Float8Linear, fp8_layers, fp8_product, quantize, use_fp8
+from uso_core.memory.fp8 import Float8Linear, fp8_layers, fp8_product, quantize, use_fp8
+from uso_core.memory.residency import Residency
+from uso_core.memory.sizes import Sizes, counts_of
+from uso_core.memory.streaming import BlockStream
 from uso_core.model.pipeline import USOPipeline
 from uso_core.model.transformer import USOTransformer2DModel
 from uso_core.settings import ROOT, Settings
@@ -131,6 +137,14 @@ def test_the_fp8_product_is_the_linear_layer_of_rounded_activations(device, shap
     assert distance(product, seen) < 0.005  # bf16's own rounding of the result
 
 
+@pytest.mark.parametrize("product", [fp8_product, fp8.dequantized_product])
+def test_activations_may_lie_in_any_order(product):
+    quantized = layer().to(torch.bfloat16)
+    x = torch.randn(64, 5).bfloat16().t()
+    weights = (quantized.weight, quantized.scale, quantized.bias)
+    assert torch.equal(product(x, *weights), product(x.contiguous(), *weights))
+
+
 def test_activations_are_scaled_row_by_row():
     """A token far larger than the others does not take their precision, and a token of zeros gives the bias."""
     quantized = layer().to(torch.bfloat16)
@@ -207,9 +221,24 @@ def test_the_large_matrices_of_flux_are_quantized_and_nothing_else():
     assert all("norm" in name or "embed" in name or name == "proj_out" for name in left)
 
 
+def test_the_plan_counts_the_bytes_that_fp8_takes():
+    """What `memory/sizes.py` derives from names alone is what lies there once the layers are exchanged."""
+    parts = copy.deepcopy(full_size())
+    sizes = Sizes(counts_of(parts), torch.bfloat16.itemsize)
+    use_fp8(parts["transformer"], fp8.TRANSFORMER_MATRICES)
+    use_fp8(parts["t5"], fp8.T5_MATRICES)
+    for part, in_blocks, counted in (
+        ("transformer", r"(single_)?transformer_blocks\.\d+\.(?!norm1?(_context)?\.linear)", sizes.blocks(True)),
+        ("t5", r"encoder\.block\.", sizes.t5_blocks(True)),
+    ):
+        tensors = parts[part].state_dict().items()
+        assert sum(tensor.nbytes for name, tensor in tensors if re.match(in_blocks, name)) == sum(counted)
+
+
 def test_layers_that_hold_weights_are_quantized_in_place():
     model, _ = encoders.build_t5(GOLDEN / "t5", torch.float32)
-    reduced, _ = encoders.build_t5(GOLDEN / "t5", torch.float32, fp8=True)
+    reduced, _ = encoders.build_t5(GOLDEN / "t5", torch.float32)
+    use_fp8(reduced, fp8.T5_MATRICES)
     layers = fp8_layers(reduced)
     assert {name.split(".")[-1] for name in layers} == {"q", "k", "v", "o", "wi_0", "wi_1"}
     assert reduced.encoder.embed_tokens.weight is reduced.shared.weight
@@ -244,6 +273,25 @@ def test_the_lora_is_fused_before_quantizing(dtype):
     assert {type(tensor) for _, tensor in rest} == {torch.Tensor}  # none of quanto's, which bring their own product
 
 
+def test_fp8_blocks_stream_and_visit():
+    """Whoever moves weights moves the quantized ones as well, bit for bit."""
+    model, here = transformer(), torch.device("cpu")
+    given = inputs(model)
+    expected = model(**given).sample
+    assert torch.equal(expected, copy.deepcopy(model)(**given).sample)
+    model.blocks = BlockStream(list(model.blocks), here, resident=1)
+    carried = {tensor.dtype for tensor in model.blocks.carried}
+    assert torch.float8_e4m3fn in carried
+    assert torch.equal(model(**given).sample, expected)
+    visitor = transformer()
+    residency = Residency(here, {"transformer": visitor}, ["transformer"])
+    for _ in range(2):
+        residency.use("transformer")
+        assert torch.equal(visitor(**given).sample, expected)
+        residency.leave()
+    assert residency.bytes_on_device("transformer") == sum(tensor.nbytes for tensor in visitor.state_dict().values())
+
+
 @pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled"])
 def test_an_fp8_file_is_brought_back_before_it_is_quantized(scaled, tmp_path):
     stored: dict[str, torch.Tensor] = {}
@@ -263,9 +311,9 @@ def test_an_fp8_file_is_brought_back_before_it_is_quantized(scaled, tmp_path):
 def pipelines(folder: Any, files: dict[str, str]) -> tuple[USOPipeline, USOPipeline]:
     paths = {role: folder / name for role, name in files.items()}
     settings = Settings(device="cpu", dtype="float32")
-    plain, reduced = (assemble(paths, settings, get_model("uso-tiny"))[0] for _ in range(2))
-    use_fp8(reduced.transformer, TRANSFORMER_MATRICES)
-    return plain, reduced
+    parts: dict[str, Any] = {"transformer": transformer(paths["transformer"], paths["lora"])}
+    model = get_model("uso-tiny")
+    return assemble(paths, settings, model)[0], assemble(paths, settings, model, parts)[0]
 
 
 def last_latents(pipeline: USOPipeline, prompt: str, styles: list[Image.Image], side: int) -> torch.Tensor:

@@ -9,17 +9,8 @@ import sys
 import pytest
 
 from uso_core.errors import MemoryShortage, exit_code
-from uso_core.memory.plan import (
-    STAYS,
-    STREAMS,
-    VISITS,
-    Machine,
-    MemoryPlan,
-    Wishes,
-    budget_of,
-    plan,
-    reserve,
-)
+from uso_core.memory.layout import STAYS, STREAMS, VISITS, MemoryPlan
+from uso_core.memory.plan import Machine, Wishes, budget_of, plan, reserve
 from uso_core.memory.sizes import GB, Counts, Piece, Sizes
 from uso_core.settings import ROOT
 
@@ -29,7 +20,7 @@ FLUX = Counts(
     blocks=(Piece(226_492_416, 55_296, 55_808),) * 19 + (Piece(113_246_208, 24_576, 24_832),) * 38,
     modulation=(56_641_536,) * 38 + (28_320_768,) * 38 + (18_880_512,),
     ends=45_244_480,
-    t5_blocks=(Piece(192_937_984, 40_960, 10_240),) + (Piece(192_937_984, 40_960, 8_192),) * 23,
+    t5_blocks=(Piece(150_994_944, 36_864, 41_953_280),) + (Piece(150_994_944, 36_864, 41_951_232),) * 23,
     t5_rest=131_600_384,
     clip=123_060_480,
     siglip_layers=(15_239_504,) * 27,
@@ -102,6 +93,7 @@ def test_the_ladder(gibibytes, wishes, tier, where, resident, tiled):
     assert made.fp8 == wishes.fp8
     assert not made.t5_fp8
     assert not made.streams_blocks
+    assert made.slots == 0
     assert made.peak_bytes <= made.budget_bytes == budget_of(card(gibibytes), wishes)
 
 
@@ -109,6 +101,7 @@ def test_the_ladder(gibibytes, wishes, tier, where, resident, tiled):
 def test_blocks_stream_where_they_cannot_stay(gibibytes, wishes):
     made = plan(card(gibibytes), Sizes(FLUX), wishes)
     assert 0 < made.resident_blocks < 57
+    assert made.slots == 3
     assert made.where("blocks") == STREAMS
     assert places(made) == (STREAMS, STREAMS, VISITS)
     assert made.fp8 == wishes.fp8
@@ -218,6 +211,7 @@ def test_with_little_ram_what_visits_is_read_from_mapped_files():
     assert not made.pinned
     assert "disk" in made.notes[-1]
     assert "disk" in made.sentence
+    assert ("T5, bf16", "is read from disk in pieces", "9.5 GB") in made.lines()
 
 
 def test_fp8_of_t5_is_taken_before_the_disk():

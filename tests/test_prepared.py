@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks import loading
 from tests.conftest import GOLDEN
 from tests.test_golden import FILES
-from uso_core import assembly
+from uso_core.assembly import assemble
 from uso_core.catalog import get_model
 from uso_core.errors import WeightsError
 from uso_core.loaders import build, prepared
@@ -359,10 +359,10 @@ def test_a_small_model_is_not_kept(tmp_path, monkeypatch):
     """Nor does the embedded one gain anything: it is converted in a moment."""
     paths = {role: GOLDEN / name for role, name in FILES.items()}
     settings = Settings(device="cpu", dtype="float32", weights=str(tmp_path))
-    assembly.assemble(paths, settings, get_model("flux-dev-fp8"))
+    assemble(paths, settings, get_model("flux-dev-fp8"))
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(prepared, "WORTH_KEEPING", 10**6)
-    assembly.assemble(paths, settings, get_model("flux-dev-fp8"))
+    assemble(paths, settings, get_model("flux-dev-fp8"))
     assert len(list((tmp_path / "prepared").glob("*.safetensors"))) == 1
 
 
@@ -414,15 +414,16 @@ MID_SIZE = loading.FLUX_DEV | {"num_layers": 2, "num_single_layers": 4, "num_att
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_a_file_is_converted_in_a_fraction_of_its_size(tmp_path):
+def test_a_file_is_converted_in_a_fraction_of_its_size(tmp_path, monkeypatch):
     """Neither the source nor the result is ever held: only the tensor at work, and the LoRA."""
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "262144")  # glibc then gives back at once what is no longer held
     source = loading.write_sparse(tmp_path / "flux.safetensors", loading.original_shapes(MID_SIZE))
     lora = loading.write_sparse(tmp_path / "lora.safetensors", loading.lora_shapes(MID_SIZE, 16))
     assert source > 2.5e8
     paths = [str(tmp_path / name) for name in ("flux.safetensors", "lora.safetensors", "prepared")]
     figures = loading.start_in_a_process(*paths)
     assert figures["weights_bytes"] > source / 2
-    assert figures["peak_above_interpreter_bytes"] < 0.45 * source + lora  # libraries' own work space is most of it
+    assert figures["peak_above_interpreter_bytes"] < 0.35 * source + lora
 
 
 def test_the_shapes_of_the_full_size_file_are_flux_dev_s():

@@ -18,7 +18,6 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.utils import logging
 
 from uso_core.errors import WeightsError
-from uso_core.memory.fp8 import T5_MATRICES, use_fp8
 
 # Tensors of a published model's other half, by model type: T5's decoder, CLIP's and SigLIP's other tower.
 OTHER_HALF = {
@@ -30,12 +29,9 @@ POSITION_IDS = "position_ids"  # a buffer that older files still hold
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json")
 
 
-def build_t5(folder: Path, dtype: torch.dtype, fp8: bool = False) -> tuple[T5EncoderModel, PreTrainedTokenizerBase]:
-    """T5's encoder and tokenizer (spiece.model or tokenizer.json); with `fp8` its matrices are quantized."""
-    model = _pretrained(T5EncoderModel, folder, dtype, "t5")
-    if fp8:
-        use_fp8(model, T5_MATRICES)
-    return model, _tokenizer(T5Tokenizer, folder)
+def build_t5(folder: Path, dtype: torch.dtype) -> tuple[T5EncoderModel, PreTrainedTokenizerBase]:
+    """T5's encoder and tokenizer (spiece.model or tokenizer.json)."""
+    return _pretrained(T5EncoderModel, folder, dtype, "t5"), _tokenizer(T5Tokenizer, folder)
 
 
 def build_clip(folder: Path, dtype: torch.dtype) -> tuple[CLIPTextModel, PreTrainedTokenizerBase]:

@@ -32,11 +32,14 @@ def no_progress(fraction: float) -> None:
 
 
 class LoRA:
-    """USO's LoRA by the matrices that it adds to; the pairs are small and held as stored, added in float32."""
+    """USO's LoRA by the matrices that it adds to; its pairs are read when they are added, in float32."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self.path = checkpoint.path
-        self.pairs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # target -> down (r, in), up (out, r)
+        self.checkpoint, self.path = checkpoint, checkpoint.path
+        self._pairs: dict[
+            str, tuple[str, int, int]
+        ] = {}  # target -> name of the pair, which chunk of `up`, of how many
+        self._shapes: dict[str, tuple[int, ...]] = {}  # target -> of what is added to it
         stems = dict.fromkeys(name.removesuffix(".weight").removesuffix(".down").removesuffix(".up")
                               for name in checkpoint.tensors)  # fmt: skip
         rows = {stem: keys.row_of(stem, keys.LORA) for stem in stems}
@@ -45,34 +48,36 @@ class LoRA:
         unknown = [stem for stem in rows if rows[stem] is None]
         if missing or unknown:
             raise _misfit(self.path, "the format of USO's LoRA", missing, unknown, [])
-        with TensorReader(checkpoint) as file:
-            for stem, (row, values) in ((stem, found) for stem, found in rows.items() if found):
-                down, up = (file.read(f"{stem}.{part}.weight") for part in ("down", "up"))
-                targets = row.target_names(values)
-                if down.dim() != 2 or up.dim() != 2 or up.shape[1] != down.shape[0] or up.shape[0] % len(targets):
-                    raise _misfit(self.path, "the format of USO's LoRA", [], [], [stem])
-                self.pairs.update({target: (down, part) for target, part in
-                                   zip(targets, up.chunk(len(targets)), strict=True)})  # fmt: skip
+        for stem, (row, values) in ((stem, found) for stem, found in rows.items() if found):
+            down, up = (checkpoint.tensors[f"{stem}.{part}.weight"].shape for part in ("down", "up"))
+            targets = row.target_names(values)
+            if len(down) != 2 or len(up) != 2 or up[1] != down[0] or up[0] % len(targets):
+                raise _misfit(self.path, "the format of USO's LoRA", [], [], [stem])
+            for index, target in enumerate(targets):
+                self._pairs[target] = (stem, index, len(targets))
+                self._shapes[target] = (up[0] // len(targets), down[1])
 
     def check(self, shapes: dict[str, tuple[int, ...]]) -> None:
         """Raises `WeightsError` unless the LoRA covers exactly what it should of a transformer of these shapes."""
         stems = {name: keys.original_name(name, keys.LORA) for name in shapes}
-        missing = [stems[name] for name in shapes if stems[name] != name and name not in self.pairs]
-        extra = [keys.original_name(name, keys.LORA) for name in self.pairs if name not in shapes]
+        missing = [stems[name] for name in shapes if stems[name] != name and name not in self._pairs]
+        extra = [keys.original_name(name, keys.LORA) for name in self._pairs if name not in shapes]
         misshapen = [
-            f"{stems[name]} adds {up.shape[0]} x {down.shape[1]} to {list(shapes[name])}"
-            for name, (down, up) in self.pairs.items()
-            if name in shapes and shapes[name] != (up.shape[0], down.shape[1])
+            f"{stems[name]} adds {shape[0]} x {shape[1]} to {list(shapes[name])}"
+            for name, shape in self._shapes.items()
+            if name in shapes and shapes[name] != shape
         ]
         if missing or extra or misshapen:
             raise _misfit(self.path, "this transformer", missing, extra, misshapen)
 
     def fuse(self, target: str, weight: torch.Tensor) -> torch.Tensor:
         """`weight` plus the LoRA's part of it, in float32; weights without one are returned as they are."""
-        if target not in self.pairs:
+        if target not in self._pairs:
             return weight
-        down, up = self.pairs[target]
-        return torch.addmm(weight.float(), up.float(), down.float())
+        stem, index, count = self._pairs[target]
+        with TensorReader(self.checkpoint) as file:
+            down, up = (file.read(f"{stem}.{part}.weight").float() for part in ("down", "up"))  # (r, in), (out, r)
+        return torch.addmm(weight.float(), up.chunk(count)[index], down)
 
 
 Job = tuple[Checkpoint, str, tuple[str, ...], bool]  # file, name in it, parameters it fills, halves swapped

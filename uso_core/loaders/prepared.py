@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from uso_core.errors import WeightsError
 from uso_core.loaders.files import MAX_HEADER_BYTES, inspect
@@ -51,8 +51,8 @@ def fill(conversion: Conversion, sources: Sequence[Path], folder: Path, progress
                     slot.write(conversion, progress)
         with safe_open(slot.weights, "pt") as file:
             assign(conversion.model, [(name, file.get_tensor(name)) for name in conversion.layout()])
-    except OSError as error:
-        reason = error.strerror or str(error) or type(error).__name__
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         log.warning("Prepared weights cannot be kept in %s (%s): converting in memory at every start.", folder, reason)
         fill_in_memory(conversion, progress)
     progress(1.0)

@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from uso_core.memory.plan import FP8_CAPABILITY
+
 FP8 = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8).max  # 448
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # a row of zeros has no scale of its own
 ELEMENTS_AT_ONCE = 2**20  # quantized together: what stays in a processor's cache
-FP8_CAPABILITY = (8, 9)  # NVIDIA's Ada generation, the first that multiplies fp8
 FP8_ALIGNMENT = 16  # its product takes inputs and outputs in multiples of this
 _INTEGERS = {"weight": torch.int8, "scale": torch.int32}  # of the same width as the buffers' own dtypes
 
@@ -118,7 +119,7 @@ def fp8_product(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias
     Differs from `dequantized_product` by about 2.6 % of the norm for random activations: their rounding to 3 bits of
     mantissa.
     """
-    rows = x.reshape(-1, x.shape[-1])  # (M, K)
+    rows = x.reshape(-1, x.shape[-1]).contiguous()  # (M, K), row by row as the product needs it
     x_scale = (rows.abs().amax(-1, keepdim=True).float() / FP8_MAX).clamp_min(SMALLEST_SCALE)  # (M, 1)
     x_data = (rows.float() / x_scale).clamp(-FP8_MAX, FP8_MAX).to(FP8)
     offset = None if bias is None else bias.to(x.dtype)
@@ -131,9 +132,9 @@ def fp8_product(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias
 def dequantized_product(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """The linear layer in the dtype of `x`: e4m3fn is exact in each of them, and the scale comes after the product.
+    """The linear layer in the dtype of `x`, bfloat16 or float32: both hold e4m3fn exactly, and the scale comes last.
 
-    So nothing is rounded that the plain layer would not round, but the weight itself.
+    So a dequantized weight is never rounded a second time. float16 would overflow before the scale.
     """
     product = F.linear(x, weight.to(x.dtype)) * scale.squeeze(1)  # float32 (..., N)
     return (product if bias is None else product + bias).to(x.dtype)

@@ -40,7 +40,7 @@ def place(modules: Mapping[str, Any], plan: MemoryPlan, device: torch.device) ->
             each.data = pinned(each.data, device)
     if plan.streams_blocks:
         transformer.blocks = BlockStream(
-            list(transformer.blocks), device, plan.resident_blocks, STREAMED_SLOTS, modulation, plan.pinned
+            list(transformer.blocks), device, plan.resident_blocks, STREAMED_SLOTS, modulation
         )
         held += transformer.blocks.carried
     visitors = [name for name, group in GROUPS.items() if plan.where(group) != STAYS]

@@ -10,15 +10,13 @@ from __future__ import annotations
 import heapq
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate, product
 
 from uso_core.errors import MemoryShortage
-from uso_core.memory.sizes import GB, PIXELS_PER_TOKEN, TILE_PIXELS, Sizes
+from uso_core.memory.layout import STAYS, STREAMS, VISITS, MemoryPlan, Placement, gigabytes
+from uso_core.memory.sizes import GB, PIXELS_PER_TOKEN, Sizes
 
-STAYS = "stays"  # on the device from loading to the end
-VISITS = "visits"  # comes to the device whole when its turn is, and leaves; nothing that stays makes room for it
-STREAMS = "streams"  # passes through a few slots on the device, piece by piece, as it is computed
 STREAMED_SLOTS, VISITOR_SLOTS = 3, 2  # slots for the blocks (two copies ahead); for T5, SigLIP and the modulation
 
 FP8_CAPABILITY = (8, 9)  # the first NVIDIA generation that multiplies fp8 (Ada)
@@ -26,6 +24,7 @@ SMALL_BYTES = GB  # a model below this is never taken apart: the embedded one
 RESERVE_BYTES, RESERVE_PART = 1_400_000_000, 16  # left free at least, and a sixteenth: fragments, the desktop
 RAM_RESERVE_BYTES = 2 * GB  # the interpreter with its libraries, and the rest of the machine
 TEXT_TOKENS, STYLE_TOKENS = 512, 192
+VAE = ("vae_encoder", "vae_decoder")  # come and go together
 
 # Ways that are worse than streaming so many bytes of blocks in every step: T5 in fp8 costs closeness to the original,
 # a mapped file is read for every new prompt. Tiles compute their overlaps twice, the time of so many bytes over PCIe.
@@ -85,105 +84,6 @@ class Wishes:
         """Text, style, target and (square) content tokens of one step."""
         images = (self.pixels + self.content_size**2) // PIXELS_PER_TOKEN**2
         return images + TEXT_TOKENS + self.styles * STYLE_TOKENS
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where one group lies: how, its bytes in all, and how many of them are on the device at its turn."""
-
-    group: str
-    where: str
-    bytes: int
-    device_bytes: int
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """What goes where. Bytes on the device are estimates, by stage; `order` sorts plans by speed, the fastest first."""
-
-    device: str
-    tier: str
-    fp8: bool  # the matrices of the transformer's blocks
-    t5_fp8: bool
-    placements: tuple[Placement, ...]
-    resident_blocks: int
-    blocks: int
-    tiled_decode: bool
-    compile: bool
-    pinned: bool  # what comes to the device waits in pinned RAM; else in mapped files
-    host_bytes: int  # RAM that the waiting groups take
-    budget_bytes: int
-    stages: dict[str, int]
-    order: tuple[int, ...]
-    notes: tuple[str, ...] = ()
-    seconds: str = ""
-    dtype: str = "bf16"
-    decode_bytes: tuple[int, int] = field(default=(0, 0))  # (resident at decoding, decoder's bytes per pixel untiled)
-
-    @property
-    def peak_bytes(self) -> int:
-        return max(self.stages.values())
-
-    @property
-    def peak_stage(self) -> str:
-        return max(self.stages, key=lambda stage: self.stages[stage])
-
-    @property
-    def streams_blocks(self) -> bool:
-        return self.resident_blocks < self.blocks
-
-    def where(self, group: str) -> str:
-        """STAYS, VISITS or STREAMS for a group: blocks, modulation, ends, t5, clip, siglip, projector, vae_*."""
-        return next(placement.where for placement in self.placements if placement.group == group)
-
-    def decodes_in_tiles(self, width: int, height: int) -> bool:
-        """Whether a picture of this size is decoded in tiles: as planned, and any that would not fit otherwise."""
-        resident, per_pixel = self.decode_bytes
-        large = resident + per_pixel * width * height > self.budget_bytes
-        return width * height > TILE_PIXELS**2 and (self.tiled_decode or large)
-
-    @property
-    def sentence(self) -> str:
-        """The plan in words: "12 GB: fp8 blocks stay, text encoders visit, decoder in tiles; peak about 10.3 GB." """
-        peak = f"peak about {gigabytes(self.peak_bytes)}"
-        if self.seconds:
-            peak += f", {self.seconds}"
-        return f"{self.tier}: {', '.join(self._words())}; {peak}."
-
-    def lines(self) -> list[tuple[str, str, str]]:
-        """A table for people: group, where it lies, size."""
-        words = {STAYS: "stays on the device", VISITS: "comes when needed", STREAMS: "passes through in pieces"}
-        if self.device != "cuda":
-            words[STAYS] = "stays in memory"
-        rows = []
-        for each in self.placements:
-            where = words[each.where]
-            if each.group == "blocks" and self.streams_blocks:
-                where = f"{self.resident_blocks} of {self.blocks} stay, the others stream in every step"
-            rows.append((_title(each.group, self), where, gigabytes(each.bytes)))
-        stages = [(f"at most while: {name}", "estimate", gigabytes(size)) for name, size in self.stages.items()]
-        host = [("RAM for what waits", "pinned" if self.pinned else "in mapped files", gigabytes(self.host_bytes))]
-        return [*rows, *stages, *(host if self.device == "cuda" else [])]
-
-    def _words(self) -> Iterator[str]:
-        if all(placement.where == STAYS for placement in self.placements):
-            yield "everything stays in memory" if self.device != "cuda" else "everything stays on the GPU"
-            yield f"blocks in {_format(self.fp8, self.dtype)}"
-        else:
-            kind = _format(self.fp8, self.dtype)
-            stay = f"{self.resident_blocks} of {self.blocks} {kind} blocks stay and the others stream"
-            yield stay if self.streams_blocks else f"{kind} blocks stay"
-            away = [name for name, group in _PARTS.items() if self.where(group) != STAYS]
-            if len(away) == len(_PARTS):
-                yield "the rest visits"
-            elif away:
-                yield f"{' and '.join(away)} {'visit' if len(away) > 1 or away[0].endswith('s') else 'visits'}"
-        if self.t5_fp8:
-            yield "T5 in fp8"
-        if self.tiled_decode:
-            yield "decoder in tiles"
-        if not self.pinned:
-            yield "what visits is read from disk"
 
 
 def plan(machine: Machine, sizes: Sizes, wishes: Wishes) -> MemoryPlan:
@@ -246,7 +146,7 @@ def candidates(machine: Machine, sizes: Sizes, wishes: Wishes, budget: int) -> I
             built = [_build(machine, sizes, wishes, budget, fp8, way, resident) for way in ways]
             yield from sorted(built, key=lambda each: each.order)
 
-    kinds = product((False, True) if fp8 else (False,), (True,) if together else (True, False))
+    kinds = [(False, True), *([(True, True)] if fp8 else []), *([] if together else [(False, False)])]
     yield from heapq.merge(*(kind(*each) for each in kinds), key=lambda each: each.order)
 
 
@@ -285,7 +185,7 @@ def _build(
     lowest_first = wishes.offload and way.t5 != STAYS  # where nothing can leave, offload changes nothing
     order = (streamed + handicap, *((peak, cost) if lowest_first else (cost, peak)))
     compiled = machine.device == "cuda" if wishes.compile is None else wishes.compile
-    visiting = by_group["vae_decoder"].device_bytes if way.light != STAYS else 0
+    visiting = sum(by_group[half].device_bytes for half in VAE) if way.light != STAYS else 0
     return MemoryPlan(
         device=machine.device,
         tier=_tier(machine, sizes, fp8, peak),
@@ -294,6 +194,7 @@ def _build(
         placements=placements,
         resident_blocks=resident,
         blocks=len(block_sizes),
+        slots=min(STREAMED_SLOTS, len(block_sizes) - resident),
         tiled_decode=way.tiled,
         compile=compiled,
         pinned=way.pinned,
@@ -340,10 +241,10 @@ def _stages(
     small = max(turn("clip"), turn("siglip", "projector")) + sizes.encoder(groups["siglip"].bytes)
     return {
         "text": turn("t5") + sizes.encoder(groups["t5"].bytes) + sizes.workspace,
-        "pictures": max(small, turn("vae_encoder") + sizes.encode(wishes.content_size**2)) + sizes.workspace,
+        "pictures": max(small, turn(*VAE) + sizes.encode(wishes.content_size**2)) + sizes.workspace,
         "modulation": turn("modulation") + table + sizes.workspace,
         "steps": stays + table + sizes.step(wishes.tokens, fp8) + sizes.workspace,
-        "decoding": turn("vae_decoder") + sizes.decode(wishes.pixels, way.tiled) + sizes.workspace,
+        "decoding": turn(*VAE) + sizes.decode(wishes.pixels, way.tiled) + sizes.workspace,
     }
 
 
@@ -434,31 +335,3 @@ def _seconds(machine: Machine, wishes: Wishes, fp8: bool, compiled: bool, stream
         if supposed and re.search(rf"\b{card}\b(?! (Ti|Super|Laptop|D))", machine.name, re.IGNORECASE):
             return f"about {both} s an image with content and style (estimate)"
     return ""
-
-
-_PARTS = {"T5": "t5", "modulation": "modulation", "small encoders": "clip"}  # names in the sentence
-
-
-def _format(fp8: bool, dtype: str) -> str:
-    return "fp8" if fp8 else dtype
-
-
-def _title(group: str, plan: MemoryPlan) -> str:
-    quantized = {"blocks": plan.fp8, "t5": plan.t5_fp8}.get(group)
-    titles = {
-        "blocks": "transformer blocks",
-        "modulation": "transformer modulation",
-        "ends": "transformer embedders and output",
-        "t5": "T5",
-        "clip": "CLIP",
-        "siglip": "SigLIP",
-        "projector": "style projector",
-        "vae_encoder": "VAE encoder",
-        "vae_decoder": "VAE decoder",
-    }
-    return titles[group] if quantized is None else f"{titles[group]}, {_format(quantized, plan.dtype)}"
-
-
-def gigabytes(size: int) -> str:
-    """Bytes for people: "10.3 GB", below a tenth in megabytes."""
-    return f"{size / GB:.1f} GB" if size >= GB / 10 else f"{max(round(size / 10**6), 1)} MB"

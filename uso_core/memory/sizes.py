@@ -224,7 +224,7 @@ _MODULATION = re.compile(r"(^|\.)norm(1|1_context|_out)?\.linear\.(weight|bias)$
 _T5_BLOCK = re.compile(r"(encoder\.block\.\d+)\.")
 _SIGLIP_LAYER = re.compile(r"((?:vision_model\.)?encoder\.layers\.\d+)\.")
 _DECODER_LAST = re.compile(r"decoder\.up_blocks\.\d+\.resnets\.0\.conv1\.weight$")
-_NOT_QUANTIZED = re.compile(r"relative_attention_bias|norm")
+_NOT_QUANTIZED = re.compile(r"relative_attention_bias|norm|DenseReluDense\.wo\.")
 
 
 def _shapes(module: Module) -> dict[str, tuple[int, ...]]:

@@ -92,7 +92,7 @@ class BlockStream:
     def release(self) -> None:
         """Frees the slots; the weights are on the host again."""
         for parcel in self._parcels:
-            parcel.unpack(parcel.host)
+            parcel.go_home()
         self._slots.clear()
 
     def _fetch(self, place: int) -> None:
@@ -103,7 +103,7 @@ class BlockStream:
         """
         count = len(self._parcels)
         if not self._slots and count:
-            largest = max(parcel.host.nbytes for parcel in self._parcels)
+            largest = max(parcel.nbytes for parcel in self._parcels)
             self._slots = [Slot(largest, self.device) for _ in range(self._slot_count)]
         wanted = {(place + ahead) % count for ahead in range(self._slot_count)}
         held = {slot.holds for slot in self._slots}
@@ -111,7 +111,7 @@ class BlockStream:
             slot = next(slot for slot in self._slots if slot.holds not in wanted)
             if self._side is not None and place == 0:
                 self._side.wait_stream(torch.cuda.current_stream(self.device))
-            slot.fill(missing, self._parcels[missing].host, self._side)
+            slot.fill(missing, self._parcels[missing], self._side)
             self.copies += 1
 
 
@@ -120,7 +120,10 @@ def _call(act: Callable[[int], None], index: int, *_: object) -> None:
 
 
 class Parcel:
-    """One block's weights, one after another in one buffer on the host, page-locked for copies to `device`."""
+    """One block's weights, one after another in one buffer on the host, page-locked for copies to `device`.
+
+    Without a device they stay where they are, so that those of a mapped file take no memory of their own.
+    """
 
     def __init__(self, block: nn.Module, kept: set[int], device: torch.device | None) -> None:
         self.tensors = tensors = [each for each in tensors_of(block) if id(each) not in kept]
@@ -128,22 +131,36 @@ class Parcel:
         end = 0
         for tensor in tensors:
             end = -(-end // ALIGNMENT) * ALIGNMENT + tensor.nbytes
-        self.host = torch.empty(end, dtype=torch.uint8)
-        if device is not None:
-            self.host = pinned(self.host, device)
+        self.nbytes = end
+        self._host = None if device is None else pinned(torch.empty(end, dtype=torch.uint8), device)
         begin = 0
         for tensor in tensors:
             begin = -(-begin // ALIGNMENT) * ALIGNMENT
-            view = _view(self.host, begin, tensor)
-            view.copy_(tensor.data)
-            tensor.data = view
+            view = tensor.data
+            if self._host is not None:
+                view = _view(self._host, begin, tensor)
+                view.copy_(tensor.data)
+                tensor.data = view
             self._spans.append((tensor, begin, view))
             begin += tensor.nbytes
 
+    def copy_to(self, memory: torch.Tensor, non_blocking: bool = False) -> None:
+        """Copies all weights into memory, at once where they lie in one buffer."""
+        if self._host is not None:
+            memory[: self.nbytes].copy_(self._host, non_blocking=non_blocking)
+            return
+        for _, begin, view in self._spans:
+            _view(memory, begin, view).copy_(view, non_blocking=non_blocking)
+
     def unpack(self, memory: torch.Tensor) -> None:
-        """Points the parameters at memory that holds a copy of `host`."""
+        """Points the parameters at memory that `copy_to` filled."""
         for tensor, begin, view in self._spans:
             tensor.data = _view(memory, begin, view)
+
+    def go_home(self) -> None:
+        """Points the parameters at the weights on the host."""
+        for tensor, _, view in self._spans:
+            tensor.data = view
 
 
 class Slot:
@@ -155,16 +172,16 @@ class Slot:
         self._filled: torch.cuda.Event | None = None
         self._used: torch.cuda.Event | None = None
 
-    def fill(self, index: int, host: torch.Tensor, side: torch.cuda.Stream | None) -> None:
+    def fill(self, index: int, parcel: Parcel, side: torch.cuda.Stream | None) -> None:
         """Copies a block's weights in, behind what still reads the ones before."""
         self.holds = index
         if side is None:
-            self.memory[: host.nbytes].copy_(host)
+            parcel.copy_to(self.memory)
             return
         if self._used is not None:
             side.wait_event(self._used)
         with torch.cuda.stream(side):
-            self.memory[: host.nbytes].copy_(host, non_blocking=True)
+            parcel.copy_to(self.memory, non_blocking=True)
             self._filled = torch.cuda.Event()
             self._filled.record(side)
 
