@@ -250,7 +250,8 @@ def main(given: list[str] | None = None) -> Results:
         results = before
     bench = Bench(device, results, options.into, results.next_session, time.monotonic() + 60 * options.minutes)
     if random:
-        torch.set_num_threads(options.threads[0])
+        if device.type == "cpu":
+            torch.set_num_threads(options.threads[0])
         chosen = [each for each in CONTENDERS if options.only is None or each.name in options.only]
         if not results.ceilings:
             transformer: Any = shape.modules()["transformer"]

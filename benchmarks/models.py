@@ -100,6 +100,13 @@ def embedded(dtype: torch.dtype) -> dict[str, USOPipeline]:
 
 
 @cache
+def _tokenizers() -> tuple[Any, Any]:
+    """CLIP's and T5's, of the embedded model."""
+    clip, t5 = encoders.build_clip(PATHS["clip"], torch.float32), encoders.build_t5(PATHS["t5"], torch.float32)
+    return clip[1], t5[1]
+
+
+@cache
 def _embedded_modules() -> dict[str, nn.Module]:
     components = embedded(torch.bfloat16)["ours"].components
     return {role: components[name].to("meta") for name, role in ROLES.items()}
@@ -154,10 +161,10 @@ def _reference(
 def _components(parts: dict[str, nn.Module], shape: Shape) -> tuple[Any, ...]:
     """The pipeline's arguments. Words are those of the embedded model: any numbers below the vocabulary's size do."""
     vision: Any = parts["siglip"].config
+    short, long = _tokenizers()
     side = {"height": vision.image_size, "width": vision.image_size}
     return (
-        parts["transformer"], parts["vae"], parts["clip"], encoders.build_clip(PATHS["clip"], torch.float32)[1],
-        parts["t5"], encoders.build_t5(PATHS["t5"], torch.float32)[1], parts["siglip"],
+        parts["transformer"], parts["vae"], parts["clip"], short, parts["t5"], long, parts["siglip"],
         SiglipImageProcessorPil(size=side, image_mean=[0.5] * 3, image_std=[0.5] * 3), parts["projector"],
         build.build_scheduler(), shape.text_tokens,
     )  # fmt: skip

@@ -10,9 +10,9 @@ import math
 import torch
 from torch import nn
 
-from uso_core.memory.fp8 import FP8, Float8Linear
+from uso_core.memory.fp8 import FP8, FP8_MAX, Float8Linear
 
-FP8_SPREAD = 100.0  # standard deviation of fp8 data, whose scale undoes it; 448 is the largest
+FP8_SPREAD = 100.0  # standard deviation of fp8 data, whose scale undoes it
 NORM_SPREAD = 0.02  # of norms' weights around 1 and of biases around 0
 
 
@@ -47,4 +47,5 @@ def draw(owner: nn.Module, name: str, like: torch.Tensor, chance: torch.Generato
     if like.dim() < 2:
         return values.normal_(0, NORM_SPREAD, generator=chance).add_(1 if name in ("weight", "scale") else 0)
     spread = FP8_SPREAD if isinstance(owner, Float8Linear) else (like.numel() / shape[0]) ** -0.5
-    return values.normal_(0, spread, generator=chance).to(like.dtype)
+    values.normal_(0, spread, generator=chance)
+    return values.clamp_(-FP8_MAX, FP8_MAX).to(FP8) if like.dtype == FP8 else values

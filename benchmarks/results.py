@@ -114,6 +114,8 @@ def table(results: Results) -> list[dict[str, Any]]:
             stage: round(Spread.of([sample.stages.get(stage, 0.0) for sample in samples]).median, 4) for stage in stages
         }
         row["peak_gb"] = round(max(sample.peak_bytes for sample in samples) / 1e9, 2)
+        planned = results.plans.get(contender, {}).get("peak_bytes")
+        row["planned_gb"] = None if planned is None else round(planned / 1e9, 2)
         row["ceiling_share"] = _share(results, row)
         rows.append(row)
     return rows
@@ -133,7 +135,7 @@ def lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The table for people."""
     yield (
         f"{'mode':16} {'format':9} {'thr':>3} {'contender':22} {'run':13} {'seconds':>8} {'quartiles':>15} "
-        f"{'faster':>7} {'quartiles':>13} {'less work':>9} {'steps':>8} {'peak GB':>8} {'ceiling':>8}"
+        f"{'faster':>7} {'quartiles':>13} {'less work':>9} {'steps':>8} {'peak GB':>8} {'planned':>8} {'ceiling':>8}"
     )
     for row in rows:
         seconds, faster, work = row["seconds"], row["times_faster"], row["times_less_work"]
@@ -143,7 +145,7 @@ def lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield (
             f"{row['mode']:16} {row['dtype']:9} {row['threads']:3} {row['contender']:22} {row['run']:13} "
             f"{seconds['median']:8.3f} {seconds['low']:7.3f}-{seconds['high']:<7.3f} {ratio} {less} "
-            f"{row['stages'].get('steps', 0):8.3f} {row['peak_gb'] or '':>8} {share}"
+            f"{row['stages'].get('steps', 0):8.3f} {row['peak_gb'] or '':>8} {row['planned_gb'] or '':>8} {share}"
         ).rstrip()
 
 
