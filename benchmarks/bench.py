@@ -14,7 +14,7 @@ import gc
 import itertools
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ from uso_core.model.pipeline import USOPipeline
 log = logging.getLogger(__name__)
 
 RUNS = ("first", "another seed", "fast", "previews")
-TURNS_AHEAD = 2.5  # a turn is begun if there is time for so many of the longest so far: itself and its baseline
+TURNS_AHEAD = 2.5  # a turn is begun if there is time for so many of the longest: itself, and its baseline after it
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Bench:
         clock.wait()
         with stages.watching(pipeline):
             start, worked = time.perf_counter(), time.process_time()
-            make(pipeline, task, seed=self.turn, fast=run == "fast", previews=run == "previews")
+            make(pipeline, task, seed=len(self.results.samples), fast=run == "fast", previews=run == "previews")
             clock.wait()
             seconds, worked = time.perf_counter() - start, time.process_time() - worked
         peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
@@ -126,58 +126,74 @@ def on_processor(bench: Bench, chosen: list[str], rounds: int, dtypes: list[str]
                 return
             torch.set_num_threads(count)
             for contender, run in [*order, order[0]]:
-                # the seed is the turn's number, so "another seed" is one
                 bench.image(pipelines[dtype][contender], asked[mode], run, contender, dtype)
                 bench.turn += 1
             bench.save()
 
 
 def with_random_weights(
-    bench: Bench, shape: Shape, contenders: Iterable[Contender], chosen: list[str], images: int
+    bench: Bench, shape: Shape, contenders: Sequence[Contender], chosen: list[str], images: int
 ) -> None:
     """The GPU's part: contenders take turns alone on the device, each between two turns of what it is compared with."""
-    asked = tasks(shape.size, shape.content_size, bench.steps)
     longest = 0.0
-    pipeline: USOPipeline | None = None
-    for contender, is_last_of_group in turns(contenders):
-        if not is_last_of_group and bench.seconds_left < TURNS_AHEAD * longest:
-            log.warning("No time is left for %s; run again with the same file to go on.", contender.name)
-            continue
+
+    def is_time() -> bool:
+        return bench.seconds_left > TURNS_AHEAD * longest
+
+    measured = set()
+    for contender in turns(contenders, is_time):
         start = time.monotonic()
         try:
             with limit(contender, bench.device):
-                pipeline, memory = random_pipeline(contender, shape, bench.device)
-                if memory is not None:
-                    bench.results.plans[contender.name] = {
-                        "sentence": memory.sentence, "peak_bytes": memory.peak_bytes, "stages": memory.stages,
-                    }  # fmt: skip
-                for mode in chosen:
-                    check(pipeline, asked[mode])
-                for mode, _ in itertools.product(chosen, range(images)):
-                    for run in runs_of(contender):
-                        bench.image(pipeline, asked[mode], run, contender.name, "bfloat16")
+                one_turn(bench, contender, shape, chosen, images)
         except (UsoError, RuntimeError) as error:  # out of memory is a RuntimeError
             log.warning("%s failed: %s", contender.name, error)
             first = str(error).strip().split("\n")[0]
             bench.results.failures.append({"contender": contender.name, "session": bench.session, "error": first})
-        pipeline = memory = None  # its memory is the next one's
         gc.collect()
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()
         bench.turn += 1
         bench.save()
+        measured.add(contender.name)
         longest = max(longest, time.monotonic() - start)
+    missed = [contender.name for contender in contenders if contender.name not in measured]
+    if missed:
+        log.warning("No time was left for %s: call again with the same file to go on.", ", ".join(missed))
 
 
-def turns(contenders: Iterable[Contender]) -> Iterator[tuple[Contender, bool]]:
-    """A B A C A: every contender between two turns of its baseline; and whether it is a baseline's last turn."""
+def one_turn(bench: Bench, contender: Contender, shape: Shape, chosen: list[str], images: int) -> None:
+    """A contender is built, warmed up and measured in every mode."""
+    asked = tasks(shape.size, shape.content_size, bench.steps)
+    start = time.perf_counter()
+    pipeline, memory = random_pipeline(contender, shape, bench.device)
+    built = time.perf_counter()
+    if memory is not None:
+        bench.results.plans[contender.name] = {
+            "sentence": memory.sentence, "peak_bytes": memory.peak_bytes, "stages": memory.stages,
+        }  # fmt: skip
+    for mode in chosen:
+        check(pipeline, asked[mode])
+    bench.results.starts.append(
+        {"contender": contender.name, "session": bench.session, "build_seconds": round(built - start, 3),
+         "warm_up_seconds": round(time.perf_counter() - built, 3)}
+    )  # fmt: skip
+    for mode, _ in itertools.product(chosen, range(images)):
+        for run in runs_of(contender):
+            bench.image(pipeline, asked[mode], run, contender.name, "bfloat16")
+
+
+def turns(contenders: Iterable[Contender], is_time: Callable[[], bool]) -> Iterator[Contender]:
+    """A B A C A: every contender between two turns of its baseline, as long as there is time for both."""
     known = {contender.name: contender for contender in CONTENDERS}
     for against, group in itertools.groupby(contenders, key=lambda contender: contender.against or contender.name):
+        if not is_time():
+            return
+        yield known[against]
         for contender in group:
-            yield known[against], False
-            if contender.name != against:
-                yield contender, False
-        yield known[against], True
+            if contender.name != against and is_time():
+                yield contender
+                yield known[against]
 
 
 def runs_of(contender: Contender) -> tuple[str, ...]:
@@ -236,6 +252,8 @@ def main(given: list[str] | None = None) -> Results:
     options = parser.parse_args(given)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     device = torch.device(options.device)
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
+        parser.error(f"there is no device {options.device!r} to measure here; use cpu or cuda")
     names = [contender.name for contender in CONTENDERS]
     unknown = set(options.only or ()) - set(names)
     if unknown:

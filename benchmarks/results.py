@@ -30,6 +30,7 @@ class Results:
     settings: dict[str, Any]
     ceilings: dict[str, Any] = field(default_factory=dict)
     plans: dict[str, Any] = field(default_factory=dict)  # by contender: the memory plan in words and numbers
+    starts: list[dict[str, Any]] = field(default_factory=list)  # seconds of building and of warming up, by turn
     step_tflop: dict[str, float] = field(default_factory=dict)  # by mode
     python: list[dict[str, Any]] = field(default_factory=list)
     failures: list[dict[str, Any]] = field(default_factory=list)

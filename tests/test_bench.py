@@ -151,14 +151,19 @@ def test_a_spread_is_median_and_quartiles():
 
 
 def test_every_contender_stands_between_two_turns_of_its_baseline():
-    order = [contender.name for contender, _ in turns(CONTENDERS)]
+    order = [contender.name for contender in turns(CONTENDERS, lambda: True)]
     for contender in CONTENDERS:
-        place = order.index(contender.name, 1 if contender.against else 0)
         if contender.against:
+            place = order.index(contender.name)
             assert order[place - 1] == order[place + 1] == contender.against
-    assert [(contender.name, last) for contender, last in turns([BY_NAME["reference"]])] == [
-        ("reference", False), ("reference", True),
-    ]  # fmt: skip
+    assert set(order) == set(BY_NAME)
+
+
+def test_a_turn_is_begun_only_if_its_baseline_fits_too():
+    left = iter([True, True, False])
+    chosen = [BY_NAME[name] for name in ("eager", "compiled")]
+    assert [each.name for each in turns(chosen, lambda: next(left))] == ["reference", "eager", "reference"]
+    assert list(turns(chosen, lambda: False)) == []
 
 
 def test_the_gpus_part_at_toy_size(tmp_path: Path, capsys):
@@ -183,6 +188,9 @@ def test_the_gpus_part_at_toy_size(tmp_path: Path, capsys):
         assert {"text", "style", "content", "steps", "decode"} <= set(row["stages"]) or run == "another seed"
         assert sum(row["stages"].values()) <= 1.01 * row["seconds"]["high"]
     assert rows["reference", "first"]["ceiling_share"] > 0
+    assert [each["contender"] for each in written["starts"]] == [
+        "reference", "fp8 compiled", "reference", "reference", "tier 8 GB", "reference", "reference fp8 offload",
+    ]  # fmt: skip
     assert "stream" in written["plans"]["tier 8 GB"]["sentence"]
     assert "tier 8 GB" in capsys.readouterr().out
     assert str(Path.home()) not in file.read_text()
