@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from benchmarks.bench import check, main, make, turns
-from benchmarks.counts import MODES
-from benchmarks.models import CONTENDERS, SMALL, Contender, embedded, random_pipeline
+from benchmarks.counts import MODES, full_size
+from benchmarks.models import CONTENDERS, FULL, SMALL, Contender, embedded, random_pipeline
 from benchmarks.python_time import without_blocks
 from benchmarks.random_weights import materialize
 from benchmarks.reference import WholeModuleMoves
-from benchmarks.reference_transformer import CastLinear, store_fp8
+from benchmarks.reference_transformer import CastLinear, ReferenceTransformer, store_fp8
 from benchmarks.results import Results, table
 from benchmarks.tasks import Task, tasks
 from benchmarks.timing import Clock, Sample, Spread, Stages, ratios
@@ -225,3 +225,13 @@ def test_a_picture_that_is_none_is_refused(asked):
     pipeline.transformer.proj_out.weight.data.fill_(torch.nan)
     with pytest.raises(RuntimeError, match="not finite"):
         check(pipeline, asked["text only"])
+
+
+def test_the_reference_at_full_size_has_the_published_weights():
+    ours = full_size()["transformer"]
+    with torch.device("meta"):
+        theirs = ReferenceTransformer(dict(ours.config), FULL.rank)
+    sizes = {name: parameter.numel() for name, parameter in theirs.named_parameters()}
+    lora = [size for name, size in sizes.items() if ".processor." in name]
+    assert (len(lora), round(sum(lora) / 1e6, 1)) == (304, 239.1)  # as in dit_lora.safetensors
+    assert sum(sizes.values()) - sum(lora) == sum(parameter.numel() for parameter in ours.parameters())
