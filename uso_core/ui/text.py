@@ -69,6 +69,8 @@ LABELS = {  # what stands on and beside the fields, buttons and tabs; the first 
     "fast": "Fast, small changes",
     "fast_hint": "leaves out steps in which little happens",
     "examples": "Examples",
+    "examples_run": "Examples: a click fills the form and starts",
+    "examples_fill": "Examples: a click fills the form",
     # Create: the results
     "result": "Result",
     "visit": "Made in this visit",
@@ -121,8 +123,6 @@ DELETED = "Deleted."
 NO_IMAGE_CHOSEN = "Choose an image first."
 NO_PROMPT = "(no prompt)"
 EMPTY_PROMPT = "no prompt: the layout stays"
-EXAMPLES_RUN = "A click fills the form and starts at once."
-EXAMPLES_FILL = "A click fills the form; this model takes its time, so you start it yourself."
 STYLES_INTRO = (
     "Give the style pictures that are in the slots now, with their strengths, a name. You can then use the style "
     "without the pictures, with the model it was made with."
