@@ -28,7 +28,7 @@ def build(engine: Engine, settings: Settings) -> gr.Blocks:
     history = History(Path(settings.output), settings.history_images, settings.history_gb * 10**9)
     kept_styles, private, sessions = StyleStore(Path(settings.output) / "styles"), PrivateImages(), Sessions()
     with gr.Blocks(title=text.TITLE, analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
-        gr.Markdown(f"# {text.TITLE}\n{label('tagline')}")
+        gr.Markdown(f"# {text.TITLE} <small>{label('tagline')}</small>")
         line = gr.Markdown(text.model_line(engine.model.title, engine.reason, engine.model.note))
         with gr.Tabs() as tabs:
             with gr.Tab(label("tab_create"), id="create"):

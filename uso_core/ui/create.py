@@ -27,12 +27,13 @@ def build(
     page: gr.Blocks, engine: Engine, history: History, styles: StyleStore, private: PrivateImages, sessions: Sessions
 ) -> tuple[Form, Results]:
     """Lays out the tab and wires it to the engine."""
+    shelf = examples.lay_out(engine.model)
     with gr.Row(equal_height=False):
         with gr.Column(scale=6, min_width=340):
             form = build_form(page, engine.model, styles)
         with gr.Column(scale=5, min_width=340):
             results = build_results(form, history, styles)
-            examples.build(page, form, engine.model)
+    examples.wire(page, shelf, form)
     form.start.click(
         _handler(form, engine, history, styles, private, sessions), [form.private, *form.order],
         [results.image, form.status, results.seed_used, results.made], api_visibility="private",

@@ -1,4 +1,4 @@
-"""The examples below the form: a click fills every field, and starts where that takes seconds."""
+"""The examples above the form: a click fills every field, and starts where that takes seconds."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ THUMBNAIL_SIDE = 96
 START = "(go) => { if (go) document.querySelector('#generate').click() }"
 
 
-def build(page: gr.Blocks, form: Form, model: Model) -> None:
-    """Lays out the examples as cards, each with its input pictures."""
+def lay_out(model: Model) -> gr.HTML:
+    """The examples as a row of cards, each with its input pictures."""
+    with gr.Accordion(label("examples_run" if quick(model) else "examples_fill"), open=True, elem_id="examples"):
+        return cards("example-cards", label("examples"), _cards(read_examples()))
+
+
+def wire(page: gr.Blocks, shelf: gr.HTML, form: Form) -> None:
+    """Puts the example that is clicked into the form."""
     read = read_examples()
     examples = {example.name: example for example in read}
-    if not examples:
-        return
-    with gr.Accordion(label("examples"), open=True, elem_id="examples"):
-        gr.Markdown(label("examples_run" if quick(model) else "examples_fill"))
-        shown = cards("example-cards", label("examples"), _cards(read))
-    say_on_load(page, lambda: [_cards(read)], [shown])
+    say_on_load(page, lambda: [_cards(read)], [shelf])
     go = gr.Checkbox(visible=False)
 
     def fill(name: str, event: gr.EventData) -> list[object]:
@@ -38,7 +39,7 @@ def build(page: gr.Blocks, form: Form, model: Model) -> None:
         aspect = example.aspect if example.aspect in ASPECTS else CUSTOM
         return [*form.updates(example.request(model), example.paths), aspect, quick(model)]
 
-    filled = shown.click(fill, form["model"], [*form.order, form.aspect, go], **QUIET)
+    filled = shelf.click(fill, form["model"], [*form.order, form.aspect, go], **QUIET)
     filled.then(None, go, None, js=START, **QUIET)
 
 

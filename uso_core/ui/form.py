@@ -296,7 +296,7 @@ def _slot(name: str, hint: str, strength: str, number: int | None = None) -> tup
     with gr.Column(min_width=140, elem_classes="slot"):
         image = PictureInput(
             label=label(name, number), type="filepath", image_mode=None, sources=["upload", "clipboard", "webcam"],
-            height=190, placeholder=label(hint), buttons=["fullscreen"], elem_classes="slot",
+            height=168, placeholder=label(hint), buttons=["fullscreen"], elem_classes="slot",
         )  # fmt: skip
         slider = SliderInput(0, MAX_STRENGTH, value=1, step=0.05, label=label(strength, number), buttons=[])
     return image, slider
