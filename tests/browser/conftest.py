@@ -77,7 +77,7 @@ def open_page(chromium: Browser) -> Iterator[OpenPage]:
         page = context.new_page()
         page.on("websocket", lambda socket: watch(socket.url))
         page.goto(app.url)
-        expect(page.get_by_role("button", name="Generate")).to_be_visible()
+        expect(page.locator("#generate")).to_be_visible()
         expect(page.locator("body[data-script=ready]")).to_be_attached()
         return page
 
