@@ -8,7 +8,7 @@ code nor a new release can make the pictures worse without a visible change of o
 from __future__ import annotations
 
 import json
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import cv2
@@ -62,7 +62,7 @@ def judge() -> Judge:
     return Judge(load_measurer())
 
 
-@lru_cache(maxsize=None)
+@cache
 def answered(mode: str, number: int, **changes: Any) -> tuple[Trial, np.ndarray]:
     trial = make_trial(mode, number)
     return trial, painter().answer(trial, **changes)
@@ -142,7 +142,7 @@ def test_a_few_trials_come_out_as_they_were_measured(mode: str) -> None:
 
 
 def test_the_style_image_brings_its_palette_by_its_strength() -> None:
-    """From 0 over 1 to 2 pictures come nearer to the style image; 1 is what no strength is, 0 as if it were not there."""
+    """From 0 over 1 to 2 pictures come nearer to it; 1 is what no strength is, 0 as if it were not there."""
     distances = np.array([
         [palette_distance(answered("style", number, style_strengths=(s,))[1], make_trial("style", number).styles[0])
          for s in (0.0, 1.0, 2.0)]
@@ -190,7 +190,9 @@ def test_steps_and_guidance_do_something_sensible() -> None:
 def test_unknown_words_do_no_harm() -> None:
     scenes = ("underwater", "in the desert", "in the snow")
     plain = [painter().paint(f"a mug {scene}", seed=3) for scene in scenes]
-    strange = [painter().paint(f"blorptastic a mug quizzaciously {scene}, zxqv 8k ≈ ñandú 漢字", seed=3) for scene in scenes]
+    strange = [
+        painter().paint(f"blorptastic a mug quizzaciously {scene}, zxqv 8k ≈ ñandú 漢字", seed=3) for scene in scenes
+    ]
     wanted = ["underwater", "desert", "snow"]
     assert named(plain, "scene") == wanted
     assert named(strange, "scene") == wanted

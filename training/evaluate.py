@@ -2,9 +2,10 @@
 
     python -m training.evaluate [--weights weights/uso-tiny] [--count 48]
 
-Writes training/measured.json, whose figures stand beside chance and beside the renderer's own pictures, and a contact
-sheet. The tests of meaning read that file: they hold its figures against what is promised, and repeat its `quick`
-part. So a release is followed by this command; a figure that became clearly worse stops it unless --accept-worse.
+Writes training/measured.json, whose figures stand beside chance and beside the renderer's own pictures, the table in
+training/README.md, and a contact sheet. The tests of meaning read the JSON: they hold its figures against what is
+promised, and repeat its `quick` part. So a release is followed by this command; a figure that became clearly worse
+stops it unless --accept-worse.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from .vae import to_pixels
 log = logging.getLogger(__name__)
 
 MEASURED = Path(__file__).parent / "measured.json"
+README, MARK = Path(__file__).parent / "README.md", "<!-- figures -->"
 QUICK = 6  # trials of each mode that the tests repeat
 SHOWN = 8  # pictures of each mode on the sheet
 TOLERATED = 0.08  # by how much a share may fall from one release to the next
@@ -108,10 +110,12 @@ def worse_figures(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
 
 
 def table(metrics: dict[str, Any]) -> str:
-    """Markdown: one row per figure, model (renderer) in percent per mode, shares only."""
+    """Markdown: one row per figure, the model's (the renderer's) for each mode, shares in percent."""
     modes: dict[str, dict[str, Figures]] = metrics["modes"]
     names = list(dict.fromkeys(name for each in modes.values() for name in each["model"]))
-    lines = [f"| | chance | {' | '.join(modes)} |", "|---" * (len(modes) + 2) + "|"]
+    facts = f"{metrics['count']} trials a mode, {metrics['steps']} steps, guidance {metrics['guidance']:g}"
+    lines = [f"{facts}; VAE {metrics['vae_psnr_db']} dB. In brackets the renderer's own pictures.\n"]
+    lines += [f"| | chance | {' | '.join(modes)} |", "|---" * (len(modes) + 2) + "|"]
     for name in names:
         scale = 1 if name.startswith("palette_to") else 100
         cells = [f"{metrics['chance'][name]:.0%}" if name in metrics["chance"] else ""]
@@ -144,6 +148,9 @@ def main() -> None:
             beside.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
             parser.exit(1, "\n".join(["worse than before:", *worse, f"written to {beside} instead"]) + "\n")
     arguments.to.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    if arguments.to == MEASURED:
+        before, _, after = README.read_text(encoding="utf-8").split(MARK)
+        README.write_text(MARK.join([before, f"\n{table(metrics)}\n", after]), encoding="utf-8")
 
 
 if __name__ == "__main__":
