@@ -27,6 +27,7 @@ from uso_core.request import SCHEDULES, GenerationRequest
 from uso_core.settings import Parser, add_arguments, load_settings, parse_flag
 
 MAX_EVAL_BYTES = 50 * 2**20
+SETTINGS = ("name", "device", "dtype", "offload", "vram_limit", "compile", "weights")  # those that have a flag here
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,17 @@ def build_parser() -> Parser:
     add("--seed", type=int, default=3407, help="image j uses seed + j; -1 draws one; default: %(default)s")
     add("--content_ref", type=int, help="long side of the content image in pixels; default: 512")
     add("--num_images_per_prompt", type=int, default=1, help="default: %(default)s")
+    add("--content_strength", type=float, default=1.0, help="from 0 (as if not there) over 1 (as trained) to 2")
+    add("--style_strengths", type=float, nargs="*", default=[], metavar="S", help="likewise, one for each style image")
     add("--schedule", choices=SCHEDULES, default="uso", help="the reference's time steps, or FLUX.1's own")
     for name, text in (
         ("--instruct_edit", "keep the content image's shape, its long side 1024 (at content_ref 512)"),
+        ("--fast", "leave out steps in which little changes; pictures change a little"),
         ("--concat_refs", "put the input pictures beside the result"),
     ):
         add(name, nargs="?", const=True, default=False, type=parse_flag, help=text)
     add("--model_type", dest="name", metavar="NAME", help="same as --name")
-    add_arguments(parser, "name", "device", "dtype", "offload", "weights")
+    add_arguments(parser, *SETTINGS)
     return parser
 
 
@@ -77,8 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    names = ("name", "device", "dtype", "offload", "weights")
-    settings = load_settings({name: getattr(args, name) for name in names})
+    settings = load_settings({name: getattr(args, name) for name in SETTINGS})
     if settings.name is None and names_flux_dev(settings):
         settings = with_name(settings, "flux-dev")
     model, reason = choose_model(settings)
@@ -140,6 +143,9 @@ def build_request(task: Task, args: argparse.Namespace, model: Model) -> Generat
         images=args.num_images_per_prompt,
         keep_size=args.instruct_edit,
         model=model.name,
+        content_strength=args.content_strength,
+        style_strengths=tuple(args.style_strengths),
+        fast=args.fast,
     )
 
 

@@ -263,12 +263,15 @@ def test_a_loading_that_was_stopped_goes_on_where_it_was() -> None:
             raise Stop
 
     with pytest.raises(Stop):
-        assemble(paths, SETTINGS, parts, stop_at_the_transformer)
+        assemble(paths, SETTINGS, get_model("uso-tiny"), parts, stop_at_the_transformer)
     assert "vae" in parts
     assert "transformer" not in parts
     vae, messages = parts["vae"], []
-    pipeline = assemble(paths, SETTINGS, parts, lambda fraction, message: messages.append(message))
+    pipeline, plan = assemble(
+        paths, SETTINGS, get_model("uso-tiny"), parts, lambda fraction, message: messages.append(message)
+    )
     assert pipeline.vae is vae
+    assert plan.sentence.startswith("Embedded model")
     assert any("transformer" in message for message in messages)
     assert not any("vae" in message for message in messages)
 

@@ -29,7 +29,10 @@ APART = (
     ("uso_core.engine", "uso_core.history"),
 )
 TOP = FLOORS[0]
-WITHOUT_TORCH = ("app", "uso_core.engine", "uso_core.outputs", "uso_core.images", "uso_core.metadata", *FLOORS[5])
+WITHOUT_TORCH = (
+    "app", "uso_core.engine", "uso_core.outputs", "uso_core.images", "uso_core.metadata",
+    "uso_core.memory.layout", "uso_core.memory.plan", "uso_core.memory.sizes", *FLOORS[5],
+)  # fmt: skip
 GRADIO_ONLY_IN = ("uso_core.ui",)
 
 SOURCES = [

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import GOLDEN
 from uso_core.assembly import assemble
+from uso_core.catalog import get_model
 from uso_core.images import prepare_content
 from uso_core.model import latents
 from uso_core.model.pipeline import USOPipeline
@@ -30,7 +31,7 @@ TOLERANCE = {"text": 1e-5, "pooled": 1e-5, "style_tokens": 1e-5, "reference_late
 @pytest.fixture(scope="module")
 def pipeline() -> USOPipeline:
     paths = {role: GOLDEN / name for role, name in FILES.items()}
-    return assemble(paths, Settings(device="cpu", dtype="float32"), {}, lambda fraction, message: None)
+    return assemble(paths, Settings(device="cpu", dtype="float32"), get_model("uso-tiny"))[0]
 
 
 @pytest.fixture(scope="module")

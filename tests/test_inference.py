@@ -213,6 +213,14 @@ def test_several_images_use_the_seeds_that_follow(command):
         assert np.array_equal(both.pixels(name), command(*flags, "--seed", seed).pixels())
 
 
+def test_strengths_and_fast_reach_the_request(command):
+    run = command("--prompt", "P", "--image_paths", str(CONTENT), str(STYLE), "--content_strength", "0.5",
+                  "--style_strengths", "1.5", "--fast", *TINY)  # fmt: skip
+    assert run.code == 0, run.err
+    made = read_request(run.folder / "0_0.png")
+    assert (made.content_strength, made.style_strengths, made.fast) == (0.5, (1.5,), True)
+
+
 @pytest.mark.parametrize(
     ("content", "content_ref", "size"),
     [((300, 200), 96, (128, 80)), ((200, 300), 96, (80, 128)), ((64, 64), 64, (128, 128)), ((640, 360), 64, (128, 64))],
@@ -245,11 +253,10 @@ def test_an_empty_first_path_means_no_content(command):
     assert [style.name for style in request.styles] == ["style_a.png"]
 
 
-def test_offload_and_fp8_run_and_say_that_fp8_is_not_built(command, golden_environment):
+def test_offload_and_fp8_change_nothing_in_a_model_this_small(command, golden_environment):
     case = CASES["multi_style_subject"]
     run = command(*flags_of(case), *GOLDEN_FLAGS, "--offload", "--model_type", "flux-dev-fp8")
     assert run.code == 0, run.err
-    assert "fp8 is not built" in run.out + run.err
     assert np.abs(run.pixels() - expected_pixels(case)).max() <= 2
     assert run.record()["model_type"] == "flux-dev-fp8"
 
@@ -383,6 +390,8 @@ BAD_FLAGS = {
     "extreme content": ("--image_paths", "extreme.png"),
     "extreme content, kept": ("--image_paths", "extreme.png", "--instruct_edit"),
     "keep size without content": ("--instruct_edit",),
+    "too strong": ("--image_paths", "", str(STYLE), "--style_strengths", "2.5"),
+    "one strength for no style": ("--style_strengths", "1.5"),
     "keep size of a style": ("--image_paths", "", str(STYLE), "--instruct_edit"),
     "save path is a file": ("--save_path", "notes.txt"),
     "save path below a file": ("--save_path", "notes.txt/results"),

@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests.conftest import GOLDEN
 from uso_core.assembly import assemble
+from uso_core.catalog import get_model
 from uso_core.errors import RequestError
 from uso_core.loaders.build import build_transformer
 from uso_core.model import latents, preview
@@ -25,7 +26,7 @@ def pipeline() -> USOPipeline:
     files = {"transformer": "flux.safetensors", "lora": "dit_lora.safetensors", "vae": "ae.safetensors"}
     paths = {role: EMBEDDED / files.get(role, role) for role in (*files, "t5", "clip", "siglip")}
     paths["projector"] = EMBEDDED / "projector.safetensors"
-    return assemble(paths, Settings(device="cpu", dtype="float32"), {}, lambda fraction, message: None)
+    return assemble(paths, Settings(device="cpu", dtype="float32"), get_model("uso-tiny"))[0]
 
 
 @pytest.fixture(scope="module")

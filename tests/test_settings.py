@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from uso_core.catalog import MODELS, get_model
-from uso_core.errors import SettingsError, WeightsError
+from uso_core.errors import SettingsError, UsageError, WeightsError
 from uso_core.inventory import choose_model, names_flux_dev, take_stock
-from uso_core.settings import ROOT, Settings, example_env, load_settings
+from uso_core.settings import ROOT, Parser, Settings, add_arguments, example_env, load_settings
 
 
 @pytest.fixture
@@ -46,6 +46,10 @@ def test_empty_counts_as_not_given(dotenv, monkeypatch):
         ("USO_OFFLOAD=perhaps", "USO_OFFLOAD"),
         ("USO_DTYPE=int4", "USO_DTYPE"),
         ("USO_PORT=70000", "70000"),
+        ("USO_VRAM_LIMIT=much", "USO_VRAM_LIMIT"),
+        ("USO_VRAM_LIMIT=0", "0.0 GB"),
+        ("USO_VRAM_LIMIT=nan", "nan GB"),
+        ("USO_COMPILE=fast", "USO_COMPILE"),
     ],
 )
 def test_a_bad_value_is_named(dotenv, line, named):
@@ -58,6 +62,37 @@ def test_a_bad_value_is_named(dotenv, line, named):
 def test_truth_values(dotenv, text, value):
     dotenv.write_text(f"USO_OFFLOAD={text}")
     assert load_settings(dotenv=dotenv).offload is value
+
+
+def test_memory_and_speed(dotenv):
+    dotenv.write_text("USO_VRAM_LIMIT=7.5\nUSO_COMPILE=on\n")
+    settings = load_settings(dotenv=dotenv)
+    assert (settings.vram_limit, settings.compile) == (7.5, "on")
+    assert (Settings().vram_limit, Settings().compile) == (None, "auto")
+
+
+@pytest.mark.parametrize(
+    ("argv", "values"),
+    [
+        (["--vram-limit", "8"], (8.0, None)),
+        (["--no-compile"], (None, "off")),
+        (["--compile", "on"], (None, "on")),
+        ([], (None, None)),
+    ],
+)
+def test_flags_of_memory_and_speed(argv, values):
+    parser = Parser()
+    add_arguments(parser, "vram_limit", "compile")
+    args = parser.parse_args(argv)
+    assert (args.vram_limit, args.compile) == values
+
+
+@pytest.mark.parametrize("argv", [["--vram-limit", "8GB"], ["--compile", "sometimes"]])
+def test_a_bad_flag_of_memory_and_speed(argv):
+    parser = Parser(prog="inference.py")
+    add_arguments(parser, "vram_limit", "compile")
+    with pytest.raises(UsageError, match=argv[0]):
+        parser.parse_args(argv)
 
 
 def test_the_token_is_not_shown():

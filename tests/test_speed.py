@@ -176,7 +176,7 @@ def test_weights_leave_the_device_without_being_copied_back():
 def test_what_is_held_never_moves():
     module = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
     home = [part.weight.data_ptr() for part in module]
-    residency = Residency(torch.device("cpu"), {"a": module}, ["a"], held=[module[1]])
+    residency = Residency(torch.device("cpu"), {"a": module}, ["a"], held=module[1].parameters())
     residency.use("a")
     assert [part.weight.data_ptr() == place for part, place in zip(module, home, strict=True)] == [False, True]
 
@@ -191,7 +191,7 @@ def test_streamed_blocks_compute_the_same(own, pictures, resident, slots):  # no
     alone = generate(own, pictures)
     transformer = own.transformer
     blocks = list(transformer.blocks)
-    held = [module for module in transformer.modules() if isinstance(module, Modulation)]
+    held = [each for part in transformer.modules() if isinstance(part, Modulation) for each in part.parameters()]
     stream = BlockStream(blocks, torch.device("cpu"), resident, slots, held)
     transformer.blocks = stream
     assert torch.equal(generate(own, pictures), alone)
@@ -199,6 +199,22 @@ def test_streamed_blocks_compute_the_same(own, pictures, resident, slots):  # no
     assert stream.copies <= 4 * streamed + slots
     if streamed > slots:
         assert stream.copies >= 4 * streamed  # the slots really are reused
+    stream.release()
+    assert torch.equal(generate(own, pictures), alone)
+
+
+def test_an_encoder_streams_its_layers(own, pictures):  # noqa: F811
+    alone = generate(own, pictures)
+    layers = own.text_encoder_2.encoder.block
+    stream = BlockStream(layers, torch.device("cpu")).attach()
+    own.residency = Residency(
+        torch.device("cpu"), {name: getattr(own, name) for name in HEAVY}, HEAVY, stream.carried,
+        lambda name: stream.release() if name == "text_encoder_2" else None,
+    )  # fmt: skip
+    own.encodings.clear()
+    assert torch.equal(generate(own, pictures), alone)
+    assert stream.copies >= len(layers)
+    assert stream.device_bytes == 0
 
 
 def test_a_stream_that_was_broken_off_goes_on(own, pictures):  # noqa: F811

@@ -26,7 +26,7 @@ from training.vae import build_vae
 from training.world.prompts import COLOUR_WORDS, KIND_WORDS, SCENE_WORDS, disturb
 from training.world.specs import MOODS, SUBJECTS, TECHNIQUES, is_held_out
 from uso_core.assembly import assemble
-from uso_core.catalog import EMBEDDED_FILES
+from uso_core.catalog import EMBEDDED_FILES, get_model
 from uso_core.settings import Settings
 
 SMALL = Shape(heads=1, head_size=32, doubles=1, singles=1, rank=4)
@@ -198,7 +198,7 @@ def test_a_released_model_is_what_was_trained_to_the_ordinary_loader(tmp_path: P
     release(model, tmp_path)
     export.export_vae(build_vae((32, 64, 96, 128), 0.7, 0.1), tmp_path / "ae.safetensors")
     paths = {role: tmp_path / name for role, name in EMBEDDED_FILES.items()}
-    pipeline = assemble(paths, Settings(device="cpu", dtype="float32"), {}, lambda fraction, message: None)
+    pipeline = assemble(paths, Settings(device="cpu", dtype="float32"), get_model("uso-tiny"))[0]
     for name, weight in pipeline.transformer.state_dict().items():
         torch.testing.assert_close(weight, expected[name].detach(), rtol=1e-6, atol=1e-7)
     assert pipeline.config.text_tokens == TEXT_TOKENS

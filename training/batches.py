@@ -26,7 +26,7 @@ from .latent_cache import latents_path, squash
 from .text import Words, read_words
 from .world.prompts import disturb, style_instruction
 
-MODE_CHANCE = {"text": 0.36, "subject": 0.20, "style": 0.14, "both": 0.16, "layout": 0.09, "blend": 0.05}
+MODE_CHANCE = {"text": 0.46, "subject": 0.15, "style": 0.14, "both": 0.14, "layout": 0.07, "blend": 0.04}
 # Tokens of one sample at 128 x 128 (32 text, 24 per style image, 64 per picture): a batch has a budget of tokens.
 MODE_TOKENS = {"text": 96, "subject": 160, "style": 120, "both": 184, "layout": 184, "blend": 176}
 SQUARE_CHANCE = 0.8
@@ -127,7 +127,7 @@ class BatchMaker:
 
     def _text(self, rng: np.random.Generator, shard: Shard, numbers: np.ndarray) -> Batch:
         square = shard.height == shard.width  # content pictures are always square
-        chances = (0.3, 0.38, 0.2, 0.12) if square else (0.35, 0.42, 0.23, 0.0)
+        chances = (0.22, 0.3, 0.13, 0.35) if square else (0.35, 0.42, 0.23, 0.0)
         drawn = rng.choice(("target", "plain", "style", "content"), size=len(numbers), p=chances)
         kinds = [str(kind) for kind in drawn]
         prompts = []

@@ -16,8 +16,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer, pre_tokenizers, trainers
 from tokenizers.models import BPE
+from torch import nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -33,6 +35,7 @@ from .world.prompts import vocabulary
 TEXT_TOKENS = 32  # T5's length, padded, the padding attended
 CLIP_TOKENS = 32
 TEXT_WIDTH = 128
+PAD, SHARPNESS = 0, 16.0
 _NODES, _VALUES = 256, 512  # places in the double array of the character map
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
@@ -110,7 +113,7 @@ def build_t5(vocabulary_size: int) -> T5EncoderModel:
             relative_attention_max_distance=32,
         )  # fmt: skip
     )
-    torch.nn.init.normal_(model.shared.weight, std=0.5)
+    nn.init.normal_(model.shared.weight, std=0.5)
     return model
 
 
@@ -144,6 +147,33 @@ class Words:
 def tokenizers() -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
     """T5's and CLIP's tokenizer."""
     return build_t5_tokenizer(), build_clip_tokenizer()
+
+
+class WordLoss(nn.Module):
+    """Keeps the text encoders from forgetting words that the pictures hardly reward: no part of the saved model.
+
+    The encoders of the big model come trained from elsewhere; these learn from a loss in which the scene is most of
+    the picture, and would come to tell scenes alone. Each of T5's states has to tell its own token, CLIP's pooled
+    output all words of the prompt, against fixed random codes.
+    """
+
+    def __init__(self, words: int, clip_words: int) -> None:
+        super().__init__()
+        chance = torch.Generator().manual_seed(0)
+        for name, size in (("codes", words), ("clip_codes", clip_words)):
+            codes = F.normalize(torch.randn(size, TEXT_WIDTH, generator=chance), dim=1)
+            self.register_buffer(name, codes, persistent=False)
+
+    def forward(self, words: Words, states: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+        """States (B, T, width) and pooled (B, width) -> a loss near 0 where every word can be told."""
+        own, bag = words.t5.to(states.device), words.clip.to(states.device)
+        scores = SHARPNESS * F.normalize(states.float(), dim=-1) @ self.codes.T  # (B, T, words)
+        told = F.cross_entropy(scores.flatten(0, 1), own.flatten(), ignore_index=PAD)
+        present = torch.zeros(len(bag), len(self.clip_codes), device=bag.device).scatter_(1, bag, 1.0)
+        shares = present / present.sum(1, keepdim=True)
+        likely = F.log_softmax(SHARPNESS * F.normalize(pooled.float(), dim=-1) @ self.clip_codes.T, dim=1)
+        even = (shares * shares.clamp_min(1e-9).log()).sum(1)  # what the best answer reaches
+        return told + (even - (shares * likely).sum(1)).mean()
 
 
 def read_words(prompts: list[str]) -> Words:

@@ -30,7 +30,7 @@ from . import checkpoint
 from .batches import Batch, BatchMaker, RecordStore
 from .model import PUBLISHED, Conditions, Shape, TinyUso
 from .muon import Muon
-from .text import read_words
+from .text import WordLoss, read_words
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ LOWEST_GUIDANCE, HIGHEST_GUIDANCE = 1.0, 7.0
 GUIDANCE_GAIN = 0.5  # how much further from the unconditional velocity one unit of guidance leads
 GUIDED_SHARE = 0.5  # of the steps that learn guidance at all; the others learn guidance 1, which is none
 ADAPTED_TEXT = 0.5  # share of text-only batches with the LoRA on: the application has it fused in every mode
+WORD_LOSS = 0.1  # weight of what keeps the words apart, beside the pictures
 MATRIX_HOMES = ("transformer_blocks", "encoder.layers", "encoder.block")  # where Muon steps; AdamW does the rest
 
 
@@ -75,6 +76,7 @@ class Training:
         torch.manual_seed(plan.seed)
         self.model = TinyUso(shape).to(device)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
+        self.word_loss = WordLoss(len(self.model.t5_tokenizer), len(self.model.clip_tokenizer)).to(device)
         matrices, rest = split_parameters(self.model)
         self.optimizers = (
             Muon(matrices, lr=MUON_RATE, weight_decay=0.02),
@@ -116,8 +118,8 @@ class Training:
         reference = None if batch.reference is None else batch.reference.to(self.device).float()
         return Conditions(text, pooled, style, reference, adapted)
 
-    def loss(self, batch: Batch, rng: np.random.Generator) -> torch.Tensor:
-        """Squared error of the velocity, guided by the averaged model once the plan says so."""
+    def losses(self, batch: Batch, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Squared error of the velocity, guided by the averaged model once the plan says so; and the words' own."""
         count = len(batch.prompts)
         uniform = rng.random(count) < TIME_UNIFORM
         logits = rng.normal(TIME_MEAN, TIME_SPREAD, count)
@@ -137,8 +139,10 @@ class Training:
             if told and guided:
                 target = target + self.guidance_offset(batch, noisy, times, guidance)
             adapted = batch.mode != "text" or rng.random() < ADAPTED_TEXT
-            velocity = self.model.velocity(noisy, times, guidance, self.conditions(self.model, batch, adapted))
-        return F.mse_loss(velocity.float(), target)
+            conditions = self.conditions(self.model, batch, adapted)
+            velocity = self.model.velocity(noisy, times, guidance, conditions)
+        words = self.word_loss(batch.words, conditions.text, conditions.pooled)
+        return F.mse_loss(velocity.float(), target), words
 
     @torch.no_grad()
     def guidance_offset(
@@ -156,22 +160,22 @@ class Training:
         return gain * (told.float() - untold.float())
 
     def train_step(self, batch: Batch) -> torch.Tensor:
-        """One update; returns the loss. What a mode does not use keeps still."""
+        """One update; returns the pictures' loss and the words'. What a mode does not use keeps still."""
         rng = checkpoint.chance(self.plan.seed, self.step)
         factor = self.rate_factor() * self.plan.rate
         for optimizer, rate in zip(self.optimizers, (MUON_RATE, ADAM_RATE), strict=True):
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
-        loss = self.loss(batch, rng)
-        loss.backward()
+        loss, words = self.losses(batch, rng)
+        (loss + WORD_LOSS * words).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
         self.step += 1
         self.samples += len(batch.prompts)
         self.update_average()
-        return loss.detach()
+        return torch.stack([loss.detach(), words.detach()])
 
     @torch.no_grad()
     def update_average(self) -> None:
@@ -191,7 +195,9 @@ class Training:
         batches = self.maker.stream(self.plan.seed, self.step, self.plan.workers)
         while self.step < self.plan.steps and not asked_to_end:
             batch = next(batches)
-            losses[batch.mode].append(self.train_step(batch))
+            loss, words = self.train_step(batch)
+            losses[batch.mode].append(loss)
+            losses["words"].append(words)
             last = self.step == self.plan.steps or bool(asked_to_end)
             now = time.monotonic()
             if self.step % log_every == 0 or last:

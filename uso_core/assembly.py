@@ -1,4 +1,4 @@
-"""A pipeline out of the files of a model: every part read, found to fit the others, and placed on a device."""
+"""A pipeline out of the files of a model: planned, every part read, found to fit the others, and placed."""
 
 from __future__ import annotations
 
@@ -9,43 +9,44 @@ from typing import Any
 import torch
 from torch import nn
 
+from uso_core.catalog import Model
 from uso_core.errors import SettingsError, WeightsError
-from uso_core.loaders import build, encoders
-from uso_core.memory.residency import Residency
+from uso_core.loaders import build, encoders, prepared
+from uso_core.memory.fp8 import T5_MATRICES, use_fp8
+from uso_core.memory.machine import cpu_flags, fast_bfloat16, look_at, threads
+from uso_core.memory.placement import place
+from uso_core.memory.plan import MemoryPlan, Wishes, plan
+from uso_core.memory.sizes import GB, Sizes, counts_of
 from uso_core.model.pipeline import USOPipeline
-from uso_core.settings import Settings
+from uso_core.settings import Settings, keep_compiled
+
+Tell = Callable[[float, str], None]
+
+
+def silent(fraction: float, message: str) -> None:
+    """For callers who do not watch."""
 
 
 def assemble(
-    paths: dict[str, Path], settings: Settings, parts: dict[str, Any], tell: Callable[[float, str], None]
-) -> USOPipeline:
-    """The pipeline out of the files of each role, on its device.
+    paths: dict[str, Path],
+    settings: Settings,
+    model: Model,
+    parts: dict[str, Any] | None = None,
+    tell: Tell = silent,
+) -> tuple[USOPipeline, MemoryPlan]:
+    """The pipeline out of the files of each role, on its device, and the plan by which it was placed.
 
     `parts` keeps what is read, by role, so that a loading that was stopped goes on where it was; `tell` is called
-    with the fraction of bytes read and a sentence, and may raise to stop.
+    with the fraction of bytes read and a sentence, and may raise to stop. Raises `MemoryShortage` before anything is
+    read where the model does not fit, `WeightsError` for files that are not what they should be.
     """
+    parts = {} if parts is None else parts
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
-    builders: dict[str, Callable[[build.Progress], Any]] = {
-        "projector": lambda progress: build.build_projector(paths["projector"], torch.float32),
-        "vae": lambda progress: build.build_vae(paths["vae"], dtype, progress),
-        "clip": lambda progress: encoders.build_clip(paths["clip"], dtype),
-        "siglip": lambda progress: encoders.build_siglip(paths["siglip"], torch.float32),
-        "transformer": lambda progress: build.build_transformer(paths["transformer"], paths["lora"], dtype, progress),
-        "t5": lambda progress: encoders.build_t5(paths["t5"], dtype),
-    }
-    sizes = {role: _bytes(paths[role]) for role in builders}
-    total, read = sum(sizes.values()), 0
-    for role, make in builders.items():
-
-        def progress(fraction: float, role: str = role, read: int = read) -> None:
-            done = (read + fraction * sizes[role]) / total
-            tell(done, f"reading {role}, {fraction:.0%}")
-
-        if role not in parts:
-            progress(0.0)
-            parts[role] = make(progress)
-        read += sizes[role]
+    torch.set_num_threads(min(torch.get_num_threads(), threads()))
+    tell(0.0, "planning the memory")
+    memory = plan_memory(paths, settings, model, device, dtype)
+    read(paths, settings, memory, dtype, parts, tell)
     check_fit(parts, paths)
     tell(1.0, f"placing the model on {device}")
     (clip, clip_tokenizer), (t5, t5_tokenizer) = parts["clip"], parts["t5"]
@@ -56,8 +57,78 @@ def assemble(
         build.preview_factors(paths["vae"]),
     )  # fmt: skip
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
-    pipeline.residency = Residency(device, modules, modules if settings.offload and device.type == "cuda" else ())
-    return pipeline
+    pipeline.residency = place(modules, memory, device)
+    pipeline.decodes_in_tiles = memory.decodes_in_tiles
+    if memory.compile:
+        keep_compiled(settings)
+        tell(1.0, "compiling the transformer's blocks (--no-compile leaves that out)")
+        pipeline.warm_up(model.size, model.size, model.content_size)
+    return pipeline, memory
+
+
+def plan_memory(
+    paths: dict[str, Path], settings: Settings, model: Model, device: torch.device, dtype: torch.dtype
+) -> MemoryPlan:
+    """Where each part will lie, from the files' headers alone; raises `MemoryShortage` or `WeightsError`."""
+    described = {
+        "transformer": build.empty_transformer(paths["transformer"]),
+        "vae": build.empty_vae(paths["vae"]),
+        "projector": build.build_projector(paths["projector"], torch.float32),
+        **encoders.empty_encoders(paths["t5"], paths["clip"], paths["siglip"]),
+    }
+    wishes = Wishes(
+        fp8=model.quantize == "fp8",
+        offload=settings.offload,
+        vram_limit_bytes=None if settings.vram_limit is None else round(settings.vram_limit * GB),
+        compile={"auto": None, "on": True, "off": False}[settings.compile],
+        width=model.size,
+        height=model.size,
+        content_size=model.content_size,
+        steps=model.steps,
+    )
+    return plan(look_at(device), Sizes(counts_of(described), dtype.itemsize), wishes)
+
+
+def read(
+    paths: dict[str, Path],
+    settings: Settings,
+    memory: MemoryPlan,
+    dtype: torch.dtype,
+    parts: dict[str, Any],
+    tell: Tell,
+) -> None:
+    """Puts into `parts` each role that is not there yet."""
+    large = _bytes(paths["transformer"]) >= prepared.WORTH_KEEPING
+    cache = prepared.folder_in(settings.weights_folder) if large else None
+
+    def transformer(progress: build.Progress) -> Any:
+        return build.build_transformer(paths["transformer"], paths["lora"], dtype, progress, memory.fp8, cache)
+
+    def t5(progress: build.Progress) -> Any:
+        encoder, tokenizer = encoders.build_t5(paths["t5"], dtype)
+        if memory.t5_fp8:
+            use_fp8(encoder, T5_MATRICES)
+        return encoder, tokenizer
+
+    builders: dict[str, Callable[[build.Progress], Any]] = {
+        "projector": lambda progress: build.build_projector(paths["projector"], torch.float32),
+        "vae": lambda progress: build.build_vae(paths["vae"], dtype, progress),
+        "clip": lambda progress: encoders.build_clip(paths["clip"], dtype),
+        "siglip": lambda progress: encoders.build_siglip(paths["siglip"], torch.float32),
+        "transformer": transformer,
+        "t5": t5,
+    }
+    sizes = {role: _bytes(paths[role]) for role in builders}
+    total, done = sum(sizes.values()), 0
+    for role, make in builders.items():
+
+        def progress(fraction: float, role: str = role, done: int = done) -> None:
+            tell((done + fraction * sizes[role]) / total, f"reading {role}, {fraction:.0%}")
+
+        if role not in parts:
+            progress(0.0)
+            parts[role] = make(progress)
+        done += sizes[role]
 
 
 def check_fit(parts: dict[str, Any], paths: dict[str, Path]) -> None:
@@ -108,9 +179,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype named, or for "auto" bfloat16 on NVIDIA GPUs and float32 elsewhere."""
+    """The dtype named, or for "auto" bfloat16 where it is fast: NVIDIA GPUs, and processors that multiply it."""
     if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        fast = device.type == "cuda" or (device.type == "cpu" and fast_bfloat16(cpu_flags()))
+        return torch.bfloat16 if fast else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 

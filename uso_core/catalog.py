@@ -42,6 +42,7 @@ class Model:
     steps: int = 25
     guidance: float = 4.0
     content_size: int = 512
+    quantize: str = ""  # "fp8": the transformer's large matrices in one byte a number
     note: str = ""
 
 
@@ -80,15 +81,13 @@ SHARED = (
                ("config.json", "preprocessor_config.json", "model.safetensors"), 3_511_951_568, APACHE),
 )  # fmt: skip
 
-FP8_NOTE = "fp8 is not built yet: the weights are computed with unquantized, in the chosen dtype"
-
 TINY_NOTE = "an early state of a toy world of twelve things: best with a content image, shapes are still rough"
 
 MODELS = {
     model.name: model
     for model in (
         Model("flux-dev", "USO on FLUX.1-dev", (FLUX_DEV, *SHARED)),
-        Model("flux-dev-fp8", "USO on FLUX.1-dev, fp8", (FLUX_DEV_FP8, *SHARED), note=FP8_NOTE),
+        Model("flux-dev-fp8", "USO on FLUX.1-dev, fp8", (FLUX_DEV_FP8, *SHARED), quantize="fp8"),
         Model("flux-schnell", "USO on FLUX.1-schnell", (FLUX_SCHNELL, *SHARED), steps=4),
         Model("flux-krea-dev", "USO on FLUX.1-Krea-dev", (FLUX_KREA_DEV, *SHARED)),
         Model("uso-tiny", "uso-tiny, embedded", folder="uso-tiny", size=128, sides=(64, 256), steps=16,

@@ -27,6 +27,7 @@ from uso_core.request import GenerationRequest, Result
 from uso_core.settings import Settings
 
 if TYPE_CHECKING:
+    from uso_core.memory.plan import MemoryPlan
     from uso_core.model.pipeline import USOPipeline
 
 log = logging.getLogger(__name__)
@@ -180,6 +181,7 @@ class Engine:
         self._changed = threading.Condition()
         self._pipeline: USOPipeline | None = None
         self._loaded: str | None = None
+        self.plan: MemoryPlan | None = None  # by which the loaded model was placed
         self._parts: dict[str, Any] = {}  # what a cancelled loading had already read, by role
         threading.Thread(target=self._work, name="engine", daemon=True).start()
 
@@ -302,7 +304,7 @@ class Engine:
         from uso_core.assembly import assemble
 
         try:
-            self._pipeline = assemble(paths, self.settings, self._parts, tell)
+            self._pipeline, self.plan = assemble(paths, self.settings, model, self._parts, tell)
         except Stop:
             raise  # what was read so far serves the next request
         except BaseException:

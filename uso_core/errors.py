@@ -52,6 +52,10 @@ class OutOfMemory(UsoError):
     """The machine's memory does not suffice for what was asked."""
 
 
+class MemoryShortage(OutOfMemory):
+    """The memory that is free cannot hold the model, found out before anything was loaded."""
+
+
 class InternalError(UsoError):
     """A fault of ours: the log holds the traceback under the id that the message names."""
 

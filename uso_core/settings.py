@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,6 +35,10 @@ class Settings:
     device: str = setting("auto", "USO_DEVICE", "auto, cpu, cuda, cuda:N or mps")
     dtype: str = setting("auto", "USO_DTYPE", "number format of the computation", ("auto", "float32", "bfloat16"))
     offload: bool = setting(False, "USO_OFFLOAD", "keep only the part at work on the GPU, the rest in RAM")
+    vram_limit: float | None = setting(None, "USO_VRAM_LIMIT", "GB of GPU memory to use at most; empty: what is free")
+    compile: str = setting(
+        "auto", "USO_COMPILE", "compile the transformer's blocks; auto: on NVIDIA GPUs", ("auto", "on", "off")
+    )
     host: str = setting("127.0.0.1", "USO_HOST", "address the page listens on; 0.0.0.0 opens it to the network")
     port: int = setting(7860, "USO_PORT", "port the page listens on")
     weights: str = setting("weights", "USO_WEIGHTS", "folder that downloads go to and files are looked for in")
@@ -57,6 +62,10 @@ class Settings:
     def __post_init__(self) -> None:
         if not 1 <= self.port <= 65535:
             raise SettingsError(f"The port is {self.port}, which is out of range.", "Use a port from 1 to 65535.")
+        if self.vram_limit is not None and not 0 < self.vram_limit < math.inf:
+            raise SettingsError(
+                f"The limit of GPU memory is {self.vram_limit} GB, which is out of range.", "Use a number above 0."
+            )
 
     @property
     def weights_folder(self) -> Path:
@@ -110,15 +119,20 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_arguments(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Adds a flag for each named field, with the field's own words as help; not given means None."""
+    """Adds a flag for each named field, with the field's own words as help; not given means None.
+
+    `compile` has a second one, --no-compile.
+    """
     for name in names:
         field = _fields()[name]
         flag = "--" + name.replace("_", "-")
         if field.type == "bool":
             parser.add_argument(flag, nargs="?", const=True, type=parse_flag, help=field.metadata["help"])
         else:
-            kind = int if field.type == "int" else str
+            kind = _KINDS.get(str(field.type), str)
             parser.add_argument(flag, type=kind, choices=field.metadata["choices"] or None, help=field.metadata["help"])
+        if name == "compile":
+            parser.add_argument("--no-compile", dest=name, action="store_const", const="off", help="--compile off")
 
 
 def parse_flag(text: str) -> bool:
@@ -128,6 +142,9 @@ def parse_flag(text: str) -> bool:
     raise ValueError(f"{text!r} is not true or false")
 
 
+_KINDS: dict[str, Callable[[str], Any]] = {"int": int, "float | None": float}  # by annotation; all others are text
+
+
 def _fields() -> dict[str, dataclasses.Field[Any]]:
     return {field.name: field for field in dataclasses.fields(Settings)}
 
@@ -135,13 +152,18 @@ def _fields() -> dict[str, dataclasses.Field[Any]]:
 def _parse(field: dataclasses.Field[Any], text: str, source: str) -> Any:
     choices = field.metadata["choices"]
     try:
-        value = parse_flag(text) if field.type == "bool" else int(text) if field.type == "int" else text
+        value = parse_flag(text) if field.type == "bool" else _KINDS.get(str(field.type), str)(text)
     except ValueError:
-        kind = "true or false" if field.type == "bool" else "a whole number"
-        raise SettingsError(f"{source} is {text!r}.", f"It must be {kind}.") from None
+        words = {"bool": "true or false", "int": "a whole number"}.get(str(field.type), "a number")
+        raise SettingsError(f"{source} is {text!r}.", f"It must be {words}.") from None
     if choices and value not in choices:
         raise SettingsError(f"{source} is {text!r}.", f"It must be one of: {', '.join(choices)}.")
     return value
+
+
+def keep_compiled(settings: Settings) -> None:
+    """Lets PyTorch keep what it compiles beside the prepared weights; its own default does not outlive a reboot."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.weights_folder.resolve() / "prepared" / "compiled"))
 
 
 def example_env() -> str:

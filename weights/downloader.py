@@ -236,6 +236,13 @@ def raise_write_error(error: OSError, folder: Path) -> NoReturn:
     ) from None
 
 
+def remove_prepared(weights: Path) -> None:
+    """Deletes the prepared weights; the next start that wants them makes them again."""
+    from uso_core.loaders import prepared  # brings in PyTorch, which a download does without
+
+    print(f"Deleted {size_text(prepared.remove(prepared.folder_in(weights)))} of prepared weights.")
+
+
 def free_bytes(folder: Path) -> int:
     """Free bytes on the disk where `folder` is, or will be created."""
     folder = folder.absolute()
@@ -271,6 +278,11 @@ def _parser() -> Parser:
     )
     parser.add_argument("--weights", metavar="DIR", help="folder to fetch to (default: USO_WEIGHTS, else weights/)")
     parser.add_argument("--verify", action="store_true", help="hash the files that are there, not only their sizes")
+    parser.add_argument(
+        "--remove-prepared",
+        action="store_true",
+        help="delete what was computed from the weights to start faster (weights/prepared), then stop",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print what is there and what is missing, then stop")
     return parser
 
@@ -282,6 +294,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parser().parse_args(argv)
         settings = load_settings({"weights": arguments.weights})
+        if arguments.remove_prepared:
+            remove_prepared(settings.weights_folder)
+            return 0
         hub = Hub(settings.hf_token)
         download(
             get_model(arguments.variant), settings, hub, arguments.only, arguments.verify, dry_run=arguments.dry_run

@@ -51,12 +51,39 @@ def build_siglip(folder: Path, dtype: torch.dtype) -> tuple[SiglipVisionModel, S
     return model, processor
 
 
-def _pretrained(kind: type[Any], folder: Path, dtype: torch.dtype, model_type: str) -> Any:
-    config = folder / "config.json"
+def empty_encoders(t5: Path, clip: Path, siglip: Path) -> dict[str, Any]:
+    """The three encoders that folders describe, on the meta device, by role; raises `WeightsError` for a bad one."""
+    return {
+        role: _empty(kind, folder, role)
+        for role, kind, folder in (
+            ("t5", T5EncoderModel, t5),
+            ("clip", CLIPTextModel, clip),
+            ("siglip", SiglipVisionModel, siglip),
+        )
+    }
+
+
+def _empty(kind: type[Any], folder: Path, model_type: str) -> Any:
+    _check_folder(folder)
+    try:
+        _check_type(folder, model_type)
+        with torch.device("meta"):
+            return kind(kind.config_class.from_pretrained(folder, local_files_only=True))
+    except WeightsError:
+        raise
+    except Exception as error:  # whatever a configuration provokes in a library's constructor
+        raise _broken(folder, "configuration", error) from None
+
+
+def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise WeightsError(f"{folder} is a file, the folder of the text or vision encoder is needed.", _FOLDER_HINT)
-    if not config.is_file():
+    if not (folder / "config.json").is_file():
         raise WeightsError(f"{folder} has no config.json.", _FOLDER_HINT)
+
+
+def _pretrained(kind: type[Any], folder: Path, dtype: torch.dtype, model_type: str) -> Any:
+    _check_folder(folder)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -50,8 +50,11 @@ SPOKEN = {
 
 @dataclass(frozen=True)
 class TensorInfo:
+    """`offset`: of the tensor's first byte in the file."""
+
     dtype: str
     shape: tuple[int, ...]
+    offset: int
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def inspect(path: Path) -> Checkpoint:
                 )
             file.seek(8)
             header = json.loads(file.read(header_bytes))
-        tensors, metadata = _read_header(path, header, size - 8 - header_bytes)
+        tensors, metadata = _read_header(path, header, 8 + header_bytes, size)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from None
     except (ValueError, RecursionError):
@@ -172,7 +175,10 @@ def _refuse_other_formats(path: Path, start: bytes, size: int) -> None:
     raise WeightsError(f"{path} {what}.", hint)
 
 
-def _read_header(path: Path, header: object, data_bytes: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+def _read_header(
+    path: Path, header: object, data_begin: int, size: int
+) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    data_bytes = size - data_begin
     damaged = WeightsError(f"{path} is damaged: its header is not a safetensors header.", DOWNLOAD_AGAIN)
     if not isinstance(header, dict):
         raise damaged
@@ -193,7 +199,7 @@ def _read_header(path: Path, header: object, data_bytes: int) -> tuple[dict[str,
                 f"{path} is cut off: {name} ends at byte {end} of its data, of which {data_bytes} are there.",
                 DOWNLOAD_AGAIN,
             )
-        tensors[name] = TensorInfo(dtype, shape)
+        tensors[name] = TensorInfo(dtype, shape, data_begin + begin)
     edges = [0, *(edge for span in sorted(spans) for edge in span), data_bytes]
     if edges[::2] != edges[1::2]:  # the format allows no overlap, no hole and nothing behind the last tensor
         raise damaged

@@ -1,1 +1,1 @@
-"""What fits where: the plan in numbers, and the modules placed by it."""
+"""What of a model lies where: the plan in numbers, and the machine that it is made for."""

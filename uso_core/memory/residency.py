@@ -6,7 +6,7 @@ Weights do not change, so a visitor's host copy is kept and its leaving costs no
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -27,7 +27,9 @@ class Residency:
         device: torch.device,
         modules: Mapping[str, nn.Module],
         visitors: Collection[str] = (),
-        held: Collection[nn.Module] = (),
+        held: Iterable[torch.Tensor] = (),
+        on_leave: Callable[[str], None] | None = None,
+        pin: bool = True,
     ) -> None:
         unknown = set(visitors) - set(modules)
         if unknown:
@@ -36,7 +38,8 @@ class Residency:
         self.modules = dict(modules)
         self.visitors = frozenset(visitors)
         self.events: list[tuple[str, str]] = []
-        self._held = {id(tensor) for part in held for tensor in _tensors(part)}
+        self._held = {id(tensor) for tensor in held}
+        self._on_leave, self._pin = on_leave, pin
         self._hosts: dict[int, torch.Tensor] = {}  # by id of the parameter or buffer: its data on the host
         self._visiting: str | None = None
         for name, module in self.modules.items():
@@ -61,15 +64,17 @@ class Residency:
             return
         for tensor in self._movable(self.modules[self._visiting]):
             tensor.data = self._hosts[id(tensor)]
+        if self._on_leave is not None:
+            self._on_leave(self._visiting)
         self.events.append(("leave", self._visiting))
         self._visiting = None
 
     def bytes_on_device(self, name: str) -> int:
         """Bytes of the module's weights that lie on the device now."""
-        return sum(each.nbytes for each in _tensors(self.modules[name]) if each.device.type == self.device.type)
+        return sum(each.nbytes for each in tensors_of(self.modules[name]) if each.device.type == self.device.type)
 
     def _movable(self, module: nn.Module) -> Iterator[torch.Tensor]:
-        return (tensor for tensor in _tensors(module) if id(tensor) not in self._held)
+        return (tensor for tensor in tensors_of(module) if id(tensor) not in self._held)
 
     def _bring(self, module: nn.Module) -> None:
         for tensor in self._movable(module):
@@ -78,7 +83,8 @@ class Residency:
 
     def _keep_on_host(self, module: nn.Module) -> None:
         for tensor in self._movable(module):
-            tensor.data = self._hosts[id(tensor)] = pinned(tensor.data, self.device)
+            data = tensor.data
+            tensor.data = self._hosts[id(tensor)] = pinned(data, self.device) if self._pin else data
 
 
 def pinned(data: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -93,7 +99,7 @@ def pinned(data: torch.Tensor, device: torch.device) -> torch.Tensor:
         return data
 
 
-def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
-    """Parameters and buffers, shared ones once."""
+def tensors_of(module: nn.Module) -> Iterator[torch.Tensor]:
+    """A module's parameters and buffers, shared ones once."""
     yield from module.parameters()
     yield from module.buffers()

@@ -1,109 +1,166 @@
 """Blocks that do not all fit on the device: the first stay, the others' weights pass through a few slots.
 
 While one block computes, the next one's weights are copied on a side stream, out of page-locked memory, and nothing
-is copied back. The order is the same in every step, so the copies go on across steps.
+is copied back. The order is the same in every pass, so the copies go on from one pass to the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import nn
 
-from uso_core.memory.residency import pinned
+from uso_core.memory.residency import pinned, tensors_of
 
 ALIGNMENT = 256  # bytes: what the fastest kernels ask of a tensor's address
 
 
 class BlockStream:
-    """Iterates over blocks, each with its weights on `device` while it is the current one.
+    """Blocks in the order of computation, each with its weights on `device` while it is the current one.
 
-    The first `resident` blocks are left as they are: whoever made this places them. `copies` counts the blocks that
-    were brought. Parameters in `held` are left alone (adaLN layers, which bring their own).
+    Iterate over it, or `attach` it to modules that call their blocks themselves. The first `resident` blocks and the
+    tensors in `held` are left as they are: whoever made this places them. The slots take device memory from the
+    first block of a pass until `release`. `copies` counts the blocks that were brought; `carried` are the tensors that
+    it moves.
     """
 
     def __init__(
         self,
         blocks: Sequence[nn.Module],
         device: torch.device,
-        resident: int,
+        resident: int = 0,
         slots: int = 2,
-        held: Sequence[nn.Module] = (),
+        held: Iterable[torch.Tensor] = (),
+        pin: bool = True,
     ) -> None:
         if slots < 2:
             raise ValueError("one slot cannot be filled while it is used: at least 2 are needed")
         self.blocks = list(blocks)
+        self.device = device
         self.resident = min(resident, len(self.blocks))
         self.copies = 0
-        kept = {id(tensor) for module in held for tensor in (*module.parameters(), *module.buffers())}
-        self._parcels = {
-            index: Parcel(self.blocks[index], kept, device) for index in range(self.resident, len(self.blocks))
-        }
-        largest = max((parcel.host.nbytes for parcel in self._parcels.values()), default=0)
-        count = min(slots, len(self._parcels))
-        self._slots = [Slot(largest, device) for _ in range(count)]
+        kept = {id(tensor) for tensor in held}
+        self._parcels = [Parcel(block, kept, device if pin else None) for block in self.blocks[self.resident :]]
+        self._slots: list[Slot] = []
+        self._slot_count = min(slots, len(self._parcels))
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._order = sorted(self._parcels)
+
+    @property
+    def carried(self) -> list[torch.Tensor]:
+        return [tensor for parcel in self._parcels for tensor in parcel.tensors]
+
+    @property
+    def device_bytes(self) -> int:
+        """Device memory that the slots take now."""
+        return sum(slot.memory.nbytes for slot in self._slots)
 
     def __len__(self) -> int:
         return len(self.blocks)
 
     def __iter__(self) -> Iterator[nn.Module]:
-        self._fetch(0)
-        place = 0
         for index, block in enumerate(self.blocks):
-            if index < self.resident:
-                yield block
-                continue
-            slot = next(slot for slot in self._slots if slot.holds == index)
-            slot.wait_until_filled()
-            self._parcels[index].unpack(slot.memory)
+            self.arrive(index)
             yield block
-            slot.used()
-            place += 1
-            self._fetch(place)
+            self.depart(index)
+
+    def attach(self) -> BlockStream:
+        """Brings each block's weights whenever it is called; for blocks that are called in their order."""
+        for index, block in enumerate(self.blocks):
+            block.register_forward_pre_hook(partial(_call, self.arrive, index))
+            block.register_forward_hook(partial(_call, self.depart, index))
+        return self
+
+    def arrive(self, index: int) -> None:
+        """Puts the weights of a block in place; the first one also starts the copies."""
+        if index == 0:
+            self._fetch(0)
+        place = index - self.resident
+        if place >= 0:
+            slot = next(slot for slot in self._slots if slot.holds == place)
+            slot.wait_until_filled()
+            self._parcels[place].unpack(slot.memory)
+
+    def depart(self, index: int) -> None:
+        """Gives the slot of a block that has been submitted to the next block that has none."""
+        place = index - self.resident
+        if place >= 0:
+            next(slot for slot in self._slots if slot.holds == place).used()
+            self._fetch(place + 1)
+
+    def release(self) -> None:
+        """Frees the slots; the weights are on the host again."""
+        for parcel in self._parcels:
+            parcel.go_home()
+        self._slots.clear()
 
     def _fetch(self, place: int) -> None:
-        """Starts copying what is used next, from this place in the order of the streamed blocks on, cyclically.
+        """Starts copying what is used next, from this place among the streamed blocks on, cyclically.
 
-        Called where no slot is in use: between two blocks, and at the beginning, when an earlier iteration may have
-        been broken off with its kernels still running.
+        Called where no slot is in use: between two blocks, and at the beginning, when an earlier pass may have been
+        broken off with its kernels still running.
         """
-        order, count = self._order, len(self._slots)
-        wanted = {order[(place + ahead) % len(order)] for ahead in range(count)}
+        count = len(self._parcels)
+        if not self._slots and count:
+            largest = max(parcel.nbytes for parcel in self._parcels)
+            self._slots = [Slot(largest, self.device) for _ in range(self._slot_count)]
+        wanted = {(place + ahead) % count for ahead in range(self._slot_count)}
         held = {slot.holds for slot in self._slots}
-        for index in sorted(wanted - held):
+        for missing in sorted(wanted - held):
             slot = next(slot for slot in self._slots if slot.holds not in wanted)
             if self._side is not None and place == 0:
-                self._side.wait_stream(torch.cuda.current_stream(self._side.device))
-            slot.fill(index, self._parcels[index].host, self._side)
+                self._side.wait_stream(torch.cuda.current_stream(self.device))
+            slot.fill(missing, self._parcels[missing], self._side)
             self.copies += 1
 
 
-class Parcel:
-    """One block's weights, one after another in one buffer on the host."""
+def _call(act: Callable[[int], None], index: int, *_: object) -> None:
+    act(index)
 
-    def __init__(self, block: nn.Module, kept: set[int], device: torch.device) -> None:
-        tensors = [each for each in (*block.parameters(), *block.buffers()) if id(each) not in kept]
+
+class Parcel:
+    """One block's weights, one after another in one buffer on the host, page-locked for copies to `device`.
+
+    Without a device they stay where they are, so that those of a mapped file take no memory of their own.
+    """
+
+    def __init__(self, block: nn.Module, kept: set[int], device: torch.device | None) -> None:
+        self.tensors = tensors = [each for each in tensors_of(block) if id(each) not in kept]
         self._spans: list[tuple[torch.Tensor, int, torch.Tensor]] = []  # parameter, first byte, its host view
         end = 0
         for tensor in tensors:
             end = -(-end // ALIGNMENT) * ALIGNMENT + tensor.nbytes
-        self.host = pinned(torch.empty(end, dtype=torch.uint8), device)
+        self.nbytes = end
+        self._host = None if device is None else pinned(torch.empty(end, dtype=torch.uint8), device)
         begin = 0
         for tensor in tensors:
             begin = -(-begin // ALIGNMENT) * ALIGNMENT
-            view = _view(self.host, begin, tensor)
-            view.copy_(tensor.data)
-            tensor.data = view
+            view = tensor.data
+            if self._host is not None:
+                view = _view(self._host, begin, tensor)
+                view.copy_(tensor.data)
+                tensor.data = view
             self._spans.append((tensor, begin, view))
             begin += tensor.nbytes
 
+    def copy_to(self, memory: torch.Tensor, non_blocking: bool = False) -> None:
+        """Copies all weights into memory, at once where they lie in one buffer."""
+        if self._host is not None:
+            memory[: self.nbytes].copy_(self._host, non_blocking=non_blocking)
+            return
+        for _, begin, view in self._spans:
+            _view(memory, begin, view).copy_(view, non_blocking=non_blocking)
+
     def unpack(self, memory: torch.Tensor) -> None:
-        """Points the parameters at a slot's memory."""
+        """Points the parameters at memory that `copy_to` filled."""
         for tensor, begin, view in self._spans:
             tensor.data = _view(memory, begin, view)
+
+    def go_home(self) -> None:
+        """Points the parameters at the weights on the host."""
+        for tensor, _, view in self._spans:
+            tensor.data = view
 
 
 class Slot:
@@ -115,16 +172,16 @@ class Slot:
         self._filled: torch.cuda.Event | None = None
         self._used: torch.cuda.Event | None = None
 
-    def fill(self, index: int, host: torch.Tensor, side: torch.cuda.Stream | None) -> None:
+    def fill(self, index: int, parcel: Parcel, side: torch.cuda.Stream | None) -> None:
         """Copies a block's weights in, behind what still reads the ones before."""
         self.holds = index
         if side is None:
-            self.memory[: host.nbytes].copy_(host)
+            parcel.copy_to(self.memory)
             return
         if self._used is not None:
             side.wait_event(self._used)
         with torch.cuda.stream(side):
-            self.memory[: host.nbytes].copy_(host, non_blocking=True)
+            parcel.copy_to(self.memory, non_blocking=True)
             self._filled = torch.cuda.Event()
             self._filled.record(side)
 

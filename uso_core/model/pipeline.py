@@ -118,6 +118,7 @@ class USOPipeline(DiffusionPipeline):
     """
 
     residency: Residency | None = None  # who brings the modules to the device; without one they are used in place
+    decodes_in_tiles: Callable[[int, int], bool] | None = None  # whether for this width and height; None: never
 
     def __init__(
         self,
@@ -263,6 +264,7 @@ class USOPipeline(DiffusionPipeline):
         """The mean of the VAE's posterior, normalised: (1, C, H, W). The reference samples it, from no fixed seed."""
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255 * 2 - 1  # (1, 3, h, w)
         vae = self.use("vae")
+        vae.disable_tiling()
         latents = vae.encode(pixels.to(self.compute_device, vae.dtype)).latent_dist.mode()
         return (latents - vae.config.shift_factor) * vae.config.scaling_factor
 
@@ -327,9 +329,34 @@ class USOPipeline(DiffusionPipeline):
     def decode(self, packed: torch.Tensor, width: int, height: int) -> torch.Tensor:
         """Packed latents to pixels: (1, S, 4C) -> (1, 3, height, width) in [-1, 1]."""
         vae = self.use("vae")
+        in_tiles = self.decodes_in_tiles is not None and self.decodes_in_tiles(width, height)
+        (vae.enable_tiling if in_tiles else vae.disable_tiling)()
         latents = tokens.unpack(packed.to(vae.dtype), height, width)
         latents = latents / vae.config.scaling_factor + vae.config.shift_factor
         return vae.decode(latents, return_dict=False)[0].clamp(-1, 1)
+
+    @torch.inference_mode()
+    def warm_up(self, width: int, height: int, content_size: int) -> None:
+        """One step of nothing in two shapes, so that compiled blocks are ready for these and, dynamically, for others.
+
+        The larger is that of a square content image with one style image, the smaller that of text alone.
+        """
+        config, device, dtype = self.transformer.config, self.compute_device, self.transformer.dtype
+
+        def zeros(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, device=device, dtype=dtype)
+
+        text = zeros(1, self.config.text_tokens, config.joint_attention_dim)
+        pooled = zeros(1, config.pooled_projection_dim)
+        projector, side = self.style_projector.config, content_size // tokens.PIXELS_PER_LATENT
+        style, reference = (
+            zeros(1, 3 * projector.tokens_out, projector.width),
+            zeros(1, config.in_channels // 4, side, side),
+        )
+        for condition in (Conditioning(text, pooled, (style,), (reference,)), Conditioning(text, pooled, (), ())):
+            prepared = self.prepare(condition, Sampling(width, height, 1, 1.0))
+            self.denoise(prepared, self.generator(0))
+        self._prepared = None
 
     @property
     def compute_device(self) -> torch.device:

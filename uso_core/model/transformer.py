@@ -156,8 +156,8 @@ class USOTransformer2DModel(FluxTransformer2DModel):
         target = image.shape[1]
         if fixed.references is not None:
             image = torch.cat([image, fixed.references], dim=1)  # (B, S + R, D)
-        text, before = fixed.text, image
-        for index, (block, row) in enumerate(zip(self.blocks, rows[:-1], strict=True)):
+        text, before = fixed.text, None if cache is None else image[:, :target]
+        for block, row in zip(self.blocks, rows[:-1], strict=True):
             text, image = block(
                 hidden_states=image,
                 encoder_hidden_states=text,
@@ -165,9 +165,11 @@ class USOTransformer2DModel(FluxTransformer2DModel):
                 image_rotary_emb=fixed.rotary,
                 joint_attention_kwargs=fixed.attention,
             )
-            if cache is not None and index == 0 and cache.hit(image[:, :target], before[:, :target]):
-                image = cache.reuse()
-                break
+            if cache is not None and before is not None:
+                hit, before = cache.hit(image[:, :target], before), None  # only behind the first block
+                if hit:
+                    image = cache.reuse()
+                    break
         image = image[:, :target]
         if cache is not None:
             cache.keep(image)

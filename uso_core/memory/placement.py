@@ -1,0 +1,71 @@
+"""A plan carried out: modules placed, blocks streamed, the decoder tiled, blocks compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from uso_core.memory.plan import STAYS, STREAMED_SLOTS, VISITOR_SLOTS, MemoryPlan
+from uso_core.memory.residency import Residency, pinned
+from uso_core.memory.sizes import TILE_PIXELS
+from uso_core.memory.streaming import BlockStream
+from uso_core.model.transformer import Modulation
+
+# The plan's group by which each component of the pipeline comes and goes; its transformer never leaves as a whole.
+GROUPS = {
+    "text_encoder": "clip",
+    "text_encoder_2": "t5",
+    "image_encoder": "siglip",
+    "style_projector": "projector",
+    "vae": "vae_decoder",
+}
+LATENT_TILE = TILE_PIXELS // 8
+
+
+def place(modules: Mapping[str, Any], plan: MemoryPlan, device: torch.device) -> Residency:
+    """Places a pipeline's components as planned; the residency returned brings what does not stay.
+
+    `modules` are named as the pipeline's: transformer, vae, text_encoder, text_encoder_2, image_encoder,
+    style_projector.
+    """
+    transformer = modules["transformer"]
+    modulation = [each for part in transformer.modules() if isinstance(part, Modulation) for each in part.parameters()]
+    held: list[torch.Tensor] = []
+    if plan.where("modulation") != STAYS:
+        held += modulation
+        for each in modulation if plan.pinned else ():
+            each.data = pinned(each.data, device)
+    if plan.streams_blocks:
+        transformer.blocks = BlockStream(
+            list(transformer.blocks), device, plan.resident_blocks, STREAMED_SLOTS, modulation
+        )
+        held += transformer.blocks.carried
+    visitors = [name for name, group in GROUPS.items() if plan.where(group) != STAYS]
+    streams = {}
+    for name in ("text_encoder_2", "image_encoder"):
+        if name in visitors:
+            stream = BlockStream(list(layers_of(modules[name])), device, slots=VISITOR_SLOTS, pin=plan.pinned).attach()
+            streams[name] = stream
+            held += stream.carried
+
+    def on_leave(name: str) -> None:
+        if name in streams:
+            streams[name].release()
+
+    residency = Residency(device, modules, visitors, held, on_leave, plan.pinned)
+    vae = modules["vae"]
+    vae.tile_sample_min_size, vae.tile_latent_min_size = TILE_PIXELS, LATENT_TILE
+    if device.type == "cuda":
+        vae.to(memory_format=torch.channels_last)
+    if plan.compile:
+        transformer.compile_repeated_blocks(fullgraph=True)
+    return residency
+
+
+def layers_of(encoder: nn.Module) -> nn.ModuleList:
+    """An encoder's blocks in the order of computation: its longest list of modules."""
+    lists = [part for part in encoder.modules() if isinstance(part, nn.ModuleList)]
+    return max(lists, key=len)
