@@ -49,7 +49,7 @@ def fingerprint(folder: Path) -> str:
 
 def measure_psnr(painter: Painter, trials: Sequence[Trial]) -> float:
     """Mean PSNR in dB of the renderer's pictures through the released VAE."""
-    vae, values = painter.pipeline.vae, []
+    vae, values = painter.pipeline.use("vae"), []
     for trial in trials:
         pixels = to_pixels(trial.truth[None])
         with torch.inference_mode():

@@ -88,13 +88,16 @@ def _prompt(mode: str, number: int, record: Record) -> str:
 
 
 class Painter:
-    """The released model through the ordinary loader and pipeline, at its catalog row's size, steps and guidance."""
+    """The released model through the ordinary loader and pipeline, at its catalog row's size, steps and guidance.
+
+    In float32, so that every machine makes the same pictures but for rounding.
+    """
 
     def __init__(self, folder: Path = RELEASED, device: str = "cpu") -> None:
         """Raises `WeightsError` where the folder's files are missing or do not fit."""
         paths = {role: folder / name for role, name in EMBEDDED_FILES.items()}
         self.model = get_model(EMBEDDED)
-        self.pipeline: USOPipeline = assemble(paths, Settings(device=device), {}, lambda fraction, message: None)
+        self.pipeline: USOPipeline = assemble(paths, Settings(device=device, dtype="float32"), self.model)[0]
 
     def answer(self, trial: Trial, **changes: Any) -> np.ndarray:
         """The model's picture for a trial, uint8 (128, 128, 3)."""
