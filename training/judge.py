@@ -25,6 +25,7 @@ from .measure import (
 from .trials import Trial
 from .world.specs import COLOUR_TECHNIQUES
 
+APART = 50.0  # levels; style images nearer to each other than that cannot be told by their palettes
 CANDIDATES = 8  # the right identity among this many of its kind
 CHANCE: dict[str, float] = {
     **{name: 1 / len(options) for name, options in QUESTIONS.items()},
@@ -64,18 +65,15 @@ class Judge:
             result["technique_out_of_range"] = _share(right[~inside])
         if mode in ("subject", "both", "layout"):
             result["identity_of_8"] = _share(self._identities(trials, chances))
+        if trials[0].styles:
+            result.update(self._palettes(trials, pictures))
         if mode in ("style", "both", "layout"):
             shown = np.array([answers(trial.record, "style") for trial in trials])
             result["style_subject_leaks"] = _share(chances["subject"].argmax(1) == shown[:, _SUBJECT])
             apart = shown[:, _SCENE] != truth[:, _SCENE]
             result["style_scene_leaks"] = _share((chances["scene"].argmax(1) == shown[:, _SCENE])[apart])
-            result.update(self._palettes(trials, pictures))
         if mode == "layout":
             result.update(self._outlines(trials, pictures))
-        if mode == "blend":
-            for name, shown in (("between", pictures), ("between_for_another", [*pictures[1:], pictures[0]])):
-                told = [_lies_between(*pair) for pair in zip(trials, shown, strict=True)]
-                result[f"palette_{name}"] = _share(told)
         return result
 
     def _identities(self, trials: Sequence[Trial], chances: dict[str, np.ndarray]) -> list[bool]:
@@ -92,13 +90,14 @@ class Judge:
         return right
 
     def _palettes(self, trials: Sequence[Trial], pictures: Sequence[np.ndarray]) -> Figures:
-        """Distance to the own style image and to that of another trial, and how often the own one is nearer."""
-        styles = [trial.styles[0] for trial in trials]
+        """Mean distance to the own style images and to those of another trial, and how often the own are nearer."""
+        styles = [trial.styles for trial in trials]
         others = styles[len(styles) // 2 :] + styles[: len(styles) // 2]
-        own = np.array([palette_distance(*pair) for pair in zip(pictures, styles, strict=True)])
-        far = np.array([palette_distance(*pair) for pair in zip(pictures, others, strict=True)])
+        own = np.array([_mean_distance(*pair) for pair in zip(pictures, styles, strict=True)])
+        far = np.array([_mean_distance(*pair) for pair in zip(pictures, others, strict=True)])
+        apart = np.array([_mean_distance(one[0], two) for one, two in zip(styles, others, strict=True)]) > APART
         means = {"palette_to_style": round(float(own.mean()), 1), "palette_to_other": round(float(far.mean()), 1)}
-        return {**means, "palette_is_the_styles": _share(own < far)}
+        return {**means, "palette_is_the_styles": _share((own < far)[apart])}
 
     def _outlines(self, trials: Sequence[Trial], pictures: Sequence[np.ndarray]) -> Figures:
         """Agreement with the content's outlines; beside it that with another trial's, which is its chance level."""
@@ -121,10 +120,8 @@ def _asked_kind(trial: Trial) -> str:
     return "plain" if trial.kind == "plain" else "target"
 
 
-def _lies_between(trial: Trial, picture: np.ndarray) -> bool:
-    one, two = trial.styles
-    apart = palette_distance(one, two)
-    return max(palette_distance(picture, one), palette_distance(picture, two)) < apart
+def _mean_distance(picture: np.ndarray, styles: Sequence[np.ndarray]) -> float:
+    return float(np.mean([palette_distance(picture, style) for style in styles]))
 
 
 def _share(right: Any) -> float | None:

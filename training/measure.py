@@ -4,8 +4,9 @@
 
 It writes training/measurer.safetensors, which the evaluation and the tests of meaning read.
 
-The network sees only rendered pictures (a little blurred and noised), never generated ones. What it can tell of the
-renderer's own held-out pictures is the ceiling for every figure it gives.
+The network sees only rendered pictures (a little blurred and noised), never generated ones; unlike the model it also
+sees styles outside the training range, or it could not judge them. What it can tell of the renderer's own held-out
+pictures is the ceiling for every figure it gives.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import checkpoint
-from .data import Record, Shard, list_shards, open_pictures
+from . import checkpoint, world
+from .data import HELD_OUT_SEED, Record, Shard, list_shards, make_record, open_pictures
 from .muon import Muon
 from .vae import to_pixels
 from .world.specs import (
@@ -54,6 +55,8 @@ UNKNOWN = -100  # no answer: the question makes no sense for this picture
 _KINDS = ("target", "plain", "content", "style")
 MEASURER = Path(__file__).parent / "measurer.safetensors"
 _LOOKS = 4  # places
+WIDE_SEED = HELD_OUT_SEED + 5_000_000
+WIDE_COUNT, WIDE_SHARE = 1536, 0.3  # records with styles outside the training range, and their share of a batch
 _MUON_RATE, _ADAM_RATE = 6e-3, 3e-3
 
 
@@ -200,6 +203,7 @@ def train_measurer(run: Path, steps: int, batch: int = 64, seed: int = 3) -> Mea
         measurer.load_state_dict(state["measurer"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+    wide, wide_truth = wide_pictures(WIDE_COUNT)
     for step in range(state["step"] if state else 0, steps):
         rng = checkpoint.chance(seed, step)
         shard = shards[int(rng.integers(len(shards)))]
@@ -207,6 +211,8 @@ def train_measurer(run: Path, steps: int, batch: int = 64, seed: int = 3) -> Mea
         kinds = [str(kind) for kind in rng.choice(_KINDS, size=batch, p=(0.45, 0.1, 0.1, 0.35))]
         shown = np.stack([pictures[shard.name, kind][n] for kind, n in zip(kinds, numbers, strict=True)])
         truth = torch.tensor([answers(shard.record(int(n)), kind) for kind, n in zip(kinds, numbers, strict=True)])
+        places = rng.integers(len(wide), size=int(WIDE_SHARE * batch))
+        shown[: len(places)], truth[: len(places)] = wide[places], torch.from_numpy(wide_truth[places])
         pixels = _roughen(to_pixels(shown), rng)
         factor = min(1.0, (step + 1) / 50) * min(1.0, (1 - step / steps) / 0.6)
         for optimizer, rate in zip(optimizers, (_MUON_RATE, _ADAM_RATE), strict=True):
@@ -225,6 +231,20 @@ def train_measurer(run: Path, steps: int, batch: int = 64, seed: int = 3) -> Mea
             done = {"measurer": measurer.state_dict(), "optimizers": saved, "step": step + 1}
             checkpoint.save_state(run / "measurer_state.pt", done)
     return measurer.eval()
+
+
+def wide_pictures(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 (2 * count, 128, 128, 3) in styles outside the training range, and their answers.
+
+    Of records that nothing else uses.
+    """
+    pictures, truth = [], []
+    for number in range(count):
+        record = make_record(WIDE_SEED + 2 * number + 1, "held_out")
+        for kind, picture in (("target", record.target), ("style", record.other)):
+            pictures.append(world.render(picture, record.style))
+            truth.append(answers(record, kind))
+    return np.stack(pictures), np.array(truth)
 
 
 def _roughen(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
