@@ -46,10 +46,9 @@ PROMISED: dict[tuple[str, str], float] = {
     ("layout", "outline_relative"): 0.4,
     ("layout", "style_subject_leaks"): 0.15,
     ("blend", "scene"): 0.6,
-    ("blend", "palette_is_the_styles"): 0.7,
 }
 AT_MOST = ("style_subject_leaks", "style_scene_leaks")
-FLIPS = 2 / QUICK  # two pictures of a mode may be read differently on another machine
+FLIPS = 1.01 / QUICK  # one picture of a mode may be read differently on another machine
 SWEPT = range(3)  # trials in which one setting is changed
 
 
@@ -104,7 +103,7 @@ def photo(seed: int) -> np.ndarray:
 
 def test_the_figures_are_those_of_these_weights() -> None:
     assert METRICS["weights"] == fingerprint(RELEASED), "new weights: run python -m training.evaluate"
-    assert METRICS["count"] >= 32
+    assert METRICS["count"] >= 24
 
 
 @pytest.mark.parametrize(("mode", "name"), PROMISED, ids=lambda value: str(value))
@@ -121,8 +120,8 @@ def test_the_instruments_read_the_renderers_pictures() -> None:
     """Measured figures would mean nothing otherwise; on the evaluation's own trials."""
     for mode in ("text", "style", "both", "layout", "subject"):
         truth = METRICS["modes"][mode]["renderer"]
-        assert min(truth["subject"], truth["scene"], truth["technique"]) >= 0.9, mode
-        assert min(truth["colour"], truth["mood"]) >= 0.8, mode
+        assert min(truth[name] for name in ("subject", "scene", "technique", "mood")) >= 0.95, mode
+        assert truth["colour"] >= 0.8, mode
         assert truth.get("style_subject_leaks", 0) <= 0.03
 
 
@@ -131,11 +130,14 @@ def test_a_few_trials_come_out_as_they_were_measured(mode: str) -> None:
     """The prompt decides the scene, the content who it is, the style image technique and palette, and nothing else."""
     trials, pictures = zip(*(answered(mode, number) for number in range(QUICK)), strict=True)
     figures, measured = judge().figures(trials, pictures), METRICS["quick"][mode]
-    for name in ("subject", "colour", "scene", "technique", "palette_is_the_styles"):
-        if measured.get(name) is not None:
+    for name in ("subject", "scene", "technique"):
+        if name in measured:
             assert figures[name] >= measured[name] - FLIPS, name
-    for name in ("style_subject_leaks", "style_scene_leaks"):
-        if measured.get(name) is not None:
+    if trials[0].styles:
+        assert figures["palette_to_style"] <= 1.1 * measured["palette_to_style"]
+        assert figures["palette_to_style"] < figures["palette_to_other"]
+    for name in AT_MOST:
+        if name in measured:
             assert figures[name] <= measured[name] + FLIPS, name
     if mode == "layout":
         assert figures["outline_agreement"] >= measured["outline_agreement"] - 0.05

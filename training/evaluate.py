@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 MEASURED = Path(__file__).parent / "measured.json"
 README, MARK = Path(__file__).parent / "README.md", "<!-- figures -->"
-QUICK = 5  # trials of each mode that the tests repeat
+QUICK = 4  # trials of each mode that the tests repeat
 SHOWN = 8  # pictures of each mode on the sheet
 TOLERATED = 0.08  # by how much a share may fall from one release to the next
 
