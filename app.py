@@ -16,7 +16,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serves the page until it is stopped; returns the exit code (2: something the user can fix)."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     parser = Parser(prog="app.py", description=__doc__)
-    names = ("name", "device", "dtype", "offload", "vram_limit", "compile", "host", "port", "weights", "output")
+    names = (
+        "name", "device", "dtype", "offload", "vram_limit", "compile", "host", "port", "weights", "output",
+        "allow_switch", "allow_download", "mcp",
+    )  # fmt: skip
     add_arguments(parser, *names)
     try:
         args = parser.parse_args(argv)

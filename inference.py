@@ -203,8 +203,7 @@ def _generate(engine: Engine, task: Task, request: GenerationRequest, args: argp
 def _save(event: ImageReady, task: Task, request: GenerationRequest, args: argparse.Namespace) -> Path:
     image = event.image
     if args.concat_refs:
-        inputs = (request.content, *request.styles)
-        image = images.beside_each_other([image, *(each.image for each in inputs if each and each.image)])
+        image = images.beside_each_other([image, *(each.image for each in request.pictures if each.image)])
     made = event.result.request
     record = {  # the reference's names, then everything in ours
         "prompt": task.prompt,

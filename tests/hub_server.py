@@ -20,7 +20,8 @@ class HubServer:
     `gated` repositories ask for one of `members`; a token outside `members` and `strangers` is refused everywhere.
     `body_bytes` counts what was sent of each file, `storage_headers` keeps what the storage host was told.
     Failures, by file name: `drop` (a list of byte counts, one a request, after which the connection breaks),
-    `stall` (the byte count after which nothing more comes), `corrupt` (other content of the same size).
+    `stall` (the byte count after which nothing more comes until `release` breaks the connection), `corrupt` (other
+    content of the same size).
     """
 
     def __init__(self, repos: dict[str, dict[str, bytes]]) -> None:
@@ -36,6 +37,7 @@ class HubServer:
         self.corrupt: set[str] = set()
         self.login_page = False
         self.stalled = threading.Event()
+        self.release = threading.Event()
         self.closing = threading.Event()
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -49,6 +51,7 @@ class HubServer:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.closing.set()
+        self.release.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -144,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
         if stop < len(body):
             if drops is None:
                 self.hub.stalled.set()
-                self.hub.closing.wait(30)
+                self.hub.release.wait(30)
             self.close_connection = True
 
     def _refuse(self, status: int, code: str, message: str) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-import json
 import os
 import socket
 import subprocess
@@ -28,7 +26,6 @@ from uso_core.settings import ROOT, Settings, env_name
 
 START_SECONDS = 15.0  # about 3 on an idle machine; this bound is for one that is busy
 REPLY_SECONDS = 120.0
-NO_PICTURES: dict[str, Any] = {"content": None, "style_1": None, "style_2": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,16 +43,20 @@ class Served:
 
 
 @contextmanager
-def serve(folder: Path) -> Iterator[Served]:
-    """Starts the app on the embedded model in an empty folder, waits until it answers, and ends it afterwards."""
+def serve(folder: Path, *flags: str, **variables: str) -> Iterator[Served]:
+    """Starts the app on the embedded model in a folder of its own, waits until it answers, and ends it afterwards.
+
+    `flags` are added to its command, `variables` to its environment.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ".env").touch()  # found before anybody's own
     output, log, port = folder / "output", folder / "app.log", free_port()
     command = [sys.executable, str(ROOT / "app.py"), "--name", "uso-tiny", "--device", "cpu"]
-    command += ["--port", str(port), "--output", str(output)]
+    command += ["--port", str(port), "--output", str(output), *flags]
+    environment = {**clean_environment(folder), **variables}
     began = time.monotonic()
     with log.open("wb") as file:
-        process = subprocess.Popen(command, cwd=folder, env=clean_environment(folder), stdout=file, stderr=file)
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=file)
     try:
         url = f"http://127.0.0.1:{port}"
         wait_until_it_answers(url, process, log)
@@ -121,9 +122,9 @@ def drawn(tmp_path: Path) -> dict[str, Path]:
 
 def generate(client: Client, **values: Any) -> tuple[Path, dict[str, Any], int]:
     """One call of the endpoint by keyword: the PNG as a file here, the last status, the seed used."""
-    job = client.submit(**{**NO_PICTURES, **values}, api_name="/generate")
-    path, status, seed = job.result(timeout=REPLY_SECONDS)
-    return Path(path), status, seed
+    job = client.submit(**values, api_name="/generate")
+    (path,), settings, status, _ = job.result(timeout=REPLY_SECONDS)
+    return Path(path), status, settings["seed"]
 
 
 def pixels(path: Path) -> bytes:
@@ -153,21 +154,22 @@ def test_building_the_page_imports_no_model_stack(tmp_path: Path) -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_generate_is_the_only_public_endpoint(client: Client) -> None:
+def test_three_endpoints_are_public(client: Client) -> None:
     endpoints = client.view_api(return_format="dict", print_info=False)
-    assert list(endpoints["named_endpoints"]) == ["/generate"]
+    assert list(endpoints["named_endpoints"]) == ["/generate", "/settings_from_image", "/models"]
     assert endpoints["unnamed_endpoints"] == {}
     parameters = [each["parameter_name"] for each in endpoints["named_endpoints"]["/generate"]["parameters"]]
     assert parameters == [
         "prompt", "content", "style_1", "style_2", "style_3", "style_4", "width", "height", "seed", "images", "steps",
         "guidance", "content_size", "schedule", "keep_size", "content_strength", "style_1_strength",
-        "style_2_strength", "style_3_strength", "style_4_strength",
+        "style_2_strength", "style_3_strength", "style_4_strength", "fast", "model", "private",
     ]  # fmt: skip
+    assert all(each["label"].endswith(".") for each in endpoints["named_endpoints"]["/generate"]["parameters"])
 
 
 def test_a_prompt_alone_is_enough(client: Client) -> None:
-    path, _, _ = client.submit(prompt="a boat", api_name="/generate").result(timeout=REPLY_SECONDS)
-    assert read_request(Path(path)).prompt == "a boat"
+    path, _, _ = generate(client, prompt="a boat")
+    assert read_request(path).prompt == "a boat"
 
 
 def test_the_png_holds_the_settings_asked_for(client: Client, served: Served) -> None:
@@ -212,9 +214,9 @@ def test_same_seed_same_pixels_and_a_drawn_seed_can_be_used_again(client: Client
 
 
 def test_the_status_counts_the_steps(client: Client) -> None:
-    job = client.submit(prompt="a boat", steps=100, seed=1, **NO_PICTURES, api_name="/generate")
+    job = client.submit(prompt="a boat", steps=100, seed=1, api_name="/generate")
     job.result(timeout=REPLY_SECONDS)
-    told = [status["text"] for _, status, _ in job.outputs() if isinstance(status, dict)]
+    told = [status["text"] for _, _, status, _ in job.outputs()]
     assert any(text.startswith("Step ") and " of 100" in text for text in told)
     assert told[-1].startswith("Done in ")
 
@@ -258,35 +260,6 @@ def test_what_the_user_did_wrong_leaves_no_traceback_in_the_log(client: Client, 
     with pytest.raises(AppError):
         generate(client, prompt="a boat", keep_size=True)
     assert "Traceback" not in served.log.read_text()[before:]
-
-
-def test_plain_http_with_server_sent_events(served: Served) -> None:
-    values = ["a boat", None, None, None, None, None, 64, 64, 11, 1, 3, 4.0, 64, "uso", False, 1, 1, 1, 1, 1]
-    body = json.dumps({"data": values}).encode()
-    call = urllib.request.Request(
-        f"{served.url}/gradio_api/call/generate", body, {"Content-Type": "application/json"}, method="POST"
-    )
-    with urllib.request.urlopen(call, timeout=REPLY_SECONDS) as reply:
-        event_id = json.load(reply)["event_id"]
-    events = server_sent_events(f"{served.url}/gradio_api/call/generate/{event_id}")
-    assert [name for name, _ in events if name != "heartbeat"][-1] == "complete"
-    image, status, seed, *_ = json.loads(events[-1][1])
-    assert seed == 11
-    assert status["percent"] == 100
-    with urllib.request.urlopen(image["url"], timeout=REPLY_SECONDS) as reply:
-        data = reply.read()
-    with Image.open(io.BytesIO(data)) as picture:
-        assert picture.format == "PNG"
-        assert json.loads(picture.info["uso"])["seed"] == 11
-
-
-def server_sent_events(url: str) -> list[tuple[str, str]]:
-    """(event, data) in the order of the stream, up to its end."""
-    with urllib.request.urlopen(url, timeout=REPLY_SECONDS) as stream:
-        lines = stream.read().decode().splitlines()
-    names = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
-    data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
-    return list(zip(names, data, strict=True))
 
 
 def test_no_half_written_file_is_left(client: Client, served: Served) -> None:

@@ -16,22 +16,24 @@ from uso_core.settings import ROOT
 # although they stand on one floor are listed in APART.
 FLOORS = (
     ("app", "inference", "uso_core.ui", "training", "benchmarks", "weights"),
-    ("uso_core.engine", "uso_core.assembly", "uso_core.outputs", "uso_core.history"),
+    ("uso_core.engine", "uso_core.assembly", "uso_core.style_tokens", "uso_core.outputs", "uso_core.history",
+     "uso_core.styles", "uso_core.examples"),
     ("uso_core.model.pipeline", "uso_core.loaders"),
     ("uso_core.memory", "uso_core.model.style", "uso_core.model.transformer"),
     ("uso_core.model.latents", "uso_core.model.preview", "uso_core.images", "uso_core.metadata", "uso_core.comfy"),
     ("uso_core.request", "uso_core.settings", "uso_core.catalog", "uso_core.inventory", "uso_core.errors"),
     ("uso_core.model", "uso_core"),  # package files, which hold only words
-)
+)  # fmt: skip
 APART = (
     ("uso_core.model.pipeline", "uso_core.loaders"),
     ("uso_core.engine", "uso_core.outputs"),
     ("uso_core.engine", "uso_core.history"),
+    ("uso_core.engine", "uso_core.styles"),
 )
 TOP = FLOORS[0]
 WITHOUT_TORCH = (
-    "app", "uso_core.engine", "uso_core.outputs", "uso_core.images", "uso_core.metadata",
-    "uso_core.memory.layout", "uso_core.memory.plan", "uso_core.memory.sizes", *FLOORS[5],
+    "app", "uso_core.engine", "uso_core.outputs", "uso_core.styles", "uso_core.examples", "uso_core.images",
+    "uso_core.metadata", "uso_core.memory.layout", "uso_core.memory.plan", "uso_core.memory.sizes", *FLOORS[5],
 )  # fmt: skip
 GRADIO_ONLY_IN = ("uso_core.ui",)
 

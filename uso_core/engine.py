@@ -7,9 +7,11 @@ imported there too, so that a page can be served before.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
 import queue
 import secrets
+import sys
 import threading
 import time
 from collections import deque
@@ -23,10 +25,12 @@ from uso_core import images
 from uso_core.catalog import Model, get_model
 from uso_core.errors import InternalError, OutOfMemory, RequestError, UsoError
 from uso_core.inventory import choose_model, take_stock
-from uso_core.request import GenerationRequest, Result
+from uso_core.request import GenerationRequest, Result, SavedStyle
 from uso_core.settings import Settings
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from uso_core.memory.plan import MemoryPlan
     from uso_core.model.pipeline import USOPipeline
 
@@ -87,6 +91,16 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class StylesReady:
+    """The request's styles as the model takes them: an array (K, D) float32 and a strength for each picture."""
+
+    tokens: tuple[np.ndarray, ...]
+    strengths: tuple[float, ...]
+    model: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class Done:
     """The last event of a request that was fulfilled."""
 
@@ -103,8 +117,17 @@ class Cancelled:
     """The last event of a request that was stopped."""
 
 
-Event = Queued | Loading | Encoding | Step | ImageReady | Skipped | Done | Failed | Cancelled
+Event = Queued | Loading | Encoding | Step | ImageReady | Skipped | StylesReady | Done | Failed | Cancelled
 LAST = (Done, Failed, Cancelled)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The model in memory: where it computes, and in what number format."""
+
+    model: Model
+    device: str
+    dtype: str
 
 
 class Stop(Exception):
@@ -118,9 +141,12 @@ class Skip(Exception):
 class Job:
     """One submitted request: its events, and the way to stop it."""
 
-    def __init__(self, request: GenerationRequest, previews: bool, engine: Engine) -> None:
+    def __init__(
+        self, request: GenerationRequest, previews: bool, engine: Engine, styles_only: bool = False
+    ) -> None:  # fmt: skip
         self.request = request
         self.previews = previews
+        self.styles_only = styles_only
         self._engine = engine
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._cancelled = threading.Event()
@@ -176,19 +202,25 @@ class Engine:
         """Chooses the model (`choose_model`) but loads nothing; raises `SettingsError` for an unknown model name."""
         self.settings = settings
         self.model, self.reason = choose_model(settings)
+        self.loaded: Loaded | None = None
         self._waiting: deque[Job] = deque()
         self._running: Job | None = None
         self._changed = threading.Condition()
         self._pipeline: USOPipeline | None = None
-        self._loaded: str | None = None
+        self._begun: str | None = None  # the model of `_pipeline` or `_parts`
+        self._unload = False
         self.plan: MemoryPlan | None = None  # by which the loaded model was placed
         self._parts: dict[str, Any] = {}  # what a cancelled loading had already read, by role
         threading.Thread(target=self._work, name="engine", daemon=True).start()
 
-    def submit(self, request: GenerationRequest, previews: bool = False) -> Job:
-        """Queues a request, its seed settled; with `previews` each step brings one. Raises what `check` raises."""
+    def submit(self, request: GenerationRequest, previews: bool = False, styles_only: bool = False) -> Job:
+        """Queues a request, its seed settled; with `previews` each step brings one. Raises what `check` raises.
+
+        With `styles_only` no image is made: its styles are encoded and told as `StylesReady`.
+        """
         self.check(request)
-        job = Job(request.with_seed(), previews, self)
+        request = dataclasses.replace(request, model=request.model or self.model.name)  # a later choice changes nothing
+        job = Job(request.with_seed(), previews, self, styles_only)
         with self._changed:
             self._waiting.append(job)
             self._tell_places()
@@ -198,16 +230,34 @@ class Engine:
     def check(self, request: GenerationRequest) -> None:
         """Refuses what can be refused without the model.
 
-        Raises `SettingsError` for an unknown model name, `RequestError` for a picture that is only named or a content
-        image of which nothing would be left.
+        Raises `SettingsError` for an unknown model name, `RequestError` for a picture or saved style that is only
+        named or a content image of which nothing would be left.
         """
         if request.model is not None:
             get_model(request.model)
-        for picture in (request.content, *request.styles):
-            if picture is not None and picture.image is None:
+        for picture in request.pictures:
+            if picture.image is None:
                 raise RequestError(f"The picture {picture.name} is not there.", "Give the picture itself again.")
+        for style in request.styles:
+            if isinstance(style, SavedStyle) and not style.tokens:
+                raise RequestError(f"The saved style {style.name} is not there.", "Choose another, or save it again.")
         if request.content is not None and request.content.image is not None:
             images.content_crop(*request.content.image.size, request.content_size)
+
+    def choose(self, name: str) -> None:
+        """Makes a model the one for requests that name none; it is read when the next of them comes.
+
+        Raises `SettingsError` for an unknown name, `WeightsError` that says what is missing of its files.
+        """
+        model = get_model(name)
+        take_stock(model, self.settings).require()
+        self.model, self.reason = model, "as chosen on the page"
+
+    def unload(self) -> None:
+        """Frees the model's memory as soon as nothing runs or waits; the next request reads the model again."""
+        with self._changed:
+            self._unload = True
+            self._changed.notify()
 
     def _withdraw(self, job: Job) -> None:
         with self._changed:
@@ -225,9 +275,13 @@ class Engine:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: bool(self._waiting))
-                job = self._running = self._waiting.popleft()
+                self._changed.wait_for(lambda: bool(self._waiting) or self._unload)
+                job = self._running = self._waiting.popleft() if self._waiting else None
+                self._unload = self._unload and job is not None
                 self._tell_places()
+            if job is None:
+                self._drop()
+                continue
             last = self._run(job)
             with self._changed:
                 self._running = None
@@ -256,16 +310,21 @@ class Engine:
 
     def _generate(self, job: Job, pipeline: USOPipeline, model: Model) -> None:
         from uso_core.model.pipeline import Sampling
+        from uso_core.style_tokens import encoded, fingerprint, styles_of
 
         request = _sized(job.request, model)
         job._tell(Encoding())
         content = request.content.image if request.content else None
-        styles = [style.image for style in request.styles if style.image is not None]
         began = time.perf_counter()
+        styles, strengths = styles_of(request, pipeline, model)
+        if job.styles_only:
+            tokens = encoded(styles, pipeline)
+            job._tell(StylesReady(tokens, strengths or (1.0,) * len(tokens), model.name, fingerprint(pipeline)))
+            return
         condition = pipeline.encode(request.prompt, content, styles, request.content_size)
         sampling = Sampling(
             request.width, request.height, request.steps, request.guidance, request.schedule,
-            request.content_strength, request.style_strengths, request.fast,
+            request.content_strength, strengths, request.fast,
         )  # fmt: skip
         prepared = pipeline.prepare(condition, sampling)
         for index in range(request.images):
@@ -288,12 +347,12 @@ class Engine:
     def _ready(self, job: Job) -> tuple[USOPipeline, Model]:
         """The pipeline of the model that the request asks for, loaded if it is not."""
         model = get_model(job.request.model) if job.request.model else self.model
-        if self._pipeline is not None and self._loaded == model.name:
+        if self._pipeline is not None and self._begun == model.name:
             return self._pipeline, model
         paths = take_stock(model, self.settings).require()
-        if self._loaded != model.name:
-            self._pipeline, self._parts = None, {}
-            self._loaded = model.name
+        if self._begun != model.name:
+            self._drop()
+            self._begun = model.name
         job._tell(Loading(0.0, "starting PyTorch"))
 
         def tell(fraction: float, message: str) -> None:
@@ -308,10 +367,21 @@ class Engine:
         except Stop:
             raise  # what was read so far serves the next request
         except BaseException:
-            self._parts, self._loaded = {}, None
+            self._drop()
             raise
         self._parts = {}
+        dtype = str(self._pipeline.transformer.dtype).removeprefix("torch.")
+        self.loaded = Loaded(model, str(self._pipeline.generator(0).device), dtype)
         return self._pipeline, model
+
+    def _drop(self) -> None:
+        """Lets go of the model and gives its memory back to the machine."""
+        self._pipeline, self._parts, self._begun = None, {}, None
+        self.loaded = self.plan = None
+        gc.collect()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 _SMALLER = "Choose a smaller size, start with --offload, or close other programs."

@@ -18,7 +18,7 @@ from PIL import Image
 
 from uso_core.metadata import read_request
 from uso_core.outputs import new_path, save_image, write_whole
-from uso_core.request import GenerationRequest, Picture, Result
+from uso_core.request import GenerationRequest, Result
 
 THUMBNAIL_SIDE = 256
 INPUTS, THUMBNAILS = "inputs", "thumbnails"
@@ -53,7 +53,7 @@ class History:
         small = image.copy()
         small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
         write_whole(self.folder / THUMBNAILS / f"{path.stem}.webp", lambda file: small.save(file, "WEBP"))
-        for picture in pictures_of(result.request):
+        for picture in result.request.pictures:
             place = self._input(picture.sha256)
             if picture.image is not None and not place.exists():
                 write_whole(place, partial(picture.image.save, format="PNG"))
@@ -81,9 +81,9 @@ class History:
         Raises `RequestError` if the file is none of ours.
         """
         request = read_request(path)
-        places = {picture.sha256: self._input(picture.sha256) for picture in pictures_of(request)}
+        places = {picture.sha256: self._input(picture.sha256) for picture in request.pictures}
         kept = {sha256: place for sha256, place in places.items() if place.is_file()}
-        return request, kept, [each.name for each in pictures_of(request) if each.sha256 not in kept]
+        return request, kept, [each.name for each in request.pictures if each.sha256 not in kept]
 
     def _input(self, sha256: str) -> Path:
         """Only the hex digits make the name, whatever a stranger's file calls its picture."""
@@ -109,11 +109,6 @@ class History:
             if path.stem not in used:
                 with contextlib.suppress(OSError):
                     path.unlink()
-
-
-def pictures_of(request: GenerationRequest) -> tuple[Picture, ...]:
-    """The content picture, if any, then the style pictures."""
-    return (*((request.content,) if request.content else ()), *request.styles)
 
 
 def _entry(path: Path) -> Entry:

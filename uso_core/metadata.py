@@ -13,13 +13,17 @@ from uso_core.request import GenerationRequest, Result
 
 KEY = "uso"
 MAX_TEXT_CHARACTERS = 1 * 2**20
-FACTS = ("device", "dtype", "seconds")  # of a result, beside its request
+FACTS = ("device", "dtype", "seconds")  # of a result, beside its request; files written before may hold the last
 
 
 def png_text(result: Result) -> PngImagePlugin.PngInfo:
-    """PNG text chunks for a result: `uso` holds its request and facts as JSON."""
+    """PNG text chunks for a result: `uso` holds its request and facts as JSON.
+
+    How long it took is left to the record beside the image: the same request makes the same file, byte for byte.
+    """
+    values = {name: value for name, value in result.to_dict().items() if name != "seconds"}
     text = PngImagePlugin.PngInfo()
-    text.add_itxt(KEY, json.dumps(result.to_dict(), ensure_ascii=False))
+    text.add_itxt(KEY, json.dumps(values, ensure_ascii=False))
     return text
 
 

@@ -18,19 +18,23 @@ from uso_core.metadata import png_text
 from uso_core.request import Result
 
 
-def save_image(image: Image.Image, result: Result, path: Path, record: dict[str, Any] | None = None) -> Path:
+def save_image(
+    image: Image.Image, result: Result, path: Path, record: dict[str, Any] | None = None, beside: bool = True
+) -> Path:
     """Writes the PNG with its request inside, and `record` (default: the result) as JSON beside it.
 
-    Each file appears under its name only when it is complete, and the image last: where it is, its JSON is too.
-    Raises `OutputError` naming the file that could not be written; then neither is left.
+    Without `beside` there is no JSON. Each file appears under its name only when it is complete, and the image last:
+    where it is, its JSON is too. Raises `OutputError` naming the file that could not be written; then neither is left.
     """
     text = json.dumps(record if record is not None else result.to_dict(), indent=2, ensure_ascii=False)
-    beside = path.with_suffix(".json")
-    write_whole(beside, lambda file: file.write(text.encode()))
+    json_path = path.with_suffix(".json")
+    if beside:
+        write_whole(json_path, lambda file: file.write(text.encode()))
     try:
         write_whole(path, lambda file: image.save(file, "PNG", pnginfo=png_text(result)))
     except OutputError:
-        beside.unlink(missing_ok=True)
+        if beside:
+            json_path.unlink(missing_ok=True)
         raise
     return path
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from uso_core.errors import RequestError
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
 
 SIZE_MULTIPLE = 16  # one token covers 2 x 2 latents of 8 x 8 pixels
@@ -47,19 +48,38 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class SavedStyle:
+    """A style kept under a name: what its pictures became, so that they are not needed any more.
+
+    `tokens` holds an array (K, D) float32 for each picture and `strengths` a number for each; they fit only the model
+    whose projector and vision tower have that `fingerprint`. A request that was read back has the name and hash alone.
+    """
+
+    name: str = field(compare=False)
+    sha256: str
+    tokens: tuple[np.ndarray, ...] = field(default=(), compare=False, repr=False)
+    strengths: tuple[float, ...] = field(default=(), compare=False)
+    model: str = field(default="", compare=False)
+    fingerprint: str = field(default="", compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "sha256": self.sha256, "saved": True}
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
     """What to generate. Sizes in pixels; a value out of range raises `RequestError` naming it.
 
     Width and height are floored to multiples of 16, as the reference does. `seed=None` stays None until `with_seed()`;
     image j of `images` uses seed + j. `content_size` is the long side to which the content image is resized.
-    `content_strength` and `style_strengths` (one for each style image, or none) go from 0, as if the picture were not
-    there, over 1, as trained, to 2. With `keep_size` the result gets the content image's own shape, its long side the
-    model's default size.
+    `content_strength` and `style_strengths` (one for each style, or none) go from 0, as if the picture were not there,
+    over 1, as trained, to 2; that of a saved style multiplies those saved in it. With `keep_size` the result gets the
+    content image's own shape, its long side the model's default size.
     """
 
     prompt: str = ""
     content: Picture | None = None
-    styles: tuple[Picture, ...] = ()
+    styles: tuple[Picture | SavedStyle, ...] = ()
     width: int = 1024
     height: int = 1024
     steps: int = 25
@@ -86,9 +106,10 @@ class GenerationRequest:
         if self.seed is not None:
             object.__setattr__(self, "seed", whole("seed", self.seed, 0, MAX_SEED - self.images + 1))
         object.__setattr__(self, "styles", tuple(self.styles))
-        if len(self.styles) > MAX_STYLES:
+        images = sum(len(style.tokens) or 1 if isinstance(style, SavedStyle) else 1 for style in self.styles)
+        if images > MAX_STYLES:
             raise RequestError(
-                f"{len(self.styles)} style images were given, the most is {MAX_STYLES}.", "Leave some of them out."
+                f"{images} style images were given, the most is {MAX_STYLES}.", "Leave some of them out."
             )
         strength = number("content strength", self.content_strength, 0.0, MAX_STRENGTH)
         object.__setattr__(self, "content_strength", strength)
@@ -102,6 +123,12 @@ class GenerationRequest:
                 "Keeping the input size needs a content image, and none was given.",
                 "Give a content image, or switch keep size (--instruct_edit) off.",
             )
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """The content picture, if any, then the style pictures; saved styles are none."""
+        styles = tuple(style for style in self.styles if isinstance(style, Picture))
+        return (self.content, *styles) if self.content else styles
 
     @property
     def mode(self) -> str:
@@ -146,7 +173,7 @@ class GenerationRequest:
         for name in ("styles", "style_strengths"):
             if not isinstance(values.get(name, []), list):
                 raise RequestError(f"{name} is {values[name]!r}, not a list.", "Use a file that this program wrote.")
-        values["styles"] = tuple(_picture(style) for style in values.get("styles", []))
+        values["styles"] = tuple(_style(style) for style in values.get("styles", []))
         for name in ("keep_size", "fast"):
             if not isinstance(values.get(name, False), bool):
                 raise RequestError(f"{name} is {values[name]!r}, not true or false.", "Use true or false.")
@@ -220,3 +247,12 @@ def _picture(value: object) -> Picture:
     if isinstance(value, dict) and set(value) == {"name", "sha256"} and all(isinstance(v, str) for v in value.values()):
         return Picture(value["name"], value["sha256"])
     raise RequestError(f"{value!r} does not describe a picture.", "A picture is given by its name and sha256.")
+
+
+def _style(value: object) -> Picture | SavedStyle:
+    if not isinstance(value, dict) or "saved" not in value:
+        return _picture(value)
+    if value["saved"] is not True:
+        raise RequestError(f"{value!r} does not describe a saved style.", "Use a file that this program wrote.")
+    named = _picture({key: each for key, each in value.items() if key != "saved"})
+    return SavedStyle(named.name, named.sha256)

@@ -45,6 +45,11 @@ class Settings:
     output: str = setting("output", "USO_OUTPUT", "folder the page writes its images to")
     history_images: int = setting(1000, "USO_HISTORY_IMAGES", "images the page keeps; the oldest go first")
     history_gb: int = setting(10, "USO_HISTORY_GB", "gigabytes the page keeps; the oldest images go first")
+    allow_switch: bool = setting(
+        False, "USO_ALLOW_SWITCH", "visitors may switch and unload the model; on this machine alone they always may"
+    )
+    allow_download: bool = setting(False, "USO_ALLOW_DOWNLOAD", "visitors may download a model's files from the page")
+    mcp: bool = setting(False, "USO_MCP", "serve MCP tools too (needs requirements-mcp.txt)")
     flux_dev: str | None = setting(None, "FLUX_DEV", "FLUX.1-dev transformer (file or diffusers folder)")
     flux_dev_fp8: str | None = setting(
         None, "FLUX_DEV_FP8", "transformer for flux-dev-fp8; the FLUX.1-dev file will do"
@@ -71,6 +76,11 @@ class Settings:
     def weights_folder(self) -> Path:
         """The weights folder; untouched, it is the project's own from any working directory."""
         return ROOT / "weights" if self.weights == "weights" else Path(self.weights).expanduser()
+
+    @property
+    def may_switch(self) -> bool:
+        """Whether visitors may choose the model: where they sit at this machine, or its owner says so."""
+        return self.allow_switch or self.host in ("127.0.0.1", "localhost", "::1")
 
     def __repr__(self) -> str:
         """Without the token, so that no log can show it."""

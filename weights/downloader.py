@@ -15,9 +15,10 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,8 +30,12 @@ from uso_core.catalog import ROLES, Model, WeightFile, get_model
 from uso_core.errors import DownloadError, SettingsError, UsoError, exit_code
 from uso_core.inventory import take_stock
 from uso_core.settings import Parser, Settings, env_name, load_settings
-from weights.hub import RESUME, Hub, HubUnreachable, RemoteFile
+from weights.hub import RESUME, Hub, HubUnreachable, RemoteFile, Watch
 
+Say = Callable[[str], None]  # a sentence, or a table, for people
+Progress = Callable[[str, int, int], None]  # what is fetched, bytes of all that are there, bytes of all; raises to stop
+
+PRINT: Say = partial(print, flush=True)
 HASH_CHUNK = 1 << 20
 SLOW_TO_HASH = 10**9  # bytes; from here on the pause is worth a word
 
@@ -72,23 +77,27 @@ def download(
     only: Sequence[str] = (),
     verify: bool = False,
     dry_run: bool = False,
+    say: Say = PRINT,
+    progress: Progress | None = None,
 ) -> None:
-    """Prints where each file stands and fetches what is missing. Afterwards `take_stock` finds all that was asked for.
+    """Says where each file stands and fetches what is missing. Afterwards `take_stock` finds all that was asked for.
 
     `only` restricts to roles; `verify` hashes what lies in the weights folder instead of trusting its size; `dry_run`
-    stops after the table. Raises `DownloadError` or `SettingsError`, before the first byte wherever that can be known.
+    stops after the table. With `progress`, nothing is shown on the terminal while a file comes; what it raises ends
+    the download and keeps what came. Raises `DownloadError` or `SettingsError`, before the first byte wherever that
+    can be known.
     """
     if model.folder is not None:
-        print(f"{model.name} comes with the project: nothing to download.")
+        say(f"{model.name} comes with the project: nothing to download.")
         return
     roles = [row.role for row in model.files]
     if unknown := [role for role in only if role not in roles]:
         raise SettingsError(f"{model.name} has no role {unknown[0]!r}.", f"Choose from: {', '.join(roles)}.")
-    items = survey(model, settings, hub, only, verify, catalog_will_do=dry_run)
+    items = survey(model, settings, hub, only, verify, catalog_will_do=dry_run, say=say)
     weights = settings.weights_folder
     needed, free = sum(item.bytes_to_fetch for item in items), free_bytes(weights)
-    print_table(model, items, weights)
-    print(f"To fetch: {size_text(needed)}. Free on that disk: {size_text(free)}.", flush=True)
+    say(table(model, items, weights))
+    say(f"To fetch: {size_text(needed)}. Free on that disk: {size_text(free)}.")
     if dry_run or not needed:
         return
     if needed > free:
@@ -101,14 +110,28 @@ def download(
         for repo in dict.fromkeys(part.remote.repo for _, part in wanted):
             row, part = next(pair for pair in wanted if pair[1].remote.repo == repo)
             hub.check_access(part.remote, row.gated)
+        total = sum(part.remote.bytes for item in items for part in item.parts)
         for row, part in wanted:
-            fetch_part(part, hub, row.gated)
-    print(f"All of it is in {weights}.")
+            before = total - needed
+            needed -= part.bytes_to_fetch
+            if progress is not None:
+                progress(f"{part.remote.repo}/{part.remote.name}", before, total)
+            fetch_part(part, hub, row.gated, say, _watch(part, before, total, progress))
+    say(f"All of it is in {weights}.")
+
+
+def _watch(part: Part, before: int, total: int, progress: Progress | None) -> Watch | None:
+    """Turns the length of the partial file into bytes of the whole download; `before` were there when it began."""
+    if progress is None:
+        return None
+    had = part.remote.bytes - part.bytes_to_fetch
+    name = f"{part.remote.repo}/{part.remote.name}"
+    return lambda length: progress(name, before + length - had, total)
 
 
 def survey(
-    model: Model, settings: Settings, hub: Hub, only: Sequence[str], verify: bool, catalog_will_do: bool
-) -> list[Item]:
+    model: Model, settings: Settings, hub: Hub, only: Sequence[str], verify: bool, catalog_will_do: bool, say: Say
+) -> list[Item]:  # fmt: skip
     """Where each row of the model stands: what the user's variables or the Hugging Face cache provide is there.
 
     Asks the hub what a row consists of; without an answer, `catalog_will_do` falls back to the catalog's numbers.
@@ -136,7 +159,7 @@ def survey(
         except HubUnreachable as error:
             if not catalog_will_do:
                 raise
-            print(f"{error.message} The sizes are the catalog's, and what is there was not checked.")
+            say(f"{error.message} The sizes are the catalog's, and what is there was not checked.")
             unreachable = True
         there = target.exists()
         items.append(Item(row, "there, unchecked" if there else "missing", (), 0 if there else row.bytes))
@@ -166,7 +189,7 @@ def inspect_parts(row: WeightFile, files: Sequence[RemoteFile], weights: Path, v
     return Item(row, state, tuple(parts), to_fetch)
 
 
-def fetch_part(part: Part, hub: Hub, gated: bool) -> None:
+def fetch_part(part: Part, hub: Hub, gated: bool, say: Say, watch: Watch | None = None) -> None:
     """Fetches one file and renames it into place once its content is proven; raises `DownloadError` if it is not.
 
     A damaged file is deleted: the one in place before the download, the fetched one after it.
@@ -175,12 +198,12 @@ def fetch_part(part: Part, hub: Hub, gated: bool) -> None:
     try:
         part.path.parent.mkdir(parents=True, exist_ok=True)
         if part.state == "damaged":
-            print(f"{part.path} differs from what the hub lists: deleted.")
+            say(f"{part.path} differs from what the hub lists: deleted.")
             part.path.unlink()
-        print(f"Fetching {name} ({size_text(part.bytes_to_fetch)}) ...", flush=True)
-        hub.fetch(part.remote, part.incomplete, gated)
+        say(f"Fetching {name} ({size_text(part.bytes_to_fetch)}) ...")
+        hub.fetch(part.remote, part.incomplete, gated, watch)
         if part.remote.bytes > SLOW_TO_HASH:
-            print("Checking its content ...", flush=True)
+            say("Checking its content ...")
         if not is_intact(part.incomplete, part.remote):
             part.incomplete.unlink()
             raise DownloadError(
@@ -251,15 +274,15 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def print_table(model: Model, items: Sequence[Item], weights: Path) -> None:
+def table(model: Model, items: Sequence[Item], weights: Path) -> str:
+    """Where each file of a model stands, a line each."""
     rows = [("role", "file", "size", "licence", "gated", "state")]
     for item in items:
         row = item.row
         rows.append((row.role, row.local, size_text(item.bytes), row.licence, "yes" if row.gated else "no", item.state))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    print(f"{model.name} ({model.title}) in {weights}")
-    for cells in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([f"{model.name} ({model.title}) in {weights}", *lines])
 
 
 def size_text(count: int) -> str:
@@ -290,7 +313,6 @@ def _parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its warnings quote signed addresses
     try:
         arguments = _parser().parse_args(argv)
         settings = load_settings({"weights": arguments.weights})

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import io
+import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import (
@@ -23,6 +25,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
+from tqdm import tqdm
 
 from uso_core.catalog import WeightFile
 from uso_core.errors import DownloadError, SettingsError
@@ -32,6 +35,9 @@ HUB_PAGE = "https://huggingface.co"
 ANSWER_SECONDS = 10  # to wait for the hub's first answer
 NEW_TOKEN = f"create a read token at {HUB_PAGE}/settings/tokens and set HF_TOKEN to it (environment or .env)"
 RESUME = "What was fetched so far is kept: run the same command again to resume."
+
+
+Watch = Callable[[int], None]  # told how many bytes of a file are there; may raise to stop, and they stay there
 
 
 class HubUnreachable(DownloadError):
@@ -60,6 +66,7 @@ class Hub:
     def __init__(self, token: str | None, endpoint: str | None = None) -> None:
         if token is not None and not re.fullmatch(r"[!-~]+", token):
             raise SettingsError("HF_TOKEN holds a space or a character that no token has.", "Copy the token again.")
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its warnings quote signed addresses
         self._token: str | bool = token or False  # False: not the one of `hf auth login` either
         self._api = HfApi(endpoint=endpoint, token=self._token)
         self._listings: dict[str, list[RemoteFile]] = {}
@@ -99,15 +106,18 @@ class Hub:
                 self._url(file), token=self._token, timeout=ANSWER_SECONDS, endpoint=self._api.endpoint
             )
 
-    def fetch(self, file: RemoteFile, incomplete: Path, gated: bool) -> None:
-        """Appends to `incomplete` what it lacks. Raises `DownloadError`, keeping what came, if that fails."""
+    def fetch(self, file: RemoteFile, incomplete: Path, gated: bool, watch: Watch | None = None) -> None:
+        """Appends to `incomplete` what it lacks, with a bar on the terminal unless somebody else watches.
+
+        Raises `DownloadError`, keeping what came, if that fails.
+        """
         have = incomplete.stat().st_size if incomplete.exists() else 0
         if have > file.bytes:
             incomplete.unlink()
             have = 0
         # Compressed on the way, the bytes could not be counted, nor a range of them be asked for.
         headers = {**build_hf_headers(token=self._token), "accept-encoding": "identity"}
-        with self._explained(file.repo, gated, file.name), incomplete.open("ab") as stream:
+        with self._explained(file.repo, gated, file.name), _Watched(incomplete, watch) as stream:
             http_get(
                 self._url(file),
                 stream,
@@ -115,6 +125,7 @@ class Hub:
                 headers=headers,
                 expected_size=file.bytes,
                 displayed_filename=file.name,
+                tqdm_class=_NoBar if watch else None,
             )
             stream.flush()
             os.fsync(stream.fileno())
@@ -178,3 +189,24 @@ class Hub:
         else:
             message, hint = f"The hub answers {status} to {name} of {repo}.", f"Try again later. {RESUME}"
         raise DownloadError(message, hint) from None
+
+
+class _Watched(io.BufferedWriter):
+    """A file to append to that tells how long it has become."""
+
+    def __init__(self, path: Path, watch: Watch | None) -> None:
+        super().__init__(io.FileIO(path, "ab"))
+        self._watch = watch
+
+    def write(self, data: Any) -> int:
+        written = super().write(data)
+        if self._watch is not None:
+            self._watch(self.tell())
+        return written
+
+
+class _NoBar(tqdm):
+    """A progress bar that shows nothing."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{**options, "disable": True})

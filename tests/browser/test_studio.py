@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import re
+import zipfile
 from pathlib import Path
 
 import pytest
+from gradio_client import Client, handle_file
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
@@ -93,7 +97,7 @@ def test_previews_are_seen_changing_before_the_end(page, served):
     fill(page, "Width", 256)
     fill(page, "Height", 256)
     page.get_by_role("button", name="More ▼", exact=True).click()
-    fill(page, "number input for Steps", 60)
+    fill(page, "Steps", 60)
     seen: set[str] = set()
     page.get_by_label("Prompt").fill("previews")
     press(page, "Generate")
@@ -113,8 +117,8 @@ def test_skip_leaves_one_of_several_out(page, served):
     fill(page, "Width", 256)
     fill(page, "Height", 256)
     page.get_by_role("button", name="More ▼", exact=True).click()
-    fill(page, "number input for Steps", 100)
-    fill(page, "number input for Images", 2)
+    fill(page, "Steps", 100)
+    fill(page, "Images", 2)
     before = set(served.results)
     page.get_by_label("Prompt").fill("two, of which one")
     press(page, "Generate")
@@ -129,7 +133,7 @@ def test_skip_leaves_one_of_several_out(page, served):
 def test_a_dropped_png_restores_every_field_and_gives_the_same_pixels(page, served, open_page, drawing):
     upload(page, "Content image", drawing)
     upload(page, "Style image 1", drawing)
-    fill(page, "number input for Style 1 strength", 0.5)
+    fill(page, "Style 1 strength", 0.5)
     fill(page, "Width", 96)
     fill(page, "Height", 64)
     fill(page, "Seed", 77)
@@ -182,6 +186,87 @@ def test_history_survives_a_restart(tmp_path, open_page):
         assert not made.exists()
 
 
+def test_history_has_a_heading_for_each_day(tmp_path, open_page):
+    with serve(tmp_path / "app") as served:
+        page = open_page(served)
+        page.get_by_role("tab", name="History").click()
+        expect(page.locator("#history-note")).to_contain_text("Nothing here yet")
+        page.get_by_role("tab", name="Create").click()
+        made = generate(page, served, "a <b>long</b> time ${1+1} ago {{value}}")
+        long_ago = made.with_name("20200102-030405-1.png")
+        long_ago.write_bytes(made.read_bytes())
+        long_ago.with_suffix(".json").write_bytes(made.with_suffix(".json").read_bytes())
+        os.utime(long_ago, (1_577_934_245, 1_577_934_245))
+        page.get_by_role("tab", name="History").click()
+        expect(page.locator("#history-images h3")).to_have_text(["Today", re.compile(r"January 2020")])
+        expect(page.locator("#history-images b")).to_have_text(["a <b>long</b> time ${1+1} ago {{value}}"] * 2)
+
+
+def test_private_mode_writes_nothing_below_the_output_folder(tmp_path, open_page, drawing):
+    with serve(tmp_path / "app") as served:
+        page = open_page(served)
+        page.get_by_label("Private: keep nothing").check()
+        upload(page, "Content image", drawing)
+        page.get_by_label("Prompt", exact=True).fill("a secret")
+        press(page, "Generate")
+        status(page, "Done in")
+        source = page.locator("#result img").get_attribute("src")
+        reply = page.request.get(source)
+        (tmp_path / "seen.png").write_bytes(reply.body())
+        assert read_request(tmp_path / "seen.png").prompt == "a secret"
+        with page.expect_download() as waiting:
+            page.locator("#result").get_by_role("link", name="Download").click()
+        assert read_request(waiting.value.path()).prompt == "a secret"
+        assert [path for path in served.output.rglob("*") if path.is_file()] == []
+        page.get_by_role("tab", name="History").click()
+        expect(page.locator("#history-note")).to_contain_text("Nothing here yet")
+        kept = list((tmp_path / "app" / "uploads").rglob("private-*.png"))
+        assert kept
+        page.close()
+        eventually(lambda: not any(path.exists() for path in kept))
+
+
+def test_several_results_are_chosen_compared_and_downloaded(page, served, drawing):
+    upload(page, "Content image", drawing)
+    fill(page, "Images", 2)
+    fill(page, "Seed", 40)
+    before = set(served.results)
+    press(page, "Generate")
+    eventually(lambda: len(set(served.results) - before) == 2)
+    status(page, "seed 41.")
+    thumbnails = page.locator("#visit button", has=page.locator("img"))
+    expect(thumbnails).to_have_count(2)
+    expect(page.get_by_label("Seed used", exact=True)).to_have_value("41")
+    thumbnails.nth(1).click()
+    expect(page.get_by_label("Seed used", exact=True)).to_have_value("40")
+    fill(page, "Seed", -1)
+    press(page, "Reuse seed")
+    expect(page.get_by_label("Seed", exact=True)).to_have_value("40")
+    page.get_by_role("button", name="Compare with the content image ▼").click()
+    expect(page.locator("#compare img").first).to_be_visible()
+    expect(page.locator("#compare img")).to_have_count(2)
+    with page.expect_download() as waiting:
+        press(page, "Download all (zip)")
+    with zipfile.ZipFile(waiting.value.path()) as archive:
+        assert sorted(archive.namelist()) == sorted(path.name for path in set(served.results) - before)
+
+
+def test_the_names_that_scripts_rely_on_are_there_once(page):
+    names = {
+        "textbox": ["Prompt"],
+        "button": ["Generate", "Stop", "Skip", "Reuse settings", "Use as content", "Use as style"],
+        "spinbutton": ["Width", "Height", "Steps", "Guidance", "Seed", "Images"],
+        "tab": ["Create", "History", "Styles", "Model"],
+        "group": ["Content image", "Style image 1", "Style image 2"],
+    }
+    for role, every in names.items():
+        for name in every:
+            expect(page.get_by_role(role, name=name, exact=True)).to_have_count(1)
+            if role in ("textbox", "spinbutton", "group"):
+                expect(page.get_by_label(name, exact=True)).to_have_count(1)
+    expect(page.get_by_label("Prompt")).to_have_count(1)
+
+
 def _day(path: Path) -> str:
     from datetime import datetime
 
@@ -207,3 +292,19 @@ def test_an_aspect_sets_width_and_height(page):
     expect(page.get_by_label("Height", exact=True).first).to_have_value("96")
     fill(page, "Width", 128)
     expect(page.get_by_label("Aspect")).to_have_value("custom")
+
+
+def test_a_picture_that_is_none_of_ours_is_told(page, drawing):
+    page.locator("input[type=file][accept*=json]").set_input_files(drawing)
+    expect(page.get_by_test_id("toast-body")).to_contain_text("drawing.png holds no settings of ours.")
+
+
+def test_the_page_and_the_api_make_the_same_file(page, served, drawing):
+    upload(page, "Content image", drawing)
+    fill(page, "Seed", 4321)
+    made = generate(page, served, "the same file")
+    shown = page.request.get(page.locator("#result img").get_attribute("src") or "").body()
+    client = Client(served.url, verbose=False, analytics_enabled=False)
+    images, *_ = client.predict(prompt="the same file", content=handle_file(drawing), seed=4321, api_name="/generate")
+    client.close()
+    assert made.read_bytes() == shown == Path(images[0]).read_bytes()

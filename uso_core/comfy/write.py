@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from uso_core.comfy.formats import file_name
 from uso_core.comfy.nodes import SIGNATURES
 from uso_core.comfy.schedule import shifts
-from uso_core.request import GenerationRequest, Picture
+from uso_core.request import GenerationRequest, Picture, SavedStyle
 
 MODEL_FILES = {  # role: ComfyUI's repackaged file
     "checkpoint": "flux1-dev-fp8.safetensors",
@@ -165,7 +165,7 @@ class _Sheet:
         return positive, size
 
 
-def _name(picture: Picture, otherwise: str) -> str:
+def _name(picture: Picture | SavedStyle, otherwise: str) -> str:
     return file_name(picture.name) or otherwise
 
 
@@ -238,6 +238,11 @@ def _note(request: GenerationRequest, key: int) -> dict[str, Any]:
         lines.append(f"The model was {request.model}; the loader names {MODEL_FILES['checkpoint']} in its place.")
     if request.content is not None:
         lines.append("The content image was cropped to multiples of 16 pixels; ComfyUI crops to multiples of 8.")
+    saved = [style.name for style in request.styles if isinstance(style, SavedStyle)]
+    if saved:
+        lines.append(
+            f"Saved styles have no counterpart in ComfyUI; put their pictures in their place: {', '.join(saved)}."
+        )
     if request.keep_size:
         lines.append(f"The size follows the content image, its long side {KEPT_LONG_SIDE}; it was cropped to 16 there.")
     if request.images > 1:

@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from uso_core.memory.plan import FP8_CAPABILITY
+
 FP8 = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8).max  # 448
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # a row of zeros has no scale of its own
 ELEMENTS_AT_ONCE = 2**20  # quantized together: what stays in a processor's cache
-FP8_CAPABILITY = (8, 9)  # NVIDIA's Ada generation, the first that multiplies fp8
 FP8_ALIGNMENT = 16  # its product takes inputs and outputs in multiples of this
 _INTEGERS = {"weight": torch.int8, "scale": torch.int32}  # of the same width as the buffers' own dtypes
 

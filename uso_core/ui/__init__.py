@@ -8,9 +8,14 @@ from typing import Any
 import gradio as gr
 
 from uso_core.engine import Engine
+from uso_core.examples import FOLDER as EXAMPLES_FOLDER
 from uso_core.history import History
 from uso_core.settings import Settings
-from uso_core.ui import create, library, text
+from uso_core.styles import StyleStore
+from uso_core.ui import api, create, library, mcp, models, styles, text
+from uso_core.ui.passing import PrivateImages
+from uso_core.ui.run import Sessions
+from uso_core.ui.text import label
 
 CSS_PATH = Path(__file__).parent / "page.css"
 SCRIPT_PATH = Path(__file__).parent / "page.js"
@@ -18,23 +23,39 @@ SCRIPT_PATH = Path(__file__).parent / "page.js"
 
 def build(engine: Engine, settings: Settings) -> gr.Blocks:
     """The page over one engine; nothing is loaded until somebody generates."""
+    if settings.mcp:
+        mcp.require_mcp()
     history = History(Path(settings.output), settings.history_images, settings.history_gb * 10**9)
+    kept_styles, private, sessions = StyleStore(Path(settings.output) / "styles"), PrivateImages(), Sessions()
     with gr.Blocks(title=text.TITLE, analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
-        gr.Markdown(f"# {text.TITLE}\n{text.TAGLINE}")
-        gr.Markdown(text.model_line(engine.model.title, engine.reason, engine.model.note))
+        gr.Markdown(f"# {text.TITLE} <small>{text.TAGLINE}</small>")
+        line = gr.Markdown(text.model_line(engine.model.title, engine.reason, engine.model.note))
         with gr.Tabs() as tabs:
-            with gr.Tab("Create", id="create"):
-                form, results = create.build(page, engine, history)
-            with gr.Tab("History", id="history") as tab:
-                library.build(tabs, tab, history, form, results)
+            with gr.Tab(label("tab_create"), id="create"):
+                form, results = create.build(page, engine, history, kept_styles, private, sessions)
+            with gr.Tab(label("tab_history"), id="history") as tab:
+                library.build(tabs, tab, history, kept_styles, form, results)
+            with gr.Tab(label("tab_styles"), id="styles") as tab:
+                styles.build(tabs, tab, engine, kept_styles, form, sessions)
+            with gr.Tab(label("tab_model"), id="model") as tab:
+                models.build(page, tab, tabs, line, form, engine, settings)
+        api.build(engine, history, settings, private, sessions)
     return page
 
 
 def launch(page: gr.Blocks, settings: Settings, **options: Any) -> Any:
-    """Serves the page, as `gr.Blocks.launch` does. The engine queues, so Gradio lets every request through."""
+    """Serves the page, as `gr.Blocks.launch` does, and returns when it ends.
+
+    The engine queues, so Gradio lets every request through.
+    """
     page.queue(default_concurrency_limit=None)
-    return page.launch(
+    launched = page.launch(
         server_name=settings.host, server_port=settings.port, theme=gr.themes.Default(),
         css=CSS_PATH.read_text(encoding="utf-8"), js=SCRIPT_PATH.read_text(encoding="utf-8"),
-        allowed_paths=[settings.output], max_file_size="200mb", show_error=True, ssr_mode=False, **options,
+        allowed_paths=[settings.output, str(EXAMPLES_FOLDER)], max_file_size="200mb", show_error=True, ssr_mode=False,
+        mcp_server=settings.mcp, prevent_thread_lock=True, **options,
     )  # fmt: skip
+    if settings.mcp:
+        mcp.serve_files(page)
+    page.block_thread()
+    return launched

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,33 +11,57 @@ from typing import Any
 import gradio as gr
 
 from uso_core import images
-from uso_core.catalog import Model
+from uso_core.catalog import Model, get_model
 from uso_core.comfy import ComfyImport
-from uso_core.request import MAX_STRENGTH, SCHEDULES, SIZE_MULTIPLE, GenerationRequest, whole
+from uso_core.examples import AS_CONTENT, ASPECTS, sides
+from uso_core.request import MAX_STRENGTH, SCHEDULES, GenerationRequest, Picture, SavedStyle, whole
+from uso_core.styles import StyleStore
 from uso_core.ui import text
+from uso_core.ui.cards import data_address
+from uso_core.ui.inputs import ChoiceInput, NumberInput, PictureInput, SliderInput
+from uso_core.ui.text import label
 
 STYLES = 4
-ASPECTS = {"1:1": (1, 1), "3:2": (3, 2), "2:3": (2, 3), "4:3": (4, 3), "3:4": (3, 4), "16:9": (16, 9), "9:16": (9, 16)}
-AS_CONTENT, CUSTOM = "as content", "custom"
+SAVED = 2  # places for saved styles; each may hold several pictures
+CUSTOM = "custom"
 QUIET: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+TOLD = {**QUIET, "queue": True}  # Gradio shows errors and infos of an event only where it went through the queue
 STATUS = """
-<div role="status" aria-live="polite" class="sentence">{{value.text}}</div>
-<div class="track"><div class="bar" style="width: {{value.percent}}%"></div></div>
-"""
+<div role="status" aria-live="polite" class="sentence">${
+  String(value.text).replaceAll("&", "&amp;").replaceAll("<", "&lt;")
+}</div>
+<div class="track"><div class="bar" style="width: ${Number(value.percent)}%"></div></div>
+"""  # not {{}}: what handlebars yields is evaluated once more, and the words may be a stranger's
 
 Status = dict[str, Any]  # {"text": a sentence, "percent": of the bar}
 
 
 @dataclass(frozen=True)
 class Form:
-    """The fields by name, the buttons and the status; `order` is that of the API."""
+    """The fields by name, the buttons and the status. The field `model` holds the name of the model it is set for.
+
+    `saved` is what shows the saved styles in use: a row, and for each place its field and small picture. `private` and
+    `aspect` stand beside the fields: no request holds them.
+    """
 
     fields: dict[str, gr.components.Component]
-    model: Model
     start: gr.Button
     stop: gr.Button
     skip: gr.Button
     status: gr.HTML
+    saved: list[gr.components.Component]
+    private: gr.Checkbox
+    aspect: gr.Dropdown
+
+    @property
+    def saved_fields(self) -> list[Any]:
+        return [self.fields[f"saved_{number}"] for number in range(1, SAVED + 1)]
+
+    def refreshed(self, styles: StyleStore) -> list[Any]:
+        """Updates for `saved`, so that they offer the styles that are there now."""
+        entries = styles.entries()
+        choices = [(label("no_saved_style"), ""), *((entry.name, entry.sha256) for entry in entries)]
+        return [gr.Column(visible=bool(entries)), *(gr.Dropdown(choices=choices) for _ in range(SAVED))]
 
     @property
     def order(self) -> list[gr.components.Component]:
@@ -45,31 +70,17 @@ class Form:
     def __getitem__(self, name: str) -> Any:
         return self.fields[name]
 
-    def request(self, values: dict[str, Any]) -> GenerationRequest:
-        """What the values ask for; raises `RequestError` for what is out of range or no picture."""
-        for side in ("width", "height"):
-            whole(side, values[side], *self.model.sides)
-        chosen = [
-            (values[f"style_{number}"], values[f"style_{number}_strength"])
-            for number in range(1, STYLES + 1)
-            if values[f"style_{number}"]
-        ]
-        return GenerationRequest(
-            prompt=values["prompt"] or "",
-            content=images.open_picture(values["content"]) if values["content"] else None,
-            styles=tuple(images.open_picture(path) for path, _ in chosen),
-            width=values["width"],
-            height=values["height"],
-            steps=values["steps"],
-            guidance=values["guidance"],
-            seed=None if values["seed"] in (None, -1) else values["seed"],
-            content_size=values["content_size"],
-            schedule=values["schedule"],
-            images=values["images"],
-            keep_size=bool(values["keep_size"]),
-            content_strength=values["content_strength"],
-            style_strengths=tuple(strength for _, strength in chosen),
-        )
+    def set_for(self, model: Model) -> dict[gr.components.Component, Any]:
+        """The fields with the sizes, limits and defaults of a model."""
+        low, high = model.sides
+        return {
+            self["model"]: model.name,
+            self["width"]: gr.update(value=model.size, minimum=low, maximum=high),
+            self["height"]: gr.update(value=model.size, minimum=low, maximum=high),
+            self["steps"]: model.steps,
+            self["guidance"]: model.guidance,
+            self["content_size"]: gr.update(value=model.content_size, maximum=high),
+        }
 
     def imported(self, workflow: ComfyImport) -> list[Any]:
         """Values for every field from a ComfyUI workflow; what it does not say stays, pictures are to be chosen."""
@@ -78,15 +89,27 @@ class Form:
         given = {name: getattr(workflow, name) for name in names}
         return [gr.skip() if given.get(name) is None else given[name] for name in self.fields]
 
-    def updates(self, request: GenerationRequest, pictures: dict[str, Path]) -> list[Any]:
-        """Values for every field from a request; `pictures` are its input files by sha256, others are left empty."""
+    def updates(
+        self, request: GenerationRequest, pictures: dict[str, Path], kept: Collection[str] = ()
+    ) -> list[Any]:  # fmt: skip
+        """Values for every field from a request.
+
+        `pictures` are its input files by sha256 and `kept` its saved styles' hashes; others are left empty.
+        """
 
         def path(picture: Any) -> str | None:
             return str(pictures[picture.sha256]) if picture is not None and picture.sha256 in pictures else None
 
         strengths = request.style_strengths or (1.0,) * len(request.styles)
-        styles = [(path(style), strength) for style, strength in zip(request.styles, strengths, strict=True)]
+        styles: list[tuple[str | None, float]] = []
+        saved: list[tuple[str | None, float]] = []
+        for style, strength in zip(request.styles, strengths, strict=True):
+            if isinstance(style, SavedStyle):
+                saved.append((style.sha256 if style.sha256 in kept else "", strength))
+            else:
+                styles.append((path(style), strength))
         styles += [(None, 1.0)] * STYLES
+        saved += [("", 1.0)] * SAVED
         values: dict[str, Any] = {
             "prompt": request.prompt,
             "content": path(request.content),
@@ -100,63 +123,140 @@ class Form:
             "schedule": request.schedule,
             "images": min(request.images, 8),
             "keep_size": request.keep_size,
+            "fast": request.fast,
+            "model": gr.skip(),  # the model stays the one that is chosen
         }
         for number in range(1, STYLES + 1):
             values[f"style_{number}"], values[f"style_{number}_strength"] = styles[number - 1]
+        for number in range(1, SAVED + 1):
+            values[f"saved_{number}"], values[f"saved_{number}_strength"] = saved[number - 1]
         return [values[name] for name in self.fields]
 
 
-def build_form(model: Model) -> Form:
-    """Lays out the fields; the API's parameters are in the order of the returned form."""
-    laid: dict[str, Any] = {}
-    with gr.Row():
-        laid["content"], laid["content_strength"] = _slot("Content image", "the subject", "Content strength")
-        laid["style_1"], laid["style_1_strength"] = _slot("Style image 1", "how it looks", "Style 1 strength")
-        laid["style_2"], laid["style_2_strength"] = _slot("Style image 2", "optional", "Style 2 strength")
-    with gr.Accordion("More styles", open=False), gr.Row():
+def request_of(values: dict[str, Any], kept: StyleStore | None = None) -> GenerationRequest:
+    """The request that named values ask for, the page's and the API's alike; pictures are paths or empty.
+
+    `kept` holds the saved styles, where values may name any. Raises `RequestError` for what is out of range or no
+    picture, `SettingsError` for a model that is none.
+    """
+    model = get_model(values["model"])
+    for side in ("width", "height"):
+        whole(side, values[side], *model.sides)
+    styles, strengths = chosen_styles(values, kept)
+    return GenerationRequest(
+        prompt=values["prompt"] or "",
+        content=images.open_picture(values["content"]) if values["content"] else None,
+        styles=styles,
+        width=values["width"],
+        height=values["height"],
+        steps=values["steps"],
+        guidance=values["guidance"],
+        seed=None if values["seed"] in (None, -1) else values["seed"],
+        content_size=values["content_size"],
+        schedule=values["schedule"],
+        images=values["images"],
+        keep_size=bool(values["keep_size"]),
+        model=model.name,
+        fast=bool(values["fast"]),
+        content_strength=values["content_strength"],
+        style_strengths=strengths,
+    )
+
+
+def chosen_styles(
+    values: dict[str, Any], kept: StyleStore | None
+) -> tuple[tuple[Picture | SavedStyle, ...], tuple[float, ...]]:
+    """The styles that the fields hold, pictures first, and their strengths.
+
+    Raises `RequestError` for what is no picture, or a saved style that is not there any more.
+    """
+    given: list[tuple[Picture | SavedStyle, float]] = []
+    for number in range(1, STYLES + 1):
+        if path := values[f"style_{number}"]:
+            given.append((images.open_picture(path), values[f"style_{number}_strength"]))
+    for number in range(1, SAVED + 1):
+        if kept is not None and (sha256 := values.get(f"saved_{number}")):
+            given.append((kept.get(str(sha256)), values[f"saved_{number}_strength"]))
+    return tuple(style for style, _ in given), tuple(strength for _, strength in given)
+
+
+def build_form(model: Model, styles: StyleStore) -> Form:
+    """Lays out the fields with the limits and defaults of a model."""
+    laid: dict[str, Any] = {"model": gr.State(model.name)}
+    with gr.Row(elem_classes="slots"):
+        laid["content"], laid["content_strength"] = _slot("content", "content_hint", "content_strength")
+        laid["style_1"], laid["style_1_strength"] = _slot("style", "style_hint", "style_strength", 1)
+        laid["style_2"], laid["style_2_strength"] = _slot("style", "slot_hint", "style_strength", 2)
+    with gr.Column(visible=False, elem_id="saved-styles") as saved_row:
+        places = [_saved_place(laid, number) for number in range(1, SAVED + 1)]
+    with gr.Accordion(label("more_styles"), open=False), gr.Row(elem_classes="slots"):
         for number in (3, 4):
-            slot = _slot(f"Style image {number}", "optional", f"Style {number} strength")
+            slot = _slot("style", "slot_hint", "style_strength", number)
             laid[f"style_{number}"], laid[f"style_{number}_strength"] = slot
     mode = gr.Markdown(text.mode(False, 0, ""), elem_id="mode")
-    laid["prompt"] = gr.Textbox(label="Prompt", placeholder=text.PROMPT_HINT, lines=2, max_lines=8)
+    laid["prompt"] = gr.Textbox(label=label("prompt"), placeholder=label("prompt_hint"), lines=2, max_lines=8)
+    with gr.Row(elem_id="start"):
+        start = gr.Button(label("generate"), variant="primary", elem_id="generate", scale=3, min_width=120)
+        stop = gr.Button(label("stop"), elem_id="stop", scale=1, min_width=80)
+        skip = gr.Button(label("skip"), elem_id="skip", scale=1, min_width=80)
+    status = status_line("status", text.IDLE)
+    private = gr.Checkbox(label=label("private"), info=label("private_hint"), elem_id="private", container=False)
     with gr.Row():
-        start = gr.Button("Generate", variant="primary", elem_id="generate", scale=3, min_width=120)
-        stop = gr.Button("Stop", elem_id="stop", scale=1, min_width=80)
-        skip = gr.Button("Skip", elem_id="skip", scale=1, min_width=80)
-    status = gr.HTML(
-        {"text": text.IDLE, "percent": 0}, label="Status", show_label=False, html_template=STATUS, elem_id="status"
-    )
-    with gr.Row():
-        aspect = gr.Dropdown([*ASPECTS, AS_CONTENT, CUSTOM], value="1:1", label="Aspect", min_width=100)
-        laid["width"], laid["height"] = _side("Width", model), _side("Height", model)
-    with gr.Row():
-        with gr.Column(min_width=140):
-            laid["seed"] = gr.Number(label="Seed", value=-1, precision=0, minimum=-1, info="-1 draws a new one")
-            dice = gr.Button("New seed", size="sm")
-        laid["images"] = gr.Slider(1, 8, value=1, step=1, label="Images", info="seeds running on", buttons=[])
-    with gr.Accordion("More", open=False):
-        with gr.Row():
-            laid["steps"] = gr.Slider(1, 100, value=model.steps, step=1, label="Steps")
-            laid["guidance"] = gr.Slider(0, 20, value=model.guidance, step=0.1, label="Guidance")
-        with gr.Row():
-            laid["content_size"] = gr.Slider(
-                32, model.sides[1], value=model.content_size, step=16, label="Content size",
-                info="long side of the content image, in pixels",
-            )  # fmt: skip
-            laid["schedule"] = gr.Radio(list(SCHEDULES), value=SCHEDULES[0], label="Schedule",
-                                        info="uso: as published; flux: as in ComfyUI")  # fmt: skip
-        laid["keep_size"] = gr.Checkbox(label="Keep size", info="the content image's shape instead of width, height")
+        aspects = [*ASPECTS, (label("aspect_as_content"), AS_CONTENT), (label("aspect_custom"), CUSTOM)]
+        aspect = gr.Dropdown(aspects, value="1:1", label=label("aspect"), min_width=100)
+        laid["width"], laid["height"] = _side("width", model), _side("height", model)
+    _settings(laid, model)
     strengths = ["content_strength", *(f"style_{number}_strength" for number in range(1, STYLES + 1))]
+    saved = [f"saved_{number}{part}" for number in range(1, SAVED + 1) for part in ("", "_strength")]
     first = ["prompt", "content", *(f"style_{number}" for number in range(1, STYLES + 1))]
-    rest = [name for name in laid if name not in (*first, *strengths)]
-    form = Form({name: laid[name] for name in (*first, *rest, *strengths)}, model, start, stop, skip, status)
-    _wire(form, mode, aspect, dice)
-    _leave_checks_to_the_request(form)
+    rest = [name for name in laid if name not in (*first, *strengths, *saved)]
+    fields = {name: laid[name] for name in (*first, *rest, *strengths, *saved)}
+    offered = [saved_row, *(laid[f"saved_{number}"] for number in range(1, SAVED + 1))]
+    form = Form(fields, start, stop, skip, status, offered, private, aspect)
+    _wire(form, mode, aspect)
+    _wire_saved(form, places, styles)
     return form
 
 
-def _wire(form: Form, mode: gr.Markdown, aspect: gr.Dropdown, dice: gr.Button) -> None:
-    slots = [form["content"], *(form[f"style_{number}"] for number in range(1, STYLES + 1))]
+def status_line(elem_id: str, words: str) -> gr.HTML:
+    """A sentence with a bar below it."""
+    return gr.HTML(
+        {"text": words, "percent": 0}, label=label("status"), show_label=False, html_template=STATUS, elem_id=elem_id,
+        elem_classes="status",
+    )  # fmt: skip
+
+
+def _settings(laid: dict[str, Any], model: Model) -> None:
+    """The numbers, and what few people touch."""
+    with gr.Row():
+        with gr.Column(min_width=140):
+            laid["seed"] = NumberInput(label=label("seed"), value=-1, precision=0, minimum=-1, info=label("seed_hint"))
+            dice = gr.Button(label("new_seed"), size="sm")
+        laid["images"] = SliderInput(
+            1, 8, value=1, step=1, label=label("images"), info=label("images_hint"), buttons=[]
+        )
+    with gr.Row():
+        laid["steps"] = SliderInput(1, 100, value=model.steps, step=1, label=label("steps"), buttons=[], min_width=140)
+        laid["guidance"] = SliderInput(
+            0, 20, value=model.guidance, step=0.1, label=label("guidance"), buttons=[], min_width=140
+        )
+    with gr.Accordion(label("more"), open=False):
+        with gr.Row():
+            laid["content_size"] = SliderInput(
+                32, model.sides[1], value=model.content_size, step=16, label=label("content_size"),
+                info=label("content_size_hint"), buttons=[],
+            )  # fmt: skip
+            laid["schedule"] = gr.Radio(
+                list(SCHEDULES), value=SCHEDULES[0], label=label("schedule"), info=label("schedule_hint")
+            )
+        with gr.Row():
+            laid["keep_size"] = gr.Checkbox(label=label("keep_size"), info=label("keep_size_hint"))
+            laid["fast"] = gr.Checkbox(label=label("fast"), info=label("fast_hint"))
+    dice.click(lambda: random.randrange(10**8), None, laid["seed"], **QUIET)
+
+
+def _wire(form: Form, mode: gr.Markdown, aspect: gr.Dropdown) -> None:
+    slots = [form["content"], *(form[f"style_{number}"] for number in range(1, STYLES + 1)), *form.saved_fields]
 
     def name_mode(prompt: str, content: str | None, *styles: str | None) -> str:
         return text.mode(bool(content), sum(map(bool, styles)), prompt or "")
@@ -164,47 +264,58 @@ def _wire(form: Form, mode: gr.Markdown, aspect: gr.Dropdown, dice: gr.Button) -
     gr.on([part.change for part in (form["prompt"], *slots)], name_mode, [form["prompt"], *slots], mode,
           trigger_mode="always_last", **QUIET)  # fmt: skip
 
-    def resize(choice: str, content: str | None, content_size: int) -> tuple[Any, Any]:
+    def resize(choice: str, content: str | None, content_size: int, model: str) -> tuple[Any, Any]:
+        base = get_model(model).size
         if choice == AS_CONTENT and content:
             image = images.open_picture(content).image
             prepared = images.content_crop(*image.size, content_size) if image else (1, 1)
-            return images.kept_size(prepared, content_size, form.model.size)
-        return sides(*ASPECTS[choice], form.model.size) if choice in ASPECTS else (gr.skip(), gr.skip())
+            return images.kept_size(prepared, content_size, base)
+        return sides(*ASPECTS[choice], base) if choice in ASPECTS else (gr.skip(), gr.skip())
 
-    aspect.input(resize, [aspect, form["content"], form["content_size"]], [form["width"], form["height"]], **QUIET)
+    given = [aspect, form["content"], form["content_size"], form["model"]]
+    aspect.input(resize, given, [form["width"], form["height"]], **QUIET)
     gr.on([form["width"].input, form["height"].input], lambda: CUSTOM, None, aspect, **QUIET)
-    dice.click(lambda: random.randrange(10**8), None, form["seed"], **QUIET)
 
 
-def _leave_checks_to_the_request(form: Form) -> None:
-    """Numbers and files pass Gradio unchecked: `request.py` and `images.py` name the field and the remedy."""
-    for field in form.order:
-        if isinstance(field, gr.Number | gr.Slider):
-            field.preprocess = lambda payload: payload
-        elif isinstance(field, gr.Image):
-            decode = field.preprocess  # of base64, which has no path
-            field.preprocess = lambda payload, decode=decode: (
-                payload.path if payload and payload.path else decode(payload)
-            )
+def _wire_saved(form: Form, places: list[tuple[gr.Row, gr.HTML]], styles: StyleStore) -> None:
+    """Each place shows the small picture of the style that it holds, and appears when those before it are taken."""
+
+    def show(*used: str) -> list[Any]:
+        small = {entry.sha256: entry.thumbnail for entry in styles.entries()}
+        pictures = [f'<img src="{data_address(small[each])}" alt="">' if each in small else "" for each in used]
+        rows = [gr.Row(visible=not index or bool(each or used[index - 1])) for index, each in enumerate(used)]
+        return [*rows, *pictures]
+
+    shown = [*(row for row, _ in places), *(picture for _, picture in places)]
+    gr.on([field.change for field in form.saved_fields], show, form.saved_fields, shown,
+          trigger_mode="always_last", **QUIET)  # fmt: skip
 
 
-def sides(across: int, down: int, base: int) -> tuple[int, int]:
-    """Width and height of an aspect with about the area of base x base pixels, in multiples of 16."""
-    scale = base / (across * down) ** 0.5
-    width, height = (max(round(part * scale / SIZE_MULTIPLE), 1) * SIZE_MULTIPLE for part in (across, down))
-    return width, height
-
-
-def _slot(label: str, placeholder: str, strength: str) -> tuple[gr.Image, gr.Slider]:
+def _slot(name: str, hint: str, strength: str, number: int | None = None) -> tuple[gr.Image, gr.Slider]:
     with gr.Column(min_width=140, elem_classes="slot"):
-        image = gr.Image(
-            label=label, type="filepath", image_mode=None, sources=["upload", "clipboard", "webcam"], height=190,
-            placeholder=placeholder, buttons=["fullscreen"], elem_classes="slot",
+        image = PictureInput(
+            label=label(name, number), type="filepath", image_mode=None, sources=["upload", "clipboard", "webcam"],
+            height=168, placeholder=label(hint), buttons=["fullscreen"], elem_classes="slot",
         )  # fmt: skip
-        slider = gr.Slider(0, MAX_STRENGTH, value=1, step=0.05, label=strength, buttons=[])
+        slider = SliderInput(0, MAX_STRENGTH, value=1, step=0.05, label=label(strength, number), buttons=[])
     return image, slider
 
 
-def _side(label: str, model: Model) -> gr.Number:
+def _saved_place(laid: dict[str, Any], number: int) -> tuple[gr.Row, gr.HTML]:
+    """A place for a saved style: its field and strength, and the small picture beside them."""
+    with gr.Row(elem_classes="saved-style", visible=number == 1) as place:
+        small = gr.HTML("", show_label=False, elem_classes="saved-picture", min_width=64)
+        laid[f"saved_{number}"] = ChoiceInput(
+            [(label("no_saved_style"), "")], value="", label=label("saved_style", number), min_width=120
+        )
+        laid[f"saved_{number}_strength"] = SliderInput(
+            0, MAX_STRENGTH, value=1, step=0.05, label=label("saved_style_strength", number), buttons=[], min_width=120
+        )
+    return place, small
+
+
+def _side(name: str, model: Model) -> gr.Number:
     low, high = model.sides
-    return gr.Number(label=label, value=model.size, precision=0, minimum=low, maximum=high, step=16, min_width=100)
+    return NumberInput(
+        label=label(name), value=model.size, precision=0, minimum=low, maximum=high, step=16, min_width=100
+    )

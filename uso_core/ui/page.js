@@ -20,6 +20,13 @@
     input.files = event.dataTransfer.files;
     input.dispatchEvent(new Event("change", { bubbles: true }));
   });
+  // A slider's number is the field itself to whoever reads or fills the form; Gradio calls it "number input for Steps".
+  const rename = () => {
+    for (const input of document.querySelectorAll('input[type=number][aria-label^="number input for "]'))
+      input.setAttribute("aria-label", input.getAttribute("aria-label").slice("number input for ".length));
+  };
+  rename();
+  new MutationObserver(rename).observe(document.body, { childList: true, subtree: true });
   // Gradio calls every upload "Drop an image file here": the group around it says which picture it is for.
   for (const slot of document.querySelectorAll(".slot.column")) {
     slot.setAttribute("role", "group");

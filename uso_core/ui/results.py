@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,13 @@ from uso_core.comfy import export_workflow, import_workflow, workflow_in_png_tex
 from uso_core.errors import UsoError
 from uso_core.history import History
 from uso_core.metadata import png_texts
+from uso_core.request import SavedStyle
+from uso_core.styles import StyleStore
 from uso_core.ui import text
-from uso_core.ui.form import QUIET, STYLES, Form
+from uso_core.ui.form import QUIET, STYLES, TOLD, Form
+from uso_core.ui.inputs import refusal
+from uso_core.ui.passing import passing_path
+from uso_core.ui.text import label
 
 
 @dataclass(frozen=True)
@@ -24,37 +28,39 @@ class Results:
     """The components others write to: a run its image, seed and images made; the history the one selected."""
 
     image: gr.Image
-    seed_used: gr.Number
+    seed_used: gr.Textbox
     made: gr.State  # paths of the run at work
     selected: gr.State  # path of the image shown
 
 
-def build_results(form: Form, history: History) -> Results:
+def build_results(form: Form, history: History, styles: StyleStore) -> Results:
     """Lays out the right side of the page and wires it to the form."""
     image = gr.Image(
-        label="Result", type="filepath", format="png", interactive=False, height=480, elem_id="result",
+        label=label("result"), type="filepath", format="png", interactive=False, height=480, elem_id="result",
         buttons=["download", "fullscreen"],
     )  # fmt: skip
     with gr.Row(elem_id="actions"):
         as_content, as_style, reuse, reuse_seed = (
-            gr.Button(label, size="sm", min_width=80)
-            for label in ("Use as content", "Use as style", "Reuse settings", "Reuse seed")
+            gr.Button(label(name), size="sm", min_width=80)
+            for name in ("use_as_content", "use_as_style", "reuse_settings", "reuse_seed")
         )
     gallery = gr.Gallery(
-        label="Made in this visit", columns=6, height=140, allow_preview=False, object_fit="cover", buttons=[],
+        label=label("visit"), columns=6, height=140, allow_preview=False, object_fit="cover", buttons=[],
         fit_columns=False, interactive=False, elem_id="visit",
     )  # fmt: skip
-    with gr.Accordion("Settings of this image", open=False):
-        settings = gr.Textbox(label="Settings", lines=8, interactive=False, buttons=["copy"])
-    with gr.Accordion("Compare with the content image", open=False):
-        compare = gr.ImageSlider(label="Content and result", interactive=False, max_height=420, buttons=[])
-    with gr.Row():
-        seed_used = gr.Number(label="Seed used", interactive=False, precision=0)
-        restore = gr.UploadButton(
-            "Restore from PNG or ComfyUI workflow", file_types=[".png", ".json"], elem_id="restore", size="sm"
+    with gr.Accordion(label("settings_of_image"), open=False):
+        settings = gr.Textbox(label=label("settings"), lines=8, interactive=False, buttons=["copy"])
+    with gr.Accordion(label("compare_with"), open=False):
+        compare = gr.ImageSlider(
+            label=label("compare"), interactive=False, max_height=420, buttons=[], elem_id="compare"
         )
-        comfy = gr.DownloadButton("ComfyUI workflow", size="sm", interactive=False)
-        archive = gr.DownloadButton("Download all (zip)", size="sm", interactive=False)
+    with gr.Row(elem_id="files"):
+        seed_used = gr.Textbox(label=label("seed_used"), interactive=False, max_lines=1, min_width=120)
+        with gr.Column(min_width=160):
+            restore = gr.UploadButton(label("restore_file"), file_types=[".png", ".json"], elem_id="restore", size="sm")
+            with gr.Row():
+                comfy = gr.DownloadButton(label("comfy"), size="sm", interactive=False, min_width=100)
+                archive = gr.DownloadButton(label("archive"), size="sm", interactive=False, min_width=100)
     results = Results(image, seed_used, gr.State([]), gr.State(None))
     visit = gr.State([])
 
@@ -72,13 +78,13 @@ def build_results(form: Form, history: History) -> Results:
     )
     chosen = gallery.select(choose, visit, [image, results.selected], **QUIET)
     for change in (collected, chosen):
-        change.then(_describer(history), results.selected, [settings, compare, comfy], **QUIET)
-    _wire(form, results, history, as_content, as_style, reuse, reuse_seed, restore)
+        change.then(_describer(history), results.selected, [settings, compare, comfy, seed_used], **QUIET)
+    _wire(form, results, history, styles, as_content, as_style, reuse, reuse_seed, restore)
     return results
 
 
 def _wire(
-    form: Form, results: Results, history: History, as_content: gr.Button, as_style: gr.Button,
+    form: Form, results: Results, history: History, saved: StyleStore, as_content: gr.Button, as_style: gr.Button,
     reuse: gr.Button, reuse_seed: gr.Button, restore: gr.UploadButton,
 ) -> None:  # fmt: skip
     styles = [form[f"style_{number}"] for number in range(1, STYLES + 1)]
@@ -96,31 +102,48 @@ def _wire(
                 found = import_workflow(workflow)
                 words = text.imported(found.content, found.styles, found.notes)
                 return [*form.imported(found), {"text": words, "percent": 0}]
-            request, kept, lost = history.restore(Path(path))
+            updates, lost = restored(form, history, saved, Path(path))
         except UsoError as error:
-            raise gr.Error(str(error), duration=None, title=text.PLEASE_CHANGE, print_exception=False) from None
-        return [*form.updates(request, kept), {"text": text.restored(lost), "percent": 0}]
+            raise refusal(error) from None
+        return [*updates, {"text": text.restored(lost), "percent": 0}]
 
     as_content.click(lambda path: path or gr.skip(), results.selected, form["content"], **QUIET)
     as_style.click(into_style, [results.selected, *styles], styles, **QUIET)
-    reuse.click(put_back, results.selected, [*form.order, form.status], **QUIET)
-    reuse_seed.click(lambda seed: seed if seed else gr.skip(), results.seed_used, form["seed"], **QUIET)
-    restore.upload(put_back, restore, [*form.order, form.status], **QUIET)
+    reuse.click(put_back, results.selected, [*form.order, form.status], **TOLD)
+    reuse_seed.click(lambda seed: int(seed) if seed else gr.skip(), results.seed_used, form["seed"], **QUIET)
+    restore.upload(put_back, restore, [*form.order, form.status], **TOLD)
+
+
+def restored(form: Form, history: History, saved: StyleStore, path: Path) -> tuple[list[Any], list[str]]:
+    """Values for every field from a PNG of ours, and the names of the inputs that are not kept here.
+
+    Raises `RequestError` if the file is none of ours.
+    """
+    request, pictures, lost = history.restore(path)
+    used = {style.sha256: style.name for style in request.styles if isinstance(style, SavedStyle)}
+    kept = {sha256 for sha256 in used if saved.holds(sha256)}
+    lost += [name for sha256, name in used.items() if sha256 not in kept]
+    return form.updates(request, pictures, kept), lost
 
 
 def _describer(history: History) -> Any:
-    def describe(path: str | None) -> tuple[str, Any, Any]:
+    def describe(path: str | None) -> tuple[str, Any, Any, str]:
         if not path:
-            return "", None, gr.DownloadButton(interactive=False)
+            return "", None, gr.DownloadButton(interactive=False), ""
         try:
             request, kept, _ = history.restore(Path(path))
         except UsoError as error:
-            return str(error), None, gr.DownloadButton(interactive=False)
+            return str(error), None, gr.DownloadButton(interactive=False), ""
         content = kept.get(request.content.sha256) if request.content else None
-        workflow = Path(tempfile.mkdtemp()) / f"{Path(path).stem}.comfyui.json"
+        workflow = passing_path(f"{Path(path).stem}.comfyui.json")
         workflow.write_text(json.dumps(export_workflow(request)), encoding="utf-8")
         sides = (str(content), path) if content else None
-        return text.settings(request), sides, gr.DownloadButton(value=str(workflow), interactive=True)
+        return (
+            text.settings(request),
+            sides,
+            gr.DownloadButton(value=str(workflow), interactive=True),
+            str(request.seed),
+        )
 
     return describe
 
@@ -136,7 +159,7 @@ def _zip(paths: list[str]) -> str | None:
     """An archive of the images, stored as they are: PNG does not shrink further."""
     if not paths:
         return None
-    target = Path(tempfile.mkdtemp()) / "uso.zip"
+    target = passing_path("uso.zip")
     with zipfile.ZipFile(target, "w") as archive:
         for path in filter(Path.is_file, map(Path, paths)):
             archive.write(path, path.name)

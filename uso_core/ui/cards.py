@@ -1,0 +1,75 @@
+"""Pictures with words to choose from, in groups with headings: buttons, so that a keyboard reaches each.
+
+The words may be a stranger's: they are escaped here, and Gradio puts a component's value into the page as it is. (What
+a handlebars template yields, it evaluates once more as JavaScript.)
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+import gradio as gr
+
+CHOOSE = """
+element.addEventListener("click", (event) => {
+  const card = event.target.closest("button[data-key]");
+  if (!card) return;
+  for (const each of element.querySelectorAll("button[data-key]"))
+    each.setAttribute("aria-pressed", String(each === card));
+  trigger("click", { key: card.dataset.key });
+});
+"""
+WORDS_ONLY = "<i>Aa</i>"  # in the place of pictures, where there are none
+
+
+@dataclass(frozen=True)
+class Card:
+    """One thing to choose: `key` comes back when it is; `pictures` are addresses."""
+
+    key: str
+    title: str
+    words: str = ""
+    pictures: tuple[str, ...] = ()
+
+
+def cards(elem_id: str, label: str, value: str = "") -> gr.HTML:
+    """The component; its click carries an `EventData` for `chosen`."""
+    return gr.HTML(value, label=label, show_label=False, js_on_load=CHOOSE, elem_id=elem_id, elem_classes="cards")
+
+
+def chosen(event: gr.EventData) -> str:
+    """The key of the card that was clicked, as the browser says."""
+    return str(getattr(event, "key", ""))
+
+
+def html(groups: Sequence[tuple[str, Sequence[Card]]]) -> str:
+    """The component's value: each group with its heading, which may be empty."""
+    return "".join(
+        f"<section>{f'<h3>{escape(heading)}</h3>' if heading else ''}<div>{''.join(map(_html, group))}</div></section>"
+        for heading, group in groups
+    )
+
+
+def file_address(path: Path) -> str:
+    """Where the browser finds a file that Gradio may show, relative to the page."""
+    return f"gradio_api/file={quote(str(path.absolute()))}"
+
+
+def data_address(data: bytes, kind: str = "image/webp") -> str:
+    """A small file inside its own address."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _html(card: Card) -> str:
+    images = "".join(f'<img src="{escape(each)}" alt="" loading="lazy">' for each in card.pictures) or WORDS_ONLY
+    said = f"{card.title}: {card.words}" if card.words else card.title
+    return (
+        f'<button type="button" data-key="{escape(card.key)}" aria-pressed="false" title="{escape(said)}">'
+        f'<span class="pictures">{images}</span><b>{escape(card.title)}</b> '
+        f"<small>{escape(card.words)}</small></button>"
+    )

@@ -1,0 +1,116 @@
+"""Downloads that visitors start: one at a time, seen by all, stopped by any of them, taken up where they ended."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import secrets
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from uso_core.catalog import Model
+from uso_core.errors import DownloadError, UsoError
+from uso_core.settings import Settings
+from weights.downloader import download
+from weights.hub import Hub
+
+log = logging.getLogger(__name__)
+SPEED_OVER_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Download:
+    """Where a download stands. `file` is what comes at the moment, sizes in bytes; `outcome` is set when it has ended.
+
+    `failed` holds whether the outcome is an error.
+    """
+
+    model: Model
+    file: str = ""
+    done: int = 0
+    total: int = 0
+    bytes_per_second: float = 0.0
+    stopping: bool = False
+    outcome: str = ""
+    failed: bool = False
+
+    @property
+    def running(self) -> bool:
+        return not self.outcome
+
+    @property
+    def seconds_left(self) -> float | None:
+        """None as long as nothing tells."""
+        return (self.total - self.done) / self.bytes_per_second if self.bytes_per_second and self.total else None
+
+
+class Downloads:
+    """The one download that may run, and how the last one ended."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._recent: deque[tuple[float, int]] = deque()  # (monotonic seconds, bytes there)
+        self.now: Download | None = None
+
+    def start(self, model: Model) -> None:
+        """Begins to fetch what a model lacks; raises `DownloadError` where one runs, or visitors may not."""
+        if not self._settings.allow_download:
+            raise DownloadError(
+                "This server does not download for its visitors.", "Its owner may start it with --allow-download."
+            )
+        with self._lock:
+            if self.now is not None and self.now.running:
+                raise DownloadError(f"A download of {self.now.model.name} is running.", "Wait for it, or stop it.")
+            self._stop.clear()
+            self._recent.clear()
+            self.now = Download(model)
+        threading.Thread(target=self._run, args=(model,), name="download", daemon=True).start()
+
+    def cancel(self) -> None:
+        """Stops the download at its next piece; what came is kept."""
+        with self._lock:
+            if self.now is not None and self.now.running:
+                self._stop.set()
+                self.now = dataclasses.replace(self.now, stopping=True)
+
+    def _run(self, model: Model) -> None:
+        failed = True
+        try:
+            hub = Hub(self._settings.hf_token)
+            download(model, self._settings, hub, say=lambda sentence: None, progress=self._progress)
+            failed, outcome = False, f"All files of {model.name} are there."
+        except _Stopped:
+            failed, outcome = False, "Stopped. What was fetched is kept: the next download goes on there."
+        except UsoError as error:
+            outcome = str(error)
+        except Exception:
+            code = secrets.token_hex(4)
+            log.exception("report %s", code)
+            outcome = f"Something broke inside the program (report {code}). The log holds the details."
+        with self._lock:
+            self.now = dataclasses.replace(self.now or Download(model), outcome=outcome, failed=failed)
+
+    def _progress(self, file: str, done: int, total: int) -> None:
+        with self._lock:
+            if self.now is not None:
+                speed = self._speed(done)
+                self.now = dataclasses.replace(self.now, file=file, done=done, total=total, bytes_per_second=speed)
+        if self._stop.is_set():
+            raise _Stopped
+
+    def _speed(self, done: int) -> float:
+        """Bytes a second over the last pieces."""
+        moment = time.monotonic()
+        self._recent.append((moment, done))
+        while len(self._recent) > 2 and moment - self._recent[0][0] > SPEED_OVER_SECONDS:
+            self._recent.popleft()
+        began, had = self._recent[0]
+        return max(done - had, 0) / (moment - began) if moment > began else 0.0
+
+
+class _Stopped(Exception):
+    """Raised in the download's thread when somebody stopped it."""

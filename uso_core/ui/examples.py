@@ -1,0 +1,58 @@
+"""The examples above the form: a click fills every field, and starts where that takes seconds."""
+
+from __future__ import annotations
+
+import io
+
+import gradio as gr
+from PIL import Image, ImageOps
+
+from uso_core.catalog import Model, get_model
+from uso_core.examples import ASPECTS, Example, read_examples
+from uso_core.request import Picture
+from uso_core.ui import text
+from uso_core.ui.cards import Card, cards, chosen, data_address, html
+from uso_core.ui.form import CUSTOM, QUIET, Form
+from uso_core.ui.text import label
+
+THUMBNAIL_SIDE = 96
+START = "(go) => { if (go) document.querySelector('#generate').click() }"
+
+
+def lay_out(model: Model) -> gr.HTML:
+    """The examples as a row of cards, each with its input pictures."""
+    with gr.Accordion(label("examples_run" if quick(model) else "examples_fill"), open=True, elem_id="examples"):
+        return cards("example-cards", label("examples"), html([("", [_card(each) for each in read_examples()])]))
+
+
+def wire(shelf: gr.HTML, form: Form) -> None:
+    """Puts the example that is clicked into the form."""
+    examples = {example.name: example for example in read_examples()}
+    go = gr.Checkbox(visible=False)
+
+    def fill(name: str, event: gr.EventData) -> list[object]:
+        model, example = get_model(name), examples.get(chosen(event))
+        if example is None:
+            return [*([gr.skip()] * (len(form.order) + 1)), False]
+        aspect = example.aspect if example.aspect in ASPECTS else CUSTOM
+        return [*form.updates(example.request(model), example.paths), aspect, quick(model)]
+
+    filled = shelf.click(fill, form["model"], [*form.order, form.aspect, go], **QUIET)
+    filled.then(None, go, None, js=START, **QUIET)
+
+
+def quick(model: Model) -> bool:
+    """Whether a picture takes seconds on any machine, so that a click may start one."""
+    return model.folder is not None
+
+
+def _card(example: Example) -> Card:
+    pictures = [each for each in (example.content, *example.styles) if each is not None]
+    return Card(example.name, example.title, example.prompt or text.EMPTY_PROMPT, tuple(map(_small, pictures)))
+
+
+def _small(picture: Picture) -> str:
+    file = io.BytesIO()
+    image = picture.image or Image.new("RGB", (1, 1))
+    ImageOps.fit(image, (THUMBNAIL_SIDE, THUMBNAIL_SIDE)).save(file, "WEBP", quality=75)
+    return data_address(file.getvalue())

@@ -1,0 +1,148 @@
+"""What comes from outside: pictures as files, addresses or base64, and numbers as they were sent."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from abc import ABCMeta
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import gradio as gr
+from anyio import to_thread
+from gradio.data_classes import ImageData
+from gradio_client.utils import strip_invalid_filename_characters
+from pydantic import model_validator
+
+from uso_core.errors import RequestError, UsoError
+from uso_core.images import MAX_FILE_BYTES
+from uso_core.ui import text
+from uso_core.ui.fetch import fetch
+
+FILE_ROUTE = "/gradio_api/file="  # under it Gradio serves uploads and results
+SHORTEST_BASE64 = 40  # characters
+NOT_HERE = "Upload the picture, or give its address on the web or its content as base64."
+
+
+class PictureData(ImageData):
+    """A picture as Gradio's clients send it, or a plain text: an address, a data URL, or base64."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def from_text(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+
+class _WithoutStub(type(gr.Image)):  # type: ignore[misc]
+    """Makes a component's class and nothing else: Gradio's own also writes a .pyi file beside the source."""
+
+    def __new__(cls, name: str, bases: tuple[type, ...], attributes: dict[str, Any]) -> Any:
+        return ABCMeta.__new__(cls, name, bases, attributes)
+
+
+class NumberInput(gr.Number, metaclass=_WithoutStub):
+    """A number as it was sent: `request.py` names the field that is wrong, and the remedy."""
+
+    is_template = True  # the browser knows it as a Number
+
+    def preprocess(self, payload: Any) -> Any:
+        return payload
+
+
+class SliderInput(gr.Slider, metaclass=_WithoutStub):
+    """A slider's number as it was sent."""
+
+    is_template = True
+
+    def preprocess(self, payload: Any) -> Any:
+        return payload
+
+
+class ChoiceInput(gr.Dropdown, metaclass=_WithoutStub):
+    """A choice as it was sent: the choices may have changed since the page was loaded."""
+
+    is_template = True
+
+    def preprocess(self, payload: Any) -> Any:
+        return payload
+
+
+class PictureInput(gr.Image, metaclass=_WithoutStub):
+    """An image slot whose value is the path of a file that Gradio received, as it was sent, or None.
+
+    Gradio's own reads any path that a caller names, and answers an unreachable address with words about its inside.
+    """
+
+    data_model = PictureData
+    is_template = True
+
+    def preprocess(self, payload: ImageData | None) -> str | None:
+        """The file behind a value; raises `gr.Error` with a sentence if there is none that may be read."""
+        if payload is None:
+            return None
+        try:
+            return self._received(payload.path or payload.url or "", payload.orig_name)
+        except UsoError as error:
+            raise refusal(error) from None
+
+    async def async_move_resource_to_block_cache(self, url_or_file_path: str | Path | None) -> str | None:
+        if not _is_address(str(url_or_file_path)):
+            return await super().async_move_resource_to_block_cache(url_or_file_path)
+        try:
+            return await to_thread.run_sync(self._received, str(url_or_file_path))
+        except UsoError as error:
+            raise refusal(error) from None
+
+    def _received(self, source: str, name: str | None = None) -> str:
+        """The path of the file behind a path, an address, a data URL or base64; raises `RequestError`."""
+        if _is_address(source):
+            shown = self._ours(unquote(source).partition(FILE_ROUTE)[2])
+            return shown or self._keep(*fetch(source))
+        if source.startswith("data:"):
+            return self._keep(name or "image", _decode(source.partition(",")[2]))
+        if (given := self._ours(source)) is not None:
+            return given
+        return self._keep(name or "image", _decode(source))
+
+    def _ours(self, path: str) -> str | None:
+        """`path`, if it lies where Gradio keeps what it received and what it shows; files there have secret names."""
+        try:
+            resolved = Path(path).resolve()
+            if path and resolved.is_file() and Path(self.GRADIO_CACHE).resolve() in resolved.parents:
+                return str(resolved)
+        except (OSError, RuntimeError, ValueError):  # a name that no disk takes
+            pass
+        return None
+
+    def _keep(self, name: str, data: bytes) -> str:
+        """Writes what came to a file of that name, in a folder that its content names."""
+        folder = Path(self.GRADIO_CACHE) / hashlib.sha256(data).hexdigest()
+        path = folder / (strip_invalid_filename_characters(Path(name).name) or "image")
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return str(path.resolve())
+
+
+def refusal(error: UsoError) -> gr.Error:
+    """An error as the page's toast and the API's reply: the sentence and its hint, and no traceback in the log."""
+    return gr.Error(str(error), duration=None, title=text.PLEASE_CHANGE, print_exception=False)
+
+
+def _is_address(source: str) -> bool:
+    return source.startswith(("http://", "https://"))
+
+
+def _decode(content: str) -> bytes:
+    if len(content) > MAX_FILE_BYTES * 4 // 3 + 4:
+        raise RequestError(f"The picture has more than {MAX_FILE_BYTES} bytes.", "Use a smaller picture.")
+    try:
+        if len(content) < SHORTEST_BASE64:
+            raise ValueError("no picture is as short")
+        return base64.b64decode("".join(content.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise RequestError(
+            f"The picture {content[:200]!r} was not given to this server, and it is neither an address nor base64.",
+            NOT_HERE,
+        ) from None

@@ -1,0 +1,77 @@
+"""MCP tools: the public endpoints, which Gradio turns into tools, with their results as files and JSON.
+
+Needs the package in requirements-mcp.txt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import importlib.util
+import json
+import mimetypes
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.processing_utils import add_root_url
+from gradio_client.utils import is_file_obj_with_meta
+
+from uso_core.errors import UsageError
+
+LOOK_SECONDS = 0.1  # between two looks at whether a call has ended
+
+
+def require_mcp() -> None:
+    """Raises `UsageError` with the command to run where the package is missing."""
+    if importlib.util.find_spec("mcp") is None:
+        raise UsageError(
+            "MCP tools need the package mcp, which is not installed.", "Run `pip install -r requirements-mcp.txt`."
+        )
+
+
+def serve_files(page: gr.Blocks) -> None:
+    """Makes the tools of a launched page answer with the very bytes of each image and with JSON, and stop when left.
+
+    Gradio would save an image anew, without the settings in it, write everything else as Python does, and go on with
+    a call that nobody waits for any more.
+    """
+    server = page.mcp_server_obj
+    if server is None:
+        raise UsageError("The MCP server did not start.", "Run `pip install -r requirements-mcp.txt`.")
+    with_progress = server._execute_tool_with_progress
+
+    async def wait(job: Any, *progress_token: Any) -> Any:
+        try:
+            if progress_token:
+                return await with_progress(job, *progress_token)
+            while not job.done():
+                await asyncio.sleep(LOOK_SECONDS)
+            return [job.result()]
+        finally:
+            if not job.done():  # it asks this very server, which must not wait for itself
+                asyncio.get_running_loop().run_in_executor(None, job.cancel)
+
+    server._execute_tool_without_progress = server._execute_tool_with_progress = wait
+    server.postprocess_output_data = lambda data, root_url: list(_contents(add_root_url(data, root_url, None)))
+
+
+def _contents(values: Any) -> Iterator[Any]:
+    from mcp import types
+
+    for value in values:
+        if _holds_files(value):  # also where Gradio hands on all results as one value
+            yield from _contents(value)
+        elif is_file_obj_with_meta(value):
+            kind = mimetypes.guess_type(value["path"])[0] or "application/octet-stream"
+            if kind.startswith("image/"):
+                data = base64.b64encode(Path(value["path"]).read_bytes()).decode()
+                yield types.ImageContent(type="image", data=data, mimeType=kind)
+            yield types.TextContent(type="text", text=f"Image URL: {value['url']}")
+        elif value is not None:
+            yield types.TextContent(type="text", text=json.dumps(value, ensure_ascii=False))
+
+
+def _holds_files(value: Any) -> bool:
+    return isinstance(value, list | tuple) and any(is_file_obj_with_meta(each) or _holds_files(each) for each in value)

@@ -1,0 +1,110 @@
+"""One run as the page and the API follow it: its words, its previews, its images as files, and its end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from uso_core.engine import Cancelled, Encoding, Event, Failed, ImageReady, Job, Loading, Queued, Skipped, Step
+from uso_core.request import Result
+from uso_core.ui import text
+from uso_core.ui.form import Status
+
+PATIENCE = 0.5  # seconds between looks at whether the browser is still there
+INTERVAL = 0.1  # seconds between two updates at least: what the browser cannot take in time would pile up
+
+Keep = Callable[[Image.Image, Result], Path]  # puts an image where it stays
+
+
+@dataclass(frozen=True)
+class Update:
+    """What is new in a run: always words, sometimes a preview, or an image that is finished."""
+
+    status: Status
+    preview: Image.Image | None = None
+    path: Path | None = None
+    result: Result | None = None
+
+
+class Sessions:
+    """The jobs each open page has under way, so that its Stop, or closing it, ends them and no others."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, list[Job]] = {}
+        self._lock = threading.Lock()
+
+    def add(self, session: str, job: Job) -> None:
+        with self._lock:
+            self._jobs.setdefault(session, []).append(job)
+
+    def remove(self, session: str, job: Job) -> None:
+        with self._lock:
+            jobs = self._jobs.get(session, [])
+            if job in jobs:
+                jobs.remove(job)
+            if not jobs:
+                self._jobs.pop(session, None)
+
+    def jobs(self, session: str) -> list[Job]:
+        """The session's jobs in the order of submission."""
+        with self._lock:
+            return list(self._jobs.get(session, ()))
+
+
+def follow(job: Job, sessions: Sessions, session: str, keep: Keep) -> Iterator[Update | None]:
+    """The updates of a job while it runs, None where nothing is new; raises the `UsoError` it failed with.
+
+    Whoever stops listening, or closes the page, ends the job. A page has one line for all its jobs: while one of them
+    is at work, those that wait say nothing.
+    """
+    sessions.add(session, job)
+    told = 0.0
+    try:
+        for event in job.events(PATIENCE):
+            if isinstance(event, Failed):
+                raise event.error
+            if isinstance(event, ImageReady):
+                done = text.done(event.result.seconds, event.result.seed)
+                path = keep(event.image, event.result)
+                yield Update({"text": done, "percent": 100}, path=path, result=event.result)
+            elif event is None and job.cancelled:
+                yield Update({"text": text.STOPPING, "percent": 0})
+            elif (status := describe(event, job, sessions.jobs(session))) is None:
+                yield None
+            elif isinstance(event, Cancelled | Skipped) or time.monotonic() - told > INTERVAL:
+                told = time.monotonic()
+                yield Update(status, event.preview if isinstance(event, Step) else None)
+    finally:
+        job.cancel()
+        sessions.remove(session, job)
+
+
+def describe(event: Event | None, job: Job, jobs: Sequence[Job] = ()) -> Status | None:
+    """What an event of a job means to a person, and the bar's percentage; None where nothing is new.
+
+    `jobs` are those of the same page: while one of them is at work, another says nothing of its waiting.
+    """
+    if isinstance(event, Queued):
+        if jobs and jobs[0] is not job:
+            return None
+        return {"text": text.waiting(event.ahead), "percent": 0}
+    if isinstance(event, Loading):
+        return {"text": text.loading(event.message), "percent": round(100 * event.fraction)}
+    if isinstance(event, Encoding):
+        return {"text": text.READING, "percent": 0}
+    if isinstance(event, Step):
+        more = max(len(jobs) - 1, 0)
+        words = text.stepping(
+            event.image, event.images, event.step, event.steps, event.seconds_per_step, event.seconds_left, more
+        )
+        return {"text": words, "percent": round(100 * event.step / event.steps)}
+    if isinstance(event, Skipped):
+        return {"text": text.SKIPPED, "percent": 0}
+    if isinstance(event, Cancelled):
+        return {"text": text.STOPPED, "percent": 0}
+    return None
