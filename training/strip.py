@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 SCALE = 2  # crisp, so that every pixel of the model's is seen
 SHOWN = ("text", "subject", "style", "both", "layout")
+HALF_READ = -1.0
 _EDGE, _GAP, _ROW_GAP, _HEAD, _FOOT = 14, 8, 12, 22, 40
 _PAPER, _INK, _FAINT = (255, 255, 255), (36, 38, 46), (120, 124, 136)
 
@@ -37,15 +38,18 @@ class Block:
 
 
 def score(measurer: Measurer, trial: Trial, made: np.ndarray) -> float:
-    """How well the measuring network reads what was asked: log probability, less the palette's distance."""
+    """How well the measuring network reads what was asked: log probabilities, less the palette's distance.
+
+    A question that the technique leaves open (the colour of a woodcut) counts as half read, so that pictures which show
+    less are not the better examples.
+    """
     chances = measurer.log_chances(made[None])
     truth = answers(trial.record, "plain" if trial.kind == "plain" else "target")
-    value = sum(
-        max(float(chances[name][0, right]), -4.0)
-        for (name, _), right in zip(QUESTIONS.items(), truth, strict=True)
-        if right != UNKNOWN
-    )
-    return value - (palette_distance(made, trial.styles[0]) / 20 if trial.styles else 0)
+    read = [
+        HALF_READ if right == UNKNOWN else max(float(chances[name][0, right]), 4 * HALF_READ)
+        for name, right in zip(QUESTIONS, truth, strict=True)
+    ]
+    return sum(read) - (palette_distance(made, trial.styles[0]) / 20 if trial.styles else 0)
 
 
 def choose(painter: Painter, measurer: Measurer, candidates: int, first: int) -> list[Block]:
