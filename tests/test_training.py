@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -238,9 +239,9 @@ def test_the_judge_tells_right_answers_from_those_to_other_trials() -> None:
 
 
 def test_a_figure_that_became_worse_is_named() -> None:
-    def metrics(technique: float, leaks: float) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    def metrics(technique: float, leaks: float) -> dict[str, Any]:
         figures = {"technique": technique, "style_subject_leaks": leaks, "palette_to_style": 100 * technique}
-        return {"modes": {"style": {"model": figures}}}
+        return {"count": 400, "modes": {"style": {"model": figures}}}
 
     assert worse_figures(metrics(0.75, 0.05), metrics(0.8, 0.02)) == []
     assert worse_figures(metrics(0.9, 0.0), metrics(0.5, 0.3)) == []

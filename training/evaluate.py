@@ -35,7 +35,7 @@ MEASURED = Path(__file__).parent / "measured.json"
 README, MARK = Path(__file__).parent / "README.md", "<!-- figures -->"
 QUICK = 4  # trials of each mode that the tests repeat
 SHOWN = 8  # pictures of each mode on the sheet
-TOLERATED = 0.08  # by how much a share may fall from one release to the next
+TOLERATED = 0.08  # by how much a share may fall from one release to the next, where many trials tell
 
 
 def fingerprint(folder: Path) -> str:
@@ -96,15 +96,15 @@ def trial_row(trial: Trial, made: np.ndarray) -> np.ndarray:
 
 
 def worse_figures(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
-    """The shares that became worse by more than is tolerated, in words."""
-    found = []
+    """The shares that became worse by more than is tolerated and than chance explains, in words."""
+    tolerated, found = max(TOLERATED, min(now["count"], before["count"]) ** -0.5), []
     for mode, figures in before["modes"].items():
         for name, old in figures["model"].items():
             new = now["modes"].get(mode, {}).get("model", {}).get(name)
             if old is None or new is None or name.startswith("palette_to"):
                 continue
             loss = new - old if name in LOWER_IS_BETTER else old - new
-            if loss > TOLERATED:
+            if loss > tolerated:
                 found.append(f"{mode} {name}: {old} -> {new}")
     return found
 
