@@ -3,7 +3,8 @@
     python -m training.strip --to docs/strip.png
 
 Each block is one mode. Which trials are shown is chosen by the judge, not by hand: for every mode the trial, among a
-few, whose picture it reads best as what was asked (`--candidates 1` shows the first one of each instead).
+few in techniques that keep colours, whose picture it reads best as what was asked (`--candidates 1` shows the first one
+of each instead).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +21,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .measure import QUESTIONS, UNKNOWN, Measurer, answers, load_measurer, palette_distance
 from .trials import RELEASED, Painter, Trial, make_trial
+from .world.specs import COLOUR_TECHNIQUES
 
 log = logging.getLogger(__name__)
 
 SCALE = 2  # crisp, so that every pixel of the model's is seen
 SHOWN = ("text", "subject", "style", "both", "layout")
-HALF_READ = -1.0
 _EDGE, _GAP, _ROW_GAP, _HEAD, _FOOT = 14, 8, 12, 22, 40
 _PAPER, _INK, _FAINT = (255, 255, 255), (36, 38, 46), (120, 124, 136)
 
@@ -38,16 +40,13 @@ class Block:
 
 
 def score(measurer: Measurer, trial: Trial, made: np.ndarray) -> float:
-    """How well the measuring network reads what was asked: log probabilities, less the palette's distance.
-
-    A question that the technique leaves open (the colour of a woodcut) counts as half read, so that pictures which show
-    less are not the better examples.
-    """
+    """How well the measuring network reads what was asked: log probabilities, less the palette's distance."""
     chances = measurer.log_chances(made[None])
     truth = answers(trial.record, "plain" if trial.kind == "plain" else "target")
     read = [
-        HALF_READ if right == UNKNOWN else max(float(chances[name][0, right]), 4 * HALF_READ)
+        max(float(chances[name][0, right]), -4.0)
         for name, right in zip(QUESTIONS, truth, strict=True)
+        if right != UNKNOWN
     ]
     return sum(read) - (palette_distance(made, trial.styles[0]) / 20 if trial.styles else 0)
 
@@ -56,14 +55,17 @@ def choose(painter: Painter, measurer: Measurer, candidates: int, first: int) ->
     """The best of some trials for each mode; a subject or technique is not shown twice where it can be helped."""
     blocks: list[Block] = []
     seen: set[str] = set()
-    for place, mode in enumerate(SHOWN):
+    numbers = count(first)
+    for mode in SHOWN:
         tried = []
-        for number in range(first + place * candidates, first + (place + 1) * candidates):
-            trial = make_trial(mode, number)
-            made = painter.answer(trial)
+        while len(tried) < candidates:
+            trial = make_trial(mode, next(numbers))
             kind, technique = trial.record.target.subject.kind, trial.record.style.technique
+            if technique not in COLOUR_TECHNIQUES:
+                continue
+            made = painter.answer(trial)
             again = (kind in seen) + (technique in seen and mode != "subject")
-            tried.append((score(measurer, trial, made) - 3 * again, number, Block(trial, made)))
+            tried.append((score(measurer, trial, made) - 3 * again, trial.number, Block(trial, made)))
         best = max(tried, key=lambda each: each[:2])[2]
         seen |= {best.trial.record.target.subject.kind}
         seen |= {best.trial.record.style.technique} if mode != "subject" else set()
