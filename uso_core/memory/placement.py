@@ -47,7 +47,9 @@ def place(modules: Mapping[str, Any], plan: MemoryPlan, device: torch.device) ->
     streams = {}
     for name in ("text_encoder_2", "image_encoder"):
         if name in visitors:
-            stream = BlockStream(list(layers_of(modules[name])), device, slots=VISITOR_SLOTS, pin=plan.pinned).attach()
+            stream = BlockStream(
+                list(layers_of(modules[name])), device, slots=VISITOR_SLOTS, pin=plan.pinned, loops=False
+            ).attach()
             streams[name] = stream
             held += stream.carried
 
@@ -55,11 +57,11 @@ def place(modules: Mapping[str, Any], plan: MemoryPlan, device: torch.device) ->
         if name in streams:
             streams[name].release()
 
-    residency = Residency(device, modules, visitors, held, on_leave, plan.pinned)
     vae = modules["vae"]
     vae.tile_sample_min_size, vae.tile_latent_min_size = TILE_PIXELS, LATENT_TILE
     if device.type == "cuda":
         vae.to(memory_format=torch.channels_last)
+    residency = Residency(device, modules, visitors, held, on_leave, plan.pinned)
     if plan.compile:
         transformer.compile_repeated_blocks(fullgraph=True)
     return residency

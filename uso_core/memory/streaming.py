@@ -1,7 +1,7 @@
 """Blocks that do not all fit on the device: the first stay, the others' weights pass through a few slots.
 
 While one block computes, the next one's weights are copied on a side stream, out of page-locked memory, and nothing
-is copied back. The order is the same in every pass, so the copies go on from one pass to the next.
+is copied back. The order is the same in every pass, so in a loop the copies go on from one pass to the next.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class BlockStream:
 
     Iterate over it, or `attach` it to modules that call their blocks themselves. The first `resident` blocks and the
     tensors in `held` are left as they are: whoever made this places them. The slots take device memory from the
-    first block of a pass until `release`. `copies` counts the blocks that were brought; `carried` are the tensors that
-    it moves.
+    first block of a pass until `release`. One that `loops` fetches its first blocks again while the last ones compute.
+    `copies` counts the blocks that were brought; `carried` are the tensors that it moves.
     """
 
     def __init__(
@@ -34,6 +34,7 @@ class BlockStream:
         slots: int = 2,
         held: Iterable[torch.Tensor] = (),
         pin: bool = True,
+        loops: bool = True,
     ) -> None:
         if slots < 2:
             raise ValueError("one slot cannot be filled while it is used: at least 2 are needed")
@@ -41,6 +42,7 @@ class BlockStream:
         self.device = device
         self.resident = min(resident, len(self.blocks))
         self.copies = 0
+        self._loops = loops
         kept = {id(tensor) for tensor in held}
         self._parcels = [Parcel(block, kept, device if pin else None) for block in self.blocks[self.resident :]]
         self._slots: list[Slot] = []
@@ -91,6 +93,8 @@ class BlockStream:
 
     def release(self) -> None:
         """Frees the slots; the weights are on the host again."""
+        if self._side is not None and self._slots:  # a copy may still be under way into what is freed here
+            torch.cuda.current_stream(self.device).wait_stream(self._side)
         for parcel in self._parcels:
             parcel.go_home()
         self._slots.clear()
@@ -105,7 +109,8 @@ class BlockStream:
         if not self._slots and count:
             largest = max(parcel.nbytes for parcel in self._parcels)
             self._slots = [Slot(largest, self.device) for _ in range(self._slot_count)]
-        wanted = {(place + ahead) % count for ahead in range(self._slot_count)}
+        ahead = range(place, place + self._slot_count)
+        wanted = {each % count for each in ahead if self._loops or each < count}
         held = {slot.holds for slot in self._slots}
         for missing in sorted(wanted - held):
             slot = next(slot for slot in self._slots if slot.holds not in wanted)
