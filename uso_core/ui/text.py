@@ -40,6 +40,10 @@ LABELS = {  # what stands on and beside the fields, buttons and tabs; the first 
     "tab_styles": "Styles",
     "tab_model": "Model",
     # Create: the form
+    "crop": "Crop",
+    "crop_box": "Part of the picture: arrows move it, with Shift they resize it",
+    "crop_apply": "Use this part",
+    "cancel": "Cancel",
     "prompt_hint": "What happens in the picture, as a sentence: The woman gave a speech on the podium.",
     "content_hint": "the subject",
     "style_hint": "how it looks",
