@@ -26,9 +26,8 @@ train-tiny: $(VENV)/.ready-test
 	$(BIN)/python -m training.vae --run $(RUN) --encode
 	$(BIN)/python -m training.train --run $(RUN) --steps $(STEPS) --decay $$(($(STEPS) / 4)) \
 		--guided-from $$(($(STEPS) * 2 / 3))
-	$(BIN)/python -m training.measure --run $(RUN)
-	$(BIN)/python -m training.evaluate --run $(RUN)
 	$(BIN)/python -m training.release --run $(RUN) --to $(RUN)/release
+	$(BIN)/python -m training.evaluate --weights $(RUN)/release --to $(RUN)/measured.json --sheet $(RUN)/sheet.png
 
 $(VENV)/.ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from training import checkpoint, data, export, latent_cache, world
 from training.batches import MODE_CHANCE, BatchMaker, RecordStore
+from training.evaluate import worse_figures
+from training.judge import Judge, relative_outlines
 from training.lora import Lora, fused
+from training.measure import load_measurer
 from training.model import Conditions, Shape, TinyUso, build_transformer
 from training.release import release
+from training.strip import SHOWN, Block, draw_strip, save_small
 from training.text import TEXT_TOKENS, read_words
 from training.train import Plan, Training, load_model, save_model
+from training.trials import MODES, make_trial
 from training.vae import build_vae
 from training.world.prompts import COLOUR_WORDS, KIND_WORDS, SCENE_WORDS, disturb
 from training.world.specs import MOODS, SUBJECTS, TECHNIQUES, is_held_out
@@ -204,3 +211,49 @@ def test_a_released_model_is_what_was_trained_to_the_ordinary_loader(tmp_path: P
     torch.testing.assert_close(pooled, model.clip.float()(input_ids=read.clip).pooler_output, rtol=1e-4, atol=1e-4)
     image = pipeline(words, width=64, height=48, num_inference_steps=1, seed=1).images[0]
     assert image.size == (64, 48)
+
+
+def test_a_trial_is_repeatable_and_asks_for_what_the_renderer_shows() -> None:
+    for mode in MODES:
+        trial = make_trial(mode, 5)
+        assert np.array_equal(trial.truth, make_trial(mode, 5).truth)
+        assert (trial.content is not None) == (mode in ("subject", "both", "layout"))
+        assert len(trial.styles) == {"style": 1, "both": 1, "layout": 1, "blend": 2}.get(mode, 0)
+        assert (trial.prompt == "") == (mode == "layout")
+    assert make_trial("style", 4).inside
+    assert not make_trial("style", 5).inside
+
+
+def test_the_judge_tells_right_answers_from_those_to_other_trials() -> None:
+    judge = Judge(load_measurer())
+    trials = [make_trial("layout", number) for number in range(12)]
+    truths = [trial.truth for trial in trials]
+    right, wrong = judge.figures(trials, truths), judge.figures(trials, truths[1:] + truths[:1])
+    for name in ("subject", "scene", "technique", "palette_is_the_styles", "identity_of_8"):
+        assert right[name] >= wrong[name] + 0.3, name
+    assert right["style_subject_leaks"] <= 0.1
+    shown = judge.figures(trials, [trial.styles[0] for trial in trials])
+    assert shown["style_subject_leaks"] >= 0.8
+    assert relative_outlines(right, right) == 1
+    assert relative_outlines(wrong, right) < 0.3
+
+
+def test_a_figure_that_became_worse_is_named() -> None:
+    def metrics(technique: float, leaks: float) -> dict[str, Any]:
+        figures = {"technique": technique, "style_subject_leaks": leaks, "palette_to_style": 100 * technique}
+        return {"count": 400, "modes": {"style": {"model": figures}}}
+
+    assert worse_figures(metrics(0.75, 0.05), metrics(0.8, 0.02)) == []
+    assert worse_figures(metrics(0.9, 0.0), metrics(0.5, 0.3)) == []
+    found = worse_figures(metrics(0.5, 0.3), metrics(0.8, 0.0))
+    assert found == ["style technique: 0.8 -> 0.5", "style style_subject_leaks: 0.0 -> 0.3"]
+
+
+def test_a_strip_shows_what_was_given_and_stays_small(tmp_path: Path) -> None:
+    blocks = [Block(trial, trial.truth) for trial in (make_trial(mode, 2) for mode in SHOWN)]
+    strip = draw_strip(blocks)
+    assert strip.width > 6 * 256
+    save_small(strip, tmp_path / "strip.png")
+    assert (tmp_path / "strip.png").stat().st_size <= 300_000
+    with Image.open(tmp_path / "strip.png") as image:
+        assert image.size == strip.size

@@ -26,10 +26,10 @@ from .latent_cache import latents_path, squash
 from .text import Words, read_words
 from .world.prompts import disturb, style_instruction
 
-MODE_CHANCE = {"text": 0.46, "subject": 0.15, "style": 0.14, "both": 0.14, "layout": 0.07, "blend": 0.04}
+MODE_CHANCE = {"text": 0.32, "subject": 0.20, "style": 0.14, "both": 0.20, "layout": 0.10, "blend": 0.04}
 # Tokens of one sample at 128 x 128 (32 text, 24 per style image, 64 per picture): a batch has a budget of tokens.
 MODE_TOKENS = {"text": 96, "subject": 160, "style": 120, "both": 184, "layout": 184, "blend": 176}
-SQUARE_CHANCE = 0.8
+SQUARE_CHANCE = 0.9
 EMPTY_PROMPT = 0.1  # of text batches: what "no condition" means, for guidance
 DISTURBED_PROMPT = 0.15
 LATENT_KINDS = ("target", "plain", "content", "style", "blend")

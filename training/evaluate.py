@@ -1,150 +1,156 @@
-"""Measures a trained uso-tiny on held-out identities, styles and prompts.
+"""Measures the released model on held-out identities, styles and prompts, through the pipeline that users run.
 
-    python -m training.evaluate --run FOLDER [--count 64] [--steps 16]
+    python -m training.evaluate [--weights weights/uso-tiny] [--count 48]
 
-Writes metrics.json (every figure beside chance and beside the renderer's own pictures) and contact_sheet.png. Even
-records have styles from the training range, odd ones parameters and palettes outside it.
+Writes training/measured.json, whose figures stand beside chance and beside the renderer's own pictures, the table in
+training/README.md, and a contact sheet. The tests of meaning read the JSON: they hold its figures against what is
+promised, and repeat its `quick` part. So a release is followed by this command; a figure that became clearly worse
+stops it unless --accept-worse.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from . import world
-from .checkpoint import read_facts
-from .data import Shard
-from .measure import (
-    QUESTIONS,
-    Measurer,
-    accuracy,
-    identity_score,
-    load_measurer,
-    outline_agreement,
-    palette_distance,
-    truth_table,
-)
-from .sampling import DEFAULT_GUIDANCE, DEFAULT_STEPS
-from .sheet import MODES, Studio, mode_rows, save_sheet
-from .train import load_model
-from .vae import measure_psnr
-from .world.specs import COLOUR_TECHNIQUES, Subject
+from uso_core.catalog import EMBEDDED_FILES
+
+from .judge import CHANCE, LOWER_IS_BETTER, Figures, Judge, relative_outlines
+from .measure import MEASURER, load_measurer
+from .sheet import row, save_sheet
+from .trials import MODES, RELEASED, Painter, Trial, make_trial
+from .vae import to_pixels
 
 log = logging.getLogger(__name__)
 
-CANDIDATES = 8  # the right identity among this many of its kind
-TRUTH_KIND = {"text": "target", "subject": "plain", "style": "target", "both": "target", "layout": "target"}
-SUBJECT_COLUMN, TECHNIQUE_COLUMN = list(QUESTIONS).index("subject"), list(QUESTIONS).index("technique")
+MEASURED = Path(__file__).parent / "measured.json"
+README, MARK = Path(__file__).parent / "README.md", "<!-- figures -->"
+QUICK = 4  # trials of each mode that the tests repeat
+SHOWN = 8  # pictures of each mode on the sheet
+TOLERATED = 0.08  # by how much a share may fall from one release to the next, where many trials tell
 
 
-class Evaluation:
-    """All figures about the pictures of one model."""
-
-    def __init__(self, studio: Studio, measurer: Measurer, numbers: list[int]) -> None:
-        self.studio, self.measurer, self.numbers = studio, measurer, numbers
-        self.shard: Shard = studio.shard
-        self.style_pictures = np.asarray(studio.pictures["style"][numbers])
-
-    def judge(self, mode: str, pictures: np.ndarray) -> dict[str, Any]:
-        """Figures for one mode; `pictures` are the model's, or the renderer's for the ceiling."""
-        truth = truth_table(self.shard, self.numbers, TRUTH_KIND[mode])
-        chances = self.measurer.log_chances(pictures)
-        figures: dict[str, Any] = accuracy(chances, truth)
-        if mode != "subject":
-            right = chances["technique"].argmax(1) == truth[:, TECHNIQUE_COLUMN]
-            inside = np.array(self.numbers) % 2 == 0
-            figures["technique_in_range"] = round(float(right[inside].mean()), 3)
-            figures["technique_out_of_range"] = round(float(right[~inside].mean()), 3)
-        if mode in ("subject", "both"):
-            figures["identity_of_8"] = self.identity(mode, chances)
-        if mode in ("style", "both", "layout"):
-            others = truth_table(self.shard, self.numbers, "style")[:, SUBJECT_COLUMN]
-            figures["style_subject_leaks"] = round(float((chances["subject"].argmax(1) == others).mean()), 3)
-            figures.update(self.palette(pictures))
-        if mode == "layout":
-            figures["outline_agreement"] = self.outlines(pictures)
-        return figures
-
-    def identity(self, mode: str, chances: dict[str, np.ndarray]) -> float:
-        """Share of pictures whose identity is told from seven others of its kind; coloured techniques only."""
-        right = []
-        for position, number in enumerate(self.numbers):
-            record = self.shard.record(number)
-            if mode == "both" and record.style.technique not in COLOUR_TECHNIQUES:
-                continue
-            rng = np.random.default_rng(number)
-            kind = record.target.subject.kind
-            rivals: list[Subject] = [world.draw_subject(rng, "held_out", kind) for _ in range(CANDIDATES - 1)]
-            scores = [identity_score(chances, position, who) for who in (record.target.subject, *rivals)]
-            right.append(scores[0] > max(scores[1:]))
-        return round(float(np.mean(right)), 3)
-
-    def palette(self, pictures: np.ndarray) -> dict[str, float]:
-        """Mean palette distance to the own style image and to another record's."""
-        other = np.roll(self.style_pictures, 7, axis=0)
-        own = [palette_distance(a, b) for a, b in zip(pictures, self.style_pictures, strict=True)]
-        far = [palette_distance(a, b) for a, b in zip(pictures, other, strict=True)]
-        return {"palette_to_style": round(float(np.mean(own)), 1), "palette_to_other": round(float(np.mean(far)), 1)}
-
-    def outlines(self, pictures: np.ndarray) -> float:
-        """Mean agreement of the pictures with the outlines of the content."""
-        values = []
-        for number, picture in zip(self.numbers, pictures, strict=True):
-            drawing = world.draw(self.shard.record(number).target, *picture.shape[:2])
-            values.append(outline_agreement(picture, drawing.edges))
-        return round(float(np.mean(values)), 3)
+def fingerprint(folder: Path) -> str:
+    """sha256 over all weights of an embedded model."""
+    digest = hashlib.sha256()
+    for name in sorted(EMBEDDED_FILES.values()):
+        path = folder / name
+        digest.update((path / "model.safetensors" if path.is_dir() else path).read_bytes())
+    return digest.hexdigest()
 
 
-def chance_levels() -> dict[str, float]:
-    """What guessing would reach."""
-    levels = {name: round(1 / len(options), 3) for name, options in QUESTIONS.items()}
-    return {**levels, "identity_of_8": 1 / CANDIDATES, "style_subject_leaks": round(1 / 12, 3)}
+def measure_psnr(painter: Painter, trials: Sequence[Trial]) -> float:
+    """Mean PSNR in dB of the renderer's pictures through the released VAE."""
+    vae, values = painter.pipeline.use("vae"), []
+    for trial in trials:
+        pixels = to_pixels(trial.truth[None])
+        with torch.inference_mode():
+            result = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
+        values.append(float(-10 * ((result - pixels) / 2).pow(2).mean().log10()))
+    return float(np.mean(values))
 
 
-def evaluate(run: Path, count: int, steps: int, guidance: float, device: str) -> dict[str, Any]:
-    """Make `count` pictures per mode, judge them, write metrics.json and contact_sheet.png."""
-    studio = Studio(load_model(run / "joint.safetensors").to(device), run)
-    numbers = list(range(count))
-    evaluation = Evaluation(studio, load_measurer(run), numbers)
-    psnr = measure_psnr(studio.vae, run, studio.shard, device)
+def evaluate(folder: Path, count: int, sheet: Path, device: str, measurer: Path) -> dict[str, Any]:
+    """`count` trials of each mode; draws the sheet and returns the figures.
+
+    Raises ValueError for fewer trials than the tests repeat.
+    """
+    if count < QUICK:
+        raise ValueError(f"count is {count}, the least is {QUICK}")
+    painter, judge = Painter(folder, device), Judge(load_measurer(measurer))
     metrics: dict[str, Any] = {
-        "model": read_facts(run / "joint.safetensors"),
-        "count": count, "steps": steps, "guidance": guidance,
-        "chance": chance_levels(),
-        "vae_psnr_db": round(psnr, 2),
-        "modes": {},
+        "weights": fingerprint(folder), "count": count, "steps": painter.model.steps,
+        "guidance": painter.model.guidance, "chance": {name: round(value, 3) for name, value in CHANCE.items()},
+        "modes": {}, "quick": {},
     }  # fmt: skip
     rows: list[np.ndarray] = []
     for mode in MODES:
-        prompts = studio.prompts(mode, numbers)
-        made = studio.make(mode, numbers, prompts, steps=steps, guidance=guidance)
-        truth = np.asarray(studio.pictures[TRUTH_KIND[mode]][numbers])
-        metrics["modes"][mode] = {"model": evaluation.judge(mode, made), "renderer": evaluation.judge(mode, truth)}
-        log.info("%s %s", mode, metrics["modes"][mode]["model"])
-        rows += mode_rows(studio, mode, numbers[:8], made[:8], prompts[:8])
-        (run / "metrics.json").write_text(json.dumps(metrics, indent=1))
-    save_sheet(run / "contact_sheet.png", rows, columns=len(MODES))
+        trials = [make_trial(mode, number) for number in range(count)]
+        made = [painter.answer(trial) for trial in trials]
+        model, renderer = judge.figures(trials, made), judge.figures(trials, [trial.truth for trial in trials])
+        if mode == "layout":
+            model["outline_relative"] = relative_outlines(model, renderer)
+        metrics["modes"][mode] = {"model": model, "renderer": renderer}
+        metrics["quick"][mode] = judge.figures(trials[:QUICK], made[:QUICK])
+        log.info("%s %s", mode, model)
+        rows += [trial_row(*pair) for pair in zip(trials[:SHOWN], made, strict=False)]
+        if mode == "style":
+            metrics["vae_psnr_db"] = round(measure_psnr(painter, trials), 2)
+    sheet.parent.mkdir(parents=True, exist_ok=True)
+    save_sheet(sheet, rows, columns=len(MODES))
     return metrics
+
+
+def trial_row(trial: Trial, made: np.ndarray) -> np.ndarray:
+    """Content (or first of two style images), style image, answer, the renderer's answer, under the prompt."""
+    given = trial.styles if len(trial.styles) == 2 else (trial.content, *(trial.styles or (None,)))
+    return row([*given, made, trial.truth], f"{trial.mode}: {trial.prompt or '(empty prompt)'}")
+
+
+def worse_figures(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    """The shares that became worse by more than is tolerated and than chance explains, in words."""
+    tolerated, found = max(TOLERATED, min(now["count"], before["count"]) ** -0.5), []
+    for mode, figures in before["modes"].items():
+        for name, old in figures["model"].items():
+            new = now["modes"].get(mode, {}).get("model", {}).get(name)
+            if old is None or new is None or name.startswith("palette_to"):
+                continue
+            loss = new - old if name in LOWER_IS_BETTER else old - new
+            if loss > tolerated:
+                found.append(f"{mode} {name}: {old} -> {new}")
+    return found
+
+
+def table(metrics: dict[str, Any]) -> str:
+    """Markdown: one row per figure, the model's (the renderer's) for each mode, shares in percent."""
+    modes: dict[str, dict[str, Figures]] = metrics["modes"]
+    names = list(dict.fromkeys(name for each in modes.values() for name in each["model"]))
+    facts = f"{metrics['count']} trials a mode, {metrics['steps']} steps, guidance {metrics['guidance']:g}"
+    lines = [f"{facts}; VAE {metrics['vae_psnr_db']} dB. In brackets the renderer's own pictures.\n"]
+    lines += [f"| | chance | {' | '.join(modes)} |", "|---" * (len(modes) + 2) + "|"]
+    for name in names:
+        scale = 1 if name.startswith("palette_to") else 100
+        cells = [f"{metrics['chance'][name]:.0%}" if name in metrics["chance"] else ""]
+        for each in modes.values():
+            model, truth = (each[who].get(name) for who in ("model", "renderer"))
+            ceiling = "" if truth is None else f" ({truth * scale:.0f})"
+            cells.append("" if model is None else f"{model * scale:.0f}{ceiling}")
+        lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Measure uso-tiny on held-out records.")
-    parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=64, help="pictures per mode")
-    parser.add_argument("--steps", type=int, default=DEFAULT_STEPS)
-    parser.add_argument("--guidance", type=float, default=DEFAULT_GUIDANCE)
+    parser = argparse.ArgumentParser(description="Measure a released uso-tiny on held-out trials.")
+    parser.add_argument("--weights", type=Path, default=RELEASED, help="folder of the released model")
+    parser.add_argument("--count", type=int, default=48, help="trials of each mode")
+    parser.add_argument("--to", type=Path, default=MEASURED, help="JSON to write, default: %(default)s")
+    parser.add_argument("--sheet", type=Path, default=Path("output/uso-tiny/contact_sheet.png"))
+    parser.add_argument("--measurer", type=Path, default=MEASURER)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--accept-worse", action="store_true", help="write figures that are worse than those written")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(2)
-    evaluate(arguments.run, arguments.count, arguments.steps, arguments.guidance, arguments.device)
+    metrics = evaluate(arguments.weights, arguments.count, arguments.sheet, arguments.device, arguments.measurer)
+    print(table(metrics))
+    if arguments.to.exists():
+        worse = worse_figures(metrics, json.loads(arguments.to.read_text(encoding="utf-8")))
+        if worse and not arguments.accept_worse:
+            beside = arguments.sheet.with_name("measured.json")
+            beside.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+            parser.exit(1, "\n".join(["worse than before:", *worse, f"written to {beside} instead"]) + "\n")
+    arguments.to.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    if arguments.to == MEASURED:
+        before, _, after = README.read_text(encoding="utf-8").split(MARK)
+        README.write_text(MARK.join([before, f"\n{table(metrics)}\n", after]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,11 @@
 
     python -m training.measure --run FOLDER --steps N       # trains the network on the renderer's pictures
 
-The network sees only rendered pictures (a little blurred and noised), never generated ones. What it can tell of the
-renderer's own held-out pictures is the ceiling for every figure it gives.
+It writes training/measurer.safetensors, which the evaluation and the tests of meaning read.
+
+The network sees only rendered pictures (a little blurred and noised), never generated ones; unlike the model it also
+sees styles outside the training range, or it could not judge them. What it can tell of the renderer's own held-out
+pictures is the ceiling for every figure it gives.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,8 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import checkpoint
-from .data import Record, Shard, list_shards, open_pictures
+from . import checkpoint, world
+from .data import HELD_OUT_SEED, Record, Shard, list_shards, make_record, open_pictures
+from .muon import Muon
 from .vae import to_pixels
 from .world.specs import (
     COLOUR_TECHNIQUES,
@@ -48,6 +53,11 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
 IDENTITY = ("colour", "second_colour", "pattern", "mood")
 UNKNOWN = -100  # no answer: the question makes no sense for this picture
 _KINDS = ("target", "plain", "content", "style")
+MEASURER = Path(__file__).parent / "measurer.safetensors"
+_LOOKS = 4  # places
+WIDE_SEED = HELD_OUT_SEED + 5_000_000
+WIDE_COUNT, WIDE_SHARE = 1536, 0.3  # records with styles outside the training range, and their share of a batch
+_MUON_RATE, _ADAM_RATE = 6e-3, 3e-3
 
 
 def answers(record: Record, kind: str) -> list[int]:
@@ -68,22 +78,44 @@ def answers(record: Record, kind: str) -> list[int]:
     return [UNKNOWN if truth[name] is None else options.index(truth[name]) for name, options in QUESTIONS.items()]
 
 
+def _block(into: int, out: int, stride: int = 1) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(into, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*_block(width, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.body(x)
+
+
 class Measurer(nn.Module):
-    """Convolutional network with one answer per question."""
+    """Convolutional network with one answer per question; under a megabyte in float16, so that tests can carry it.
+
+    Beside the means and maxima of the whole picture it reads `_LOOKS` places of its own choice: a face is small.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        widths = ((3, 32, 2), (32, 64, 2), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 192, 2), (192, 192, 1))
-        layers: list[nn.Module] = []
-        for into, out, stride in widths:
-            layers += [nn.Conv2d(into, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
-        self.features = nn.Sequential(*layers)
-        self.heads = nn.ModuleDict({name: nn.Linear(384, len(options)) for name, options in QUESTIONS.items()})
+        self.near = nn.Sequential(
+            *_block(3, 24, 2), *_block(24, 48, 2), _Residual(48), *_block(48, 96, 2), _Residual(96)
+        )
+        self.far = nn.Sequential(*_block(96, 128, 2), _Residual(128))
+        self.attention = nn.Conv2d(96 + 128, _LOOKS, 1)
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(2 * 128 + _LOOKS * (96 + 128), len(options)) for name, options in QUESTIONS.items()}
+        )
 
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """(B, 3, 128, 128) in [-1, 1] -> logits (B, options) for each question."""
-        features = self.features(pixels)
-        pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1)
+        near = self.near(pixels)  # (B, 96, 16, 16)
+        far = self.far(near)  # (B, 128, 8, 8)
+        both = torch.cat([near, F.interpolate(far, scale_factor=2.0)], 1)  # (B, 224, 16, 16)
+        weights = self.attention(both).flatten(2).softmax(2)  # (B, looks, 256)
+        seen = torch.einsum("blp,bcp->blc", weights, both.flatten(2)).flatten(1)
+        pooled = torch.cat([far.mean((2, 3)), far.amax((2, 3)), seen], 1)
         return {name: head(pooled) for name, head in self.heads.items()}
 
     @torch.no_grad()
@@ -97,11 +129,17 @@ class Measurer(nn.Module):
         return {name: np.concatenate(values) for name, values in parts.items()}
 
 
-def load_measurer(run: Path) -> Measurer:
-    """The trained network of a run."""
+def load_measurer(path: Path = MEASURER) -> Measurer:
+    """The trained network of a file, in float32."""
     measurer = Measurer()
-    measurer.load_state_dict(checkpoint.load_tensors(run / "measurer.safetensors"))
+    measurer.load_state_dict(checkpoint.load_tensors(path))
     return measurer.eval()
+
+
+def save_measurer(path: Path, measurer: Measurer, facts: dict[str, Any]) -> None:
+    """The network in float16, which names the same answers at half the size."""
+    halves = {name: t.half() if t.is_floating_point() else t for name, t in measurer.state_dict().items()}
+    checkpoint.save_tensors(path, halves, facts)
 
 
 def accuracy(log_chances: dict[str, np.ndarray], truth: np.ndarray) -> dict[str, float | None]:
@@ -157,11 +195,15 @@ def train_measurer(run: Path, steps: int, batch: int = 64, seed: int = 3) -> Mea
     pictures = {(s.name, kind): open_pictures(run / "records", s, kind) for s in shards for kind in _KINDS}
     torch.manual_seed(seed)
     measurer = Measurer().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(measurer.parameters(), lr=2e-3, weight_decay=0.02)
+    kernels = [p for p in measurer.parameters() if p.dim() == 4 and p.shape[0] > _LOOKS and p.shape[1] > 3]
+    others = [p for p in measurer.parameters() if all(p is not kernel for kernel in kernels)]
+    optimizers = (Muon(kernels, lr=0.0), torch.optim.AdamW(others, lr=0.0, weight_decay=0.02))
     state = checkpoint.load_state(run / "measurer_state.pt")
     if state is not None:
         measurer.load_state_dict(state["measurer"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+    wide, wide_truth = wide_pictures(WIDE_COUNT)
     for step in range(state["step"] if state else 0, steps):
         rng = checkpoint.chance(seed, step)
         shard = shards[int(rng.integers(len(shards)))]
@@ -169,21 +211,40 @@ def train_measurer(run: Path, steps: int, batch: int = 64, seed: int = 3) -> Mea
         kinds = [str(kind) for kind in rng.choice(_KINDS, size=batch, p=(0.45, 0.1, 0.1, 0.35))]
         shown = np.stack([pictures[shard.name, kind][n] for kind, n in zip(kinds, numbers, strict=True)])
         truth = torch.tensor([answers(shard.record(int(n)), kind) for kind, n in zip(kinds, numbers, strict=True)])
+        places = rng.integers(len(wide), size=int(WIDE_SHARE * batch))
+        shown[: len(places)], truth[: len(places)] = wide[places], torch.from_numpy(wide_truth[places])
         pixels = _roughen(to_pixels(shown), rng)
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1.0, (step + 1) / 50) * max(0.01, min(1.0, (1 - step / steps) / 0.6))
+        factor = min(1.0, (step + 1) / 50) * min(1.0, (1 - step / steps) / 0.6)
+        for optimizer, rate in zip(optimizers, (_MUON_RATE, _ADAM_RATE), strict=True):
+            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
         with torch.autocast("cpu", torch.bfloat16):
             logits = measurer(pixels)
         loss = sum(F.cross_entropy(logits[name].float(), truth[:, i]) for i, name in enumerate(QUESTIONS))
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimizer.step()
-        if (step + 1) % 100 == 0:
-            log.info("step %d of %d, loss %.3f", step + 1, steps, float(loss))
-            done = {"measurer": measurer.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+        for optimizer in optimizers:
+            optimizer.step()
+        if (step + 1) % 50 == 0:
+            log.info("step %d of %d, loss %.3f", step + 1, steps, float(loss.detach()))
+            saved = [optimizer.state_dict() for optimizer in optimizers]
+            done = {"measurer": measurer.state_dict(), "optimizers": saved, "step": step + 1}
             checkpoint.save_state(run / "measurer_state.pt", done)
-    checkpoint.save_tensors(run / "measurer.safetensors", measurer.state_dict())
     return measurer.eval()
+
+
+def wide_pictures(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 (2 * count, 128, 128, 3) in styles outside the training range, and their answers.
+
+    Of records that nothing else uses.
+    """
+    pictures, truth = [], []
+    for number in range(count):
+        record = make_record(WIDE_SEED + 2 * number + 1, "held_out")
+        for kind, picture in (("target", record.target), ("style", record.other)):
+            pictures.append(world.render(picture, record.style))
+            truth.append(answers(record, kind))
+    return np.stack(pictures), np.array(truth)
 
 
 def _roughen(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -205,14 +266,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the measuring network.")
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--to", type=Path, default=MEASURER, help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(2)
+    torch.set_num_threads(arguments.threads)
     measurer = train_measurer(arguments.run, arguments.steps)
     shard = list_shards(arguments.run / "records", "held_out")[0]
     numbers = list(range(512))
-    pictures = np.asarray(open_pictures(arguments.run / "records", shard, "target")[:512])
-    log.info("held out: %s", accuracy(measurer.log_chances(pictures), truth_table(shard, numbers, "target")))
+    facts: dict[str, Any] = {"steps": arguments.steps}
+    for kind in ("target", "plain"):
+        pictures = np.asarray(open_pictures(arguments.run / "records", shard, kind)[:512])
+        right = accuracy(measurer.log_chances(pictures), truth_table(shard, numbers, kind))
+        log.info("held out, %s: %s", kind, right)
+        facts[kind] = right
+    save_measurer(arguments.to, measurer, facts)
 
 
 if __name__ == "__main__":

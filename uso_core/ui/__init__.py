@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from uso_core.history import History
 from uso_core.settings import Settings
 from uso_core.styles import StyleStore
 from uso_core.ui import api, create, library, mcp, models, styles, text
-from uso_core.ui.language import label, translations
+from uso_core.ui.language import label, languages, translations
 from uso_core.ui.passing import PrivateImages
 from uso_core.ui.run import Sessions
 
 CSS_PATH = Path(__file__).parent / "page.css"
-SCRIPT_PATH = Path(__file__).parent / "page.js"
+SCRIPTS = ("page.js", "crop.js")
 
 
 def build(engine: Engine, settings: Settings) -> gr.Blocks:
@@ -43,6 +44,14 @@ def build(engine: Engine, settings: Settings) -> gr.Blocks:
     return page
 
 
+def script() -> str:
+    """The page's own JavaScript, with its words in every language."""
+    parts = [(CSS_PATH.parent / name).read_text(encoding="utf-8") for name in SCRIPTS]
+    names = ("crop", "crop_box", "crop_apply", "cancel")
+    words = json.dumps({language: {name: texts[name] for name in names} for language, texts in languages().items()})
+    return f"() => {{ {''.join(f'({part})();' for part in parts)} }}".replace("__WORDS__", words)
+
+
 def launch(page: gr.Blocks, settings: Settings, **options: Any) -> Any:
     """Serves the page, as `gr.Blocks.launch` does, and returns when it ends.
 
@@ -51,7 +60,7 @@ def launch(page: gr.Blocks, settings: Settings, **options: Any) -> Any:
     page.queue(default_concurrency_limit=None)
     launched = page.launch(
         server_name=settings.host, server_port=settings.port, theme=gr.themes.Default(),
-        css=CSS_PATH.read_text(encoding="utf-8"), js=SCRIPT_PATH.read_text(encoding="utf-8"),
+        css=CSS_PATH.read_text(encoding="utf-8"), js=script(),
         allowed_paths=[settings.output, str(EXAMPLES_FOLDER)], max_file_size="200mb", show_error=True, ssr_mode=False,
         i18n=translations(), mcp_server=settings.mcp, prevent_thread_lock=True, **options,
     )  # fmt: skip
