@@ -167,6 +167,23 @@ def test_three_endpoints_are_public(client: Client) -> None:
     assert all(each["label"].endswith(".") for each in endpoints["named_endpoints"]["/generate"]["parameters"])
 
 
+def test_programs_are_spoken_to_in_english(served: Served, client: Client) -> None:
+    """A script in a browser sends the browser's language along; what programs read must not change with it."""
+    german = Client(served.url, verbose=False, analytics_enabled=False, headers={"accept-language": "de"})
+    try:
+        assert german.view_api(return_format="dict", print_info=False) == client.view_api(
+            return_format="dict", print_info=False
+        )
+        job = german.submit(prompt="a boat", steps=2, api_name="/generate")
+        job.result(timeout=REPLY_SECONDS)
+        told = [status["text"] for _, _, status, _ in job.outputs()]
+        assert told[-1].startswith("Done in ")
+        with urllib.request.urlopen(f"{served.url}/gradio_api/info", timeout=REPLY_SECONDS) as reply:
+            assert b"i18n" not in reply.read()
+    finally:
+        german.close()
+
+
 def test_a_prompt_alone_is_enough(client: Client) -> None:
     path, _, _ = generate(client, prompt="a boat")
     assert read_request(path).prompt == "a boat"
