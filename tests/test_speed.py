@@ -9,10 +9,12 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 from PIL import Image
+from torch.nn.attention import SDPBackend
 
 from tests.test_model import pictures, pipeline  # noqa: F401  (fixtures)
 from uso_core.memory.residency import Residency
 from uso_core.memory.streaming import BlockStream
+from uso_core.model.attention import by_speed
 from uso_core.model.encodings import Encodings, picture_key
 from uso_core.model.pipeline import TABLE_STEPS, Sampling, USOPipeline
 from uso_core.model.step_cache import LAST, MOST_HITS, WARM_UP, StepCache
@@ -285,6 +287,19 @@ def test_a_transformer_is_saved_and_loaded_with_its_table(tmp_path):
     assert all(torch.equal(one, again.state_dict()[name]) for name, one in made.state_dict().items())
     with torch.inference_mode():
         torch.testing.assert_close(made(**inputs(made)).sample, again(**inputs(made)).sample)
+
+
+def test_attention_kernels_are_ordered_by_their_speed_here():
+    asked = (SDPBackend.MATH, SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION)
+    order = by_speed((1, 4, 96, 64), torch.float32, torch.device("cpu"), asked)
+    assert order == [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]  # cuDNN is not here
+
+
+@pytest.mark.parametrize("order", [[SDPBackend.MATH], [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]])
+def test_every_kernel_makes_the_same_picture(own, pictures, order):  # noqa: F811
+    alone = generate(own, pictures, content_strength=0.5)
+    own.attention_kernels = [*order, SDPBackend.MATH]
+    torch.testing.assert_close(generate(own, pictures, content_strength=0.5), alone, rtol=1e-3, atol=1e-4)
 
 
 def test_strengths_still_act_through_prepared_requests(own, pictures):  # noqa: F811

@@ -17,6 +17,7 @@ from uso_core.memory.machine import cpu_flags, fast_bfloat16, look_at, threads
 from uso_core.memory.placement import place
 from uso_core.memory.plan import MemoryPlan, Wishes, plan
 from uso_core.memory.sizes import GB, Sizes, counts_of
+from uso_core.model.attention import by_speed
 from uso_core.model.pipeline import USOPipeline
 from uso_core.settings import Settings, keep_compiled
 
@@ -59,6 +60,10 @@ def assemble(
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
     pipeline.residency = place(modules, memory, device)
     pipeline.decodes_in_tiles = memory.decodes_in_tiles
+    if device.type == "cuda":
+        config, tokens = pipeline.transformer.config, Wishes(width=model.size, height=model.size).tokens
+        shape = (1, config.num_attention_heads, tokens, config.attention_head_dim)
+        pipeline.attention_kernels = by_speed(shape, dtype, device)
     if memory.compile:
         keep_compiled(settings)
         tell(1.0, "compiling the transformer's blocks (--no-compile leaves that out)")

@@ -14,6 +14,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.utils import BaseOutput
 from PIL import Image
+from torch.nn.attention import SDPBackend
 from transformers import CLIPTextModel, PreTrainedTokenizerBase, SiglipVisionModel, T5EncoderModel
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -23,6 +24,7 @@ from uso_core.errors import RequestError
 from uso_core.memory.residency import Residency
 from uso_core.model import latents as tokens
 from uso_core.model import preview
+from uso_core.model.attention import preferring
 from uso_core.model.encodings import Encodings, picture_key
 from uso_core.model.step_cache import StepCache
 from uso_core.model.style import StyleProjector
@@ -118,6 +120,7 @@ class USOPipeline(DiffusionPipeline):
     """
 
     residency: Residency | None = None  # who brings the modules to the device; without one they are used in place
+    attention_kernels: Sequence[SDPBackend] | None = None  # for the steps, by preference; None: PyTorch's own choice
     decodes_in_tiles: Callable[[int, int], bool] | None = None  # whether for this width and height; None: never
 
     def __init__(
@@ -315,7 +318,9 @@ class USOPipeline(DiffusionPipeline):
         cache = StepCache(sampling.steps) if sampling.fast else None
         pace = Pace(device)
         for step in range(sampling.steps):
-            velocity = transformer.step(latents, prepared.fixed, prepared.rows(transformer, step), cache)
+            rows = prepared.rows(transformer, step)
+            with preferring(self.attention_kernels):
+                velocity = transformer.step(latents, prepared.fixed, rows, cache)
             before = latents
             latents = (before.float() + (sigmas[step + 1] - sigmas[step]) * velocity).to(dtype)
             if callback_on_step_end is not None:

@@ -1,0 +1,64 @@
+"""Which of PyTorch's attention kernels is the fastest here: asked of the machine, since it differs between GPUs.
+
+They compute the same, up to the rounding of the dtype. On a Hopper GPU cuDNN's is said to be well ahead of the one that
+PyTorch takes by itself; on others it is behind, or missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+KERNELS = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+ROUNDS = 5
+
+
+def by_speed(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device, kernels: Sequence[SDPBackend] = KERNELS
+) -> list[SDPBackend]:
+    """The kernels that take q, k and v of this shape (B, heads, tokens, head size), the fastest first, then the others.
+
+    The math kernel is never timed: it takes anything and much memory, and stays last.
+    """
+    query, key, value = (torch.randn(shape, dtype=dtype, device=device) for _ in range(3))
+    seconds: dict[SDPBackend, float] = {}
+    for kernel in kernels:
+        if kernel == SDPBackend.MATH:
+            continue
+        with contextlib.suppress(RuntimeError):  # this kernel does not take such tensors
+            seconds[kernel] = _time(kernel, query, key, value)
+    return sorted(kernels, key=lambda kernel: (kernel == SDPBackend.MATH, seconds.get(kernel, float("inf"))))
+
+
+@contextlib.contextmanager
+def preferring(kernels: Sequence[SDPBackend] | None) -> Iterator[None]:
+    """Attention takes the first of these kernels that can; without any, PyTorch's own choice."""
+    if not kernels:
+        yield
+        return
+    with sdpa_kernel(list(kernels), set_priority=True):
+        yield
+
+
+def _time(kernel: SDPBackend, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> float:
+    """The least seconds of a few calls, after one that does not count."""
+    best = float("inf")
+    with sdpa_kernel(kernel):
+        for attempt in range(ROUNDS + 1):
+            _wait(query.device)
+            began = time.perf_counter()
+            F.scaled_dot_product_attention(query, key, value)
+            _wait(query.device)
+            if attempt:
+                best = min(best, time.perf_counter() - began)
+    return best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
