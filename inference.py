@@ -19,8 +19,9 @@ from typing import Any
 
 from uso_core import images
 from uso_core.catalog import Model
-from uso_core.engine import Cancelled, Engine, Event, Failed, ImageReady, Loading, Step
+from uso_core.engine import Engine
 from uso_core.errors import OutputError, RequestError, UsageError, UsoError, exit_code
+from uso_core.events import Cancelled, Event, Failed, ImageReady, Loading, Step
 from uso_core.inventory import choose_model, names_flux_dev, with_name
 from uso_core.outputs import save_image
 from uso_core.request import SCHEDULES, GenerationRequest

@@ -15,22 +15,9 @@ from PIL import Image
 
 from uso_core.assembly import assemble
 from uso_core.catalog import get_model
-from uso_core.engine import (
-    Cancelled,
-    Done,
-    Encoding,
-    Engine,
-    Event,
-    Failed,
-    ImageReady,
-    Job,
-    Loading,
-    Queued,
-    Skipped,
-    Step,
-    Stop,
-)
+from uso_core.engine import Engine, Job, Stop
 from uso_core.errors import RequestError, SettingsError, UsoError, WeightsError
+from uso_core.events import Cancelled, Done, Encoding, Event, Failed, ImageReady, Loading, Queued, Skipped, Step
 from uso_core.images import open_picture
 from uso_core.inventory import take_stock
 from uso_core.request import GenerationRequest, Picture

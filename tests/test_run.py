@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from uso_core.engine import Engine, Job, Queued, Step
+from uso_core.engine import Engine, Job
+from uso_core.events import Queued, Step
 from uso_core.request import GenerationRequest
 from uso_core.settings import Settings
 from uso_core.ui.run import describe

@@ -12,8 +12,9 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from tests.test_engine import SETTINGS, SMALL, images_of, listen, picture, run
-from uso_core.engine import Done, Engine, Failed, StylesReady
+from uso_core.engine import Engine
 from uso_core.errors import OutputError, RequestError
+from uso_core.events import Done, Failed, StylesReady
 from uso_core.history import History
 from uso_core.memory.placement import layers_of
 from uso_core.memory.residency import Residency

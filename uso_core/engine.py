@@ -16,109 +16,35 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-from PIL import Image
 
 from uso_core import images
 from uso_core.catalog import Model, get_model
 from uso_core.errors import InternalError, OutOfMemory, RequestError, UsoError
+from uso_core.events import (
+    LAST,
+    Cancelled,
+    Done,
+    Encoding,
+    Event,
+    Failed,
+    ImageReady,
+    Loading,
+    Queued,
+    Skipped,
+    Step,
+    StylesReady,
+)
 from uso_core.inventory import choose_model, take_stock
 from uso_core.request import GenerationRequest, Result, SavedStyle
 from uso_core.settings import Settings
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from uso_core.memory.plan import MemoryPlan
     from uso_core.model.pipeline import USOPipeline
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Queued:
-    """Waiting; `ahead` requests come first (the running one included)."""
-
-    ahead: int
-
-
-@dataclass(frozen=True)
-class Loading:
-    """The model is being read; `fraction` in [0, 1] of its bytes."""
-
-    fraction: float
-    message: str
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """Prompt and pictures are being read."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """Step `step` of `steps` of image `image` of `images`, all from 1, is done; `preview` is an eighth of its size."""
-
-    step: int
-    steps: int
-    image: int
-    images: int
-    seconds_per_step: float
-    preview: Image.Image | None = field(default=None, compare=False, repr=False)
-
-    @property
-    def seconds_left(self) -> float:
-        steps_left = self.steps - self.step + (self.images - self.image) * self.steps
-        return steps_left * self.seconds_per_step
-
-
-@dataclass(frozen=True)
-class ImageReady:
-    """Image `index` (from 0) is finished."""
-
-    index: int
-    image: Image.Image
-    result: Result
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """Image `index` (from 0) was left unfinished; the next one of the request follows."""
-
-    index: int
-
-
-@dataclass(frozen=True)
-class StylesReady:
-    """The request's styles as the model takes them: an array (K, D) float32 and a strength for each picture."""
-
-    tokens: tuple[np.ndarray, ...]
-    strengths: tuple[float, ...]
-    model: str
-    fingerprint: str
-
-
-@dataclass(frozen=True)
-class Done:
-    """The last event of a request that was fulfilled."""
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The last event of a request that could not be fulfilled."""
-
-    error: UsoError
-
-
-@dataclass(frozen=True)
-class Cancelled:
-    """The last event of a request that was stopped."""
-
-
-Event = Queued | Loading | Encoding | Step | ImageReady | Skipped | StylesReady | Done | Failed | Cancelled
-LAST = (Done, Failed, Cancelled)
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,7 @@ def test_history_survives_a_restart(tmp_path, open_page):
         page.locator("#history-images button", has=page.locator("img")).first.click()
         expect(page.get_by_label("Selected")).not_to_have_value("")
         press(page, "Delete")
+        press(page, "Delete for good?")
         expect(page.get_by_text("No image with these words.")).to_be_visible()
         assert not made.exists()
 

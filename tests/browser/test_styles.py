@@ -74,6 +74,7 @@ def test_a_style_is_used_without_its_picture_after_a_restart(tmp_path: Path, ope
         exported = tmp_path / waiting.value.suggested_filename
         waiting.value.save_as(exported)
         press(page, "Delete style")
+        press(page, "Delete for good?")
         said(page, "The style Lino is deleted.")
         expect(page.get_by_text("No style is saved yet.")).to_be_visible()
         other.locator("input[type=file][accept*=json]").set_input_files([])

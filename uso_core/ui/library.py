@@ -33,7 +33,7 @@ def build(
         delete = gr.Button(label("delete"), variant="stop", min_width=100)
     note = gr.Markdown(elem_id="history-note")
     shown = cards("history-images", label("tab_history"))
-    path = gr.State(None)
+    path, sure = gr.State(None), gr.State(None)  # chosen; and of which it was said once that it may go
 
     def look(words: str) -> tuple[str, str]:
         found = history.entries(words or "")
@@ -43,15 +43,18 @@ def build(
         ]
         return html(days), "" if found else say("no_matches" if (words or "").strip() else "no_history")
 
-    def choose(event: gr.EventData) -> tuple[str | None, str]:
-        name = chosen(event)
+    def choose(event: gr.EventData) -> tuple[Any, ...]:
+        name, calm = chosen(event), gr.Button(label("delete"))
         entry = next((entry for entry in history.entries() if entry.path.name == name), None)
-        return (str(entry.path), text.entry(entry.when, entry.prompt)) if entry else (None, "")
+        return (str(entry.path), text.entry(entry.when, entry.prompt), None, calm) if entry else (None, "", None, calm)
 
-    def remove(path: str | None, words: str) -> tuple[Any, ...]:
+    def remove(path: str | None, sure: str | None, words: str) -> tuple[Any, ...]:
+        if path and sure != path:
+            return *([gr.skip()] * 4), path, gr.Button(label("delete_sure"))
         if path:
             history.delete(Path(path))
-        return (*look(words), None, say("deleted" if path else "no_image_chosen"))
+        said = say("deleted" if path else "no_image_chosen")
+        return (*look(words), None, said, None, gr.Button(label("delete")))
 
     def put_back(path: str | None) -> list[Any]:
         if not path:
@@ -65,8 +68,8 @@ def build(
         return [*updates, path, path, status, gr.Tabs(selected="create")]
 
     gr.on([tab.select, search.change], look, search, [shown, note], trigger_mode="always_last", **QUIET)
-    shown.click(choose, None, [path, picked], **QUIET)
-    delete.click(remove, [path, search], [shown, note, path, picked], **QUIET)
+    shown.click(choose, None, [path, picked, sure, delete], **QUIET)
+    delete.click(remove, [path, sure, search], [shown, note, path, picked, sure, delete], **QUIET)
     restore.click(put_back, path, [*form.order, results.image, results.selected, form.status, tabs], **TOLD)
 
 

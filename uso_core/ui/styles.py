@@ -9,8 +9,9 @@ from typing import Any
 import gradio as gr
 
 from uso_core import images
-from uso_core.engine import Engine, Failed, StylesReady
+from uso_core.engine import Engine
 from uso_core.errors import RequestError, UsoError
+from uso_core.events import Failed, StylesReady
 from uso_core.request import GenerationRequest
 from uso_core.styles import StyleEntry, StyleStore, mosaic
 from uso_core.ui import text
@@ -42,15 +43,16 @@ def build(tabs: gr.Tabs, tab: gr.Tab, engine: Engine, styles: StyleStore, form: 
                 rename = gr.Button(label("rename"), size="sm", min_width=80)
                 export = gr.DownloadButton(label("export_style"), size="sm", min_width=80, interactive=False)
                 delete = gr.Button(label("delete_style"), variant="stop", size="sm", min_width=80)
-    key = gr.State("")
+    key, sure = gr.State(""), gr.State("")  # chosen; and of which it was said once that it may go
     listed = [shown, *form.saved]
 
     def look() -> tuple[Any, ...]:
         return _cards(styles), *form.refreshed(styles)
 
-    def choose(event: gr.EventData) -> tuple[str, Any, Any]:
+    def choose(event: gr.EventData) -> tuple[Any, ...]:
         entry = _entry(styles, chosen(event))
-        return entry.sha256, entry.name, gr.DownloadButton(value=_exported(styles, entry), interactive=True)
+        copy = gr.DownloadButton(value=_exported(styles, entry), interactive=True)
+        return entry.sha256, entry.name, copy, "", gr.Button(label("delete_style"))
 
     def put_in_slot(sha256: str, *slots: str) -> list[Any]:
         if not sha256:
@@ -68,12 +70,15 @@ def build(tabs: gr.Tabs, tab: gr.Tab, engine: Engine, styles: StyleStore, form: 
         copy = gr.DownloadButton(value=_exported(styles, entry))
         return {"text": say("style_renamed", name=entry.name), "percent": 0}, entry.name, copy, *look()
 
-    def remove(sha256: str) -> tuple[Any, ...]:
+    def remove(sha256: str, sure: str) -> tuple[Any, ...]:
+        if sha256 and sure != sha256:
+            return sha256, gr.Button(label("delete_sure")), *([gr.skip()] * (4 + len(listed)))
         with _told():
             entry = _entry(styles, sha256) if sha256 else None
         styles.delete(sha256)
         said = say("style_deleted", name=entry.name) if entry else say("no_style_chosen")
-        return {"text": said, "percent": 0}, "", "", gr.DownloadButton(interactive=False), *look()
+        calm = gr.Button(label("delete_style"))
+        return "", calm, {"text": said, "percent": 0}, "", "", gr.DownloadButton(interactive=False), *look()
 
     def receive(path: str) -> tuple[Any, ...]:
         with _told():
@@ -81,10 +86,10 @@ def build(tabs: gr.Tabs, tab: gr.Tab, engine: Engine, styles: StyleStore, form: 
         return {"text": say("style_saved", name=entry.name), "percent": 0}, *look()
 
     tab.select(look, None, listed, **QUIET)
-    shown.click(choose, None, [key, called, export], **TOLD)
+    shown.click(choose, None, [key, called, export, sure, delete], **TOLD)
     use.click(put_in_slot, [key, *form.saved_fields], [*form.saved_fields, tabs], **TOLD)
     rename.click(change_name, [key, called], [status, called, export, *listed], **TOLD)
-    delete.click(remove, key, [status, key, called, export, *listed], **TOLD)
+    delete.click(remove, [key, sure], [sure, delete, status, key, called, export, *listed], **TOLD)
     take_in.upload(receive, take_in, [status, *listed], **TOLD)
     save.click(
         _saver(engine, styles, form, sessions), [name, *form.order], [status, name, *listed],
