@@ -241,6 +241,15 @@ def test_cancel_during_loading_then_a_run_that_succeeds() -> None:
     assert images_of(events)
 
 
+@pytest.mark.parametrize(("model", "guidance"), [("uso-tiny", 0.5), ("uso-tiny", 7.5), (None, 20.0)])
+def test_a_guidance_that_the_model_was_not_taught_is_refused(
+    engine: Engine, model: str | None, guidance: float
+) -> None:
+    with pytest.raises(RequestError, match="from 1 to 7"):
+        engine.check(dataclasses.replace(SMALL, model=model, guidance=guidance))
+    engine.check(dataclasses.replace(SMALL, model="flux-dev", guidance=guidance))
+
+
 def test_a_loading_that_was_stopped_goes_on_where_it_was() -> None:
     paths = take_stock(get_model("uso-tiny"), SETTINGS).require()
     parts: dict[str, object] = {}

@@ -41,6 +41,7 @@ class Model:
     sides: tuple[int, int] = (256, 2048)  # smallest and largest side on offer, pixels
     steps: int = 25
     guidance: float = 4.0
+    guidances: tuple[float, float] = (0.0, 100.0)  # what the model was taught; beyond, it makes noise
     content_size: int = 512
     quantize: str = ""  # "fp8": the transformer's large matrices in one byte a number
     note: str = ""
@@ -81,7 +82,7 @@ SHARED = (
                ("config.json", "preprocessor_config.json", "model.safetensors"), 3_511_951_568, APACHE),
 )  # fmt: skip
 
-TINY_NOTE = "an early state of a toy world of twelve things: best with a content image, shapes are still rough"
+TINY_NOTE = "a toy world of twelve things, early in its training: best with a content image, words alone stay vague"
 
 MODELS = {
     model.name: model
@@ -91,7 +92,7 @@ MODELS = {
         Model("flux-schnell", "USO on FLUX.1-schnell", (FLUX_SCHNELL, *SHARED), steps=4),
         Model("flux-krea-dev", "USO on FLUX.1-Krea-dev", (FLUX_KREA_DEV, *SHARED)),
         Model("uso-tiny", "uso-tiny, embedded", folder="uso-tiny", size=128, sides=(64, 256), steps=16,
-              content_size=128, note=TINY_NOTE),
+              guidances=(1.0, 7.0), content_size=128, note=TINY_NOTE),
     )
 }  # fmt: skip
 

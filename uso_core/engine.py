@@ -37,7 +37,7 @@ from uso_core.events import (
     StylesReady,
 )
 from uso_core.inventory import choose_model, take_stock
-from uso_core.request import GenerationRequest, Result, SavedStyle
+from uso_core.request import GenerationRequest, Result, SavedStyle, number
 from uso_core.settings import Settings
 
 if TYPE_CHECKING:
@@ -156,11 +156,11 @@ class Engine:
     def check(self, request: GenerationRequest) -> None:
         """Refuses what can be refused without the model.
 
-        Raises `SettingsError` for an unknown model name, `RequestError` for a picture or saved style that is only
-        named or a content image of which nothing would be left.
+        Raises `SettingsError` for an unknown model name, `RequestError` for a guidance that the model was not taught, a
+        picture or saved style that is only named, or a content image of which nothing would be left.
         """
-        if request.model is not None:
-            get_model(request.model)
+        model = get_model(request.model) if request.model is not None else self.model
+        number("guidance", request.guidance, *model.guidances)
         for picture in request.pictures:
             if picture.image is None:
                 raise RequestError(f"The picture {picture.name} is not there.", "Give the picture itself again.")

@@ -22,6 +22,7 @@ from uso_core.ui.inputs import ChoiceInput, NumberInput, PictureInput, SliderInp
 from uso_core.ui.language import label, say, say_on_load
 
 STYLES = 4
+HIGHEST_GUIDANCE = 20.0  # of the slider, where the model takes any
 SAVED = 2  # places for saved styles; each may hold several pictures
 CUSTOM = "custom"
 QUIET: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
@@ -78,7 +79,7 @@ class Form:
             self["width"]: gr.update(value=model.size, minimum=low, maximum=high),
             self["height"]: gr.update(value=model.size, minimum=low, maximum=high),
             self["steps"]: model.steps,
-            self["guidance"]: model.guidance,
+            self["guidance"]: gr.update(value=model.guidance, **_guidances(model)),
             self["content_size"]: gr.update(value=model.content_size, maximum=high),
         }
 
@@ -239,7 +240,7 @@ def _settings(laid: dict[str, Any], model: Model) -> None:
     with gr.Row():
         laid["steps"] = SliderInput(1, 100, value=model.steps, step=1, label=label("steps"), buttons=[], min_width=140)
         laid["guidance"] = SliderInput(
-            0, 20, value=model.guidance, step=0.1, label=label("guidance"), buttons=[], min_width=140
+            **_guidances(model), value=model.guidance, step=0.1, label=label("guidance"), buttons=[], min_width=140
         )
     with gr.Accordion(label("more"), open=False):
         with gr.Row():
@@ -313,6 +314,11 @@ def _saved_place(laid: dict[str, Any], number: int) -> tuple[gr.Row, gr.HTML]:
             0, MAX_STRENGTH, value=1, step=0.05, label=label("saved_style_strength", number), buttons=[], min_width=120
         )
     return place, small
+
+
+def _guidances(model: Model) -> dict[str, float]:
+    low, high = model.guidances
+    return {"minimum": low, "maximum": min(high, HIGHEST_GUIDANCE)}
 
 
 def _side(name: str, model: Model) -> gr.Number:
