@@ -186,7 +186,7 @@ def test_the_embedded_model_runs_without_any_file(command):
     assert run.code == 0
     assert run.pixels().shape == (48, 64, 3)
     assert run.record()["model_type"] == "uso-tiny"
-    assert "early state" in run.err
+    assert "toy world" in run.err
 
 
 def test_the_same_request_gives_the_same_pixels_and_another_seed_others(command):
