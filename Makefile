@@ -9,7 +9,7 @@ run: $(VENV)/.ready
 	$(BIN)/python app.py
 
 test: $(VENV)/.ready-test
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.ready-test
 	$(BIN)/ruff check .
