@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import mcp
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
@@ -24,8 +25,6 @@ from tests.test_app import REPLY_SECONDS, Served, serve
 from uso_core.images import open_picture
 from uso_core.metadata import read_request
 from uso_core.request import GenerationRequest
-
-mcp = pytest.importorskip("mcp")
 
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 2}
 LONG: dict[str, Any] = {"prompt": "a long walk", "width": 128, "height": 128, "steps": 100, "images": 8}

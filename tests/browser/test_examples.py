@@ -11,7 +11,7 @@ from tests.browser.conftest import OpenPage, eventually
 from tests.browser.test_studio import fill, slot, upload
 from tests.test_app import Served
 from uso_core.catalog import MODELS
-from uso_core.examples import FOLDER, read_example
+from uso_core.examples import FOLDER, read_example, read_examples
 from uso_core.metadata import read_request
 
 pytestmark = pytest.mark.browser
@@ -43,6 +43,22 @@ def test_a_click_fills_every_field_and_starts(served: Served, open_page: OpenPag
         assert (got.content_strength, got.style_strengths) == (asked.content_strength, asked.style_strengths)
     expect(page.get_by_label("Aspect", exact=True)).to_have_value("1:1")
     expect(slot(page, "Content image").locator("img")).to_have_count(0)
+
+
+def test_every_mode_is_one_click_away(served: Served, open_page: OpenPage) -> None:
+    page, tiny = open_page(served), MODELS["uso-tiny"]
+    examples = {each.request(tiny).mode: each for each in read_examples()}
+    assert set(examples) == {
+        "text to image", "subject", "style", "style + subject", "style + subject (layout kept)", "2 styles", "3 styles",
+        "2 styles + subject",
+    }  # fmt: skip
+    for mode, example in examples.items():
+        before = set(served.results)
+        choose(page, example.name)
+        eventually(lambda before=before: len(set(served.results) - before) == 1)
+        (made,) = set(served.results) - before
+        got = read_request(made)
+        assert (got.mode, got.seed, got.styles) == (mode, example.seed, example.styles)
 
 
 def test_the_cards_are_reached_with_the_keyboard(served: Served, open_page: OpenPage) -> None:

@@ -286,6 +286,24 @@ def test_a_comfyui_workflow_fills_the_form(page, tmp_path, drawing):
     expect(page.get_by_label("Seed", exact=True).first).to_have_value("9")
 
 
+def test_an_exported_workflow_comes_back_with_every_setting(page, served, open_page, tmp_path, drawing):
+    upload(page, "Content image", drawing)
+    upload(page, "Style image 1", drawing)
+    for label, value in (("Seed", 77), ("Steps", 5), ("Guidance", 2.5), ("Height", 96)):
+        fill(page, label, value)
+    generate(page, served, "a fox there and back")
+    with page.expect_download() as waiting:
+        press(page, "ComfyUI workflow")
+    path = tmp_path / waiting.value.suggested_filename
+    waiting.value.save_as(path)
+    other = open_page(served)
+    other.locator("input[type=file][accept*=json]").set_input_files(path)
+    status(other, "Choose drawing.png as content image. Choose drawing.png as style.")
+    expect(other.get_by_label("Prompt")).to_have_value("a fox there and back")
+    for label, value in (("Seed", 77), ("Steps", 5), ("Guidance", 2.5), ("Width", 128), ("Height", 96)):
+        expect(other.get_by_label(label, exact=True).first).to_have_value(str(value))
+
+
 def test_an_aspect_sets_width_and_height(page):
     page.get_by_label("Aspect").click()
     page.get_by_role("option", name="16:9").click()
