@@ -24,6 +24,7 @@ from uso_core.memory.placement import place
 from uso_core.memory.plan import STAYS, Machine, MemoryPlan, Wishes, plan
 from uso_core.memory.residency import Residency
 from uso_core.memory.sizes import Sizes
+from uso_core.model.packed import pack, packs
 from uso_core.model.pipeline import USOPipeline
 from uso_core.settings import ROOT
 
@@ -84,19 +85,26 @@ CONTENDERS = (
 )
 
 
-def embedded(dtype: torch.dtype) -> dict[str, USOPipeline]:
-    """The embedded model on the CPU, in the project's way and in the reference's."""
+def embedded(dtype: torch.dtype, tokens: int | None = None) -> dict[str, USOPipeline]:
+    """The embedded model on the CPU, in the project's way (packed for so many tokens) and in the reference's."""
     clip, clip_tokenizer = encoders.build_clip(PATHS["clip"], dtype)
     t5, t5_tokenizer = encoders.build_t5(PATHS["t5"], dtype)
     siglip, processor = encoders.build_siglip(PATHS["siglip"], torch.float32)
+    vae = build.build_vae(PATHS["vae"], dtype)
     rest = (
-        build.build_vae(PATHS["vae"], dtype), clip, clip_tokenizer, t5, t5_tokenizer, siglip, processor,
+        clip, clip_tokenizer, t5, t5_tokenizer, siglip, processor,
         build.build_projector(PATHS["projector"], torch.float32), build.build_scheduler(),
         build.text_tokens(PATHS["transformer"]), build.preview_factors(PATHS["vae"]),
     )  # fmt: skip
     apart = ReferenceTransformer.from_files(PATHS["transformer"], PATHS["lora"], dtype)
     fused = build.build_transformer(PATHS["transformer"], PATHS["lora"], dtype)
-    return {"reference": ReferencePipeline(cast(Any, apart), *rest), "ours": USOPipeline(fused, *rest)}
+    if tokens is not None and packs(dtype):
+        pack(fused, tokens)
+    by_channels = copy.deepcopy(vae).to(memory_format=torch.channels_last)
+    return {
+        "reference": ReferencePipeline(cast(Any, apart), vae, *rest),
+        "ours": USOPipeline(fused, by_channels, *rest),
+    }
 
 
 @cache

@@ -28,10 +28,14 @@ TOLERANCE = {"text": 1e-5, "pooled": 1e-5, "style_tokens": 1e-5, "reference_late
              "latents": 1e-4}  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def pipeline() -> USOPipeline:
+@pytest.fixture(scope="module", params=["plain", "packed"])
+def pipeline(request: pytest.FixtureRequest) -> USOPipeline:
+    """With the blocks as a GPU has them, and as a processor."""
     paths = {role: GOLDEN / name for role, name in FILES.items()}
-    return assemble(paths, Settings(device="cpu", dtype="float32"), get_model("uso-tiny"))[0]
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "plain":
+            patch.setattr("uso_core.assembly.packs", lambda dtype: False)
+        return assemble(paths, Settings(device="cpu", dtype="float32"), get_model("uso-tiny"))[0]
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,12 @@ from uso_core.catalog import Model
 from uso_core.errors import SettingsError, WeightsError
 from uso_core.loaders import build, encoders, prepared
 from uso_core.memory.fp8 import T5_MATRICES, use_fp8
-from uso_core.memory.machine import cpu_flags, fast_bfloat16, look_at, threads
+from uso_core.memory.machine import cpu_flags, fast_bfloat16, free_ram, look_at, threads
 from uso_core.memory.placement import place
 from uso_core.memory.plan import MemoryPlan, Wishes, plan
 from uso_core.memory.sizes import GB, Sizes, counts_of
 from uso_core.model.attention import by_speed
+from uso_core.model.packed import pack, packs
 from uso_core.model.pipeline import USOPipeline
 from uso_core.settings import Settings, keep_compiled
 
@@ -60,8 +61,13 @@ def assemble(
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
     pipeline.residency = place(modules, memory, device)
     pipeline.decodes_in_tiles = memory.decodes_in_tiles
+    tokens = Wishes(width=model.size, height=model.size).tokens
+    if device.type == "cpu" and not memory.compile and packs(dtype):
+        copies = sum(parameter.nbytes for parameter in pipeline.transformer.parameters())
+        if free_ram() > 2 * copies:
+            pack(pipeline.transformer, tokens)
     if device.type == "cuda":
-        config, tokens = pipeline.transformer.config, Wishes(width=model.size, height=model.size).tokens
+        config = pipeline.transformer.config
         shape = (1, config.num_attention_heads, tokens, config.attention_head_dim)
         pipeline.attention_kernels = by_speed(shape, dtype, device)
     if memory.compile:

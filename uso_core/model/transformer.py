@@ -6,7 +6,7 @@ Letters: B batch, S target tokens, R reference tokens, T text tokens, K style to
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +72,7 @@ class USOTransformer2DModel(FluxTransformer2DModel):
         for module in self.modules():
             if isinstance(getattr(module, "linear", None), Modulation):
                 module.silu = nn.Identity()  # applied once, in `modulation`
-        self.blocks: Iterable[nn.Module] = (*self.transformer_blocks, *self.single_transformer_blocks)
+        self.blocks: Iterable[Callable[..., Any]] = (*self.transformer_blocks, *self.single_transformer_blocks)
 
     def forward(
         self,

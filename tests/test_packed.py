@@ -1,0 +1,108 @@
+"""Products with packed weights compute what the plain ones do, in every kind of request."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.test_model import EMBEDDED, pictures, pipeline  # noqa: F401  (fixtures)
+from tests.test_speed import generate, own  # noqa: F401
+from uso_core import assembly
+from uso_core.catalog import EMBEDDED_FILES, get_model
+from uso_core.memory.fp8 import TRANSFORMER_MATRICES, use_fp8
+from uso_core.model import packed
+from uso_core.model.packed import DoubleBlock, Product, SingleBlock, pack, packs
+from uso_core.model.pipeline import USOPipeline
+from uso_core.model.transformer import USOTransformer2DModel
+from uso_core.settings import Settings
+
+DTYPES = (torch.float32, torch.bfloat16)
+pytestmark = pytest.mark.skipif(not packs(torch.float32), reason="PyTorch without oneDNN, as on Apple's processors")
+
+
+def inputs(transformer: USOTransformer2DModel, dtype: torch.dtype, text: int, image: int) -> dict[str, torch.Tensor]:
+    config, chance = transformer.config, torch.Generator().manual_seed(text)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=chance).to(dtype)
+
+    return {
+        "hidden_states": draw(2, image, config.in_channels),
+        "encoder_hidden_states": draw(2, text, config.joint_attention_dim),
+        "pooled_projections": draw(2, config.pooled_projection_dim),
+        "timestep": torch.tensor([0.9, 0.3]).to(dtype),
+        "guidance": torch.full((2,), 4.0).to(dtype),
+        "img_ids": draw(image, 3).round(),
+        "txt_ids": torch.zeros(text, 3),
+        "attention_bias": draw(1, 1, 1, text + image),
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("rows", [1, 7, 300])
+def test_a_product_is_that_of_its_layers(dtype: torch.dtype, gelu: bool, rows: int) -> None:
+    torch.manual_seed(rows)
+    layers = [nn.Linear(40, size).to(dtype) for size in (24, 24, 56)]
+    x = torch.randn(2, rows, 40).to(dtype)
+    ours = Product(*layers, rows=64, gelu=gelu)(x)
+    exact = torch.cat([F.linear(x.double(), layer.weight.double(), layer.bias.double()) for layer in layers], -1)
+    exact = F.gelu(exact, approximate="tanh") if gelu else exact
+    torch.testing.assert_close(ours.double(), exact, atol=8 * torch.finfo(dtype).eps, rtol=2 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("tokens", [(5, 6), (40, packed.WRITTEN_OUT)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_prediction_differs_by_rounding_alone(pipeline: USOPipeline, tokens: tuple[int, int], biased: bool) -> None:  # noqa: F811
+    exact, errors = pipeline.transformer, {}
+    for dtype in DTYPES:
+        plain, ours = copy.deepcopy(exact).to(dtype), copy.deepcopy(exact).to(dtype)
+        pack(ours, rows=64)
+        assert {type(block) for block in ours.blocks} == {DoubleBlock, SingleBlock}
+        given = inputs(exact, dtype, *tokens)
+        given = given if biased else {**given, "attention_bias": None}
+        with torch.inference_mode():
+            right = exact(**inputs(exact, torch.float32, *tokens) | ({} if biased else {"attention_bias": None})).sample
+            for name, model in (("plain", plain), ("ours", ours)):
+                errors[name, dtype] = float((model(**given).sample.float() - right).norm() / right.norm())
+    assert errors["ours", torch.float32] < 1e-5
+    assert errors["ours", torch.bfloat16] < 1.2 * errors["plain", torch.bfloat16]  # no more rounding than before
+
+
+def test_a_pipeline_makes_the_same_picture(own: USOPipeline, pictures) -> None:  # noqa: F811
+    before = generate(own, pictures)
+    weights = {name: weight.clone() for name, weight in own.transformer.state_dict().items()}
+    for _ in range(2):  # once more changes nothing
+        pack(own.transformer, rows=64)
+        torch.testing.assert_close(generate(own, pictures), before, atol=2e-4, rtol=0)
+    after = own.transformer.state_dict()  # it can still be saved
+    assert after.keys() == weights.keys()
+    assert all(torch.equal(after[name], weights[name]) for name in weights)
+
+
+def test_fp8_layers_stay(own: USOPipeline, pictures) -> None:  # noqa: F811
+    use_fp8(own.transformer, TRANSFORMER_MATRICES)
+    before = generate(own, pictures)
+    pack(own.transformer, rows=64)
+    assert not any(isinstance(block, (DoubleBlock, SingleBlock)) for block in own.transformer.blocks)
+    assert torch.equal(generate(own, pictures), before)
+
+
+def test_without_onednn_nothing_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> torch.Tensor:
+        raise NotImplementedError("no such operator")
+
+    monkeypatch.setattr(packed, "Product", missing)
+    assert not any(packs(dtype) for dtype in DTYPES)
+
+
+@pytest.mark.parametrize(("free", "copied"), [(10**12, True), (10**6, False)])
+def test_a_second_copy_is_made_where_there_is_room(free: int, copied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assembly, "free_ram", lambda: free)
+    paths = {role: EMBEDDED / name for role, name in EMBEDDED_FILES.items()}
+    made = assembly.assemble(paths, Settings(device="cpu", dtype="float32"), get_model("uso-tiny"))[0]
+    assert isinstance(made.transformer.blocks[0], DoubleBlock) == copied

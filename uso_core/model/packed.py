@@ -1,0 +1,195 @@
+"""The transformer's blocks on a processor: the same numbers up to rounding, with weights that oneDNN has packed.
+
+`nn.Linear` gives float32 products to MKL, which is slow on processors that Intel did not make, and bfloat16 ones to
+oneDNN, which rearranges the weight at every call. Here the weights are rearranged once, q, k and v are one product,
+GELU is part of the product before it, and rotary positions are one multiplication of complex numbers. A small model's
+step is otherwise half bookkeeping, so each block is one function with as few operations as it takes.
+Letters: B batch, N tokens, T text tokens, H heads, C head size, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from uso_core.model.transformer import USOTransformer2DModel
+
+WRITTEN_OUT = 512  # tokens up to which bfloat16 attention is faster as two products with a softmax between them
+Rotary = tuple[torch.Tensor, torch.Tensor]
+Streams = tuple[torch.Tensor, torch.Tensor]
+
+
+class Product:
+    """x -> x times the weights of some linear layers, one behind the other, plus their biases.
+
+    The weights are a copy in oneDNN's own layout, chosen for about `rows` rows. With `gelu` the result goes through
+    GELU's tanh form.
+    """
+
+    def __init__(self, *layers: nn.Linear, rows: int, gelu: bool = False) -> None:
+        weight, bias = (torch.cat([getattr(layer, name) for layer in layers]).detach() for name in ("weight", "bias"))
+        self._weight, self._bias = torch.ops.mkldnn._reorder_linear_weight(weight, rows), bias
+        self._activation: tuple[str, list[float], str] = ("gelu", [], "tanh") if gelu else ("none", [], "")
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in) -> (..., out of all layers)."""
+        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, *self._activation)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Product:
+        return self  # nothing changes it, and PyTorch cannot copy the layout
+
+
+class Turns:
+    """The rotary positions of a request as complex numbers, computed once for all blocks and steps."""
+
+    def __init__(self) -> None:
+        self._tables: Rotary | None = None
+        self._turns = torch.empty(0)
+
+    def __call__(self, tables: Rotary) -> torch.Tensor:
+        """Cosines and sines (N, C), each angle twice since neighbouring channels turn together -> (N, 1, 1, C / 2)."""
+        if tables is not self._tables:
+            self._turns = torch.complex(tables[0][:, ::2], tables[1][:, ::2])[:, None, None]
+            self._tables = tables
+        return self._turns
+
+
+class Heads:
+    """One stream's way to q, k and v."""
+
+    def __init__(self, layers: Sequence[nn.Linear], norms: Sequence[nn.RMSNorm], rows: int) -> None:
+        self.product = Product(*layers, rows=rows)
+        # Attention's scale rides along with q's norm.
+        scales = torch.tensor([norms[0].weight.shape[0] ** -0.5, 1.0])[:, None]
+        self.weights = (torch.stack([norm.weight.detach().float() for norm in norms]) * scales)[:, None]  # (2, 1, C)
+        self.eps = norms[0].eps
+
+    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, N, D) -> q and k, normalised, float32 (B, N, 2, H, C), and v (B, N, H, C)."""
+        qkv = self.product(x).unflatten(-1, (3, -1, self.weights.shape[-1]))  # (B, N, 3, H, C)
+        return F.rms_norm(qkv[:, :, :2].float(), qkv.shape[-1:], None, self.eps) * self.weights, qkv[:, :, 2]
+
+
+class DoubleBlock:
+    """`FluxTransformerBlock`: text and image with weights of their own, one attention."""
+
+    def __init__(self, block: Any, rows: int, turns: Turns) -> None:
+        attention, self.turns = block.attn, turns
+        self.image = Heads(
+            (attention.to_q, attention.to_k, attention.to_v), (attention.norm_q, attention.norm_k), rows
+        )  # fmt: skip
+        self.text = Heads(
+            (attention.add_q_proj, attention.add_k_proj, attention.add_v_proj),
+            (attention.norm_added_q, attention.norm_added_k), rows,
+        )  # fmt: skip
+        self.image_out = Product(attention.to_out[0], rows=rows)
+        self.text_out = Product(attention.to_add_out, rows=rows)
+        self.image_mlp, self.text_mlp = (
+            (Product(net[0].proj, rows=rows, gelu=True), Product(net[2], rows=rows))
+            for net in (block.ff.net, block.ff_context.net)
+        )
+
+    def __call__(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        temb: torch.Tensor,
+        image_rotary_emb: Rotary,
+        joint_attention_kwargs: dict[str, torch.Tensor],
+    ) -> Streams:
+        """Image (B, N - T, D) and text (B, T, D), the block's row of the table (B, 12 D) -> text and image."""
+        image, text, parts = hidden_states, encoder_hidden_states, temb[:, None].chunk(12, dim=-1)
+        pairs, value = self.image(_modulated(image, *parts[:2]))
+        text_pairs, text_value = self.text(_modulated(text, *parts[6:8]))
+        pairs, value = torch.cat([text_pairs, pairs], dim=1), torch.cat([text_value, value], dim=1)
+        out = _attend(pairs, value, self.turns(image_rotary_emb), **joint_attention_kwargs)  # (B, N, D)
+        tokens = text.shape[1]
+        image = torch.addcmul(image, parts[2], self.image_out(out[:, tokens:]))
+        text = torch.addcmul(text, parts[8], self.text_out(out[:, :tokens]))
+        for_image, for_text = _modulated(image, *parts[3:5]), _modulated(text, *parts[9:11])
+        image = torch.addcmul(image, parts[5], self.image_mlp[1](self.image_mlp[0](for_image)))
+        text = torch.addcmul(text, parts[11], self.text_mlp[1](self.text_mlp[0](for_text)))
+        return text, image
+
+
+class SingleBlock:
+    """`FluxSingleTransformerBlock`: one stream, attention beside the MLP."""
+
+    def __init__(self, block: Any, rows: int, turns: Turns) -> None:
+        attention, self.turns = block.attn, turns
+        self.heads = Heads(
+            (attention.to_q, attention.to_k, attention.to_v), (attention.norm_q, attention.norm_k), rows
+        )  # fmt: skip
+        self.mlp = Product(block.proj_mlp, rows=rows, gelu=True)
+        self.out = Product(block.proj_out, rows=rows)
+
+    def __call__(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        temb: torch.Tensor,
+        image_rotary_emb: Rotary,
+        joint_attention_kwargs: dict[str, torch.Tensor],
+    ) -> Streams:
+        """Image (B, N - T, D) and text (B, T, D), the block's row of the table (B, 3 D) -> text and image."""
+        x = torch.cat([encoder_hidden_states, hidden_states], dim=1)  # (B, N, D)
+        shift, scale, gate = temb[:, None].chunk(3, dim=-1)
+        normal = _modulated(x, shift, scale)
+        out = _attend(*self.heads(normal), self.turns(image_rotary_emb), **joint_attention_kwargs)
+        x = torch.addcmul(x, gate, self.out(torch.cat([out, self.mlp(normal)], dim=2)))
+        tokens = encoder_hidden_states.shape[1]
+        return x[:, :tokens], x[:, tokens:]
+
+
+def pack(transformer: USOTransformer2DModel, rows: int) -> None:
+    """Lets the transformer compute with packed copies of its blocks' weights; its modules stay as they are.
+
+    The copies take as many bytes again, and do not follow later changes of the weights. `rows` is the usual number of
+    tokens. Blocks with a product that is no plain `nn.Linear` (fp8 ones) are left as they are.
+    """
+    kinds = (DoubleBlock, transformer.transformer_blocks), (SingleBlock, transformer.single_transformer_blocks)
+    turns = Turns()
+    transformer.blocks = tuple(
+        kind(block, rows, turns) if _is_plain(block) else block for kind, blocks in kinds for block in blocks
+    )
+
+
+def packs(dtype: torch.dtype) -> bool:
+    """Whether this build of PyTorch packs weights of a dtype for this processor, and multiplies them right."""
+    layer = nn.Linear(48, 32).to(dtype)
+    x = torch.linspace(-1, 1, 7 * 48).view(1, 7, 48).to(dtype)
+    try:
+        packed = Product(layer, rows=7, gelu=True)(x)
+    except (AttributeError, NotImplementedError, RuntimeError):  # without oneDNN, or a dtype that it does not know
+        return False
+    expected = F.gelu(F.linear(x.float(), layer.weight.float(), layer.bias.float()), approximate="tanh")
+    return bool(torch.allclose(packed.float(), expected, atol=4 * torch.finfo(dtype).eps, rtol=0.02))
+
+
+def _is_plain(block: nn.Module) -> bool:
+    """Whether all products behind the modulation, whose tables are computed elsewhere, are plain ones."""
+    products = (part for name, part in block.named_modules() if "norm" not in name and hasattr(part, "in_features"))
+    return all(type(part) is nn.Linear for part in products)
+
+
+def _modulated(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
+
+
+def _attend(
+    pairs: torch.Tensor, value: torch.Tensor, turns: torch.Tensor, attention_mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """q (scaled) and k (B, N, 2, H, C), v (B, N, H, C), positions (N, 1, 1, C / 2) -> (B, N, D)."""
+    turned = torch.view_as_real(torch.view_as_complex(pairs.unflatten(-1, (-1, 2))) * turns).flatten(-2)
+    query, key = turned.to(value.dtype).permute(2, 0, 3, 1, 4)  # (B, H, N, C) each
+    value = value.transpose(1, 2)
+    if value.dtype == torch.bfloat16 and value.shape[2] <= WRITTEN_OUT:
+        scores = query @ key.mT if attention_mask is None else query @ key.mT + attention_mask
+        out = torch.softmax(scores.float(), dim=-1).to(value.dtype) @ value
+    else:
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=1.0)
+    return out.transpose(1, 2).flatten(2)
