@@ -24,6 +24,7 @@ train-tiny: $(VENV)/.ready-test
 	$(BIN)/python -m training.data --out $(RUN)
 	$(BIN)/python -m training.vae --run $(RUN) --steps $(VAE_STEPS) --batch 16
 	$(BIN)/python -m training.vae --run $(RUN) --encode
+	$(BIN)/python -m training.teacher --run $(RUN)
 	$(BIN)/python -m training.train --run $(RUN) --steps $(STEPS) --decay $$(($(STEPS) / 4)) \
 		--guided-from $$(($(STEPS) * 2 / 3))
 	$(BIN)/python -m training.release --run $(RUN) --to $(RUN)/release

@@ -20,6 +20,7 @@ from training.measure import load_measurer
 from training.model import Conditions, Shape, TinyUso, build_transformer
 from training.release import release
 from training.strip import SHOWN, Block, draw_strip, save_small
+from training.teacher import Lessons, Teacher, accuracy_at, load_teacher, train_teacher
 from training.text import TEXT_TOKENS, read_words
 from training.train import Plan, Training, load_model, save_model
 from training.trials import MODES, make_trial
@@ -28,6 +29,7 @@ from training.world.prompts import COLOUR_WORDS, KIND_WORDS, SCENE_WORDS, distur
 from training.world.specs import MOODS, SUBJECTS, TECHNIQUES, is_held_out
 from uso_core.assembly import assemble
 from uso_core.catalog import EMBEDDED_FILES, get_model
+from uso_core.model.latents import pack
 from uso_core.settings import Settings
 
 SMALL = Shape(heads=1, head_size=32, doubles=1, singles=1, rank=4)
@@ -140,7 +142,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(run: Path, steps: int) -> Training:
     plan = Plan(steps, token_budget=400, guided_from=2)
-    training = Training(run, plan, BatchMaker(RecordStore(run), plan.token_budget), "cpu", SMALL)
+    torch.manual_seed(1)
+    training = Training(run, plan, BatchMaker(RecordStore(run), plan.token_budget), Teacher(), "cpu", SMALL)
     training.resume()
     return training
 
@@ -149,7 +152,9 @@ def test_every_mode_trains_and_a_resumed_run_equals_an_uninterrupted_one(run: Pa
     whole = train(run, 6)
     modes = list(MODE_CHANCE)
     losses = [whole.train_step(whole.maker.at(0, whole.step, mode)) for mode in modes]
-    assert torch.stack(losses).isfinite().all()
+    assert all(torch.stack(list(parts.values())).isfinite().all() for parts in losses)
+    unanswered = [parts["reading"] == 0 for parts in losses]
+    assert unanswered == [mode == "blend" for mode in modes]  # no answer is right about a blend
     halves = train(run, 6)
     for mode in modes[:4]:
         halves.train_step(halves.maker.at(0, halves.step, mode))
@@ -162,6 +167,47 @@ def test_every_mode_trains_and_a_resumed_run_equals_an_uninterrupted_one(run: Pa
         assert torch.equal(value, resumed.model.state_dict()[name]), name
     for name, value in whole.ema.state_dict().items():
         assert torch.equal(value, resumed.ema.state_dict()[name]), name
+
+
+def test_a_teacher_learns_to_read_latents(run: Path) -> None:
+    teacher = train_teacher(run, 40, batch=16)
+    right = accuracy_at(teacher, RecordStore(run), 0.0, count=8)
+    assert right["subject"] > 0.5  # of 12, and of latents that are noise: learnt by heart
+    checkpoint.save_tensors(run / "teacher.safetensors", teacher.state_dict())
+    x, times = torch.randn(2, 16, 18, 14), torch.tensor([0.2, 0.9])
+    assert torch.equal(load_teacher(run).features(x, times), teacher.features(x, times))
+
+
+def test_the_right_velocity_has_nothing_to_learn_about_likeness(run: Path) -> None:
+    torch.manual_seed(2)
+    batch = BatchMaker(RecordStore(run), 400).at(0, 0, "subject")
+    lessons, model = Lessons(Teacher(), SMALL.width), TinyUso(SMALL)
+    lessons.listen(model)
+    clean, noise = batch.clean.float(), torch.randn(batch.clean.shape)
+    times = torch.linspace(0.1, 0.9, len(clean))
+    level = times[:, None, None, None]
+    noisy = (1 - level) * clean + level * noise
+    text, pooled = model.encode_text(batch.words)
+    conditions = Conditions(text, pooled, None, batch.reference.float(), True)
+
+    def losses(velocity: torch.Tensor) -> dict[str, torch.Tensor]:
+        model.velocity(noisy, times, times, conditions)
+        return lessons(batch, clean, noisy, times, velocity)
+
+    right = pack(noise - clean).requires_grad_()
+    wrong = (right + 0.5 * torch.randn_like(right)).detach().requires_grad_()
+    assert losses(right)["likeness"] < 1e-5 < losses(wrong)["likeness"]
+    for name in ("likeness", "reading"):
+        gradient = torch.autograd.grad(losses(wrong)[name], wrong)[0]
+        assert gradient.abs().sum() > 0
+    hidden = torch.autograd.grad(losses(wrong)["alignment"], model.transformer.x_embedder.weight)[0]
+    assert hidden.abs().sum() > 0
+    assert not any(parameter.requires_grad for parameter in lessons.teacher.parameters())
+
+
+def test_training_asks_for_its_teacher(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"training\.teacher"):
+        load_teacher(tmp_path)
 
 
 def test_batches_drawn_ahead_are_the_same(run: Path) -> None:

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from . import world
 from .data import Record, Shard, list_shards, open_pictures
 from .latent_cache import latents_path, squash
+from .measure import UNKNOWN, answers
 from .text import Words, read_words
 from .world.prompts import disturb, style_instruction
 
@@ -46,6 +47,7 @@ class Batch:
     clean: torch.Tensor  # (B, 16, h, w)
     reference: torch.Tensor | None  # (B, 16, h', w')
     style: torch.Tensor | None  # (B, N, 128, 128, 3)
+    answers: torch.Tensor | None  # int64 (B, questions) of `measure.QUESTIONS`; None where there is no right answer
 
 
 class RecordStore:
@@ -82,6 +84,12 @@ class RecordStore:
         """float16 (B, 16, h, w): of each record the picture of its kind."""
         rows = [self.latents[shard.name, kind][number] for kind, number in zip(kinds, numbers, strict=True)]
         return torch.from_numpy(np.stack(rows))
+
+    @staticmethod
+    def answers(shard: Shard, kinds: list[str], numbers: np.ndarray) -> torch.Tensor:
+        """int64 (B, questions): what each picture shows."""
+        told = [answers(shard.record(int(number)), kind) for kind, number in zip(kinds, numbers, strict=True)]
+        return torch.tensor(told)
 
     def pictures(self, shard: Shard, kinds: list[str], numbers: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
         """uint8 (B, 128, 128, 3): what the vision tower sees, mirrored half of the time."""
@@ -135,7 +143,9 @@ class BatchMaker:
             record = shard.record(int(number))
             prompt = self._prompt(rng, record, kind, detail=0.9, name_style=kind in ("target", "style"))
             prompts.append("" if rng.random() < EMPTY_PROMPT else prompt)
-        return Batch("text", prompts, read_words(prompts), self.store.latent(shard, kinds, numbers), None, None)
+        told = self.store.answers(shard, kinds, numbers)
+        told[[prompt == "" for prompt in prompts]] = UNKNOWN
+        return Batch("text", prompts, read_words(prompts), self.store.latent(shard, kinds, numbers), None, None, told)
 
     def _subject(self, rng: np.random.Generator, shard: Shard, numbers: np.ndarray) -> Batch:
         kinds = ["target" if rng.random() < 0.35 else "plain" for _ in numbers]
@@ -144,7 +154,10 @@ class BatchMaker:
             for kind, number in zip(kinds, numbers, strict=True)
         ]
         reference = self.store.latent(shard, ["content"] * len(numbers), numbers)
-        return Batch("subject", prompts, read_words(prompts), self.store.latent(shard, kinds, numbers), reference, None)
+        return Batch(
+            "subject", prompts, read_words(prompts), self.store.latent(shard, kinds, numbers), reference, None,
+            self.store.answers(shard, kinds, numbers),
+        )  # fmt: skip
 
     def _style(self, rng: np.random.Generator, shard: Shard, numbers: np.ndarray) -> Batch:
         made = ["target" if rng.random() < 0.6 else "style" for _ in numbers]
@@ -154,7 +167,10 @@ class BatchMaker:
             for kind, number in zip(made, numbers, strict=True)
         ]
         pictures = self.store.pictures(shard, shown, numbers, rng)[:, None]
-        return Batch("style", prompts, read_words(prompts), self.store.latent(shard, made, numbers), None, pictures)
+        return Batch(
+            "style", prompts, read_words(prompts), self.store.latent(shard, made, numbers), None, pictures,
+            self.store.answers(shard, made, numbers),
+        )  # fmt: skip
 
     def _both(self, rng: np.random.Generator, shard: Shard, numbers: np.ndarray) -> Batch:
         prompts = [
@@ -166,6 +182,7 @@ class BatchMaker:
             self.store.latent(shard, ["target"] * len(numbers), numbers),
             self.store.latent(shard, ["content"] * len(numbers), numbers),
             self.store.pictures(shard, ["style"] * len(numbers), numbers, rng)[:, None],
+            self.store.answers(shard, ["target"] * len(numbers), numbers),
         )  # fmt: skip
 
     def _layout(self, rng: np.random.Generator, shard: Shard, numbers: np.ndarray) -> Batch:
@@ -177,6 +194,7 @@ class BatchMaker:
             self.store.latent(shard, ["target"] * len(numbers), numbers),
             self.store.latent(shard, ["plain"] * len(numbers), numbers),
             pictures,
+            self.store.answers(shard, ["target"] * len(numbers), numbers),
         )  # fmt: skip
 
     def _blend(self, rng: np.random.Generator, shard: Shard, numbers: np.ndarray) -> Batch:
@@ -189,7 +207,7 @@ class BatchMaker:
         ]
         reference = self.store.latent(shard, ["plain"] * len(numbers), numbers) if keep_layout else None
         clean = self.store.latent(shard, ["blend"] * len(numbers), numbers)
-        return Batch("blend", prompts, read_words(prompts), clean, reference, torch.stack(pictures, 1))
+        return Batch("blend", prompts, read_words(prompts), clean, reference, torch.stack(pictures, 1), None)
 
     def _prompt(self, rng: np.random.Generator, record: Record, kind: str, detail: float, name_style: bool) -> str:
         picture = {"style": record.other, "content": record.content}.get(kind, record.target)

@@ -78,14 +78,17 @@ def answers(record: Record, kind: str) -> list[int]:
     return [UNKNOWN if truth[name] is None else options.index(truth[name]) for name, options in QUESTIONS.items()]
 
 
-def _block(into: int, out: int, stride: int = 1) -> tuple[nn.Module, ...]:
+def block(into: int, out: int, stride: int = 1) -> tuple[nn.Module, ...]:
+    """A 3 x 3 convolution, batch norm and ReLU."""
     return nn.Conv2d(into, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
+    """A block beside the identity."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(*_block(width, width))
+        self.body = nn.Sequential(*block(width, width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.body(x)
@@ -99,10 +102,8 @@ class Measurer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.near = nn.Sequential(
-            *_block(3, 24, 2), *_block(24, 48, 2), _Residual(48), *_block(48, 96, 2), _Residual(96)
-        )
-        self.far = nn.Sequential(*_block(96, 128, 2), _Residual(128))
+        self.near = nn.Sequential(*block(3, 24, 2), *block(24, 48, 2), Residual(48), *block(48, 96, 2), Residual(96))
+        self.far = nn.Sequential(*block(96, 128, 2), Residual(128))
         self.attention = nn.Conv2d(96 + 128, _LOOKS, 1)
         self.heads = nn.ModuleDict(
             {name: nn.Linear(2 * 128 + _LOOKS * (96 + 128), len(options)) for name, options in QUESTIONS.items()}

@@ -30,6 +30,7 @@ from . import checkpoint
 from .batches import Batch, BatchMaker, RecordStore
 from .model import PUBLISHED, Conditions, Shape, TinyUso
 from .muon import Muon
+from .teacher import LESSONS, Lessons, Teacher, load_teacher
 from .text import WordLoss, read_words
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ LOWEST_GUIDANCE, HIGHEST_GUIDANCE = 1.0, 7.0
 GUIDANCE_GAIN = 0.5  # how much further from the unconditional velocity one unit of guidance leads
 GUIDED_SHARE = 0.5  # of the steps that learn guidance at all; the others learn guidance 1, which is none
 ADAPTED_TEXT = 0.5  # share of text-only batches with the LoRA on: the application has it fused in every mode
-WORD_LOSS = 0.1  # weight of what keeps the words apart, beside the pictures
+LOSSES = {"picture": 1.0, "words": 0.1, **LESSONS}  # and their weights
 MATRIX_HOMES = ("transformer_blocks", "encoder.layers", "encoder.block")  # where Muon steps; AdamW does the rest
 
 
@@ -71,13 +72,18 @@ def split_parameters(model: TinyUso) -> tuple[list[nn.Parameter], list[nn.Parame
 class Training:
     """One run."""
 
-    def __init__(self, run: Path, plan: Plan, maker: BatchMaker, device: str, shape: Shape = PUBLISHED) -> None:
+    def __init__(
+        self, run: Path, plan: Plan, maker: BatchMaker, teacher: Teacher, device: str, shape: Shape = PUBLISHED
+    ) -> None:
         self.run, self.plan, self.maker, self.device = run, plan, maker, device
         torch.manual_seed(plan.seed)
         self.model = TinyUso(shape).to(device)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.word_loss = WordLoss(len(self.model.t5_tokenizer), len(self.model.clip_tokenizer)).to(device)
+        self.lessons = Lessons(teacher, shape.width).to(device)
+        self.lessons.listen(self.model)
         matrices, rest = split_parameters(self.model)
+        rest += self.lessons.foretell.parameters()
         self.optimizers = (
             Muon(matrices, lr=MUON_RATE, weight_decay=0.02),
             torch.optim.AdamW(rest, lr=ADAM_RATE, betas=(0.9, 0.97), weight_decay=0.01),
@@ -92,6 +98,7 @@ class Training:
             return
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
+        self.lessons.foretell.load_state_dict(state["foretell"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step, self.samples = state["step"], state["samples"]
@@ -101,6 +108,7 @@ class Training:
         """Everything that `resume` needs, and the averaged weights for evaluation and export."""
         optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
         state = {"model": self.model.state_dict(), "ema": self.ema.state_dict(), "optimizers": optimizers,
+                 "foretell": self.lessons.foretell.state_dict(),
                  "step": self.step, "samples": self.samples}  # fmt: skip
         checkpoint.save_state(self.run / name, state)
         save_model(self.run / "joint.safetensors", self.ema, {"step": self.step, "samples": self.samples})
@@ -118,8 +126,8 @@ class Training:
         reference = None if batch.reference is None else batch.reference.to(self.device).float()
         return Conditions(text, pooled, style, reference, adapted)
 
-    def losses(self, batch: Batch, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Squared error of the velocity, guided by the averaged model once the plan says so; and the words' own."""
+    def losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        """What each of LOSSES weighs; "picture" is the velocity's squared error, guided once the plan says so."""
         count = len(batch.prompts)
         uniform = rng.random(count) < TIME_UNIFORM
         logits = rng.normal(TIME_MEAN, TIME_SPREAD, count)
@@ -141,8 +149,10 @@ class Training:
             adapted = batch.mode != "text" or rng.random() < ADAPTED_TEXT
             conditions = self.conditions(self.model, batch, adapted)
             velocity = self.model.velocity(noisy, times, guidance, conditions)
+            lessons = self.lessons(batch, clean, noisy, times, velocity)
         words = self.word_loss(batch.words, conditions.text, conditions.pooled)
-        return F.mse_loss(velocity.float(), target), words
+        picture = F.mse_loss(velocity.float(), target)
+        return {"picture": picture, "words": words, **lessons}
 
     @torch.no_grad()
     def guidance_offset(
@@ -159,23 +169,23 @@ class Training:
         gain = (GUIDANCE_GAIN * (guidance - LOWEST_GUIDANCE))[:, None, None]
         return gain * (told.float() - untold.float())
 
-    def train_step(self, batch: Batch) -> torch.Tensor:
-        """One update; returns the pictures' loss and the words'. What a mode does not use keeps still."""
+    def train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """One update; returns the losses. What a mode does not use keeps still."""
         rng = checkpoint.chance(self.plan.seed, self.step)
         factor = self.rate_factor() * self.plan.rate
         for optimizer, rate in zip(self.optimizers, (MUON_RATE, ADAM_RATE), strict=True):
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
-        loss, words = self.losses(batch, rng)
-        (loss + WORD_LOSS * words).backward()
+        losses = self.losses(batch, rng)
+        torch.stack([weight * losses[name] for name, weight in LOSSES.items()]).sum().backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
         self.step += 1
         self.samples += len(batch.prompts)
         self.update_average()
-        return torch.stack([loss.detach(), words.detach()])
+        return {name: loss.detach() for name, loss in losses.items()}
 
     @torch.no_grad()
     def update_average(self) -> None:
@@ -195,9 +205,8 @@ class Training:
         batches = self.maker.stream(self.plan.seed, self.step, self.plan.workers)
         while self.step < self.plan.steps and not asked_to_end:
             batch = next(batches)
-            loss, words = self.train_step(batch)
-            losses[batch.mode].append(loss)
-            losses["words"].append(words)
+            for name, loss in self.train_step(batch).items():
+                losses[batch.mode if name == "picture" else name].append(loss)
             last = self.step == self.plan.steps or bool(asked_to_end)
             now = time.monotonic()
             if self.step % log_every == 0 or last:
@@ -260,7 +269,7 @@ def main() -> None:
     plan = Plan(arguments.steps, arguments.decay, arguments.token_budget, arguments.guided_from, arguments.rate,
                 arguments.workers)  # fmt: skip
     maker = BatchMaker(RecordStore(arguments.run), plan.token_budget)
-    training = Training(arguments.run, plan, maker, arguments.device)
+    training = Training(arguments.run, plan, maker, load_teacher(arguments.run), arguments.device)
     training.resume(arguments.start)
     if arguments.device == "cpu":
         from .fast_blocks import use_fast_blocks
