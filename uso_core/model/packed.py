@@ -37,7 +37,7 @@ class Product:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out of all layers)."""
-        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, *self._activation)
+        return torch.ops.mkldnn._linear_pointwise.default(x, self._weight, self._bias, *self._activation)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Product:
         return self  # nothing changes it, and PyTorch cannot copy the layout
@@ -64,14 +64,18 @@ class Heads:
     def __init__(self, layers: Sequence[nn.Linear], norms: Sequence[nn.RMSNorm], rows: int) -> None:
         self.product = Product(*layers, rows=rows)
         # Attention's scale rides along with q's norm.
-        scales = torch.tensor([norms[0].weight.shape[0] ** -0.5, 1.0])[:, None]
+        self.size = norms[0].weight.shape[0]
+        scales = torch.tensor([self.size**-0.5, 1.0])[:, None]
         self.weights = (torch.stack([norm.weight.detach().float() for norm in norms]) * scales)[:, None]  # (2, 1, C)
-        self.eps = norms[0].eps
+        self.eps = torch.tensor(norms[0].eps)
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, N, D) -> q and k, normalised, float32 (B, N, 2, H, C), and v (B, N, H, C)."""
-        qkv = self.product(x).unflatten(-1, (3, -1, self.weights.shape[-1]))  # (B, N, 3, H, C)
-        return F.rms_norm(qkv[:, :, :2].float(), qkv.shape[-1:], None, self.eps) * self.weights, qkv[:, :, 2]
+        batch, tokens = x.shape[:2]
+        qkv = self.product(x).view(batch, tokens, 3, -1, self.size)
+        pairs = qkv[:, :, :2].float()
+        norms = torch.linalg.vector_norm(pairs, dim=-1, keepdim=True)  # (B, N, 2, H, 1)
+        return pairs * self.weights * torch.addcmul(self.eps, norms, norms, value=1 / self.size).rsqrt_(), qkv[:, :, 2]
 
 
 class DoubleBlock:
@@ -184,8 +188,9 @@ def _attend(
     pairs: torch.Tensor, value: torch.Tensor, turns: torch.Tensor, attention_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
     """q (scaled) and k (B, N, 2, H, C), v (B, N, H, C), positions (N, 1, 1, C / 2) -> (B, N, D)."""
-    turned = torch.view_as_real(torch.view_as_complex(pairs.unflatten(-1, (-1, 2))) * turns).flatten(-2)
-    query, key = turned.to(value.dtype).permute(2, 0, 3, 1, 4)  # (B, H, N, C) each
+    batch, tokens, _, heads, size = pairs.shape
+    turned = torch.view_as_real(torch.view_as_complex(pairs.view(batch, tokens, 2, heads, size // 2, 2)) * turns)
+    query, key = turned.view(pairs.shape).to(value.dtype).permute(2, 0, 3, 1, 4).unbind()  # (B, H, N, C) each
     value = value.transpose(1, 2)
     if value.dtype == torch.bfloat16 and value.shape[2] <= WRITTEN_OUT:
         scores = query @ key.mT if attention_mask is None else query @ key.mT + attention_mask
