@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from tests.test_speed import generate, own  # noqa: F401
 from uso_core import assembly
 from uso_core.catalog import EMBEDDED_FILES, get_model
 from uso_core.memory.fp8 import TRANSFORMER_MATRICES, use_fp8
+from uso_core.memory.plan import MemoryPlan
 from uso_core.model import packed
 from uso_core.model.packed import DoubleBlock, Product, SingleBlock, pack, packs
 from uso_core.model.pipeline import USOPipeline
@@ -100,9 +103,16 @@ def test_without_onednn_nothing_is_packed(monkeypatch: pytest.MonkeyPatch) -> No
     assert not any(packs(dtype) for dtype in DTYPES)
 
 
-@pytest.mark.parametrize(("free", "copied"), [(10**12, True), (10**6, False)])
-def test_a_second_copy_is_made_where_there_is_room(free: int, copied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assembly, "free_ram", lambda: free)
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_plan_decides(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = assembly.plan_memory
+
+    def decided(*given: Any) -> MemoryPlan:
+        made = planned(*given)
+        assert made.packed  # there is room for a second copy of the embedded model
+        return dataclasses.replace(made, packed=packed)
+
+    monkeypatch.setattr(assembly, "plan_memory", decided)
     paths = {role: EMBEDDED / name for role, name in EMBEDDED_FILES.items()}
     made = assembly.assemble(paths, Settings(device="cpu", dtype="float32"), get_model("uso-tiny"))[0]
-    assert isinstance(made.transformer.blocks[0], DoubleBlock) == copied
+    assert isinstance(made.transformer.blocks[0], DoubleBlock) == packed

@@ -273,11 +273,31 @@ def test_a_cpu_without_the_memory_is_refused(wishes, dtype_bytes, needed, hint):
 
 
 def test_a_cpu_keeps_everything_in_memory():
-    made = plan(Machine("cpu", "CPU", 128 * GB), Sizes(FLUX, 4), LOSSLESS)
+    made = plan(Machine("cpu", "CPU", 96 * GB), Sizes(FLUX, 4), LOSSLESS)
     assert all(each.where == STAYS for each in made.placements)
     assert not made.compile
     assert made.dtype == "float32"
     assert made.sentence == "CPU: everything stays in memory, blocks in float32; peak about 74.3 GB."
+
+
+def test_a_cpu_with_room_packs_copies_of_the_blocks():
+    made = plan(Machine("cpu", "CPU", 128 * GB), Sizes(FLUX, 4), LOSSLESS)
+    assert made.packed
+    assert made.sentence == (
+        "CPU: everything stays in memory, blocks in float32 with packed copies; peak about 108.7 GB."
+    )
+    assert ("packed copies of the blocks", "stays in memory", "34.4 GB") in made.lines()
+    assert plan(Machine("cpu", "CPU", 4 * GB), Sizes(TINY), LOSSLESS).packed
+    for machine, wishes in (
+        (Machine("cpu", "CPU", 96 * GB), LOSSLESS),  # no room
+        (Machine("cpu", "CPU", 128 * GB), FAST),  # fp8 has products of its own
+        (Machine("cpu", "CPU", 128 * GB), dataclasses.replace(LOSSLESS, compile=True)),
+        (card(80), LOSSLESS),
+        (Machine("mps", "M3", 256 * GB, 256 * GB, 256 * GB), LOSSLESS),
+    ):
+        made = plan(machine, Sizes(FLUX, 4), wishes)
+        assert not made.packed
+        assert "packed" not in made.sentence
 
 
 def test_a_cpu_may_hold_fp8():

@@ -13,7 +13,7 @@ from uso_core.catalog import Model
 from uso_core.errors import SettingsError, WeightsError
 from uso_core.loaders import build, encoders, prepared
 from uso_core.memory.fp8 import T5_MATRICES, use_fp8
-from uso_core.memory.machine import cpu_flags, fast_bfloat16, free_ram, look_at, threads
+from uso_core.memory.machine import cpu_flags, fast_bfloat16, look_at, threads
 from uso_core.memory.placement import place
 from uso_core.memory.plan import MemoryPlan, Wishes, plan
 from uso_core.memory.sizes import GB, Sizes, counts_of
@@ -62,10 +62,8 @@ def assemble(
     pipeline.residency = place(modules, memory, device)
     pipeline.decodes_in_tiles = memory.decodes_in_tiles
     tokens = Wishes(width=model.size, height=model.size).tokens
-    if device.type == "cpu" and not memory.compile and packs(dtype):
-        copies = sum(parameter.nbytes for parameter in pipeline.transformer.parameters())
-        if free_ram() > 2 * copies:
-            pack(pipeline.transformer, tokens)
+    if memory.packed and packs(dtype):
+        pack(pipeline.transformer, tokens)
     if device.type == "cuda":
         config = pipeline.transformer.config
         shape = (1, config.num_attention_heads, tokens, config.attention_head_dim)

@@ -44,6 +44,7 @@ class MemoryPlan:
     notes: tuple[str, ...] = ()
     seconds: str = ""
     dtype: str = "bf16"
+    packed: bool = False  # the blocks compute from copies of their weights in a processor's own layout
     decode_bytes: tuple[int, int] = (0, 0)  # (resident at decoding, decoder's bytes per pixel untiled)
 
     @property
@@ -97,7 +98,7 @@ class MemoryPlan:
     def _words(self) -> Iterator[str]:
         if all(placement.where == STAYS for placement in self.placements):
             yield "everything stays in memory" if self.device != "cuda" else "everything stays on the GPU"
-            yield f"blocks in {_format(self.fp8, self.dtype)}"
+            yield f"blocks in {_format(self.fp8, self.dtype)}{' with packed copies' if self.packed else ''}"
         else:
             kind = _format(self.fp8, self.dtype)
             stay = f"{self.resident_blocks} of {self.blocks} {kind} blocks stay and the others stream"
@@ -126,6 +127,7 @@ def _title(group: str, plan: MemoryPlan) -> str:
     quantized = {"blocks": plan.fp8, "t5": plan.t5_fp8}.get(group)
     titles = {
         "blocks": "transformer blocks",
+        "packed": "packed copies of the blocks",
         "modulation": "transformer modulation",
         "ends": "transformer embedders and output",
         "t5": "T5",

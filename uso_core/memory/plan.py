@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, product
 
 from uso_core.errors import MemoryShortage
@@ -97,7 +97,7 @@ def plan(machine: Machine, sizes: Sizes, wishes: Wishes) -> MemoryPlan:
     for candidate in candidates(machine, sizes, wishes, budget):
         if candidate.peak_bytes <= budget:
             if machine.device != "cuda" or _ram(candidate) <= machine.free_ram_bytes:
-                return candidate
+                return _packed(candidate, sizes) if machine.device == "cpu" else candidate
             if lightest is None or candidate.host_bytes < lightest.host_bytes:
                 lightest = candidate
         elif lowest is None or candidate.peak_bytes < lowest.peak_bytes:
@@ -246,6 +246,20 @@ def _stages(
         "steps": stays + table + sizes.step(wishes.tokens, fp8) + sizes.workspace,
         "decoding": turn(*VAE) + sizes.decode(wishes.pixels, way.tiled) + sizes.workspace,
     }
+
+
+def _packed(candidate: MemoryPlan, sizes: Sizes) -> MemoryPlan:
+    """The same with packed copies of the blocks' weights beside them, where there is room and they can be used."""
+    copies = sum(sizes.blocks(False))
+    if candidate.fp8 or candidate.compile or candidate.peak_bytes + copies > candidate.budget_bytes:
+        return candidate
+    return replace(
+        candidate,
+        packed=True,
+        placements=(*candidate.placements, Placement("packed", STAYS, copies, copies)),
+        stages={stage: size + copies for stage, size in candidate.stages.items()},
+        decode_bytes=(candidate.decode_bytes[0] + copies, candidate.decode_bytes[1]),
+    )
 
 
 def _ram(candidate: MemoryPlan) -> int:
