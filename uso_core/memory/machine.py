@@ -22,8 +22,8 @@ from uso_core.memory.plan import Machine
 CGROUPS, PROC = Path("/sys/fs/cgroup"), Path("/proc")
 UNLIMITED = 2**60  # cgroup 1 writes a number near 2^63 where there is no limit
 # Flags of /proc/cpuinfo under which bfloat16 products are faster than float32 ones: AMX tiles (about 7 times), and
-# AVX512's dot product (3.3 to 3.9 times on one core of an AMD
-# EPYC, 300 to 5000 rows, widths 256 to 3072).
+# AVX512's dot product (3.3 to 3.9 times on one core of an AMD EPYC, 300 to 5000 rows, widths 256 to 3072; twice where
+# float32 weights are packed too).
 FAST_BFLOAT16_FLAGS = frozenset({"amx_bf16", "avx512_bf16"})
 
 
