@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 MUON_RATE, ADAM_RATE = 5e-3, 1.5e-3
 WARMUP_STEPS = 100
-EMA_DECAY = 0.999
+EMA_DECAY, LOWEST_DECAY = 0.999, 0.95  # at the full rate, and at its end
 TIME_MEAN, TIME_SPREAD, TIME_UNIFORM = 0.3, 1.0, 0.1  # logit-normal, and the share drawn evenly
 LOWEST_GUIDANCE, HIGHEST_GUIDANCE = 1.0, 7.0
 GUIDANCE_GAIN = 0.5  # how much further from the unconditional velocity one unit of guidance leads
@@ -189,8 +189,12 @@ class Training:
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """Move the averaged weights; a young average follows faster."""
-        decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
+        """Move the averaged weights; a young average follows faster, and all do while the rate falls to zero.
+
+        The average takes out the noise of large steps. Behind small ones it would only lag.
+        """
+        steady = max(1 - (1 - EMA_DECAY) / max(self.rate_factor(), 1e-6), LOWEST_DECAY)
+        decay = min(steady, (1 + self.step) / (10 + self.step))
         for average, parameter in zip(self.ema.parameters(), self.model.parameters(), strict=True):
             average.lerp_(parameter, 1 - decay)
 

@@ -82,7 +82,7 @@ SHARED = (
                ("config.json", "preprocessor_config.json", "model.safetensors"), 3_511_951_568, APACHE),
 )  # fmt: skip
 
-TINY_NOTE = "a toy world of twelve things, early in its training: best with a content image, words alone stay vague"
+TINY_NOTE = "a toy world of twelve things in eight scenes and ten styles; shapes are still a little rough"
 
 MODELS = {
     model.name: model
