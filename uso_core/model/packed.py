@@ -63,9 +63,8 @@ class Heads:
 
     def __init__(self, layers: Sequence[nn.Linear], norms: Sequence[nn.RMSNorm], rows: int) -> None:
         self.product = Product(*layers, rows=rows)
-        # Attention's scale rides along with q's norm.
         self.size = norms[0].weight.shape[0]
-        scales = torch.tensor([self.size**-0.5, 1.0])[:, None]
+        scales = torch.tensor([self.size**-0.5, 1.0])[:, None]  # attention's rides along with q's norm
         self.weights = (torch.stack([norm.weight.detach().float() for norm in norms]) * scales)[:, None]  # (2, 1, C)
         self.eps = torch.tensor(norms[0].eps)
 
