@@ -17,6 +17,7 @@ from uso_core.assembly import assemble
 from uso_core.catalog import get_model
 from uso_core.images import prepare_content
 from uso_core.model import latents
+from uso_core.model.packed import DoubleBlock, packs
 from uso_core.model.pipeline import USOPipeline
 from uso_core.settings import Settings
 
@@ -35,7 +36,10 @@ def pipeline(request: pytest.FixtureRequest) -> USOPipeline:
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "plain":
             patch.setattr("uso_core.assembly.packs", lambda dtype: False)
-        return assemble(paths, Settings(device="cpu", dtype="float32"), get_model("uso-tiny"))[0]
+        made = assemble(paths, Settings(device="cpu", dtype="float32"), get_model("uso-tiny"))[0]
+    expected = request.param == "packed" and packs(torch.float32)
+    assert isinstance(made.transformer.blocks[0], DoubleBlock) == expected
+    return made
 
 
 @pytest.fixture(scope="module")

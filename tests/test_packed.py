@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import platform
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from uso_core.model.transformer import USOTransformer2DModel
 from uso_core.settings import Settings
 
 DTYPES = (torch.float32, torch.bfloat16)
-pytestmark = pytest.mark.skipif(not packs(torch.float32), reason="PyTorch without oneDNN, as on Apple's processors")
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
 
 
 def inputs(transformer: USOTransformer2DModel, dtype: torch.dtype, text: int, image: int) -> dict[str, torch.Tensor]:
@@ -93,6 +94,12 @@ def test_fp8_layers_stay(own: USOPipeline, pictures) -> None:  # noqa: F811
     pack(own.transformer, rows=64)
     assert not any(isinstance(block, (DoubleBlock, SingleBlock)) for block in own.transformer.blocks)
     assert torch.equal(generate(own, pictures), before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="oneDNN packs elsewhere as it can")
+def test_an_x86_processor_packs(dtype: torch.dtype) -> None:
+    assert packs(dtype)
 
 
 def test_without_onednn_nothing_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
