@@ -19,7 +19,7 @@ from uso_core.catalog import EMBEDDED_FILES, get_model
 from uso_core.memory.fp8 import TRANSFORMER_MATRICES, use_fp8
 from uso_core.memory.plan import MemoryPlan
 from uso_core.model import packed
-from uso_core.model.packed import DoubleBlock, Product, SingleBlock, pack, packs
+from uso_core.model.packed import DoubleBlock, LastBlock, Product, SingleBlock, pack, packs
 from uso_core.model.pipeline import USOPipeline
 from uso_core.model.transformer import USOTransformer2DModel
 from uso_core.settings import Settings
@@ -66,7 +66,9 @@ def test_a_prediction_differs_by_rounding_alone(pipeline: USOPipeline, tokens: t
     for dtype in DTYPES:
         plain, ours = copy.deepcopy(exact).to(dtype), copy.deepcopy(exact).to(dtype)
         pack(ours, rows=64)
-        assert {type(block) for block in ours.blocks} == {DoubleBlock, SingleBlock}
+        singles = len(ours.single_transformer_blocks) - 1
+        assert [type(block) for block in ours.blocks[-singles - 1 :]] == [DoubleBlock] + singles * [SingleBlock]
+        assert isinstance(ours.last, LastBlock)
         given = inputs(exact, dtype, *tokens)
         given = given if biased else {**given, "attention_bias": None}
         with torch.inference_mode():
@@ -93,6 +95,7 @@ def test_fp8_layers_stay(own: USOPipeline, pictures) -> None:  # noqa: F811
     before = generate(own, pictures)
     pack(own.transformer, rows=64)
     assert not any(isinstance(block, (DoubleBlock, SingleBlock)) for block in own.transformer.blocks)
+    assert own.transformer.last is None
     assert torch.equal(generate(own, pictures), before)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree, ignore_patterns
 from typing import Any
 
 import numpy as np
@@ -140,8 +141,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(run: Path, steps: int) -> Training:
-    plan = Plan(steps, token_budget=400, guided_from=2)
+def train(run: Path, steps: int, adapter: bool = False) -> Training:
+    plan = Plan(steps, token_budget=400, guided_from=2, adapter=adapter)
     torch.manual_seed(1)
     training = Training(run, plan, BatchMaker(RecordStore(run), plan.token_budget), Teacher(), "cpu", SMALL)
     training.resume()
@@ -167,6 +168,25 @@ def test_every_mode_trains_and_a_resumed_run_equals_an_uninterrupted_one(run: Pa
         assert torch.equal(value, resumed.model.state_dict()[name]), name
     for name, value in whole.ema.state_dict().items():
         assert torch.equal(value, resumed.ema.state_dict()[name]), name
+
+
+def test_the_loras_own_stage_leaves_the_base_as_it_is(run: Path, tmp_path: Path) -> None:
+    own = Path(copytree(run, tmp_path / "run", ignore=ignore_patterns("*.pt")))
+    joint = train(own, 6)
+    for _ in range(3):
+        joint.train_step(joint.maker.at(0, joint.step))
+    joint.save()
+    before = {name: value.clone() for name, value in joint.model.state_dict().items()}
+    stage = train(own, 7, adapter=True)
+    assert (stage.step, stage.began) == (3, 3)
+    for mode in ("text", "both"):
+        stage.train_step(stage.maker.at(0, stage.step, mode))
+    stage.save()
+    resumed = train(own, 7, adapter=True)
+    assert (resumed.step, resumed.began) == (5, 3)
+    for model in (resumed.model, resumed.ema):
+        changed = {name.split(".")[0] for name, value in model.state_dict().items() if not value.equal(before[name])}
+        assert changed == {"lora", "projector"}
 
 
 def test_a_teacher_learns_to_read_latents(run: Path) -> None:

@@ -31,6 +31,9 @@ MODE_CHANCE = {"text": 0.32, "subject": 0.20, "style": 0.14, "both": 0.20, "layo
 # Tokens of one sample at 128 x 128 (32 text, 24 per style image, 64 per picture): a batch has a budget of tokens.
 MODE_TOKENS = {"text": 96, "subject": 160, "style": 120, "both": 184, "layout": 184, "blend": 176}
 SQUARE_CHANCE = 0.9
+# What the application is asked for, once the base has learnt: the LoRA's own stage.
+ADAPTER_CHANCE = {"text": 0.18, "subject": 0.20, "style": 0.22, "both": 0.24, "layout": 0.12, "blend": 0.04}
+ADAPTER_SQUARE_CHANCE = 0.5
 EMPTY_PROMPT = 0.1  # of text batches: what "no condition" means, for guidance
 DISTURBED_PROMPT = 0.15
 LATENT_KINDS = ("target", "plain", "content", "style", "blend")
@@ -73,11 +76,11 @@ class RecordStore:
             for kind in VISION_KINDS
         }
 
-    def draw_shard(self, rng: np.random.Generator) -> Shard:
-        """A shard by chance, mostly square."""
+    def draw_shard(self, rng: np.random.Generator, square_chance: float = SQUARE_CHANCE) -> Shard:
+        """A shard by chance, square ones with the given chance."""
         square = [shard for shard in self.shards if shard.height == shard.width]
         other = [shard for shard in self.shards if shard.height != shard.width]
-        chosen = (square or other) if rng.random() < SQUARE_CHANCE else (other or square)
+        chosen = (square or other) if rng.random() < square_chance else (other or square)
         return chosen[int(rng.integers(len(chosen)))]
 
     def latent(self, shard: Shard, kinds: list[str], numbers: np.ndarray) -> torch.Tensor:
@@ -103,15 +106,22 @@ class RecordStore:
 class BatchMaker:
     """Draws batches from a store; a batch depends on the seed and the step alone."""
 
-    def __init__(self, store: RecordStore, token_budget: int) -> None:
+    def __init__(
+        self,
+        store: RecordStore,
+        token_budget: int,
+        mode_chance: dict[str, float] = MODE_CHANCE,
+        square_chance: float = SQUARE_CHANCE,
+    ) -> None:
         self.store, self.token_budget = store, token_budget
+        self.mode_chance, self.square_chance = mode_chance, square_chance
         self._modes = {"text": self._text, "subject": self._subject, "style": self._style,
                        "both": self._both, "layout": self._layout, "blend": self._blend}  # fmt: skip
 
     def draw(self, rng: np.random.Generator, mode: str | None = None) -> Batch:
         """A batch by chance, of one shard and so of one format."""
-        mode = mode or str(rng.choice(list(MODE_CHANCE), p=list(MODE_CHANCE.values())))
-        shard = self.store.draw_shard(rng)
+        mode = mode or str(rng.choice(list(self.mode_chance), p=list(self.mode_chance.values())))
+        shard = self.store.draw_shard(rng, self.square_chance)
         numbers = rng.integers(shard.count, size=max(1, self.token_budget // MODE_TOKENS[mode]))
         return self._modes[mode](rng, shard, numbers)
 

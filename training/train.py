@@ -2,6 +2,7 @@
 
     python -m training.train --run FOLDER --steps N        # trains, or goes on where it was stopped
     python -m training.train --run FOLDER --steps N --decay M   # the last M of N steps anneal the rate to zero
+    python -m training.train --run FOLDER --steps N --decay M --adapter   # the LoRA's own stage, on a finished base
 
 The paper's three stages (base, style alignment, content-style disentanglement) run interleaved, one mode per batch.
 Text-only batches leave the LoRA out, so the base stays a complete text-to-image model, and all saved parts are
@@ -27,7 +28,15 @@ from torch import nn
 from uso_core.model.latents import pack
 
 from . import checkpoint
-from .batches import Batch, BatchMaker, RecordStore
+from .batches import (
+    ADAPTER_CHANCE,
+    ADAPTER_SQUARE_CHANCE,
+    MODE_CHANCE,
+    SQUARE_CHANCE,
+    Batch,
+    BatchMaker,
+    RecordStore,
+)
 from .model import PUBLISHED, Conditions, Shape, TinyUso
 from .muon import Muon
 from .teacher import LESSONS, Lessons, Teacher, load_teacher
@@ -44,6 +53,8 @@ GUIDANCE_GAIN = 0.5  # how much further from the unconditional velocity one unit
 GUIDED_SHARE = 0.5  # of the steps that learn guidance at all; the others learn guidance 1, which is none
 ADAPTED_TEXT = 0.5  # share of text-only batches with the LoRA on: the application has it fused in every mode
 LOSSES = {"picture": 1.0, "words": 0.1, **LESSONS}  # and their weights
+ADAPTER_LOSSES = {"picture": 1.0, **LESSONS, "reading": 0.25}
+ADAPTER_PARTS = ("lora.", "projector.")
 MATRIX_HOMES = ("transformer_blocks", "encoder.layers", "encoder.block")  # where Muon steps; AdamW does the rest
 
 
@@ -56,14 +67,17 @@ class Plan:
     token_budget: int = 4608
     guided_from: int = 1_000_000_000  # the step from which guidance is learnt; before, the number is noise
     rate: float = 1.0  # factor on both rates, for other batch sizes
+    adapter: bool = False  # only LoRA and projector learn, always on, on a base that keeps still
     workers: int = 0  # processes that draw batches ahead
     seed: int = 0
 
 
 def split_parameters(model: TinyUso) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Matrices inside blocks (for Muon) and everything else (for AdamW): embeddings, norms, projections, LoRA."""
+    """What learns: matrices inside blocks (for Muon), and embeddings, norms, projections, LoRA (for AdamW)."""
     matrices, rest = [], []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         inside = any(home in name for home in MATRIX_HOMES) and "relative_attention" not in name
         (matrices if inside and parameter.dim() == 2 and not name.startswith("lora.") else rest).append(parameter)
     return matrices, rest
@@ -78,46 +92,62 @@ class Training:
         self.run, self.plan, self.maker, self.device = run, plan, maker, device
         torch.manual_seed(plan.seed)
         self.model = TinyUso(shape).to(device)
+        if plan.adapter:
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(name.startswith(ADAPTER_PARTS))
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.word_loss = WordLoss(len(self.model.t5_tokenizer), len(self.model.clip_tokenizer)).to(device)
         self.lessons = Lessons(teacher, shape.width).to(device)
         self.lessons.listen(self.model)
         matrices, rest = split_parameters(self.model)
         rest += self.lessons.foretell.parameters()
-        self.optimizers = (
-            Muon(matrices, lr=MUON_RATE, weight_decay=0.02),
-            torch.optim.AdamW(rest, lr=ADAM_RATE, betas=(0.9, 0.97), weight_decay=0.01),
-        )
-        self.step = 0
+        self.losses_wanted = ADAPTER_LOSSES if plan.adapter else LOSSES
+        self.optimizers: dict[float, torch.optim.Optimizer] = {}  # by their full rates
+        if matrices:
+            self.optimizers[MUON_RATE] = Muon(matrices, lr=MUON_RATE, weight_decay=0.02)
+        self.optimizers[ADAM_RATE] = torch.optim.AdamW(rest, lr=ADAM_RATE, betas=(0.9, 0.97), weight_decay=0.01)
+        self.began = self.step = 0  # `began`: the step at which the rate warmed up
         self.samples = 0
 
-    def resume(self, name: str = "joint_state.pt") -> None:
-        """Take up a checkpoint of the run, if there is one."""
-        state = checkpoint.load_state(self.run / name, self.device)
+    @property
+    def state_name(self) -> str:
+        """The checkpoint of this stage."""
+        return "adapter_state.pt" if self.plan.adapter else "joint_state.pt"
+
+    def resume(self, name: str | None = None) -> None:
+        """Take up a checkpoint of the run, if there is one; the LoRA's stage begins where the joint one ended."""
+        state = checkpoint.load_state(self.run / (name or self.state_name), self.device)
+        begins = state is None and self.plan.adapter
+        if begins:
+            state = checkpoint.load_state(self.run / "joint_state.pt", self.device)
         if state is None:
             return
         self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
+        self.ema.load_state_dict(state["model" if begins else "ema"])
         self.lessons.foretell.load_state_dict(state["foretell"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
         self.step, self.samples = state["step"], state["samples"]
+        if begins:
+            self.began = self.step
+        else:
+            self.began = state.get("began", 0)
+            for optimizer, saved in zip(self.optimizers.values(), state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
         log.info("resumed at step %d, %d samples", self.step, self.samples)
 
-    def save(self, name: str = "joint_state.pt") -> None:
+    def save(self, name: str | None = None) -> None:
         """Everything that `resume` needs, and the averaged weights for evaluation and export."""
-        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers.values()]
         state = {"model": self.model.state_dict(), "ema": self.ema.state_dict(), "optimizers": optimizers,
                  "foretell": self.lessons.foretell.state_dict(),
-                 "step": self.step, "samples": self.samples}  # fmt: skip
-        checkpoint.save_state(self.run / name, state)
+                 "began": self.began, "step": self.step, "samples": self.samples}  # fmt: skip
+        checkpoint.save_state(self.run / (name or self.state_name), state)
         save_model(self.run / "joint.safetensors", self.ema, {"step": self.step, "samples": self.samples})
 
     def rate_factor(self) -> float:
         """Warm-up, a plateau, then linear to zero over the plan's decay."""
         left = self.plan.steps - self.step
         decay = min(1.0, left / self.plan.decay) if self.plan.decay else 1.0
-        return min(1.0, (self.step + 1) / WARMUP_STEPS) * decay
+        return min(1.0, (self.step - self.began + 1) / WARMUP_STEPS) * decay
 
     def conditions(self, model: TinyUso, batch: Batch, adapted: bool = True) -> Conditions:
         """Encode what a batch is conditioned on; `adapted` False leaves the LoRA out, for text-only batches."""
@@ -127,7 +157,7 @@ class Training:
         return Conditions(text, pooled, style, reference, adapted)
 
     def losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        """What each of LOSSES weighs; "picture" is the velocity's squared error, guided once the plan says so."""
+        """What `losses_wanted` weighs; "picture" is the velocity's squared error, guided once the plan says so."""
         count = len(batch.prompts)
         uniform = rng.random(count) < TIME_UNIFORM
         logits = rng.normal(TIME_MEAN, TIME_SPREAD, count)
@@ -146,13 +176,14 @@ class Training:
         with torch.autocast(self.device, torch.bfloat16):
             if told and guided:
                 target = target + self.guidance_offset(batch, noisy, times, guidance)
-            adapted = batch.mode != "text" or rng.random() < ADAPTED_TEXT
+            adapted = batch.mode != "text" or self.plan.adapter or rng.random() < ADAPTED_TEXT
             conditions = self.conditions(self.model, batch, adapted)
             velocity = self.model.velocity(noisy, times, guidance, conditions)
             lessons = self.lessons(batch, clean, noisy, times, velocity)
-        words = self.word_loss(batch.words, conditions.text, conditions.pooled)
-        picture = F.mse_loss(velocity.float(), target)
-        return {"picture": picture, "words": words, **lessons}
+        losses = {"picture": F.mse_loss(velocity.float(), target), **lessons}
+        if "words" in self.losses_wanted:
+            losses["words"] = self.word_loss(batch.words, conditions.text, conditions.pooled)
+        return losses
 
     @torch.no_grad()
     def guidance_offset(
@@ -173,14 +204,14 @@ class Training:
         """One update; returns the losses. What a mode does not use keeps still."""
         rng = checkpoint.chance(self.plan.seed, self.step)
         factor = self.rate_factor() * self.plan.rate
-        for optimizer, rate in zip(self.optimizers, (MUON_RATE, ADAM_RATE), strict=True):
+        for rate, optimizer in self.optimizers.items():
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
         losses = self.losses(batch, rng)
-        torch.stack([weight * losses[name] for name, weight in LOSSES.items()]).sum().backward()
+        torch.stack([weight * losses[name] for name, weight in self.losses_wanted.items()]).sum().backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer in self.optimizers:
+        for optimizer in self.optimizers.values():
             optimizer.step()
         self.step += 1
         self.samples += len(batch.prompts)
@@ -196,7 +227,8 @@ class Training:
         steady = max(1 - (1 - EMA_DECAY) / max(self.rate_factor(), 1e-6), LOWEST_DECAY)
         decay = min(steady, (1 + self.step) / (10 + self.step))
         for average, parameter in zip(self.ema.parameters(), self.model.parameters(), strict=True):
-            average.lerp_(parameter, 1 - decay)
+            if parameter.requires_grad:
+                average.lerp_(parameter, 1 - decay)
 
     def run_all(self, log_every: int = 50, save_minutes: float = 4, sheet_minutes: float = 20) -> None:
         """Train to the plan's last step with logs, checkpoints and contact sheets; asked to end, save and leave."""
@@ -224,7 +256,7 @@ class Training:
                 log.info("%s", entry)
                 checkpoint.append_log(self.run / "joint.jsonl", entry)
             if self.plan.decay and self.step == self.plan.steps - self.plan.decay:
-                self.save("joint_plateau.pt")  # what a longer run should start from
+                self.save(self.state_name.replace("state", "plateau"))  # what a longer run should start from
             if now - saved > 60 * save_minutes or last:
                 self.save()
                 saved = now
@@ -263,7 +295,8 @@ def main() -> None:
     parser.add_argument("--decay", type=int, default=0, help="how many of them anneal the rate to zero at the end")
     parser.add_argument("--guided-from", type=int, default=Plan.guided_from, help="step from which guidance is learnt")
     parser.add_argument("--token-budget", type=int, default=Plan.token_budget, help="tokens of one batch")
-    parser.add_argument("--start", default="joint_state.pt", help="checkpoint of the run to go on from")
+    parser.add_argument("--start", help="checkpoint of the run to go on from (default: the stage's last)")
+    parser.add_argument("--adapter", action="store_true", help="train LoRA and projector alone, on a finished base")
     parser.add_argument("--rate", type=float, default=Plan.rate, help="factor on the learning rates")
     parser.add_argument("--workers", type=int, default=Plan.workers, help="processes that draw batches ahead")
     parser.add_argument("--device", default="cpu")
@@ -271,8 +304,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(2)
     plan = Plan(arguments.steps, arguments.decay, arguments.token_budget, arguments.guided_from, arguments.rate,
-                arguments.workers)  # fmt: skip
-    maker = BatchMaker(RecordStore(arguments.run), plan.token_budget)
+                arguments.adapter, arguments.workers)  # fmt: skip
+    mixture = (ADAPTER_CHANCE, ADAPTER_SQUARE_CHANCE) if plan.adapter else (MODE_CHANCE, SQUARE_CHANCE)
+    maker = BatchMaker(RecordStore(arguments.run), plan.token_budget, *mixture)
     training = Training(arguments.run, plan, maker, load_teacher(arguments.run), arguments.device)
     training.resume(arguments.start)
     if arguments.device == "cpu":

@@ -3,22 +3,22 @@
 `nn.Linear` gives float32 products to MKL, which is slow on processors that Intel did not make, and bfloat16 ones to
 oneDNN, which rearranges the weight at every call. Here the weights are rearranged once, q, k and v are one product,
 GELU is part of the product before it, and rotary positions are one multiplication of complex numbers. A small model's
-step is otherwise half bookkeeping, so each block is one function with as few operations as it takes.
-Letters: B batch, N tokens, T text tokens, H heads, C head size, D width.
+step is otherwise half bookkeeping, so each block is one function with as few operations as it takes; the last one
+computes what is read of it.
+Letters: B batch, N tokens, T text tokens, H heads, C head size, D width, P one for q and one for k.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from uso_core.model.transformer import USOTransformer2DModel
+from uso_core.model.transformer import Fixed, USOTransformer2DModel
 
-WRITTEN_OUT = 512  # tokens up to which bfloat16 attention is faster as two products with a softmax between them
+WRITTEN_OUT = 512  # tokens up to which attention is faster as two products with a softmax between them
 Rotary = tuple[torch.Tensor, torch.Tensor]
 Streams = tuple[torch.Tensor, torch.Tensor]
 
@@ -59,22 +59,29 @@ class Turns:
 
 
 class Heads:
-    """One stream's way to q, k and v."""
+    """One stream's way to some of q, k and v: first those with a norm of their own, then the others."""
 
-    def __init__(self, layers: Sequence[nn.Linear], norms: Sequence[nn.RMSNorm], rows: int) -> None:
+    def __init__(self, attention: Any, names: str, rows: int, added: bool = False) -> None:
+        layers, norms, scales = [], [], []
+        for name in names:
+            layers.append(getattr(attention, f"add_{name}_proj" if added else f"to_{name}"))
+            if name != "v":
+                norms.append(getattr(attention, f"norm_added_{name}" if added else f"norm_{name}"))
+                scales.append(norms[-1].weight.shape[0] ** -0.5 if name == "q" else 1.0)  # attention's, with q's norm
         self.product = Product(*layers, rows=rows)
-        self.size = norms[0].weight.shape[0]
-        scales = torch.tensor([self.size**-0.5, 1.0])[:, None]  # attention's rides along with q's norm
-        self.weights = (torch.stack([norm.weight.detach().float() for norm in norms]) * scales)[:, None]  # (2, 1, C)
+        self.parts, self.size = len(layers), norms[0].weight.shape[0]
+        weights = [norm.weight.detach().float() * scale for norm, scale in zip(norms, scales, strict=True)]
+        self.weights = torch.stack(weights)[:, None]  # (P, 1, C)
         self.eps = torch.tensor(norms[0].eps)
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, N, D) -> q and k, normalised, float32 (B, N, 2, H, C), and v (B, N, H, C)."""
-        batch, tokens = x.shape[:2]
-        qkv = self.product(x).view(batch, tokens, 3, -1, self.size)
-        pairs = qkv[:, :, :2].float()
-        norms = torch.linalg.vector_norm(pairs, dim=-1, keepdim=True)  # (B, N, 2, H, 1)
-        return pairs * self.weights * torch.addcmul(self.eps, norms, norms, value=1 / self.size).rsqrt_(), qkv[:, :, 2]
+        """(B, N, D) -> the P of q and k, normalised, float32 (B, N, P, H, C), and the others (B, N, 3 - P, H, C)."""
+        parts = self.product(x).view(*x.shape[:2], self.parts, -1, self.size)
+        normed, others = parts.split((len(self.weights), self.parts - len(self.weights)), dim=2)
+        normed = normed.float()
+        norms = torch.linalg.vector_norm(normed, dim=-1, keepdim=True)  # (B, N, P, H, 1)
+        inverse = torch.addcmul(self.eps, norms, norms, value=1 / self.size).rsqrt_()
+        return normed.mul_(self.weights).mul_(inverse), others  # the product's own result: nobody else has it
 
 
 class DoubleBlock:
@@ -82,13 +89,7 @@ class DoubleBlock:
 
     def __init__(self, block: Any, rows: int, turns: Turns) -> None:
         attention, self.turns = block.attn, turns
-        self.image = Heads(
-            (attention.to_q, attention.to_k, attention.to_v), (attention.norm_q, attention.norm_k), rows
-        )  # fmt: skip
-        self.text = Heads(
-            (attention.add_q_proj, attention.add_k_proj, attention.add_v_proj),
-            (attention.norm_added_q, attention.norm_added_k), rows,
-        )  # fmt: skip
+        self.image, self.text = Heads(attention, "qkv", rows), Heads(attention, "qkv", rows, added=True)
         self.image_out = Product(attention.to_out[0], rows=rows)
         self.text_out = Product(attention.to_add_out, rows=rows)
         self.image_mlp, self.text_mlp = (
@@ -109,7 +110,8 @@ class DoubleBlock:
         pairs, value = self.image(_modulated(image, *parts[:2]))
         text_pairs, text_value = self.text(_modulated(text, *parts[6:8]))
         pairs, value = torch.cat([text_pairs, pairs], dim=1), torch.cat([text_value, value], dim=1)
-        out = _attend(pairs, value, self.turns(image_rotary_emb), **joint_attention_kwargs)  # (B, N, D)
+        query, key = _turned(pairs, self.turns(image_rotary_emb), value.dtype)
+        out = _attend(query, key, value, **joint_attention_kwargs)  # (B, N, D)
         tokens = text.shape[1]
         image = torch.addcmul(image, parts[2], self.image_out(out[:, tokens:]))
         text = torch.addcmul(text, parts[8], self.text_out(out[:, :tokens]))
@@ -119,16 +121,24 @@ class DoubleBlock:
         return text, image
 
 
-class SingleBlock:
+class _Single:
+    """What both kinds of single blocks share: behind the attention beside the MLP, one product takes both results."""
+
+    def __init__(self, block: Any, rows: int, turns: Turns) -> None:
+        self.turns = turns
+        self.mlp, self.product = Product(block.proj_mlp, rows=rows, gelu=True), Product(block.proj_out, rows=rows)
+
+    def out(self, x: torch.Tensor, gate: torch.Tensor, normal: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """All (B, N, D) but gate (B, 1, D)."""
+        return torch.addcmul(x, gate, self.product(torch.cat([attended, self.mlp(normal)], dim=2)))
+
+
+class SingleBlock(_Single):
     """`FluxSingleTransformerBlock`: one stream, attention beside the MLP."""
 
     def __init__(self, block: Any, rows: int, turns: Turns) -> None:
-        attention, self.turns = block.attn, turns
-        self.heads = Heads(
-            (attention.to_q, attention.to_k, attention.to_v), (attention.norm_q, attention.norm_k), rows
-        )  # fmt: skip
-        self.mlp = Product(block.proj_mlp, rows=rows, gelu=True)
-        self.out = Product(block.proj_out, rows=rows)
+        super().__init__(block, rows, turns)
+        self.heads = Heads(block.attn, "qkv", rows)
 
     def __call__(
         self,
@@ -142,10 +152,31 @@ class SingleBlock:
         x = torch.cat([encoder_hidden_states, hidden_states], dim=1)  # (B, N, D)
         shift, scale, gate = temb[:, None].chunk(3, dim=-1)
         normal = _modulated(x, shift, scale)
-        out = _attend(*self.heads(normal), self.turns(image_rotary_emb), **joint_attention_kwargs)
-        x = torch.addcmul(x, gate, self.out(torch.cat([out, self.mlp(normal)], dim=2)))
+        pairs, value = self.heads(normal)
+        query, key = _turned(pairs, self.turns(image_rotary_emb), value.dtype)
+        x = self.out(x, gate, normal, _attend(query, key, value, **joint_attention_kwargs))
         tokens = encoder_hidden_states.shape[1]
         return x[:, :tokens], x[:, tokens:]
+
+
+class LastBlock(_Single):
+    """The last single block, of which only the target's tokens are read: the others are no more than keys."""
+
+    def __init__(self, block: Any, rows: int, turns: Turns) -> None:
+        super().__init__(block, rows, turns)
+        self.queries, self.keys = Heads(block.attn, "q", rows), Heads(block.attn, "kv", rows)
+
+    def __call__(
+        self, text: torch.Tensor, image: torch.Tensor, row: torch.Tensor, fixed: Fixed, target: int
+    ) -> torch.Tensor:
+        """Text (B, T, D), image (B, N - T, D) and the block's row of the table (B, 3 D) -> (B, target, D)."""
+        shift, scale, gate = row[:, None].chunk(3, dim=-1)
+        normal = _modulated(torch.cat([text, image], dim=1), shift, scale)
+        wanted, turns = slice(text.shape[1], text.shape[1] + target), self.turns(fixed.rotary)
+        (pairs, value), (query, _) = self.keys(normal), self.queries(normal[:, wanted])
+        key = _turned(pairs, turns, value.dtype)[0]
+        query = _turned(query, turns[wanted], value.dtype)[0]
+        return self.out(image[:, :target], gate, normal[:, wanted], _attend(query, key, value, **fixed.attention))
 
 
 def pack(transformer: USOTransformer2DModel, rows: int) -> None:
@@ -154,11 +185,13 @@ def pack(transformer: USOTransformer2DModel, rows: int) -> None:
     The copies take as many bytes again, and do not follow later changes of the weights. `rows` is the usual number of
     tokens. Blocks with a product that is no plain `nn.Linear` (fp8 ones) are left as they are.
     """
+    turns, last = Turns(), transformer.single_transformer_blocks[-1]
     kinds = (DoubleBlock, transformer.transformer_blocks), (SingleBlock, transformer.single_transformer_blocks)
-    turns = Turns()
-    transformer.blocks = tuple(
-        kind(block, rows, turns) if _is_plain(block) else block for kind, blocks in kinds for block in blocks
-    )
+    blocks = [(kind(block, rows, turns) if _is_plain(block) else block) for kind, each in kinds for block in each]
+    if _is_plain(last):
+        transformer.last = LastBlock(last, rows, turns)
+        blocks.pop()
+    transformer.blocks = tuple(blocks)
 
 
 def packs(dtype: torch.dtype) -> bool:
@@ -180,18 +213,25 @@ def _is_plain(block: nn.Module) -> bool:
 
 
 def _modulated(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
+    scale = 1 + scale
+    if len(x) == 1:
+        return F.layer_norm(x, x.shape[-1:], scale[0, 0], shift[0, 0], eps=1e-6)
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), scale)
+
+
+def _turned(parts: torch.Tensor, turns: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """q or k or both (B, N, P, H, C), overwritten, at their positions (N, 1, 1, C / 2) -> (P, B, H, N, C)."""
+    pairs = parts.view(*parts.shape[:4], -1, 2)  # (B, N, P, H, C / 2, 2)
+    torch.view_as_complex(pairs).mul_(turns)
+    return parts.permute(2, 0, 3, 1, 4).to(dtype, memory_format=torch.contiguous_format)
 
 
 def _attend(
-    pairs: torch.Tensor, value: torch.Tensor, turns: torch.Tensor, attention_mask: torch.Tensor | None = None
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """q (scaled) and k (B, N, 2, H, C), v (B, N, H, C), positions (N, 1, 1, C / 2) -> (B, N, D)."""
-    batch, tokens, _, heads, size = pairs.shape
-    turned = torch.view_as_real(torch.view_as_complex(pairs.view(batch, tokens, 2, heads, size // 2, 2)) * turns)
-    query, key = turned.view(pairs.shape).to(value.dtype).permute(2, 0, 3, 1, 4).unbind()  # (B, H, N, C) each
-    value = value.transpose(1, 2)
-    if value.dtype == torch.bfloat16 and value.shape[2] <= WRITTEN_OUT:
+    """q, scaled (B, H, M, C), k (B, H, N, C), v (B, N, 1, H, C) -> (B, M, D)."""
+    value = value[:, :, 0].transpose(1, 2)  # (B, H, N, C)
+    if value.shape[2] <= WRITTEN_OUT:
         scores = query @ key.mT if attention_mask is None else query @ key.mT + attention_mask
         out = torch.softmax(scores.float(), dim=-1).to(value.dtype) @ value
     else:
