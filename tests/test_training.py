@@ -187,6 +187,9 @@ def test_the_loras_own_stage_leaves_the_base_as_it_is(run: Path, tmp_path: Path)
     for model in (resumed.model, resumed.ema):
         changed = {name.split(".")[0] for name, value in model.state_dict().items() if not value.equal(before[name])}
         assert changed == {"lora", "projector"}
+    joint.train_step(joint.maker.at(0, joint.step))
+    joint.save()
+    assert train(own, 7, adapter=True).began == 4
 
 
 def test_a_teacher_learns_to_read_latents(run: Path) -> None:

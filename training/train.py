@@ -115,11 +115,16 @@ class Training:
         return "adapter_state.pt" if self.plan.adapter else "joint_state.pt"
 
     def resume(self, name: str | None = None) -> None:
-        """Take up a checkpoint of the run, if there is one; the LoRA's stage begins where the joint one ended."""
+        """Take up a checkpoint of the run, if there is one.
+
+        The LoRA's own stage begins where the joint one ended, and begins again after that one has gone on.
+        """
         state = checkpoint.load_state(self.run / (name or self.state_name), self.device)
-        begins = state is None and self.plan.adapter
-        if begins:
-            state = checkpoint.load_state(self.run / "joint_state.pt", self.device)
+        begins = False
+        if self.plan.adapter and name is None:
+            joint = checkpoint.load_state(self.run / "joint_state.pt", self.device)
+            begins = joint is not None and (state is None or state["began"] != joint["step"])
+            state = joint if begins else state
         if state is None:
             return
         self.model.load_state_dict(state["model"])
