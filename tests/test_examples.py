@@ -10,7 +10,7 @@ from PIL import Image
 from training.examples import EXAMPLES, config
 from uso_core.catalog import MODELS
 from uso_core.errors import RequestError
-from uso_core.examples import FOLDER, read_example, read_examples
+from uso_core.examples import ASPECTS, FOLDER, read_example, read_examples, sides
 
 SHIPPED = read_examples()
 
@@ -28,6 +28,18 @@ def test_every_example_is_a_request_for_every_model(example, model):
     assert (request.prompt, request.seed, request.steps) == (example.prompt, example.seed, model.steps)
     for side in (request.width, request.height):
         assert model.sides[0] <= side <= model.sides[1]
+
+
+def test_an_aspect_gives_the_sizes_that_suit_the_model():
+    for model in MODELS.values():
+        for across, down in ASPECTS.values():
+            width, height = sides(across, down, model)
+            assert width % 16 == height % 16 == 0
+            assert width / height == pytest.approx(across / down, rel=0.06)
+            high = model.keeps_height and across > down
+            assert (height == model.size) if high else (width * height == pytest.approx(model.size**2, rel=0.1))
+    assert sides(16, 9, MODELS["flux-dev"]) == (1360, 768)
+    assert sides(16, 9, MODELS["uso-tiny"]) == (224, 128)  # it knows pictures that are 128 pixels high best
 
 
 def test_together_they_show_every_mode_and_shape():

@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 
 KINDS = ("target", "plain", "content", "style", "blend")
 SQUARE = (128, 128)
-FORMATS = (SQUARE, (144, 112), (112, 144), (160, 96), (96, 160))  # (height, width), multiples of 16
+# (height, width), multiples of 16. Tall ones are the harder: where things stand changes with every row.
+FORMATS = (SQUARE, (144, 112), (112, 144), (160, 96), (96, 160), (160, 112), (176, 96))
 PLAIN_TARGETS, PLAIN_CONTENTS = 0.1, 0.7  # share of pictures on a plain background
 HELD_OUT_SEED = 10_000_000  # seeds of held-out records start here
 

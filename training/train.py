@@ -51,6 +51,7 @@ TIME_MEAN, TIME_SPREAD, TIME_UNIFORM = 0.3, 1.0, 0.1  # logit-normal, and the sh
 LOWEST_GUIDANCE, HIGHEST_GUIDANCE = 1.0, 7.0
 GUIDANCE_GAIN = 0.5  # how much further from the unconditional velocity one unit of guidance leads
 GUIDED_SHARE = 0.5  # of the steps that learn guidance at all; the others learn guidance 1, which is none
+ADAPTER_GUIDED_SHARE = 0.35
 ADAPTED_TEXT = 0.5  # share of text-only batches with the LoRA on: the application has it fused in every mode
 LOSSES = {"picture": 1.0, "words": 0.1, **LESSONS}  # and their weights
 ADAPTER_LOSSES = {"picture": 1.0, **LESSONS, "reading": 0.25}
@@ -73,13 +74,18 @@ class Plan:
 
 
 def split_parameters(model: TinyUso) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """What learns: matrices inside blocks (for Muon), and embeddings, norms, projections, LoRA (for AdamW)."""
+    """What learns: matrices inside blocks (for Muon), and embeddings, norms, projections (for AdamW).
+
+    The LoRA goes with the latter while the matrices that it adds to learn as well.
+    """
+    alone = not model.transformer.proj_out.weight.requires_grad
     matrices, rest = [], []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         inside = any(home in name for home in MATRIX_HOMES) and "relative_attention" not in name
-        (matrices if inside and parameter.dim() == 2 and not name.startswith("lora.") else rest).append(parameter)
+        inside = alone if name.startswith("lora.") else inside
+        (matrices if inside and parameter.dim() == 2 else rest).append(parameter)
     return matrices, rest
 
 
@@ -102,6 +108,7 @@ class Training:
         matrices, rest = split_parameters(self.model)
         rest += self.lessons.foretell.parameters()
         self.losses_wanted = ADAPTER_LOSSES if plan.adapter else LOSSES
+        self.guided_share = ADAPTER_GUIDED_SHARE if plan.adapter else GUIDED_SHARE
         self.optimizers: dict[float, torch.optim.Optimizer] = {}  # by their full rates
         if matrices:
             self.optimizers[MUON_RATE] = Muon(matrices, lr=MUON_RATE, weight_decay=0.02)
@@ -168,7 +175,7 @@ class Training:
         logits = rng.normal(TIME_MEAN, TIME_SPREAD, count)
         drawn = np.where(uniform, rng.random(count), 1 / (1 + np.exp(-logits))).clip(0.001, 0.999)
         times = torch.tensor(drawn, dtype=torch.float32, device=self.device)
-        told, guided = self.step >= self.plan.guided_from, rng.random() < GUIDED_SHARE
+        told, guided = self.step >= self.plan.guided_from, rng.random() < self.guided_share
         levels = rng.uniform(LOWEST_GUIDANCE, HIGHEST_GUIDANCE, count)
         if told and not guided:
             levels[:] = LOWEST_GUIDANCE

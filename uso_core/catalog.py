@@ -38,6 +38,7 @@ class Model:
     files: tuple[WeightFile, ...] = ()
     folder: str | None = None  # an embedded model: the original layout in one folder under weights/
     size: int = 1024  # default width and height, pixels
+    keeps_height: bool = False  # wide formats on offer are `size` high; otherwise all have about its square's area
     sides: tuple[int, int] = (256, 2048)  # smallest and largest side on offer, pixels
     steps: int = 25
     guidance: float = 4.0
@@ -91,8 +92,8 @@ MODELS = {
         Model("flux-dev-fp8", "USO on FLUX.1-dev, fp8", (FLUX_DEV_FP8, *SHARED), quantize="fp8"),
         Model("flux-schnell", "USO on FLUX.1-schnell", (FLUX_SCHNELL, *SHARED), steps=4),
         Model("flux-krea-dev", "USO on FLUX.1-Krea-dev", (FLUX_KREA_DEV, *SHARED)),
-        Model("uso-tiny", "uso-tiny, embedded", folder="uso-tiny", size=128, sides=(64, 256), steps=16,
-              guidances=(1.0, 7.0), content_size=128, note=TINY_NOTE),
+        Model("uso-tiny", "uso-tiny, embedded", folder="uso-tiny", size=128, keeps_height=True,
+              sides=(64, 256), steps=16, guidances=(1.0, 7.0), content_size=128, note=TINY_NOTE),
     )
 }  # fmt: skip
 

@@ -51,16 +51,16 @@ class Example:
             prepared = content_crop(*self.content.image.size, model.content_size)
             width, height = kept_size(prepared, model.content_size, model.size)
         else:
-            width, height = sides(*ASPECTS.get(self.aspect, (1, 1)), model.size)
+            width, height = sides(*ASPECTS.get(self.aspect, (1, 1)), model)
         return GenerationRequest(
             self.prompt, self.content, self.styles, width, height, model.steps, model.guidance, self.seed,
             model.content_size, content_strength=self.content_strength, style_strengths=self.style_strengths,
         )  # fmt: skip
 
 
-def sides(across: int, down: int, base: int) -> tuple[int, int]:
-    """Width and height of an aspect with about the area of base x base pixels, in multiples of 16."""
-    scale = base / (across * down) ** 0.5
+def sides(across: int, down: int, model: Model) -> tuple[int, int]:
+    """Width and height that suit a model in an aspect, in multiples of 16 pixels: mostly about its own area."""
+    scale = model.size / (down if model.keeps_height and across > down else (across * down) ** 0.5)
     width, height = (max(round(part * scale / SIZE_MULTIPLE), 1) * SIZE_MULTIPLE for part in (across, down))
     return width, height
 

@@ -307,8 +307,8 @@ def test_an_exported_workflow_comes_back_with_every_setting(page, served, open_p
 def test_an_aspect_sets_width_and_height(page):
     page.get_by_label("Aspect").click()
     page.get_by_role("option", name="16:9").click()
-    expect(page.get_by_label("Width", exact=True).first).to_have_value("176")
-    expect(page.get_by_label("Height", exact=True).first).to_have_value("96")
+    expect(page.get_by_label("Width", exact=True).first).to_have_value("224")
+    expect(page.get_by_label("Height", exact=True).first).to_have_value("128")
     fill(page, "Width", 128)
     expect(page.get_by_label("Aspect")).to_have_value("custom")
 

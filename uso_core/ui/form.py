@@ -267,12 +267,11 @@ def _wire(form: Form, mode: gr.Markdown, aspect: gr.Dropdown) -> None:
           trigger_mode="always_last", **QUIET)  # fmt: skip
 
     def resize(choice: str, content: str | None, content_size: int, model: str) -> tuple[Any, Any]:
-        base = get_model(model).size
         if choice == AS_CONTENT and content:
             image = images.open_picture(content).image
             prepared = images.content_crop(*image.size, content_size) if image else (1, 1)
-            return images.kept_size(prepared, content_size, base)
-        return sides(*ASPECTS[choice], base) if choice in ASPECTS else (gr.skip(), gr.skip())
+            return images.kept_size(prepared, content_size, get_model(model).size)
+        return sides(*ASPECTS[choice], get_model(model)) if choice in ASPECTS else (gr.skip(), gr.skip())
 
     given = [aspect, form["content"], form["content_size"], form["model"]]
     aspect.input(resize, given, [form["width"], form["height"]], **QUIET)
