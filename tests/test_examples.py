@@ -10,7 +10,8 @@ from PIL import Image
 from training.examples import EXAMPLES, config
 from uso_core.catalog import MODELS
 from uso_core.errors import RequestError
-from uso_core.examples import ASPECTS, FOLDER, read_example, read_examples, sides
+from uso_core.examples import ASPECTS, FOLDER, read_example, read_examples, sides, sides_of_content
+from uso_core.images import content_crop
 
 SHIPPED = read_examples()
 
@@ -40,6 +41,17 @@ def test_an_aspect_gives_the_sizes_that_suit_the_model():
             assert (height == model.size) if high else (width * height == pytest.approx(model.size**2, rel=0.1))
     assert sides(16, 9, MODELS["flux-dev"]) == (1360, 768)
     assert sides(16, 9, MODELS["uso-tiny"]) == (224, 128)  # it knows pictures that are 128 pixels high best
+
+
+def test_a_content_image_gives_its_shape_in_sizes_that_suit_the_model():
+    assert sides_of_content(1500, 1000, 512, MODELS["flux-dev"]) == (1024, 672, 512)
+    assert sides_of_content(1000, 1000, 160, MODELS["uso-tiny"]) == (128, 128, 128)
+    assert sides_of_content(1000, 1500, 128, MODELS["uso-tiny"]) == (96, 160, 160)
+    for across, down in ((1500, 1000), (400, 300), (1001, 1000), (1920, 1080)):
+        width, height, content_size = sides_of_content(across, down, 128, MODELS["uso-tiny"])
+        assert (width, height) == content_crop(across, down, content_size)  # each place lies above its own
+        assert height == 128
+    assert sides_of_content(2000, 300, 128, MODELS["uso-tiny"])[0] == 256
 
 
 def test_together_they_show_every_mode_and_shape():

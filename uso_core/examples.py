@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,13 @@ class Example:
     def request(self, model: Model) -> GenerationRequest:
         """The example as a request, at the sizes and with the defaults of a model."""
         if self.aspect == AS_CONTENT and self.content is not None and self.content.image is not None:
-            prepared = content_crop(*self.content.image.size, model.content_size)
-            width, height = kept_size(prepared, model.content_size, model.size)
+            width, height, content_size = sides_of_content(*self.content.image.size, model.content_size, model)
         else:
             width, height = sides(*ASPECTS.get(self.aspect, (1, 1)), model)
+            content_size = model.content_size
         return GenerationRequest(
             self.prompt, self.content, self.styles, width, height, model.steps, model.guidance, self.seed,
-            model.content_size, content_strength=self.content_strength, style_strengths=self.style_strengths,
+            content_size, content_strength=self.content_strength, style_strengths=self.style_strengths,
         )  # fmt: skip
 
 
@@ -63,6 +64,18 @@ def sides(across: int, down: int, model: Model) -> tuple[int, int]:
     scale = model.size / (down if model.keeps_height and across > down else (across * down) ** 0.5)
     width, height = (max(round(part * scale / SIZE_MULTIPLE), 1) * SIZE_MULTIPLE for part in (across, down))
     return width, height
+
+
+def sides_of_content(across: int, down: int, content_size: int, model: Model) -> tuple[int, int, int]:
+    """Width, height and content size, pixels, for a result of the shape of a content image of across x down pixels.
+
+    A model that keeps its height gets content and result in one size, as it has learnt to keep a layout.
+    """
+    size = model.size
+    if model.keeps_height:
+        wide = ceil(size * across / down / SIZE_MULTIPLE) * SIZE_MULTIPLE  # so that `size` is left when it is cropped
+        size = content_size = min(wide if across > down else sides(across, down, model)[1], model.sides[1])
+    return *kept_size(content_crop(across, down, content_size), content_size, size), content_size
 
 
 def read_examples(folder: Path = FOLDER) -> list[Example]:

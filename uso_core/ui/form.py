@@ -13,7 +13,7 @@ import gradio as gr
 from uso_core import images
 from uso_core.catalog import Model, get_model
 from uso_core.comfy import ComfyImport
-from uso_core.examples import AS_CONTENT, ASPECTS, sides
+from uso_core.examples import AS_CONTENT, ASPECTS, sides, sides_of_content
 from uso_core.request import MAX_STRENGTH, SCHEDULES, GenerationRequest, Picture, SavedStyle, whole
 from uso_core.styles import StyleStore
 from uso_core.ui import text
@@ -266,15 +266,17 @@ def _wire(form: Form, mode: gr.Markdown, aspect: gr.Dropdown) -> None:
     gr.on([part.change for part in (form["prompt"], *slots)], name_mode, [form["prompt"], *slots], mode,
           trigger_mode="always_last", **QUIET)  # fmt: skip
 
-    def resize(choice: str, content: str | None, content_size: int, model: str) -> tuple[Any, Any]:
+    def resize(choice: str, content: str | None, content_size: int, model: str) -> tuple[Any, Any, Any]:
         if choice == AS_CONTENT and content:
             image = images.open_picture(content).image
-            prepared = images.content_crop(*image.size, content_size) if image else (1, 1)
-            return images.kept_size(prepared, content_size, get_model(model).size)
-        return sides(*ASPECTS[choice], get_model(model)) if choice in ASPECTS else (gr.skip(), gr.skip())
+            if image is not None:
+                return sides_of_content(*image.size, content_size, get_model(model))
+        if choice in ASPECTS:
+            return *sides(*ASPECTS[choice], get_model(model)), gr.skip()
+        return gr.skip(), gr.skip(), gr.skip()
 
     given = [aspect, form["content"], form["content_size"], form["model"]]
-    aspect.input(resize, given, [form["width"], form["height"]], **QUIET)
+    aspect.input(resize, given, [form["width"], form["height"], form["content_size"]], **QUIET)
     gr.on([form["width"].input, form["height"].input], lambda: CUSTOM, None, aspect, **QUIET)
 
 
