@@ -15,16 +15,19 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from uso_core.catalog import EMBEDDED_FILES
+from uso_core.catalog import EMBEDDED, EMBEDDED_FILES, get_model
+from uso_core.examples import ASPECTS, sides, sides_of_content
 
+from . import world
 from .judge import CHANCE, LOWER_IS_BETTER, Figures, Judge, relative_outlines
-from .measure import MEASURER, load_measurer
+from .measure import MEASURER, accuracy, answers, load_measurer
 from .sheet import row, save_sheet
 from .trials import MODES, RELEASED, Painter, Trial, make_trial
 from .vae import to_pixels
@@ -33,6 +36,7 @@ log = logging.getLogger(__name__)
 
 MEASURED = Path(__file__).parent / "measured.json"
 README, MARK = Path(__file__).parent / "README.md", "<!-- figures -->"
+ASKED = ("subject", "scene", "technique")  # in every format
 QUICK = 4  # trials of each mode that the tests repeat
 SHOWN = 8  # pictures of each mode on the sheet
 TOLERATED = 0.08  # by how much a share may fall from one release to the next, where many trials tell
@@ -56,6 +60,30 @@ def measure_psnr(painter: Painter, trials: Sequence[Trial]) -> float:
             result = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
         values.append(float(-10 * ((result - pixels) / 2).pow(2).mean().log10()))
     return float(np.mean(values))
+
+
+def measure_formats(painter: Painter, judge: Judge, count: int) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Shares of right answers by aspect and mode, in the sizes that the page offers for it."""
+    measured: dict[str, dict[str, dict[str, float | None]]] = {}
+    for aspect, (across, down) in ASPECTS.items():
+        shape = dict(zip(("width", "height"), sides(across, down, painter.model), strict=True))
+        *kept, content_size = sides_of_content(across * 100, down * 100, painter.model.content_size, painter.model)
+        layout = dict(zip(("width", "height"), kept, strict=True))
+        for mode in ("text", "subject", "style", "both", "layout"):
+            made, asked = [], {**layout, "content_size": content_size} if mode == "layout" else shape
+            trials = [make_trial(mode, number) for number in range(count)]
+            for trial in trials:
+                if mode == "layout":
+                    drawing = world.draw(trial.record.target, asked["height"], asked["width"])
+                    trial = replace(trial, content=world.stylise(drawing, world.NO_STYLE))
+                made.append(painter.answer(trial, **asked))
+            right = accuracy(
+                judge.measurer.log_chances(np.stack(made)),
+                np.array([answers(trial.record, trial.kind) for trial in trials]),
+            )
+            measured.setdefault(aspect, {})[mode] = {name: right[name] for name in ASKED}
+        log.info("%s %s", aspect, measured[aspect])
+    return measured
 
 
 def evaluate(folder: Path, count: int, sheet: Path, device: str, measurer: Path) -> dict[str, Any]:
@@ -84,6 +112,7 @@ def evaluate(folder: Path, count: int, sheet: Path, device: str, measurer: Path)
         rows += [trial_row(*pair) for pair in zip(trials[:SHOWN], made, strict=False)]
         if mode == "style":
             metrics["vae_psnr_db"] = round(measure_psnr(painter, trials), 2)
+    metrics["formats"] = measure_formats(painter, judge, max(QUICK, count // 2))
     sheet.parent.mkdir(parents=True, exist_ok=True)
     save_sheet(sheet, rows, columns=len(MODES))
     return metrics
@@ -124,7 +153,18 @@ def table(metrics: dict[str, Any]) -> str:
             ceiling = "" if truth is None else f" ({truth * scale:.0f})"
             cells.append("" if model is None else f"{model * scale:.0f}{ceiling}")
         lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_format_table(metrics)])
+
+
+def _format_table(metrics: dict[str, Any]) -> list[str]:
+    formats, model = metrics["formats"], get_model(EMBEDDED)
+    modes = list(next(iter(formats.values())))
+    lines = [f"| aspect | pixels | {' | '.join(modes)} |", "|---" * (len(modes) + 2) + "|"]
+    for aspect, figures in formats.items():
+        cells = [" ".join(f"{(figures[mode][name] or 0) * 100:.0f}" for name in ASKED) for mode in modes]
+        width, height = sides(*ASPECTS[aspect], model)
+        lines.append(f"| {aspect} | {width} x {height} | {' | '.join(cells)} |")
+    return [f"By format, half as many trials: right {', '.join(ASKED[:-1])} and {ASKED[-1]}, in percent.\n", *lines]
 
 
 def main() -> None:
