@@ -93,7 +93,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {  # folder: config, with pictures in the 
     "06-style": {"title": "A style", "prompt": "a cottage in the woods", "image_ref2": WOODCUT, "seed": 8},
     "07-style-wide": {
         "title": "A style, wide", "prompt": "a car in the streets of a big town at night", "image_ref2": NEON,
-        "aspect": "16:9", "seed": 2,
+        "aspect": "16:9", "seed": 1,
     },
     "08-style-and-subject": {
         "title": "Style and subject", "prompt": "a robot among the dunes", "image_ref1": ROBOT, "image_ref2": OIL,
@@ -108,7 +108,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {  # folder: config, with pictures in the 
     },
     "11-layout-wide": {
         "title": "Layout kept, content's shape", "prompt": "", "image_ref1": CAR_IN_SNOW, "image_ref2": HALFTONE,
-        "aspect": "as content", "seed": 14,
+        "aspect": "as content", "seed": 1,
     },
     "12-two-styles": {
         "title": "Two styles, blended", "prompt": "a smiling mushroom among the trees", "image_ref2": WATERCOLOUR,
@@ -116,7 +116,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {  # folder: config, with pictures in the 
     },
     "13-three-styles": {
         "title": "Three styles, blended", "prompt": "a little fish at the bottom of the sea", "image_ref2": MOSAIC,
-        "image_ref3": NEON, "image_ref4": WATERCOLOUR, "seed": 10,
+        "image_ref3": NEON, "image_ref4": WATERCOLOUR, "seed": 2,
     },
     "14-strengths": {
         "title": "Two styles, one stronger", "prompt": "a cat in the living room", "image_ref1": CAT,
