@@ -185,12 +185,13 @@ def pack(transformer: USOTransformer2DModel, rows: int) -> None:
     The copies take as many bytes again, and do not follow later changes of the weights. `rows` is the usual number of
     tokens. Blocks with a product that is no plain `nn.Linear` (fp8 ones) are left as they are.
     """
-    turns, last = Turns(), transformer.single_transformer_blocks[-1]
-    kinds = (DoubleBlock, transformer.transformer_blocks), (SingleBlock, transformer.single_transformer_blocks)
+    turns, (*singles, last) = Turns(), transformer.single_transformer_blocks
+    transformer.last = LastBlock(last, rows, turns) if _is_plain(last) else None
+    kinds = (
+        (DoubleBlock, transformer.transformer_blocks),
+        (SingleBlock, singles if transformer.last else [*singles, last]),
+    )
     blocks = [(kind(block, rows, turns) if _is_plain(block) else block) for kind, each in kinds for block in each]
-    if _is_plain(last):
-        transformer.last = LastBlock(last, rows, turns)
-        blocks.pop()
     transformer.blocks = tuple(blocks)
 
 
