@@ -24,6 +24,7 @@ from uso_core.memory.placement import place
 from uso_core.memory.plan import STAYS, Machine, MemoryPlan, Wishes, plan
 from uso_core.memory.residency import Residency
 from uso_core.memory.sizes import Sizes
+from uso_core.model.autoencoder import hasten
 from uso_core.model.packed import pack, packs
 from uso_core.model.pipeline import USOPipeline
 from uso_core.settings import ROOT
@@ -101,6 +102,7 @@ def embedded(dtype: torch.dtype, tokens: int | None = None) -> dict[str, USOPipe
     if tokens is not None and packs(dtype):
         pack(fused, tokens)
     by_channels = copy.deepcopy(vae).to(memory_format=torch.channels_last)
+    hasten(by_channels)
     return {
         "reference": ReferencePipeline(cast(Any, apart), vae, *rest),
         "ours": USOPipeline(fused, by_channels, *rest),

@@ -18,7 +18,7 @@ FLOORS = (
     ("app", "inference", "uso_core.ui", "training", "benchmarks", "weights"),
     ("uso_core.engine", "uso_core.assembly", "uso_core.style_tokens", "uso_core.outputs", "uso_core.history",
      "uso_core.styles", "uso_core.examples"),
-    ("uso_core.model.pipeline", "uso_core.model.packed", "uso_core.loaders"),
+    ("uso_core.model.pipeline", "uso_core.model.packed", "uso_core.model.autoencoder", "uso_core.loaders"),
     ("uso_core.memory", "uso_core.model.style", "uso_core.model.transformer"),
     ("uso_core.model.latents", "uso_core.model.preview", "uso_core.images", "uso_core.metadata", "uso_core.comfy"),
     ("uso_core.request", "uso_core.settings", "uso_core.catalog", "uso_core.inventory", "uso_core.events",

@@ -17,7 +17,7 @@ from uso_core.assembly import assemble
 from uso_core.catalog import get_model
 from uso_core.images import prepare_content
 from uso_core.model import latents
-from uso_core.model.packed import DoubleBlock, packs
+from uso_core.model.packed import PackedStep, packs
 from uso_core.model.pipeline import USOPipeline
 from uso_core.settings import Settings
 
@@ -31,14 +31,15 @@ TOLERANCE = {"text": 1e-5, "pooled": 1e-5, "style_tokens": 1e-5, "reference_late
 
 @pytest.fixture(scope="module", params=["plain", "packed"])
 def pipeline(request: pytest.FixtureRequest) -> USOPipeline:
-    """With the blocks as a GPU has them, and as a processor."""
+    """With the steps as a GPU has them, and as a processor."""
     paths = {role: GOLDEN / name for role, name in FILES.items()}
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "plain":
             patch.setattr("uso_core.assembly.packs", lambda dtype: False)
+            patch.setattr("uso_core.assembly.hasten", lambda vae: None)
         made = assemble(paths, Settings(device="cpu", dtype="float32"), get_model("uso-tiny"))[0]
     expected = request.param == "packed" and packs(torch.float32)
-    assert isinstance(made.transformer.blocks[0], DoubleBlock) == expected
+    assert isinstance(made.transformer.packed, PackedStep) == expected
     return made
 
 

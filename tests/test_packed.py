@@ -19,7 +19,7 @@ from uso_core.catalog import EMBEDDED_FILES, get_model
 from uso_core.memory.fp8 import TRANSFORMER_MATRICES, use_fp8
 from uso_core.memory.plan import MemoryPlan
 from uso_core.model import packed
-from uso_core.model.packed import DoubleBlock, LastBlock, Product, SingleBlock, pack, packs
+from uso_core.model.packed import PackedStep, Product, pack, packs
 from uso_core.model.pipeline import USOPipeline
 from uso_core.model.transformer import USOTransformer2DModel
 from uso_core.settings import Settings
@@ -28,18 +28,20 @@ DTYPES = (torch.float32, torch.bfloat16)
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
 
 
-def inputs(transformer: USOTransformer2DModel, dtype: torch.dtype, text: int, image: int) -> dict[str, torch.Tensor]:
+def inputs(
+    transformer: USOTransformer2DModel, dtype: torch.dtype, text: int, image: int, batch: int = 1
+) -> dict[str, torch.Tensor]:
     config, chance = transformer.config, torch.Generator().manual_seed(text)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=chance).to(dtype)
 
     return {
-        "hidden_states": draw(2, image, config.in_channels),
-        "encoder_hidden_states": draw(2, text, config.joint_attention_dim),
-        "pooled_projections": draw(2, config.pooled_projection_dim),
-        "timestep": torch.tensor([0.9, 0.3]).to(dtype),
-        "guidance": torch.full((2,), 4.0).to(dtype),
+        "hidden_states": draw(batch, image, config.in_channels),
+        "encoder_hidden_states": draw(batch, text, config.joint_attention_dim),
+        "pooled_projections": draw(batch, config.pooled_projection_dim),
+        "timestep": torch.linspace(0.9, 0.3, batch).to(dtype),
+        "guidance": torch.full((batch,), 4.0).to(dtype),
         "img_ids": draw(image, 3).round(),
         "txt_ids": torch.zeros(text, 3),
         "attention_bias": draw(1, 1, 1, text + image),
@@ -66,9 +68,7 @@ def test_a_prediction_differs_by_rounding_alone(pipeline: USOPipeline, tokens: t
     for dtype in DTYPES:
         plain, ours = copy.deepcopy(exact).to(dtype), copy.deepcopy(exact).to(dtype)
         pack(ours, rows=64)
-        singles = len(ours.single_transformer_blocks) - 1
-        assert [type(block) for block in ours.blocks[-singles - 1 :]] == [DoubleBlock] + singles * [SingleBlock]
-        assert isinstance(ours.last, LastBlock)
+        assert isinstance(ours.packed, PackedStep)
         given = inputs(exact, dtype, *tokens)
         given = given if biased else {**given, "attention_bias": None}
         with torch.inference_mode():
@@ -77,6 +77,14 @@ def test_a_prediction_differs_by_rounding_alone(pipeline: USOPipeline, tokens: t
                 errors[name, dtype] = float((model(**given).sample.float() - right).norm() / right.norm())
     assert errors["ours", torch.float32] < 1e-5
     assert errors["ours", torch.bfloat16] < 1.2 * errors["plain", torch.bfloat16]  # no more rounding than before
+
+
+def test_several_samples_go_the_plain_way(pipeline: USOPipeline) -> None:  # noqa: F811
+    ours = copy.deepcopy(pipeline.transformer)
+    pack(ours, rows=64)
+    given = inputs(ours, torch.float32, 5, 6, batch=2)
+    with torch.inference_mode():
+        assert torch.equal(ours(**given).sample, pipeline.transformer(**given).sample)
 
 
 def test_a_pipeline_makes_the_same_picture(own: USOPipeline, pictures) -> None:  # noqa: F811
@@ -94,8 +102,7 @@ def test_fp8_layers_stay(own: USOPipeline, pictures) -> None:  # noqa: F811
     use_fp8(own.transformer, TRANSFORMER_MATRICES)
     before = generate(own, pictures)
     pack(own.transformer, rows=64)
-    assert not any(isinstance(block, (DoubleBlock, SingleBlock)) for block in own.transformer.blocks)
-    assert own.transformer.last is None
+    assert own.transformer.packed is None
     assert torch.equal(generate(own, pictures), before)
 
 
@@ -125,4 +132,4 @@ def test_the_plan_decides(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(assembly, "plan_memory", decided)
     paths = {role: EMBEDDED / name for role, name in EMBEDDED_FILES.items()}
     made = assembly.assemble(paths, Settings(device="cpu", dtype="float32"), get_model("uso-tiny"))[0]
-    assert isinstance(made.transformer.blocks[0], DoubleBlock) == packed
+    assert isinstance(made.transformer.packed, PackedStep) == packed

@@ -18,6 +18,7 @@ from uso_core.memory.placement import place
 from uso_core.memory.plan import MemoryPlan, Wishes, plan
 from uso_core.memory.sizes import GB, Sizes, counts_of
 from uso_core.model.attention import by_speed
+from uso_core.model.autoencoder import hasten
 from uso_core.model.packed import pack, packs
 from uso_core.model.pipeline import USOPipeline
 from uso_core.settings import Settings, keep_compiled
@@ -61,6 +62,8 @@ def assemble(
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
     pipeline.residency = place(modules, memory, device)
     pipeline.decodes_in_tiles = memory.decodes_in_tiles
+    if device.type == "cpu":
+        hasten(pipeline.vae)
     tokens = Wishes(width=model.size, height=model.size).tokens
     if memory.packed and packs(dtype):
         pack(pipeline.transformer, tokens)

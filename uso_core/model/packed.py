@@ -1,26 +1,28 @@
-"""The transformer's blocks on a processor: the same numbers up to rounding, with weights that oneDNN has packed.
+"""The transformer's step on a processor: the same numbers up to rounding, with weights that oneDNN has packed.
 
 `nn.Linear` gives float32 products to MKL, which is slow on processors that Intel did not make, and bfloat16 ones to
 oneDNN, which rearranges the weight at every call. Here the weights are rearranged once, q, k and v are one product,
 GELU is part of the product before it, and rotary positions are one multiplication of complex numbers. A small model's
-step is otherwise half bookkeeping, so each block is one function with as few operations as it takes; the last one
-computes what is read of it.
-Letters: B batch, N tokens, T text tokens, H heads, C head size, D width, P one for q and one for k.
+step is otherwise half bookkeeping, so it is written for one sample, without the dimension of the batch, in as few
+operations as it takes; the last block computes what is read of it.
+Letters: N tokens (T of text, then S of the target and R of references), H heads, C head size, D width, P one for q and
+one for k.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from uso_core.model.step_cache import StepCache
 from uso_core.model.transformer import Fixed, USOTransformer2DModel
 
 WRITTEN_OUT = 512  # tokens up to which attention is faster as two products with a softmax between them
-Rotary = tuple[torch.Tensor, torch.Tensor]
-Streams = tuple[torch.Tensor, torch.Tensor]
+Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # q, scaled (H, M, C), k and v (H, N, C)
 
 
 class Product:
@@ -43,53 +45,56 @@ class Product:
         return self  # nothing changes it, and PyTorch cannot copy the layout
 
 
-class Turns:
-    """The rotary positions of a request as complex numbers, computed once for all blocks and steps."""
+class Keys:
+    """What a request's blocks and steps share about attention: positions, and what is added to its logits."""
 
-    def __init__(self) -> None:
-        self._tables: Rotary | None = None
-        self._turns = torch.empty(0)
+    def __init__(self, fixed: Fixed) -> None:
+        cosines, sines = fixed.rotary  # (N, C), each angle twice since neighbouring channels turn together
+        self.turns = torch.complex(cosines[:, ::2], sines[:, ::2])[:, None, None]  # (N, 1, 1, C / 2)
+        bias = fixed.attention.get("attention_mask")  # (1, 1, 1, N)
+        self.bias = None if bias is None else bias[0, 0]  # (1, N)
 
-    def __call__(self, tables: Rotary) -> torch.Tensor:
-        """Cosines and sines (N, C), each angle twice since neighbouring channels turn together -> (N, 1, 1, C / 2)."""
-        if tables is not self._tables:
-            self._turns = torch.complex(tables[0][:, ::2], tables[1][:, ::2])[:, None, None]
-            self._tables = tables
-        return self._turns
+    def attend(self, heads: Heads) -> torch.Tensor:
+        """What the M queries find: (H, M, C)."""
+        query, key, value = heads
+        if value.shape[1] > WRITTEN_OUT:
+            bias = None if self.bias is None else self.bias[None, None]
+            return F.scaled_dot_product_attention(query[None], key[None], value[None], attn_mask=bias, scale=1.0)[0]
+        scores = torch.bmm(query, key.mT) if self.bias is None else torch.bmm(query, key.mT) + self.bias
+        return torch.bmm(torch.softmax(scores, -1, dtype=torch.float32).to(value.dtype), value)
 
 
-class Heads:
-    """One stream's way to some of q, k and v: first those with a norm of their own, then the others."""
+class Norms:
+    """RMS norms of q, of k or of both, and attention's scale with q's."""
 
-    def __init__(self, attention: Any, names: str, rows: int, added: bool = False) -> None:
-        layers, norms, scales = [], [], []
-        for name in names:
-            layers.append(getattr(attention, f"add_{name}_proj" if added else f"to_{name}"))
-            if name != "v":
-                norms.append(getattr(attention, f"norm_added_{name}" if added else f"norm_{name}"))
-                scales.append(norms[-1].weight.shape[0] ** -0.5 if name == "q" else 1.0)  # attention's, with q's norm
-        self.product = Product(*layers, rows=rows)
-        self.parts, self.size = len(layers), norms[0].weight.shape[0]
+    def __init__(self, attention: Any, names: str, added: bool = False) -> None:
+        norms = [getattr(attention, f"norm_added_{name}" if added else f"norm_{name}") for name in names]
+        self.size = norms[0].weight.shape[0]
+        scales = [self.size**-0.5 if name == "q" else 1.0 for name in names]
         weights = [norm.weight.detach().float() * scale for norm, scale in zip(norms, scales, strict=True)]
         self.weights = torch.stack(weights)[:, None]  # (P, 1, C)
         self.eps = torch.tensor(norms[0].eps)
 
-    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, N, D) -> the P of q and k, normalised, float32 (B, N, P, H, C), and the others (B, N, 3 - P, H, C)."""
-        parts = self.product(x).view(*x.shape[:2], self.parts, -1, self.size)
-        normed, others = parts.split((len(self.weights), self.parts - len(self.weights)), dim=2)
-        normed = normed.float()
-        norms = torch.linalg.vector_norm(normed, dim=-1, keepdim=True)  # (B, N, P, H, 1)
-        inverse = torch.addcmul(self.eps, norms, norms, value=1 / self.size).rsqrt_()
-        return normed.mul_(self.weights).mul_(inverse), others  # the product's own result: nobody else has it
+    def __call__(self, parts: torch.Tensor, turns: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """A product's own result (N, P, H, C) -> normalised and turned, each (H, N, C)."""
+        pairs = parts.float()
+        inverse = self.inverse(pairs)
+        return turned(pairs.mul_(self.weights).mul_(inverse), turns, parts.dtype)
+
+    def inverse(self, pairs: torch.Tensor) -> torch.Tensor:
+        """float32 (N, P, H, C) -> one over each root mean square (N, P, H, 1)."""
+        norms = torch.linalg.vector_norm(pairs, dim=-1, keepdim=True)
+        return torch.addcmul(self.eps, norms, norms, value=1 / self.size).rsqrt_()
 
 
 class DoubleBlock:
     """`FluxTransformerBlock`: text and image with weights of their own, one attention."""
 
-    def __init__(self, block: Any, rows: int, turns: Turns) -> None:
-        attention, self.turns = block.attn, turns
-        self.image, self.text = Heads(attention, "qkv", rows), Heads(attention, "qkv", rows, added=True)
+    def __init__(self, block: Any, rows: int) -> None:
+        attention = block.attn
+        image, text = ([getattr(attention, like.format(n)) for n in "qkv"] for like in ("to_{}", "add_{}_proj"))
+        self.image_heads, self.text_heads = Product(*image, rows=rows), Product(*text, rows=rows)
+        self.image_norms, self.text_norms = Norms(attention, "qk"), Norms(attention, "qk", added=True)
         self.image_out = Product(attention.to_out[0], rows=rows)
         self.text_out = Product(attention.to_add_out, rows=rows)
         self.image_mlp, self.text_mlp = (
@@ -98,23 +103,20 @@ class DoubleBlock:
         )
 
     def __call__(
-        self,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        temb: torch.Tensor,
-        image_rotary_emb: Rotary,
-        joint_attention_kwargs: dict[str, torch.Tensor],
-    ) -> Streams:
-        """Image (B, N - T, D) and text (B, T, D), the block's row of the table (B, 12 D) -> text and image."""
-        image, text, parts = hidden_states, encoder_hidden_states, temb[:, None].chunk(12, dim=-1)
-        pairs, value = self.image(_modulated(image, *parts[:2]))
-        text_pairs, text_value = self.text(_modulated(text, *parts[6:8]))
-        pairs, value = torch.cat([text_pairs, pairs], dim=1), torch.cat([text_value, value], dim=1)
-        query, key = _turned(pairs, self.turns(image_rotary_emb), value.dtype)
-        out = _attend(query, key, value, **joint_attention_kwargs)  # (B, N, D)
-        tokens = text.shape[1]
-        image = torch.addcmul(image, parts[2], self.image_out(out[:, tokens:]))
-        text = torch.addcmul(text, parts[8], self.text_out(out[:, :tokens]))
+        self, text: torch.Tensor, image: torch.Tensor, row: torch.Tensor, keys: Keys
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Text (T, D), image (N - T, D) and the block's row of the table (12 D) -> text and image."""
+        parts, tokens = row.view(12, -1).unbind(), len(text)
+        streams = [self.text_heads(_modulated(text, *parts[6:8])), self.image_heads(_modulated(image, *parts[:2]))]
+        joint = torch.cat(streams).view(len(text) + len(image), 3, -1, self.image_norms.size)  # (N, 3, H, C)
+        pairs = joint[:, :2].float()  # (N, P, H, C)
+        inverse = self.image_norms.inverse(pairs)
+        pairs[:tokens].mul_(self.text_norms.weights)
+        pairs[tokens:].mul_(self.image_norms.weights)
+        query, key = turned(pairs.mul_(inverse), keys.turns, joint.dtype)
+        out = keys.attend((query, key, joint[:, 2].transpose(0, 1))).transpose(0, 1).flatten(1)  # (N, D)
+        image = torch.addcmul(image, parts[2], self.image_out(out[tokens:]))
+        text = torch.addcmul(text, parts[8], self.text_out(out[:tokens]))
         for_image, for_text = _modulated(image, *parts[3:5]), _modulated(text, *parts[9:11])
         image = torch.addcmul(image, parts[5], self.image_mlp[1](self.image_mlp[0](for_image)))
         text = torch.addcmul(text, parts[11], self.text_mlp[1](self.text_mlp[0](for_text)))
@@ -124,75 +126,108 @@ class DoubleBlock:
 class _Single:
     """What both kinds of single blocks share: behind the attention beside the MLP, one product takes both results."""
 
-    def __init__(self, block: Any, rows: int, turns: Turns) -> None:
-        self.turns = turns
+    def __init__(self, block: Any, rows: int) -> None:
         self.mlp, self.product = Product(block.proj_mlp, rows=rows, gelu=True), Product(block.proj_out, rows=rows)
 
-    def out(self, x: torch.Tensor, gate: torch.Tensor, normal: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        """All (B, N, D) but gate (B, 1, D)."""
-        return torch.addcmul(x, gate, self.product(torch.cat([attended, self.mlp(normal)], dim=2)))
+    def out(self, x: torch.Tensor, gate: torch.Tensor, normal: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+        """x and normal (M, D), gate (D), what attention found (H, M, C) -> (M, D)."""
+        beside = self.mlp(normal).view(len(x), -1, found.shape[-1])
+        joint = torch.cat([found.transpose(0, 1), beside], dim=1).view(len(x), -1)
+        return torch.addcmul(x, gate, self.product(joint))
 
 
 class SingleBlock(_Single):
     """`FluxSingleTransformerBlock`: one stream, attention beside the MLP."""
 
-    def __init__(self, block: Any, rows: int, turns: Turns) -> None:
-        super().__init__(block, rows, turns)
-        self.heads = Heads(block.attn, "qkv", rows)
+    def __init__(self, block: Any, rows: int) -> None:
+        super().__init__(block, rows)
+        self.norms = Norms(block.attn, "qk")
+        self.heads = Product(block.attn.to_q, block.attn.to_k, block.attn.to_v, rows=rows)
 
-    def __call__(
-        self,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        temb: torch.Tensor,
-        image_rotary_emb: Rotary,
-        joint_attention_kwargs: dict[str, torch.Tensor],
-    ) -> Streams:
-        """Image (B, N - T, D) and text (B, T, D), the block's row of the table (B, 3 D) -> text and image."""
-        x = torch.cat([encoder_hidden_states, hidden_states], dim=1)  # (B, N, D)
-        shift, scale, gate = temb[:, None].chunk(3, dim=-1)
+    def __call__(self, x: torch.Tensor, row: torch.Tensor, keys: Keys) -> torch.Tensor:
+        """Text and image (N, D) and the block's row of the table (3 D) -> text and image."""
+        shift, scale, gate = row.view(3, -1).unbind()
         normal = _modulated(x, shift, scale)
-        pairs, value = self.heads(normal)
-        query, key = _turned(pairs, self.turns(image_rotary_emb), value.dtype)
-        x = self.out(x, gate, normal, _attend(query, key, value, **joint_attention_kwargs))
-        tokens = encoder_hidden_states.shape[1]
-        return x[:, :tokens], x[:, tokens:]
+        joint = self.heads(normal).view(len(x), 3, -1, self.norms.size)  # (N, 3, H, C)
+        query, key = self.norms(joint[:, :2], keys.turns)
+        return self.out(x, gate, normal, keys.attend((query, key, joint[:, 2].transpose(0, 1))))
 
 
 class LastBlock(_Single):
     """The last single block, of which only the target's tokens are read: the others are no more than keys."""
 
-    def __init__(self, block: Any, rows: int, turns: Turns) -> None:
-        super().__init__(block, rows, turns)
-        self.queries, self.keys = Heads(block.attn, "q", rows), Heads(block.attn, "kv", rows)
+    def __init__(self, block: Any, rows: int) -> None:
+        super().__init__(block, rows)
+        self.query_norm, self.key_norm = Norms(block.attn, "q"), Norms(block.attn, "k")
+        self.queries, self.keys = (
+            Product(block.attn.to_q, rows=rows),
+            Product(block.attn.to_k, block.attn.to_v, rows=rows),
+        )
+
+    def __call__(self, x: torch.Tensor, row: torch.Tensor, keys: Keys, wanted: slice) -> torch.Tensor:
+        """Text and image (N, D), the block's row of the table (3 D) and which tokens are wanted -> those (M, D)."""
+        shift, scale, gate = row.view(3, -1).unbind()
+        normal = _modulated(x, shift, scale)
+        asking = normal[wanted]
+        joint = self.keys(normal).view(len(x), 2, -1, self.key_norm.size)  # (N, 2, H, C)
+        (key,) = self.key_norm(joint[:, :1], keys.turns)
+        (query,) = self.query_norm(
+            self.queries(asking).view(len(asking), 1, -1, self.key_norm.size), keys.turns[wanted]
+        )
+        return self.out(x[wanted], gate, asking, keys.attend((query, key, joint[:, 1].transpose(0, 1))))
+
+
+class PackedStep:
+    """`USOTransformer2DModel.step` for one sample."""
+
+    def __init__(self, transformer: USOTransformer2DModel, rows: int) -> None:
+        *singles, last = transformer.single_transformer_blocks
+        self.doubles = [DoubleBlock(block, rows) for block in transformer.transformer_blocks]
+        self.singles, self.last = [SingleBlock(block, rows) for block in singles], LastBlock(last, rows)
+        self.into, self.out = Product(transformer.x_embedder, rows=rows), Product(transformer.proj_out, rows=rows)
+        self._fixed: Fixed | None = None
+        self._keys: Keys | None = None
 
     def __call__(
-        self, text: torch.Tensor, image: torch.Tensor, row: torch.Tensor, fixed: Fixed, target: int
+        self, latents: torch.Tensor, fixed: Fixed, rows: tuple[torch.Tensor, ...], cache: StepCache | None = None
     ) -> torch.Tensor:
-        """Text (B, T, D), image (B, N - T, D) and the block's row of the table (B, 3 D) -> (B, target, D)."""
-        shift, scale, gate = row[:, None].chunk(3, dim=-1)
-        normal = _modulated(torch.cat([text, image], dim=1), shift, scale)
-        wanted, turns = slice(text.shape[1], text.shape[1] + target), self.turns(fixed.rotary)
-        (pairs, value), (query, _) = self.keys(normal), self.queries(normal[:, wanted])
-        key = _turned(pairs, turns, value.dtype)[0]
-        query = _turned(query, turns[wanted], value.dtype)[0]
-        return self.out(image[:, :target], gate, normal[:, wanted], _attend(query, key, value, **fixed.attention))
+        """Arguments and result are `step`'s."""
+        image, text, keys = self.into(latents[0]), fixed.text[0], self.keys(fixed)
+        target, tokens = len(image), len(text)
+        before = image[None]
+        if fixed.references is not None:
+            image = torch.cat([image, fixed.references[0]])  # (S + R, D)
+        parts = iter(rows)
+        for number, block in enumerate(self.doubles):
+            text, image = block(text, image, next(parts), keys)
+            if number == 0 and cache is not None and cache.hit(image[None, :target], before):
+                image = cache.reuse()[0]
+                break
+        else:
+            x = torch.cat([text, image])  # (N, D)
+            for single in self.singles:
+                x = single(x, next(parts), keys)
+            image = self.last(x, next(parts), keys, slice(tokens, tokens + target))
+        if cache is not None:
+            cache.keep(image[None])
+        scale, shift = rows[-1].view(2, -1).unbind()
+        return self.out(_modulated(image, shift, scale))[None]  # (1, S, 4C)
+
+    def keys(self, fixed: Fixed) -> Keys:
+        """Those of the request, computed once for all its steps."""
+        if self._keys is None or fixed is not self._fixed:
+            self._fixed, self._keys = fixed, Keys(fixed)
+        return self._keys
 
 
 def pack(transformer: USOTransformer2DModel, rows: int) -> None:
-    """Lets the transformer compute with packed copies of its blocks' weights; its modules stay as they are.
+    """Lets the transformer compute with packed copies of its weights; its modules stay as they are.
 
     The copies take as many bytes again, and do not follow later changes of the weights. `rows` is the usual number of
-    tokens. Blocks with a product that is no plain `nn.Linear` (fp8 ones) are left as they are.
+    tokens. A transformer with products that are no plain `nn.Linear` (fp8 ones) is left as it is.
     """
-    turns, (*singles, last) = Turns(), transformer.single_transformer_blocks
-    transformer.last = LastBlock(last, rows, turns) if _is_plain(last) else None
-    kinds = (
-        (DoubleBlock, transformer.transformer_blocks),
-        (SingleBlock, singles if transformer.last else [*singles, last]),
-    )
-    blocks = [(kind(block, rows, turns) if _is_plain(block) else block) for kind, each in kinds for block in each]
-    transformer.blocks = tuple(blocks)
+    if all(_is_plain(block) for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks)):
+        transformer.packed = PackedStep(transformer, rows)
 
 
 def packs(dtype: torch.dtype) -> bool:
@@ -207,34 +242,24 @@ def packs(dtype: torch.dtype) -> bool:
     return bool(torch.allclose(packed.float(), expected, atol=4 * torch.finfo(dtype).eps, rtol=0.02))
 
 
+def turned(pairs: torch.Tensor, turns: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """q or k or both (N, P, H, C), overwritten, at their positions (N, 1, 1, C / 2) -> each (H, N, C)."""
+    torch.view_as_complex(pairs.view(*pairs.shape[:3], -1, 2)).mul_(turns)
+    return pairs.permute(1, 2, 0, 3).to(dtype, memory_format=torch.contiguous_format).unbind()
+
+
 def _is_plain(block: nn.Module) -> bool:
     """Whether all products behind the modulation, whose tables are computed elsewhere, are plain ones."""
     products = (part for name, part in block.named_modules() if "norm" not in name and hasattr(part, "in_features"))
     return all(type(part) is nn.Linear for part in products)
 
 
+@functools.cache
+def one(dtype: torch.dtype) -> torch.Tensor:
+    """1, for additions in a dtype: the number would be converted each time, which takes as long again."""
+    return torch.ones((), dtype=dtype)
+
+
 def _modulated(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    scale = 1 + scale
-    if len(x) == 1:
-        return F.layer_norm(x, x.shape[-1:], scale[0, 0], shift[0, 0], eps=1e-6)
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), scale)
-
-
-def _turned(parts: torch.Tensor, turns: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """q or k or both (B, N, P, H, C), overwritten, at their positions (N, 1, 1, C / 2) -> (P, B, H, N, C)."""
-    pairs = parts.view(*parts.shape[:4], -1, 2)  # (B, N, P, H, C / 2, 2)
-    torch.view_as_complex(pairs).mul_(turns)
-    return parts.permute(2, 0, 3, 1, 4).to(dtype, memory_format=torch.contiguous_format)
-
-
-def _attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None = None
-) -> torch.Tensor:
-    """q, scaled (B, H, M, C), k (B, H, N, C), v (B, N, 1, H, C) -> (B, M, D)."""
-    value = value[:, :, 0].transpose(1, 2)  # (B, H, N, C)
-    if value.shape[2] <= WRITTEN_OUT:
-        scores = query @ key.mT if attention_mask is None else query @ key.mT + attention_mask
-        out = torch.softmax(scores.float(), dim=-1).to(value.dtype) @ value
-    else:
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=1.0)
-    return out.transpose(1, 2).flatten(2)
+    """(N, D), both others (D)."""
+    return torch.layer_norm(x, scale.shape, scale + one(scale.dtype), shift, 1e-6)

@@ -74,7 +74,7 @@ class Prepared:
     fixed: Fixed
     pooled: torch.Tensor  # (1, CLIP width)
     sigmas: torch.Tensor  # (steps + 1,), from 1 to 0
-    _table: tuple[torch.Tensor, ...] = ()
+    _rows: tuple[tuple[torch.Tensor, ...], ...] = ()  # of the table, by step
     _first: int = -1
 
     def rows(self, transformer: USOTransformer2DModel, step: int) -> tuple[torch.Tensor, ...]:
@@ -85,9 +85,10 @@ class Prepared:
             if transformer.config.guidance_embeds:
                 guidance = torch.tensor([self.sampling.guidance], device=self.sigmas.device, dtype=torch.float32)
             levels = self.sigmas[:-1][first : first + TABLE_STEPS]
-            self._table = transformer.modulation(levels, guidance, self.pooled, self.fixed.text.dtype)
+            table = transformer.modulation(levels, guidance, self.pooled, self.fixed.text.dtype)
+            self._rows = tuple(zip(*(each.split(1) for each in table), strict=True))
             self._first = first
-        return tuple(each[step - first : step - first + 1] for each in self._table)
+        return self._rows[step - first]
 
 
 class Pace:
@@ -312,6 +313,7 @@ class USOPipeline(DiffusionPipeline):
     ) -> torch.Tensor:
         """From noise to packed latents (1, S, 4C) in Euler steps."""
         transformer, sampling, sigmas = self.use("transformer"), prepared.sampling, prepared.sigmas
+        strides = sigmas.diff().unbind()
         device, dtype, channels = self.compute_device, dtype_of(transformer), transformer.config.in_channels // 4
         noise = tokens.noise(sampling.width, sampling.height, channels, generator)
         latents = tokens.pack(noise).to(device, dtype)  # (1, S, 4C)
@@ -322,7 +324,7 @@ class USOPipeline(DiffusionPipeline):
             with preferring(self.attention_kernels):
                 velocity = transformer.step(latents, prepared.fixed, rows, cache)
             before = latents
-            latents = (before.float() + (sigmas[step + 1] - sigmas[step]) * velocity).to(dtype)
+            latents = (before.float() + strides[step] * velocity).to(dtype)
             if callback_on_step_end is not None:
                 pace.keep()
                 seen = {"latents": latents, "denoised": before - sigmas[step] * velocity}

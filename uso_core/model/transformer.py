@@ -73,8 +73,7 @@ class USOTransformer2DModel(FluxTransformer2DModel):
             if isinstance(getattr(module, "linear", None), Modulation):
                 module.silu = nn.Identity()  # applied once, in `modulation`
         self.blocks: Iterable[Callable[..., Any]] = (*self.transformer_blocks, *self.single_transformer_blocks)
-        # In place of the last block, one that computes the target's tokens alone; `blocks` does without it then.
-        self.last: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Fixed, int], torch.Tensor] | None = None
+        self.packed: Callable[..., torch.Tensor] | None = None  # stands in for `step` for one sample (`packed.py`)
 
     def forward(
         self,
@@ -154,12 +153,14 @@ class USOTransformer2DModel(FluxTransformer2DModel):
 
         `rows` are this step's of the table, each (B, ...); a `cache` may stand in for all blocks but the first.
         """
+        if self.packed is not None and len(latents) == 1:
+            return self.packed(latents, fixed, rows, cache)
         image = self.x_embedder(latents)  # (B, S, D)
         target = image.shape[1]
         if fixed.references is not None:
             image = torch.cat([image, fixed.references], dim=1)  # (B, S + R, D)
         text, before = fixed.text, None if cache is None else image[:, :target]
-        for block, row in zip(self.blocks, rows[:-1] if self.last is None else rows[:-2], strict=True):
+        for block, row in zip(self.blocks, rows[:-1], strict=True):
             text, image = block(
                 hidden_states=image,
                 encoder_hidden_states=text,
@@ -172,9 +173,6 @@ class USOTransformer2DModel(FluxTransformer2DModel):
                 if hit:
                     image = cache.reuse()
                     break
-        else:
-            if self.last is not None:
-                image = self.last(text, image, rows[-2], fixed, target)
         image = image[:, :target]
         if cache is not None:
             cache.keep(image)
