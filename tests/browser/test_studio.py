@@ -169,7 +169,11 @@ def test_a_result_becomes_content_style_and_settings(page, served):
 
 def test_history_survives_a_restart(tmp_path, open_page):
     with serve(tmp_path / "app") as served:
-        made = generate(open_page(served), served, "a lighthouse to remember")
+        page = open_page(served)
+        page.get_by_role("tab", name="History").click()
+        expect(page.locator("#history-note")).to_contain_text("Nothing here yet")
+        page.get_by_role("tab", name="Create").click()
+        made = generate(page, served, "a lighthouse to remember")
     with serve(tmp_path / "app") as served:
         page = open_page(served)
         page.get_by_role("tab", name="History").click()
@@ -187,44 +191,40 @@ def test_history_survives_a_restart(tmp_path, open_page):
         assert not made.exists()
 
 
-def test_history_has_a_heading_for_each_day(tmp_path, open_page):
-    with serve(tmp_path / "app") as served:
-        page = open_page(served)
-        page.get_by_role("tab", name="History").click()
-        expect(page.locator("#history-note")).to_contain_text("Nothing here yet")
-        page.get_by_role("tab", name="Create").click()
-        made = generate(page, served, "a <b>long</b> time ${1+1} ago {{value}}")
-        long_ago = made.with_name("20200102-030405-1.png")
-        long_ago.write_bytes(made.read_bytes())
-        long_ago.with_suffix(".json").write_bytes(made.with_suffix(".json").read_bytes())
-        os.utime(long_ago, (1_577_934_245, 1_577_934_245))
-        page.get_by_role("tab", name="History").click()
-        expect(page.locator("#history-images h3")).to_have_text(["Today", re.compile(r"January 2020")])
-        expect(page.locator("#history-images b")).to_have_text(["a <b>long</b> time ${1+1} ago {{value}}"] * 2)
+def test_history_has_a_heading_for_each_day(page, served):
+    made = generate(page, served, "a <b>long</b> time ${1+1} ago {{value}}")
+    long_ago = made.with_name("20200102-030405-1.png")
+    long_ago.write_bytes(made.read_bytes())
+    long_ago.with_suffix(".json").write_bytes(made.with_suffix(".json").read_bytes())
+    os.utime(long_ago, (1_577_934_245, 1_577_934_245))
+    page.get_by_role("tab", name="History").click()
+    page.get_by_label("Search").fill("ago {{value}}")
+    expect(page.locator("#history-images b")).to_have_text(["a <b>long</b> time ${1+1} ago {{value}}"] * 2)
+    expect(page.locator("#history-images h3")).to_have_text(["Today", re.compile(r"January 2020")])
 
 
-def test_private_mode_writes_nothing_below_the_output_folder(tmp_path, open_page, drawing):
-    with serve(tmp_path / "app") as served:
-        page = open_page(served)
-        page.get_by_label("Private: keep nothing").check()
-        upload(page, "Content image", drawing)
-        page.get_by_label("Prompt", exact=True).fill("a secret")
-        press(page, "Generate")
-        status(page, "Done in")
-        source = page.locator("#result img").get_attribute("src")
-        reply = page.request.get(source)
-        (tmp_path / "seen.png").write_bytes(reply.body())
-        assert read_request(tmp_path / "seen.png").prompt == "a secret"
-        with page.expect_download() as waiting:
-            page.locator("#result").get_by_role("link", name="Download").click()
-        assert read_request(waiting.value.path()).prompt == "a secret"
-        assert [path for path in served.output.rglob("*") if path.is_file()] == []
-        page.get_by_role("tab", name="History").click()
-        expect(page.locator("#history-note")).to_contain_text("Nothing here yet")
-        kept = list((tmp_path / "app" / "uploads").rglob("private-*.png"))
-        assert kept
-        page.close()
-        eventually(lambda: not any(path.exists() for path in kept))
+def test_private_mode_writes_nothing_below_the_output_folder(page, served, tmp_path, drawing):
+    before = set(served.output.rglob("*"))
+    page.get_by_label("Private: keep nothing").check()
+    upload(page, "Content image", drawing)
+    page.get_by_label("Prompt", exact=True).fill("a secret")
+    press(page, "Generate")
+    status(page, "Done in")
+    source = page.locator("#result img").get_attribute("src")
+    reply = page.request.get(source)
+    (tmp_path / "seen.png").write_bytes(reply.body())
+    assert read_request(tmp_path / "seen.png").prompt == "a secret"
+    with page.expect_download() as waiting:
+        page.locator("#result").get_by_role("link", name="Download").click()
+    assert read_request(waiting.value.path()).prompt == "a secret"
+    assert set(served.output.rglob("*")) == before
+    page.get_by_role("tab", name="History").click()
+    page.get_by_label("Search").fill("a secret")
+    expect(page.get_by_text("No image with these words.")).to_be_visible()
+    kept = list((served.output.parent / "uploads").rglob("private-*.png"))
+    assert kept
+    page.close()
+    eventually(lambda: not any(path.exists() for path in kept))
 
 
 def test_several_results_are_chosen_compared_and_downloaded(page, served, drawing):
