@@ -45,7 +45,7 @@ class Product:
         return self  # nothing changes it, and PyTorch cannot copy the layout
 
 
-class Keys:
+class Attention:
     """What a request's blocks and steps share about attention: positions, and what is added to its logits."""
 
     def __init__(self, fixed: Fixed) -> None:
@@ -76,7 +76,7 @@ class Norms:
         self.eps = torch.tensor(norms[0].eps)
 
     def __call__(self, parts: torch.Tensor, turns: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """A product's own result (N, P, H, C) -> normalised and turned, each (H, N, C)."""
+        """Of a product's result, which is overwritten (N, P, H, C) -> normalised and turned, each (H, N, C)."""
         pairs = parts.float()
         inverse = self.inverse(pairs)
         return turned(pairs.mul_(self.weights).mul_(inverse), turns, parts.dtype)
@@ -103,7 +103,7 @@ class DoubleBlock:
         )
 
     def __call__(
-        self, text: torch.Tensor, image: torch.Tensor, row: torch.Tensor, keys: Keys
+        self, text: torch.Tensor, image: torch.Tensor, row: torch.Tensor, attention: Attention
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Text (T, D), image (N - T, D) and the block's row of the table (12 D) -> text and image."""
         parts, tokens = row.view(12, -1).unbind(), len(text)
@@ -113,8 +113,8 @@ class DoubleBlock:
         inverse = self.image_norms.inverse(pairs)
         pairs[:tokens].mul_(self.text_norms.weights)
         pairs[tokens:].mul_(self.image_norms.weights)
-        query, key = turned(pairs.mul_(inverse), keys.turns, joint.dtype)
-        out = keys.attend((query, key, joint[:, 2].transpose(0, 1))).transpose(0, 1).flatten(1)  # (N, D)
+        query, key = turned(pairs.mul_(inverse), attention.turns, joint.dtype)
+        out = attention.attend((query, key, joint[:, 2].transpose(0, 1))).transpose(0, 1).flatten(1)  # (N, D)
         image = torch.addcmul(image, parts[2], self.image_out(out[tokens:]))
         text = torch.addcmul(text, parts[8], self.text_out(out[:tokens]))
         for_image, for_text = _modulated(image, *parts[3:5]), _modulated(text, *parts[9:11])
@@ -144,13 +144,13 @@ class SingleBlock(_Single):
         self.norms = Norms(block.attn, "qk")
         self.heads = Product(block.attn.to_q, block.attn.to_k, block.attn.to_v, rows=rows)
 
-    def __call__(self, x: torch.Tensor, row: torch.Tensor, keys: Keys) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, row: torch.Tensor, attention: Attention) -> torch.Tensor:
         """Text and image (N, D) and the block's row of the table (3 D) -> text and image."""
         shift, scale, gate = row.view(3, -1).unbind()
         normal = _modulated(x, shift, scale)
         joint = self.heads(normal).view(len(x), 3, -1, self.norms.size)  # (N, 3, H, C)
-        query, key = self.norms(joint[:, :2], keys.turns)
-        return self.out(x, gate, normal, keys.attend((query, key, joint[:, 2].transpose(0, 1))))
+        query, key = self.norms(joint[:, :2], attention.turns)
+        return self.out(x, gate, normal, attention.attend((query, key, joint[:, 2].transpose(0, 1))))
 
 
 class LastBlock(_Single):
@@ -159,22 +159,19 @@ class LastBlock(_Single):
     def __init__(self, block: Any, rows: int) -> None:
         super().__init__(block, rows)
         self.query_norm, self.key_norm = Norms(block.attn, "q"), Norms(block.attn, "k")
-        self.queries, self.keys = (
-            Product(block.attn.to_q, rows=rows),
-            Product(block.attn.to_k, block.attn.to_v, rows=rows),
-        )
+        self.queries = Product(block.attn.to_q, rows=rows)
+        self.keys = Product(block.attn.to_k, block.attn.to_v, rows=rows)
 
-    def __call__(self, x: torch.Tensor, row: torch.Tensor, keys: Keys, wanted: slice) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, row: torch.Tensor, attention: Attention, wanted: slice) -> torch.Tensor:
         """Text and image (N, D), the block's row of the table (3 D) and which tokens are wanted -> those (M, D)."""
         shift, scale, gate = row.view(3, -1).unbind()
         normal = _modulated(x, shift, scale)
         asking = normal[wanted]
         joint = self.keys(normal).view(len(x), 2, -1, self.key_norm.size)  # (N, 2, H, C)
-        (key,) = self.key_norm(joint[:, :1], keys.turns)
-        (query,) = self.query_norm(
-            self.queries(asking).view(len(asking), 1, -1, self.key_norm.size), keys.turns[wanted]
-        )
-        return self.out(x[wanted], gate, asking, keys.attend((query, key, joint[:, 1].transpose(0, 1))))
+        (key,) = self.key_norm(joint[:, :1], attention.turns)
+        queries = self.queries(asking).view(len(asking), 1, -1, self.key_norm.size)
+        (query,) = self.query_norm(queries, attention.turns[wanted])
+        return self.out(x[wanted], gate, asking, attention.attend((query, key, joint[:, 1].transpose(0, 1))))
 
 
 class PackedStep:
@@ -186,38 +183,38 @@ class PackedStep:
         self.singles, self.last = [SingleBlock(block, rows) for block in singles], LastBlock(last, rows)
         self.into, self.out = Product(transformer.x_embedder, rows=rows), Product(transformer.proj_out, rows=rows)
         self._fixed: Fixed | None = None
-        self._keys: Keys | None = None
+        self._attention: Attention | None = None
 
     def __call__(
         self, latents: torch.Tensor, fixed: Fixed, rows: tuple[torch.Tensor, ...], cache: StepCache | None = None
     ) -> torch.Tensor:
         """Arguments and result are `step`'s."""
-        image, text, keys = self.into(latents[0]), fixed.text[0], self.keys(fixed)
+        image, text, attention = self.into(latents[0]), fixed.text[0], self.attention(fixed)
         target, tokens = len(image), len(text)
         before = image[None]
         if fixed.references is not None:
             image = torch.cat([image, fixed.references[0]])  # (S + R, D)
         parts = iter(rows)
         for number, block in enumerate(self.doubles):
-            text, image = block(text, image, next(parts), keys)
+            text, image = block(text, image, next(parts), attention)
             if number == 0 and cache is not None and cache.hit(image[None, :target], before):
                 image = cache.reuse()[0]
                 break
         else:
             x = torch.cat([text, image])  # (N, D)
             for single in self.singles:
-                x = single(x, next(parts), keys)
-            image = self.last(x, next(parts), keys, slice(tokens, tokens + target))
+                x = single(x, next(parts), attention)
+            image = self.last(x, next(parts), attention, slice(tokens, tokens + target))
         if cache is not None:
             cache.keep(image[None])
         scale, shift = rows[-1].view(2, -1).unbind()
         return self.out(_modulated(image, shift, scale))[None]  # (1, S, 4C)
 
-    def keys(self, fixed: Fixed) -> Keys:
-        """Those of the request, computed once for all its steps."""
-        if self._keys is None or fixed is not self._fixed:
-            self._fixed, self._keys = fixed, Keys(fixed)
-        return self._keys
+    def attention(self, fixed: Fixed) -> Attention:
+        """The request's, computed once for all its steps."""
+        if self._attention is None or fixed is not self._fixed:
+            self._fixed, self._attention = fixed, Attention(fixed)
+        return self._attention
 
 
 def pack(transformer: USOTransformer2DModel, rows: int) -> None:
