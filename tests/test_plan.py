@@ -280,13 +280,13 @@ def test_a_cpu_keeps_everything_in_memory():
     assert made.sentence == "CPU: everything stays in memory, blocks in float32; peak about 74.3 GB."
 
 
-def test_a_cpu_with_room_packs_copies_of_the_blocks():
+def test_a_cpu_with_room_packs_copies_of_the_transformer():
     made = plan(Machine("cpu", "CPU", 128 * GB), Sizes(FLUX, 4), LOSSLESS)
     assert made.packed
     assert made.sentence == (
-        "CPU: everything stays in memory, blocks in float32 with packed copies; peak about 108.7 GB."
+        "CPU: everything stays in memory, blocks in float32 with packed copies; peak about 121.7 GB."
     )
-    assert ("packed copies of the blocks", "stays in memory", "34.4 GB") in made.lines()
+    assert ("packed copies of the transformer", "stays in memory", "47.4 GB") in made.lines()
     assert plan(Machine("cpu", "CPU", 4 * GB), Sizes(TINY), LOSSLESS).packed
     for machine, wishes in (
         (Machine("cpu", "CPU", 96 * GB), LOSSLESS),  # no room

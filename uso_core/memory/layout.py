@@ -127,7 +127,7 @@ def _title(group: str, plan: MemoryPlan) -> str:
     quantized = {"blocks": plan.fp8, "t5": plan.t5_fp8}.get(group)
     titles = {
         "blocks": "transformer blocks",
-        "packed": "packed copies of the blocks",
+        "packed": "packed copies of the transformer",
         "modulation": "transformer modulation",
         "ends": "transformer embedders and output",
         "t5": "T5",

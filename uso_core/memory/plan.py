@@ -249,8 +249,8 @@ def _stages(
 
 
 def _packed(candidate: MemoryPlan, sizes: Sizes) -> MemoryPlan:
-    """The same with packed copies of the blocks' weights beside them, where there is room and they can be used."""
-    copies = sum(sizes.blocks(False))
+    """The same with packed copies of the transformer's weights beside them, where they have room and can be used."""
+    copies = sum(sizes.blocks(False)) + sum(sizes.modulation)
     if candidate.fp8 or candidate.compile or candidate.peak_bytes + copies > candidate.budget_bytes:
         return candidate
     return replace(

@@ -12,6 +12,7 @@ one for k.
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from uso_core.model.step_cache import StepCache
-from uso_core.model.transformer import Fixed, USOTransformer2DModel
+from uso_core.model.transformer import Fixed, USOTransformer2DModel, modulations
 
+TIMESTEPS = 16  # about as many are asked for at once
 WRITTEN_OUT = 512  # tokens up to which attention is faster as two products with a softmax between them
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # q, scaled (H, M, C), k and v (H, N, C)
 
@@ -36,10 +38,11 @@ class Product:
         weight, bias = (torch.cat([getattr(layer, name) for layer in layers]).detach() for name in ("weight", "bias"))
         self._weight, self._bias = torch.ops.mkldnn._reorder_linear_weight(weight, rows), bias
         self._activation: tuple[str, list[float], str] = ("gelu", [], "tanh") if gelu else ("none", [], "")
+        self._multiply = torch.ops.mkldnn._linear_pointwise.default
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out of all layers)."""
-        return torch.ops.mkldnn._linear_pointwise.default(x, self._weight, self._bias, *self._activation)
+        return self._multiply(x, self._weight, self._bias, *self._activation)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Product:
         return self  # nothing changes it, and PyTorch cannot copy the layout
@@ -182,6 +185,9 @@ class PackedStep:
         self.doubles = [DoubleBlock(block, rows) for block in transformer.transformer_blocks]
         self.singles, self.last = [SingleBlock(block, rows) for block in singles], LastBlock(last, rows)
         self.into, self.out = Product(transformer.x_embedder, rows=rows), Product(transformer.proj_out, rows=rows)
+        layers = modulations(transformer)
+        self._tables = Product(*itertools.chain(*layers), rows=TIMESTEPS)
+        self._columns = [sum(layer.out_features for layer in each) for each in layers]
         self._fixed: Fixed | None = None
         self._attention: Attention | None = None
 
@@ -209,6 +215,10 @@ class PackedStep:
             cache.keep(image[None])
         scale, shift = rows[-1].view(2, -1).unbind()
         return self.out(_modulated(image, shift, scale))[None]  # (1, S, 4C)
+
+    def tables(self, condition: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The layers' part of `USOTransformer2DModel.modulation`, in one product: from (N, D)."""
+        return self._tables(condition).split(self._columns, dim=1)
 
     def attention(self, fixed: Fixed) -> Attention:
         """The request's, computed once for all its steps."""

@@ -6,6 +6,7 @@ Letters: B batch (always 1), S target tokens, R reference tokens, T text tokens,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -230,10 +231,14 @@ class USOPipeline(DiffusionPipeline):
         content_size: int = 512,
     ) -> Conditioning:
         """All that is the same for every step and every seed; a tensor among the styles is style tokens (1, K, D)."""
-        text, pooled = self.encodings.get(("text", prompt), lambda: self.encode_prompt(prompt))
+        with ThreadPoolExecutor(1) as beside:  # a photograph is resized while the prompt is encoded
+            resized = None
+            if content_image is not None:
+                resized = beside.submit(pictures.prepare_content, content_image, content_size)
+            text, pooled = self.encodings.get(("text", prompt), lambda: self.encode_prompt(prompt))
         references: tuple[torch.Tensor, ...] = ()
-        if content_image is not None:
-            content = pictures.prepare_content(content_image, content_size)
+        if resized is not None:
+            content = resized.result()
             key = ("content", picture_key(content))
             references = self.encodings.get(key, lambda: (self.encode_content(content),))
         return Conditioning(text, pooled, tuple(map(self.style_tokens, styles)), references)

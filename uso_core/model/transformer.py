@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,18 @@ class Fixed:
     attention: dict[str, torch.Tensor]  # the blocks' keyword arguments for attention
 
 
+class Packed(Protocol):
+    """What computes in the transformer's place on a processor (`packed.py`)."""
+
+    def __call__(
+        self, latents: torch.Tensor, fixed: Fixed, rows: tuple[torch.Tensor, ...], cache: StepCache | None
+    ) -> torch.Tensor:
+        """`USOTransformer2DModel.step`, for one sample."""
+
+    def tables(self, condition: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The layers' part of `USOTransformer2DModel.modulation`: from (N, D)."""
+
+
 class USOTransformer2DModel(FluxTransformer2DModel):
     """`FluxTransformer2DModel` with style tokens; `forward` without them equals the base class bit for bit.
 
@@ -73,7 +85,7 @@ class USOTransformer2DModel(FluxTransformer2DModel):
             if isinstance(getattr(module, "linear", None), Modulation):
                 module.silu = nn.Identity()  # applied once, in `modulation`
         self.blocks: Iterable[Callable[..., Any]] = (*self.transformer_blocks, *self.single_transformer_blocks)
-        self.packed: Callable[..., torch.Tensor] | None = None  # stands in for `step` for one sample (`packed.py`)
+        self.packed: Packed | None = None
 
     def forward(
         self,
@@ -135,12 +147,9 @@ class USOTransformer2DModel(FluxTransformer2DModel):
         """
         values = [value.to(dtype) * 1000 for value in (timesteps, guidance) if value is not None]
         condition = F.silu(self.time_text_embed(*values, pooled))  # (N, D)
-        tables = [
-            torch.cat([block.norm1.linear.rows(condition), block.norm1_context.linear.rows(condition)], dim=1)
-            for block in self.transformer_blocks
-        ]
-        tables += [block.norm.linear.rows(condition) for block in self.single_transformer_blocks]
-        return (*tables, self.norm_out.linear.rows(condition.to(dtype)))
+        if self.packed is not None:
+            return self.packed.tables(condition)
+        return tuple(torch.cat([layer.rows(condition) for layer in layers], dim=1) for layers in modulations(self))
 
     def step(
         self,
@@ -177,3 +186,10 @@ class USOTransformer2DModel(FluxTransformer2DModel):
         if cache is not None:
             cache.keep(image)
         return self.proj_out(self.norm_out(image, rows[-1]))  # (B, S, 4C)
+
+
+def modulations(transformer: USOTransformer2DModel) -> list[tuple[Modulation, ...]]:
+    """The adaLN layers that share a row: of each block, then of the output."""
+    doubles = [(block.norm1.linear, block.norm1_context.linear) for block in transformer.transformer_blocks]
+    singles = [(block.norm.linear,) for block in transformer.single_transformer_blocks]
+    return [*doubles, *singles, (transformer.norm_out.linear,)]
