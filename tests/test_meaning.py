@@ -30,29 +30,29 @@ PROMISED: dict[tuple[str, str], float] = {
     ("text", "scene"): 0.95,
     ("text", "technique"): 0.95,
     ("text", "subject"): 0.9,
-    ("text", "colour"): 0.6,
+    ("text", "colour"): 0.7,
     ("subject", "scene"): 0.95,
     ("subject", "subject"): 0.95,
     ("subject", "colour"): 0.9,
-    ("subject", "identity_of_8"): 0.8,
+    ("subject", "identity_of_8"): 0.85,
     ("style", "scene"): 0.95,
-    ("style", "subject"): 0.85,
+    ("style", "subject"): 0.95,
     ("style", "technique"): 0.85,
     ("style", "technique_out_of_range"): 0.8,
     ("style", "style_subject_leaks"): 0.05,
     ("both", "scene"): 0.95,
-    ("both", "subject"): 0.9,
-    ("both", "colour"): 0.8,
+    ("both", "subject"): 0.95,
+    ("both", "colour"): 0.85,
     ("both", "identity_of_8"): 0.78,
     ("both", "technique"): 0.85,
     ("both", "style_subject_leaks"): 0.05,
-    ("layout", "subject"): 0.85,
+    ("layout", "subject"): 0.9,
     ("layout", "technique"): 0.75,
     ("layout", "outline_relative"): 0.85,
     ("layout", "style_subject_leaks"): 0.05,
-    ("blend", "scene"): 0.75,
+    ("blend", "scene"): 0.8,
 }
-SUBJECT_IN_FORMATS = {"text": 0.7, "subject": 0.9, "style": 0.7, "both": 0.75, "layout": 0.5}  # in each one offered
+SUBJECT_IN_FORMATS = {"text": 0.8, "subject": 0.9, "style": 0.75, "both": 0.75, "layout": 0.5}  # in each one offered
 AT_MOST = ("style_subject_leaks", "style_scene_leaks")
 FLIPS = 1.01 / QUICK  # one picture of a mode may be read differently on another machine
 SWEPT = range(3)  # trials in which one setting is changed

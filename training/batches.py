@@ -32,8 +32,8 @@ MODE_CHANCE = {"text": 0.32, "subject": 0.20, "style": 0.14, "both": 0.20, "layo
 MODE_TOKENS = {"text": 96, "subject": 160, "style": 120, "both": 184, "layout": 184, "blend": 176}
 SQUARE_CHANCE = 0.9
 # What the application is asked for, once the base has learnt: the LoRA's own stage.
-ADAPTER_CHANCE = {"text": 0.22, "subject": 0.12, "style": 0.22, "both": 0.20, "layout": 0.20, "blend": 0.04}
-ADAPTER_SQUARE_CHANCE = 0.3
+ADAPTER_CHANCE = {"text": 0.22, "subject": 0.10, "style": 0.24, "both": 0.16, "layout": 0.26, "blend": 0.02}
+ADAPTER_SQUARE_CHANCE = 0.4
 EMPTY_PROMPT = 0.1  # of text batches: what "no condition" means, for guidance
 DISTURBED_PROMPT = 0.15
 LATENT_KINDS = ("target", "plain", "content", "style", "blend")

@@ -30,8 +30,11 @@ log = logging.getLogger(__name__)
 
 KINDS = ("target", "plain", "content", "style", "blend")
 SQUARE = (128, 128)
-# (height, width), multiples of 16. Tall ones are the harder: where things stand changes with every row.
-FORMATS = (SQUARE, (144, 112), (112, 144), (160, 96), (96, 160), (160, 112), (176, 96))
+# (height, width), multiples of 16. Tall ones are the harder: where things stand changes with every row. The last three
+# are the wide ones on offer, which matter for layouts: a reference's distance is the picture's height and width.
+FORMATS = (
+    SQUARE, (144, 112), (112, 144), (160, 96), (96, 160), (160, 112), (176, 96), (128, 176), (128, 192), (128, 224),
+)  # fmt: skip
 PLAIN_TARGETS, PLAIN_CONTENTS = 0.1, 0.7  # share of pictures on a plain background
 HELD_OUT_SEED = 10_000_000  # seeds of held-out records start here
 

@@ -71,8 +71,7 @@ MOSAIC = look("mosaic", subject("fish", "orange", "blue", "striped"), place("und
 BLUEPRINT = look("blueprint", subject("house", "white", "red"), place("city", 26), 6)
 OIL = look("oil", subject("tree", "green", "yellow"), place("desert", 27), 7)
 PIXEL = look("pixel", subject("mushroom", "red", "white", "dotted"), place("forest", 28), 8)
-CAR_IN_SNOW = Drawn(Picture(subject("car", "red", "yellow", "striped"), Pose(0.3, 0.9, 0.9, 0.0), place("snow", 31)),
-                    shape=(3, 2))  # fmt: skip
+CAR_IN_SNOW = Drawn(Picture(subject("car", "red", "yellow", "striped"), Pose(0.45, 0.9, 0.95, 0.0), place("snow", 31)))
 BOAT_AT_SEA = Drawn(Picture(subject("boat", "white", "red", "striped"), Pose(0.6, 0.92, 1.0, 0.04), place("beach", 32)))
 
 EXAMPLES: dict[str, dict[str, Any]] = {  # folder: config, with pictures in the place of file names
@@ -90,10 +89,10 @@ EXAMPLES: dict[str, dict[str, Any]] = {  # folder: config, with pictures in the 
         "title": "Restyled by words", "prompt": "transform into pencil drawing style", "image_ref1": BOAT_AT_SEA,
         "seed": 5,
     },
-    "06-style": {"title": "A style", "prompt": "a cottage in the woods", "image_ref2": WOODCUT, "seed": 8},
+    "06-style": {"title": "A style", "prompt": "a cottage in the woods", "image_ref2": WOODCUT, "seed": 2},
     "07-style-wide": {
         "title": "A style, wide", "prompt": "a car in the streets of a big town at night", "image_ref2": NEON,
-        "aspect": "16:9", "seed": 1,
+        "aspect": "16:9", "seed": 4,
     },
     "08-style-and-subject": {
         "title": "Style and subject", "prompt": "a robot among the dunes", "image_ref1": ROBOT, "image_ref2": OIL,
@@ -106,8 +105,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {  # folder: config, with pictures in the 
     "10-layout": {
         "title": "Layout kept", "prompt": "", "image_ref1": BOAT_AT_SEA, "image_ref2": MOSAIC, "seed": 6,
     },
-    "11-layout-wide": {
-        "title": "Layout kept, content's shape", "prompt": "", "image_ref1": CAR_IN_SNOW, "image_ref2": HALFTONE,
+    "11-layout-comic": {
+        "title": "Layout kept, as a comic", "prompt": "", "image_ref1": CAR_IN_SNOW, "image_ref2": HALFTONE,
         "aspect": "as content", "seed": 1,
     },
     "12-two-styles": {

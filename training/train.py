@@ -54,7 +54,7 @@ GUIDED_SHARE = 0.5  # of the steps that learn guidance at all; the others learn 
 ADAPTER_GUIDED_SHARE = 0.35
 ADAPTED_TEXT = 0.5  # share of text-only batches with the LoRA on: the application has it fused in every mode
 LOSSES = {"picture": 1.0, "words": 0.1, **LESSONS}  # and their weights
-ADAPTER_LOSSES = {"picture": 1.0, **LESSONS, "reading": 0.25}
+ADAPTER_LOSSES = {"picture": 1.0, **LESSONS, "reading": 0.5}
 ADAPTER_PARTS = ("lora.", "projector.")
 MATRIX_HOMES = ("transformer_blocks", "encoder.layers", "encoder.block")  # where Muon steps; AdamW does the rest
 
