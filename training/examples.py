@@ -92,7 +92,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {  # folder: config, with pictures in the 
     "06-style": {"title": "A style", "prompt": "a cottage in the woods", "image_ref2": WOODCUT, "seed": 2},
     "07-style-wide": {
         "title": "A style, wide", "prompt": "a car in the streets of a big town at night", "image_ref2": NEON,
-        "aspect": "16:9", "seed": 4,
+        "aspect": "16:9", "seed": 5,
     },
     "08-style-and-subject": {
         "title": "Style and subject", "prompt": "a robot among the dunes", "image_ref1": ROBOT, "image_ref2": OIL,
@@ -115,7 +115,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {  # folder: config, with pictures in the 
     },
     "13-three-styles": {
         "title": "Three styles, blended", "prompt": "a little fish at the bottom of the sea", "image_ref2": MOSAIC,
-        "image_ref3": NEON, "image_ref4": WATERCOLOUR, "seed": 2,
+        "image_ref3": NEON, "image_ref4": WATERCOLOUR, "seed": 6,
     },
     "14-strengths": {
         "title": "Two styles, one stronger", "prompt": "a cat in the living room", "image_ref1": CAT,
