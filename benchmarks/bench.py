@@ -31,7 +31,6 @@ from benchmarks.tasks import PROMPT, Task, tasks
 from benchmarks.timing import Clock, Sample, Stages
 from uso_core.catalog import EMBEDDED, get_model
 from uso_core.errors import UsoError
-from uso_core.memory.plan import Wishes
 from uso_core.model import latents
 from uso_core.model.pipeline import USOPipeline
 
@@ -110,8 +109,7 @@ def on_processor(bench: Bench, chosen: list[str], rounds: int, dtypes: list[str]
     """The embedded model: contenders take turns image by image, since a processor is never left alone."""
     model = get_model(EMBEDDED)
     asked = tasks(model.size, model.content_size, bench.steps)
-    tokens = Wishes(width=model.size, height=model.size).tokens
-    pipelines = {dtype: embedded(getattr(torch, dtype), tokens) for dtype in dtypes}
+    pipelines = {dtype: embedded(getattr(torch, dtype)) for dtype in dtypes}
     for count, dtype in itertools.product(threads, dtypes):
         torch.set_num_threads(count)
         contenders = pipelines[dtype]

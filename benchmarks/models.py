@@ -16,7 +16,8 @@ from benchmarks.counts import card, full_counts, full_size
 from benchmarks.random_weights import materialize
 from benchmarks.reference import ReferencePipeline, WholeModuleMoves
 from benchmarks.reference_transformer import ReferenceTransformer, store_fp8
-from uso_core.catalog import EMBEDDED, EMBEDDED_FILES
+from uso_core.assembly import assemble
+from uso_core.catalog import EMBEDDED, EMBEDDED_FILES, get_model
 from uso_core.loaders import build, encoders
 from uso_core.memory.fp8 import T5_MATRICES, TRANSFORMER_MATRICES, use_fp8
 from uso_core.memory.machine import look_at
@@ -24,10 +25,8 @@ from uso_core.memory.placement import place
 from uso_core.memory.plan import STAYS, Machine, MemoryPlan, Wishes, plan
 from uso_core.memory.residency import Residency
 from uso_core.memory.sizes import Sizes
-from uso_core.model.autoencoder import hasten
-from uso_core.model.packed import pack, packs
 from uso_core.model.pipeline import USOPipeline
-from uso_core.settings import ROOT
+from uso_core.settings import ROOT, Settings
 
 PATHS = {role: ROOT / "weights" / EMBEDDED / name for role, name in EMBEDDED_FILES.items()}
 # The pipeline's components that are modules, by the role of their weights.
@@ -86,27 +85,18 @@ CONTENDERS = (
 )
 
 
-def embedded(dtype: torch.dtype, tokens: int | None = None) -> dict[str, USOPipeline]:
-    """The embedded model on the CPU, in the project's way (packed for so many tokens) and in the reference's."""
-    clip, clip_tokenizer = encoders.build_clip(PATHS["clip"], dtype)
-    t5, t5_tokenizer = encoders.build_t5(PATHS["t5"], dtype)
-    siglip, processor = encoders.build_siglip(PATHS["siglip"], torch.float32)
-    vae = build.build_vae(PATHS["vae"], dtype)
-    rest = (
-        clip, clip_tokenizer, t5, t5_tokenizer, siglip, processor,
-        build.build_projector(PATHS["projector"], torch.float32), build.build_scheduler(),
-        build.text_tokens(PATHS["transformer"]), build.preview_factors(PATHS["vae"]),
-    )  # fmt: skip
+def embedded(dtype: torch.dtype) -> dict[str, USOPipeline]:
+    """The embedded model on the CPU, as users run it and in the reference's way; they share all but VAE and blocks."""
+    settings = Settings(device="cpu", dtype=str(dtype).removeprefix("torch."))
+    ours = assemble(PATHS, settings, get_model(EMBEDDED))[0]
     apart = ReferenceTransformer.from_files(PATHS["transformer"], PATHS["lora"], dtype)
-    fused = build.build_transformer(PATHS["transformer"], PATHS["lora"], dtype)
-    if tokens is not None and packs(dtype):
-        pack(fused, tokens)
-    by_channels = copy.deepcopy(vae).to(memory_format=torch.channels_last)
-    hasten(by_channels)
-    return {
-        "reference": ReferencePipeline(cast(Any, apart), vae, *rest),
-        "ours": USOPipeline(fused, by_channels, *rest),
-    }
+    parts = {**ours.components, "transformer": cast(Any, apart), "vae": build.build_vae(PATHS["vae"], dtype)}
+    reference = ReferencePipeline(
+        **parts, text_tokens=ours.config.text_tokens, preview_factors=ours.config.preview_factors
+    )
+    modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+    reference.residency = Residency(ours.compute_device, modules)
+    return {"reference": reference, "ours": ours}
 
 
 @cache
@@ -118,8 +108,15 @@ def _tokenizers() -> tuple[Any, Any]:
 
 @cache
 def _embedded_modules() -> dict[str, nn.Module]:
-    components = embedded(torch.bfloat16)["ours"].components
-    return {role: components[name].to("meta") for name, role in ROLES.items()}
+    parts: dict[str, nn.Module] = {
+        "transformer": build.empty_transformer(PATHS["transformer"]).bfloat16(),
+        "vae": build.empty_vae(PATHS["vae"]).bfloat16(),
+        "projector": build.build_projector(PATHS["projector"], torch.float32).to("meta"),
+        **encoders.empty_encoders(PATHS["t5"], PATHS["clip"], PATHS["siglip"]),
+    }
+    for role in ("t5", "clip"):
+        parts[role].bfloat16()
+    return parts
 
 
 FULL = Shape("full size", full_size, 1024, 512, 25, 512, 128, "inductor")
