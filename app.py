@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from uso_core.engine import Engine
 from uso_core.errors import UsageError, UsoError, exit_code
 from uso_core.settings import Parser, add_arguments, load_settings
+from uso_core.start import uncollected
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = load_settings({name: getattr(args, name) for name in names})
         engine = Engine(settings)
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before Gradio is imported: no look-ups
-        from uso_core import ui
-
+        with uncollected():
+            from uso_core import ui
         ui.launch(ui.build(engine, settings), settings)
     except UsoError as error:
         return exit_code(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import signal
 from pathlib import Path
@@ -14,8 +15,15 @@ from uso_core.settings import ROOT, Settings, env_name
 GOLDEN = Path(__file__).parent / "golden"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: test processes share the cores
 
+gc.disable()  # until everything is imported and every test known, which stays: see `uso_core.start`
+
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a background job; programs under test would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

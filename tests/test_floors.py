@@ -22,7 +22,7 @@ FLOORS = (
     ("uso_core.memory", "uso_core.model.style", "uso_core.model.transformer"),
     ("uso_core.model.latents", "uso_core.model.preview", "uso_core.images", "uso_core.metadata", "uso_core.comfy"),
     ("uso_core.request", "uso_core.settings", "uso_core.catalog", "uso_core.inventory", "uso_core.events",
-     "uso_core.errors"),
+     "uso_core.errors", "uso_core.start"),
     ("uso_core.model", "uso_core"),  # package files, which hold only words
 )  # fmt: skip
 APART = (

@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from uso_core import images
@@ -39,6 +40,7 @@ from uso_core.events import (
 from uso_core.inventory import choose_model, take_stock
 from uso_core.request import GenerationRequest, Result, SavedStyle, number
 from uso_core.settings import Settings
+from uso_core.start import uncollected
 
 if TYPE_CHECKING:
     from uso_core.memory.plan import MemoryPlan
@@ -286,6 +288,7 @@ class Engine:
             job._check()
             job._tell(Loading(fraction, message))
 
+        _import_pytorch()
         from uso_core.assembly import assemble
 
         try:
@@ -308,6 +311,12 @@ class Engine:
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+@cache
+def _import_pytorch() -> None:
+    with uncollected():
+        import uso_core.assembly  # noqa: F401
 
 
 _SMALLER = "Choose a smaller size, start with --offload, or close other programs."
