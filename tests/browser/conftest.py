@@ -31,6 +31,13 @@ def eventually(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+def visit(page: Page, app: Served) -> None:
+    """Goes there and waits until the page can be used."""
+    page.goto(app.url)
+    expect(page.locator("#generate")).to_be_visible()
+    expect(page.locator("body[data-script=ready]")).to_be_attached()
+
+
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     """The system's Chromium."""
@@ -76,9 +83,7 @@ def open_page(chromium: Browser) -> Iterator[OpenPage]:
         context.on("weberror", lambda error: errors.append(str(error.error)))
         page = context.new_page()
         page.on("websocket", lambda socket: watch(socket.url))
-        page.goto(app.url)
-        expect(page.locator("#generate")).to_be_visible()
-        expect(page.locator("body[data-script=ready]")).to_be_attached()
+        visit(page, app)
         return page
 
     yield open_one

@@ -246,7 +246,9 @@ def began(result: Path) -> float:
     return ended(result) - json.loads(result.with_suffix(".json").read_text())["seconds"]
 
 
-def test_a_second_visitor_waits_and_is_told_the_place(served: Served, open_page: OpenPage, shot: Shot) -> None:
+def test_a_second_visitor_waits_stops_only_the_own_run_and_is_served(
+    served: Served, open_page: OpenPage, shot: Shot
+) -> None:
     first, second = open_page(served), open_page(served)
     ask_for_much(first, seed=301)
     set_number(second, "Seed", 302)
@@ -255,26 +257,16 @@ def test_a_second_visitor_waits_and_is_told_the_place(served: Served, open_page:
     press(second, "Generate")
     expect(status(second)).to_have_text(WAITING)
     shot(second, "waiting")
-    expect_picture(second)
-    expect_picture(first)
-    assert (shown(first).seed, shown(second).seed) == (301, 302)
-    assert len(of_seed(served, 301)) == 3
-    third, (last,) = max(of_seed(served, 301), key=ended), of_seed(served, 302)
-    assert began(last) > (began(third) + ended(third)) / 2  # a file is saved while the next run is at work
-
-
-def test_stop_ends_only_ones_own_run(served: Served, open_page: OpenPage) -> None:
-    first, second = open_page(served), open_page(served)
-    ask_for_much(first, seed=401)
-    set_number(second, "Seed", 402)
-    press_often(first, 3)
-    wait_until_stepping(first)
-    press(second, "Generate")
-    expect(status(second)).to_have_text(WAITING)
     press(second, "Stop")
     expect(status(second)).to_have_text(STOPPED)
-    eventually(lambda: len(of_seed(served, 401)) == 3)
-    assert of_seed(served, 402) == []
+    set_number(second, "Seed", 303)
+    press(second, "Generate")
+    expect_picture(second)
+    expect_picture(first)
+    assert (shown(first).seed, shown(second).seed) == (301, 303)
+    assert [len(of_seed(served, seed)) for seed in (301, 302, 303)] == [3, 0, 1]
+    third, (last,) = max(of_seed(served, 301), key=ended), of_seed(served, 303)
+    assert began(last) > (began(third) + ended(third)) / 2  # a file is saved while the next run is at work
 
 
 def test_closing_the_tab_ends_its_runs(served: Served, open_page: OpenPage) -> None:

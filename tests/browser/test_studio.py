@@ -15,8 +15,9 @@ from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
 from tests.browser.conftest import OpenPage, eventually
-from tests.test_app import Served, pixels, serve
+from tests.test_app import Served, pixels
 from uso_core.comfy import export_workflow
+from uso_core.examples import FOLDER
 from uso_core.images import open_picture
 from uso_core.metadata import read_request
 from uso_core.request import GenerationRequest
@@ -31,6 +32,9 @@ async ([data, name]) => {
     target.dispatchEvent(new DragEvent(kind, { dataTransfer: transfer, bubbles: true, cancelable: true }));
 }
 """
+
+
+STYLE = FOLDER / "06-style" / "style1.png"
 
 
 @pytest.fixture
@@ -167,28 +171,28 @@ def test_a_result_becomes_content_style_and_settings(page, served):
     expect(page.get_by_label("Prompt")).to_have_value("to be used again")
 
 
-def test_history_survives_a_restart(tmp_path, open_page):
-    with serve(tmp_path / "app") as served:
-        page = open_page(served)
-        page.get_by_role("tab", name="History").click()
-        expect(page.locator("#history-note")).to_contain_text("Nothing here yet")
-        page.get_by_role("tab", name="Create").click()
-        made = generate(page, served, "a lighthouse to remember")
-    with serve(tmp_path / "app") as served:
-        page = open_page(served)
-        page.get_by_role("tab", name="History").click()
-        page.get_by_label("Search").fill("lighthouse")
-        page.locator("#history-images button", has=page.locator("img")).first.click()
-        expect(page.get_by_label("Selected")).to_have_value(f"{_day(made)}  a lighthouse to remember")
-        press(page, "Restore settings")
-        expect(page.get_by_label("Prompt")).to_have_value("a lighthouse to remember")
-        page.get_by_role("tab", name="History").click()
-        page.locator("#history-images button", has=page.locator("img")).first.click()
-        expect(page.get_by_label("Selected")).not_to_have_value("")
-        press(page, "Delete")
-        press(page, "Delete for good?")
-        expect(page.get_by_text("No image with these words.")).to_be_visible()
-        assert not made.exists()
+def tab(page: Page, name: str) -> None:
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+def said(page: Page, words: str) -> None:
+    expect(page.locator("#styles-status")).to_contain_text(words)
+
+
+def save(page: Page, name: str) -> None:
+    """Saves the pictures in the style slots as a style of that name."""
+    tab(page, "Styles")
+    page.get_by_label("Name of the style", exact=True).fill(name)
+    press(page, "Save style")
+
+
+def test_a_style_without_a_picture_or_a_name_is_told(page, served):
+    save(page, "Nothing")
+    said(page, "no style picture in the slots")
+    tab(page, "Create")
+    upload(page, "Style image 1", STYLE)
+    save(page, " ")
+    said(page, "The style has no name.")
 
 
 def test_history_has_a_heading_for_each_day(page, served):
@@ -197,7 +201,7 @@ def test_history_has_a_heading_for_each_day(page, served):
     long_ago.write_bytes(made.read_bytes())
     long_ago.with_suffix(".json").write_bytes(made.with_suffix(".json").read_bytes())
     os.utime(long_ago, (1_577_934_245, 1_577_934_245))
-    page.get_by_role("tab", name="History").click()
+    tab(page, "History")
     page.get_by_label("Search").fill("ago {{value}}")
     expect(page.locator("#history-images b")).to_have_text(["a <b>long</b> time ${1+1} ago {{value}}"] * 2)
     expect(page.locator("#history-images h3")).to_have_text(["Today", re.compile(r"January 2020")])
@@ -218,7 +222,7 @@ def test_private_mode_writes_nothing_below_the_output_folder(page, served, tmp_p
         page.locator("#result").get_by_role("link", name="Download").click()
     assert read_request(waiting.value.path()).prompt == "a secret"
     assert set(served.output.rglob("*")) == before
-    page.get_by_role("tab", name="History").click()
+    tab(page, "History")
     page.get_by_label("Search").fill("a secret")
     expect(page.get_by_text("No image with these words.")).to_be_visible()
     kept = list((served.output.parent / "uploads").rglob("private-*.png"))
@@ -268,7 +272,7 @@ def test_the_names_that_scripts_rely_on_are_there_once(page):
     expect(page.get_by_label("Prompt")).to_have_count(1)
 
 
-def _day(path: Path) -> str:
+def day(path: Path) -> str:
     from datetime import datetime
 
     return f"{datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d %H:%M}"
