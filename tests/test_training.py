@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from training import checkpoint, data, export, latent_cache, world
 from training.batches import MODE_CHANCE, BatchMaker, RecordStore
@@ -280,6 +281,20 @@ def test_a_released_model_is_what_was_trained_to_the_ordinary_loader(tmp_path: P
     torch.testing.assert_close(pooled, model.clip.float()(input_ids=read.clip).pooler_output, rtol=1e-4, atol=1e-4)
     image = pipeline(words, width=64, height=48, num_inference_steps=1, seed=1).images[0]
     assert image.size == (64, 48)
+
+
+def test_what_did_not_change_is_released_as_the_same_file(tmp_path: Path) -> None:
+    path, tensors = tmp_path / "dit_lora.safetensors", {"block": (torch.randn(2, 8), torch.randn(8, 2))}
+    export.export_lora(tensors, path)
+    once = path.stat().st_mtime_ns
+    export.export_lora(tensors, path)
+    assert path.stat().st_mtime_ns == once
+    down, up = tensors["block"]
+    for other in (down, up + 1), (down[:1], up[:, :1]):
+        export.export_lora({"block": other}, path)
+        assert torch.equal(load_file(path)["block.up.weight"], other[1].bfloat16())
+    export.export_vae(build_vae((8, 8, 8, 8), 0.7, 0.1), path)
+    assert "block.up.weight" not in load_file(path)
 
 
 def test_a_trial_is_repeatable_and_asks_for_what_the_renderer_shows() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from uso_core.loaders import keys
@@ -65,6 +66,16 @@ def to_original(
 
 
 def _save(tensors: Mapping[str, torch.Tensor], path: Path, notes: Mapping[str, Any]) -> None:
+    """Writes a file, or leaves one that says the same: safetensors notes things in any order, other bytes each time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     halves = {name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in tensors.items()}
-    save_file(halves, path, metadata={"format": "pt", **({"uso": json.dumps(dict(notes))} if notes else {})})
+    metadata = {"format": "pt", **({"uso": json.dumps(dict(notes))} if notes else {})}
+    if not (path.exists() and _holds(path, halves, metadata)):
+        save_file(halves, path, metadata)
+
+
+def _holds(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bool:
+    with safe_open(path, "pt") as file:
+        if file.metadata() != metadata or set(file.keys()) != set(tensors):
+            return False
+        return all(torch.equal(file.get_tensor(name), tensor) for name, tensor in tensors.items())
