@@ -74,53 +74,54 @@ PIXEL = look("pixel", subject("mushroom", "red", "white", "dotted"), place("fore
 CAR_IN_SNOW = Drawn(Picture(subject("car", "red", "yellow", "striped"), Pose(0.45, 0.9, 0.95, 0.0), place("snow", 31)))
 BOAT_AT_SEA = Drawn(Picture(subject("boat", "white", "red", "striped"), Pose(0.6, 0.92, 1.0, 0.04), place("beach", 32)))
 
-EXAMPLES: dict[str, dict[str, Any]] = {  # folder: config, with pictures in the place of file names
-    "01-words": {"title": "Words alone", "prompt": "a happy red robot on the beach", "seed": 12},
+# Folder: config, with pictures in the place of file names. Seeds are those, of sixty, with the clearest pictures.
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "01-words": {"title": "Words alone", "prompt": "a happy red robot on the beach", "seed": 51},
     "02-words-portrait": {
         "title": "Words, upright", "prompt": "a blue rocket in outer space, watercolour style", "aspect": "2:3",
-        "seed": 3,
+        "seed": 0,
     },
-    "03-subject": {"title": "A subject elsewhere", "prompt": "a mug in the snow", "image_ref1": MUG, "seed": 7},
+    "03-subject": {"title": "A subject elsewhere", "prompt": "a mug in the snow", "image_ref1": MUG, "seed": 9},
     "04-subject-wide": {
         "title": "A subject, wide", "prompt": "a sleepy cat in the city at night", "image_ref1": CAT, "aspect": "3:2",
-        "seed": 11,
+        "seed": 52,
     },
     "05-subject-edit": {
         "title": "Restyled by words", "prompt": "transform into pencil drawing style", "image_ref1": BOAT_AT_SEA,
-        "seed": 5,
+        "seed": 46,
     },
     "06-style": {"title": "A style", "prompt": "a cottage in the woods", "image_ref2": WOODCUT, "seed": 2},
     "07-style-wide": {
         "title": "A style, wide", "prompt": "a car in the streets of a big town at night", "image_ref2": NEON,
-        "aspect": "16:9", "seed": 5,
+        "aspect": "16:9", "seed": 43,
     },
     "08-style-and-subject": {
         "title": "Style and subject", "prompt": "a robot among the dunes", "image_ref1": ROBOT, "image_ref2": OIL,
-        "seed": 21,
+        "seed": 22,
     },
     "09-style-and-subject-upright": {
         "title": "Style and subject, upright", "prompt": "an alarm clock in the forest", "image_ref1": CLOCK,
-        "image_ref2": PIXEL, "aspect": "3:4", "seed": 4,
+        "image_ref2": PIXEL, "aspect": "3:4", "seed": 52,
     },
     "10-layout": {
-        "title": "Layout kept", "prompt": "", "image_ref1": BOAT_AT_SEA, "image_ref2": MOSAIC, "seed": 6,
+        "title": "Layout kept", "prompt": "", "image_ref1": BOAT_AT_SEA, "image_ref2": MOSAIC, "seed": 33,
     },
     "11-layout-comic": {
         "title": "Layout kept, as a comic", "prompt": "", "image_ref1": CAR_IN_SNOW, "image_ref2": HALFTONE,
-        "aspect": "as content", "seed": 1,
+        "aspect": "as content", "seed": 42,
     },
     "12-two-styles": {
         "title": "Two styles, blended", "prompt": "a smiling mushroom among the trees", "image_ref2": WATERCOLOUR,
-        "image_ref3": HALFTONE, "seed": 9,
+        "image_ref3": HALFTONE, "seed": 44,
     },
     "13-three-styles": {
         "title": "Three styles, blended", "prompt": "a little fish at the bottom of the sea", "image_ref2": MOSAIC,
-        "image_ref3": NEON, "image_ref4": WATERCOLOUR, "seed": 6,
+        "image_ref3": NEON, "image_ref4": WATERCOLOUR, "seed": 43,
     },
     "14-strengths": {
         "title": "Two styles, one stronger", "prompt": "a cat in the living room", "image_ref1": CAT,
         "image_ref2": BLUEPRINT, "image_ref3": WATERCOLOUR, "style_strengths": [0.4, 1.4], "content_strength": 1.2,
-        "seed": 16,
+        "seed": 35,
     },
 }  # fmt: skip
 

@@ -28,10 +28,10 @@ def build(
 ) -> tuple[Form, Results]:
     """Lays out the tab and wires it to the engine."""
     shelf = examples.lay_out(engine.model)
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=6, min_width=340):
+    with gr.Row(equal_height=False, elem_id="create"):
+        with gr.Column(scale=6, min_width=340, elem_id="form"):
             form = build_form(page, engine.model, styles)
-        with gr.Column(scale=5, min_width=340):
+        with gr.Column(scale=5, min_width=340, elem_id="results"):
             results = build_results(form, history, styles)
     examples.wire(page, shelf, form)
     form.start.click(

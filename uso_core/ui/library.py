@@ -29,8 +29,8 @@ def build(
     search = gr.Textbox(label=label("search"), placeholder=label("search_hint"), max_lines=1)
     with gr.Row(elem_classes="one-line"):
         picked = gr.Textbox(label=label("selected"), interactive=False, max_lines=2, scale=3, min_width=160)
-        restore = gr.Button(label("restore_settings"), variant="primary", min_width=140)
-        delete = gr.Button(label("delete"), variant="stop", min_width=100)
+        restore = gr.Button(label("restore_settings"), variant="primary", min_width=140, interactive=False)
+        delete = gr.Button(label("delete"), variant="stop", min_width=100, interactive=False)
     note = gr.Markdown(elem_id="history-note")
     shown = cards("history-images", label("tab_history"))
     path, sure = gr.State(None), gr.State(None)  # chosen; and of which it was said once that it may go
@@ -44,21 +44,23 @@ def build(
         return html(days), "" if found else say("no_matches" if (words or "").strip() else "no_history")
 
     def choose(event: gr.EventData) -> tuple[Any, ...]:
-        name, calm = chosen(event), gr.Button(label("delete"))
+        name = chosen(event)
         entry = next((entry for entry in history.entries() if entry.path.name == name), None)
-        return (str(entry.path), text.entry(entry.when, entry.prompt), None, calm) if entry else (None, "", None, calm)
+        path, words = (str(entry.path), text.entry(entry.when, entry.prompt)) if entry else (None, "")
+        return path, words, None, *buttons(path is not None)
+
+    def buttons(usable: bool) -> tuple[gr.Button, gr.Button]:
+        return gr.Button(interactive=usable), gr.Button(label("delete"), interactive=usable)
 
     def remove(path: str | None, sure: str | None, words: str) -> tuple[Any, ...]:
         if path and sure != path:
-            return *([gr.skip()] * 4), path, gr.Button(label("delete_sure"))
+            return *([gr.skip()] * 4), path, gr.skip(), gr.Button(label("delete_sure"))
         if path:
             history.delete(Path(path))
-        said = say("deleted" if path else "no_image_chosen")
-        return (*look(words), None, said, None, gr.Button(label("delete")))
+        return *look(words), None, say("deleted"), None, *buttons(False)
 
     def put_back(path: str | None) -> list[Any]:
         if not path:
-            gr.Info(say("no_image_chosen"))
             return [gr.skip()] * (len(form.order) + 4)
         try:
             updates, lost = restored(form, history, styles, Path(path))
@@ -68,8 +70,8 @@ def build(
         return [*updates, path, path, status, gr.Tabs(selected="create")]
 
     gr.on([tab.select, search.change], look, search, [shown, note], trigger_mode="always_last", **QUIET)
-    shown.click(choose, None, [path, picked, sure, delete], **QUIET)
-    delete.click(remove, [path, sure, search], [shown, note, path, picked, sure, delete], **QUIET)
+    shown.click(choose, None, [path, picked, sure, restore, delete], **QUIET)
+    delete.click(remove, [path, sure, search], [shown, note, path, picked, sure, restore, delete], **QUIET)
     restore.click(put_back, path, [*form.order, results.image, results.selected, form.status, tabs], **TOLD)
 
 

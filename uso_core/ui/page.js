@@ -2,6 +2,12 @@
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) document.querySelector("#generate").click();
   });
+  // On a phone the picture's place may be out of sight, from the examples above all.
+  document.querySelector("#generate").addEventListener("click", () => {
+    if (document.querySelector("#result").getBoundingClientRect().top < innerHeight * 0.75) return;
+    const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    document.querySelector("#start").scrollIntoView({ behavior: calm ? "auto" : "smooth" });
+  });
   // A PNG dropped beside the picture slots restores the settings in it; the slots keep their own drops.
   const outside = (event) =>
     event.dataTransfer && [...event.dataTransfer.types].includes("Files") && !event.target.closest(".slot");

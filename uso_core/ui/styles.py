@@ -38,11 +38,11 @@ def build(tabs: gr.Tabs, tab: gr.Tab, engine: Engine, styles: StyleStore, form: 
             shown = cards("style-cards", label("tab_styles"))
             with gr.Row(elem_classes="one-line"):
                 called = gr.Textbox(label=label("chosen_style"), max_lines=1, scale=3, min_width=160)
-                use = gr.Button(label("use_in_slot"), variant="primary", min_width=110)
+                use = gr.Button(label("use_in_slot"), variant="primary", min_width=110, interactive=False)
             with gr.Row(elem_classes="one-line"):
-                rename = gr.Button(label("rename"), size="sm", min_width=80)
+                rename = gr.Button(label("rename"), size="sm", min_width=80, interactive=False)
                 export = gr.DownloadButton(label("export_style"), size="sm", min_width=80, interactive=False)
-                delete = gr.Button(label("delete_style"), variant="stop", size="sm", min_width=80)
+                delete = gr.Button(label("delete_style"), variant="stop", size="sm", min_width=80, interactive=False)
     key, sure = gr.State(""), gr.State("")  # chosen; and of which it was said once that it may go
     listed = [shown, *form.saved]
 
@@ -55,8 +55,6 @@ def build(tabs: gr.Tabs, tab: gr.Tab, engine: Engine, styles: StyleStore, form: 
         return entry.sha256, entry.name, copy, "", gr.Button(label("delete_style"))
 
     def put_in_slot(sha256: str, *slots: str) -> list[Any]:
-        if not sha256:
-            raise refusal(RequestError(say("no_style_chosen"), ""))
         free = next((index for index, slot in enumerate(slots) if not slot or slot == sha256), None)
         if free is None:
             raise refusal(RequestError(say("style_slots_full"), ""))
@@ -64,19 +62,17 @@ def build(tabs: gr.Tabs, tab: gr.Tab, engine: Engine, styles: StyleStore, form: 
 
     def change_name(sha256: str, words: str) -> tuple[Any, ...]:
         with _told():
-            entry = styles.rename(sha256, words) if sha256 else None
-        if entry is None:
-            return {"text": say("no_style_chosen"), "percent": 0}, gr.skip(), gr.skip(), *look()
+            entry = styles.rename(sha256, words)
         copy = gr.DownloadButton(value=_exported(styles, entry))
         return {"text": say("style_renamed", name=entry.name), "percent": 0}, entry.name, copy, *look()
 
     def remove(sha256: str, sure: str) -> tuple[Any, ...]:
-        if sha256 and sure != sha256:
+        if sure != sha256:
             return sha256, gr.Button(label("delete_sure")), *([gr.skip()] * (4 + len(listed)))
         with _told():
-            entry = _entry(styles, sha256) if sha256 else None
+            entry = _entry(styles, sha256)
         styles.delete(sha256)
-        said = say("style_deleted", name=entry.name) if entry else say("no_style_chosen")
+        said = say("style_deleted", name=entry.name)
         calm = gr.Button(label("delete_style"))
         return "", calm, {"text": said, "percent": 0}, "", "", gr.DownloadButton(interactive=False), *look()
 
@@ -87,6 +83,7 @@ def build(tabs: gr.Tabs, tab: gr.Tab, engine: Engine, styles: StyleStore, form: 
 
     tab.select(look, None, listed, **QUIET)
     shown.click(choose, None, [key, called, export, sure, delete], **TOLD)
+    key.change(lambda key: [gr.Button(interactive=bool(key))] * 3, key, [use, rename, delete], **QUIET)
     use.click(put_in_slot, [key, *form.saved_fields], [*form.saved_fields, tabs], **TOLD)
     rename.click(change_name, [key, called], [status, called, export, *listed], **TOLD)
     delete.click(remove, [key, sure], [sure, delete, status, key, called, export, *listed], **TOLD)
