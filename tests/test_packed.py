@@ -24,7 +24,9 @@ from uso_core.model.pipeline import USOPipeline
 from uso_core.model.transformer import USOTransformer2DModel
 from uso_core.settings import Settings
 
-DTYPES = (torch.float32, torch.bfloat16)
+# oneDNN multiplies bfloat16 where there is AVX512 at least; elsewhere blocks in bfloat16 stay as they are.
+BFLOAT16 = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
+DTYPES = (torch.float32, *((torch.bfloat16,) if BFLOAT16 else ()))
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
 
 
@@ -48,10 +50,15 @@ def inputs(
     }
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("dtype", "by_onednn"), [(torch.float32, False), *((dtype, True) for dtype in DTYPES)],
+)  # fmt: skip
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("rows", [1, 7, 300])
-def test_a_product_is_that_of_its_layers(dtype: torch.dtype, gelu: bool, rows: int) -> None:
+def test_a_product_is_that_of_its_layers(
+    dtype: torch.dtype, by_onednn: bool, gelu: bool, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "by_onednn", lambda dtype: by_onednn)
     torch.manual_seed(rows)
     layers = [nn.Linear(40, size).to(dtype) for size in (24, 24, 56)]
     x = torch.randn(2, rows, 40).to(dtype)
@@ -76,7 +83,14 @@ def test_a_prediction_differs_by_rounding_alone(pipeline: USOPipeline, tokens: t
             for name, model in (("plain", plain), ("ours", ours)):
                 errors[name, dtype] = float((model(**given).sample.float() - right).norm() / right.norm())
     assert errors["ours", torch.float32] < 1e-5
-    assert errors["ours", torch.bfloat16] < 1.2 * errors["plain", torch.bfloat16]  # no more rounding than before
+    if BFLOAT16:  # no more rounding than before
+        assert errors["ours", torch.bfloat16] < 1.2 * errors["plain", torch.bfloat16]
+
+
+def test_gelu_is_right_far_out_too() -> None:
+    x = torch.cat([torch.linspace(-30, 30, 4001), torch.tensor([-1e30, -1e4, 0.0, 1e4, 1e18])])
+    right = F.gelu(x.double(), approximate="tanh")
+    torch.testing.assert_close(packed.gelu_(x.clone()).double(), right, atol=1e-6, rtol=1e-6)
 
 
 def test_several_samples_go_the_plain_way(pipeline: USOPipeline) -> None:  # noqa: F811
@@ -106,10 +120,10 @@ def test_fp8_layers_stay(own: USOPipeline, pictures) -> None:  # noqa: F811
     assert torch.equal(generate(own, pictures), before)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="oneDNN packs elsewhere as it can")
 def test_an_x86_processor_packs(dtype: torch.dtype) -> None:
-    assert packs(dtype)
+    assert packs(dtype) == (dtype == torch.float32 or BFLOAT16)
 
 
 def test_without_onednn_nothing_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:

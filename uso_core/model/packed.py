@@ -1,10 +1,10 @@
 """The transformer's step on a processor: the same numbers up to rounding, with weights that oneDNN has packed.
 
-`nn.Linear` gives float32 products to MKL, which is slow on processors that Intel did not make, and bfloat16 ones to
-oneDNN, which rearranges the weight at every call. Here the weights are rearranged once, q, k and v are one product,
-GELU is part of the product before it, and rotary positions are one multiplication of complex numbers. A small model's
-step is otherwise half bookkeeping, so it is written for one sample, without the dimension of the batch, in as few
-operations as it takes; the last block computes what is read of it.
+`nn.Linear` gives float32 products to MKL, which does not use AVX512 on processors that Intel did not make, and bfloat16
+ones to oneDNN, which rearranges the weight at every call. Here the weights are rearranged once, q, k and v are one
+product, GELU is part of the product before it or written out, and rotary positions are one multiplication of complex
+numbers. A small model's step is otherwise half bookkeeping, so it is written for one sample, without the dimension of
+the batch, in as few operations as it takes; the last block computes what is read of it.
 Letters: N tokens (T of text, then S of the target and R of references), H heads, C head size, D width, P one for q and
 one for k.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from typing import Any
 
 import torch
@@ -30,22 +31,44 @@ Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # q, scaled (H, M, C), 
 class Product:
     """x -> x times the weights of some linear layers, one behind the other, plus their biases.
 
-    The weights are a copy in oneDNN's own layout, chosen for about `rows` rows. With `gelu` the result goes through
-    GELU's tanh form.
+    The weights are a copy, in oneDNN's own layout, chosen for about `rows` rows, where `by_onednn`. With `gelu` the
+    result goes through GELU's tanh form.
     """
 
     def __init__(self, *layers: nn.Linear, rows: int, gelu: bool = False) -> None:
         weight, bias = (torch.cat([getattr(layer, name) for layer in layers]).detach() for name in ("weight", "bias"))
-        self._weight, self._bias = torch.ops.mkldnn._reorder_linear_weight(weight, rows), bias
-        self._activation: tuple[str, list[float], str] = ("gelu", [], "tanh") if gelu else ("none", [], "")
-        self._multiply = torch.ops.mkldnn._linear_pointwise.default
+        if by_onednn(weight.dtype):
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+            activation: tuple[str, list[float], str] = ("gelu", [], "tanh") if gelu else ("none", [], "")
+            multiply = torch.ops.mkldnn._linear_pointwise.default
+            self._call = lambda x: multiply(x, packed, bias, *activation)
+        elif gelu:
+            self._call = lambda x: gelu_(F.linear(x, weight, bias))
+        else:
+            self._call = lambda x: F.linear(x, weight, bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out of all layers)."""
-        return self._multiply(x, self._weight, self._bias, *self._activation)
+        return self._call(x)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Product:
         return self  # nothing changes it, and PyTorch cannot copy the layout
+
+
+def by_onednn(dtype: torch.dtype) -> bool:
+    """Whether products are oneDNN's here, rather than those that PyTorch takes by itself.
+
+    With AVX2 alone MKL is near the processor's limit in float32 (90 GFLOP/s on a core of an AMD EPYC, where oneDNN
+    reaches 80), and oneDNN's GELU takes as long as the product before it.
+    """
+    return dtype != torch.float32 or torch.backends.cpu.get_cpu_capability() != "AVX2"
+
+
+def gelu_(x: torch.Tensor) -> torch.Tensor:
+    """GELU's tanh form in float32, overwriting x: by the logistic function, whose kernel is four times as fast."""
+    slope = 2 * math.sqrt(2 / math.pi)
+    inner = torch.addcmul(_number(slope), x, x, value=slope * 0.044715).mul_(x)  # tanh's argument, doubled
+    return x.mul_(inner.sigmoid_())
 
 
 class Attention:
@@ -262,11 +285,11 @@ def _is_plain(block: nn.Module) -> bool:
 
 
 @functools.cache
-def one(dtype: torch.dtype) -> torch.Tensor:
-    """1, for additions in a dtype: the number would be converted each time, which takes as long again."""
-    return torch.ones((), dtype=dtype)
+def _number(value: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """A number in a dtype, for additions: Python's would be converted each time, which takes as long again."""
+    return torch.tensor(value, dtype=dtype)
 
 
 def _modulated(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """(N, D), both others (D)."""
-    return torch.layer_norm(x, scale.shape, scale + one(scale.dtype), shift, 1e-6)
+    return torch.layer_norm(x, scale.shape, scale + _number(1.0, scale.dtype), shift, 1e-6)
