@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks.timing import Clock
-from uso_core.memory.fp8 import FP8, multiplies_fp8
+from uso_core.memory.fp8 import AFTERWARDS, FP8, fp8_way
 
 BATCHES = 5  # the best of which counts
 
@@ -29,8 +30,9 @@ def ceilings(
               "5D to D": (5 * width, width)}  # fmt: skip
     rates: dict[str, Any] = {}
     kinds: dict[str, Callable[..., Callable[[], Any]]] = {str(dtype).removeprefix("torch."): plain}
-    if device.type == "cuda" and multiplies_fp8(device.index or 0):
-        kinds["fp8"] = scaled
+    way = fp8_way(device)
+    if way is not None:
+        kinds["fp8"] = partial(scaled, way)
     for kind, make in kinds.items():
         each = {}
         for name, (inputs, outputs) in shapes.items():
@@ -45,9 +47,13 @@ def plain(rows: int, inputs: int, outputs: int, device: torch.device, dtype: tor
     return lambda: torch.nn.functional.linear(x, weight)
 
 
-def scaled(rows: int, inputs: int, outputs: int, device: torch.device, dtype: torch.dtype) -> Callable[[], Any]:
+def scaled(
+    way: str, rows: int, inputs: int, outputs: int, device: torch.device, dtype: torch.dtype
+) -> Callable[[], Any]:
     x, weight = (torch.randn(size, inputs, device=device).to(FP8) for size in (rows, outputs))
     of_rows, of_outputs = torch.ones(rows, 1, device=device), torch.ones(1, outputs, device=device)
+    if way == AFTERWARDS:
+        of_rows = of_outputs = torch.ones((), device=device)
     return lambda: torch._scaled_mm(
         x, weight.t(), scale_a=of_rows, scale_b=of_outputs, out_dtype=torch.bfloat16, use_fast_accum=True
     )

@@ -268,31 +268,31 @@ def once(parts: dict[str, nn.Module], side: int = 1024, content_size: int = 512)
 
 # The ladder as it is met: nominal size in GiB, GPU, wishes. About 3 % of a card is taken before anything is loaded.
 LADDER = (
-    (80, "NVIDIA H100 80GB HBM3", (9, 0), Wishes()),
-    (80, "NVIDIA H100 80GB HBM3", (9, 0), Wishes(fp8=True)),
-    (48, "NVIDIA RTX A6000", (8, 6), Wishes()),
-    (24, "NVIDIA GeForce RTX 4090", (8, 9), Wishes()),
-    (24, "NVIDIA GeForce RTX 4090", (8, 9), Wishes(fp8=True)),
-    (16, "NVIDIA GeForce RTX 4080", (8, 9), Wishes(fp8=True)),
-    (12, "NVIDIA GeForce RTX 4070", (8, 9), Wishes(fp8=True)),
-    (24, "NVIDIA GeForce RTX 4090", (8, 9), Wishes(fp8=True, offload=True)),
-    (8, "NVIDIA GeForce RTX 4060", (8, 9), Wishes(fp8=True)),
-    (12, "NVIDIA GeForce RTX 4070", (8, 9), Wishes()),
+    (80, "NVIDIA H100 80GB HBM3", True, Wishes()),
+    (80, "NVIDIA H100 80GB HBM3", True, Wishes(fp8=True)),
+    (48, "NVIDIA RTX A6000", False, Wishes()),
+    (24, "NVIDIA GeForce RTX 4090", True, Wishes()),
+    (24, "NVIDIA GeForce RTX 4090", True, Wishes(fp8=True)),
+    (16, "NVIDIA GeForce RTX 4080", True, Wishes(fp8=True)),
+    (12, "NVIDIA GeForce RTX 4070", True, Wishes(fp8=True)),
+    (24, "NVIDIA GeForce RTX 4090", True, Wishes(fp8=True, offload=True)),
+    (8, "NVIDIA GeForce RTX 4060", True, Wishes(fp8=True)),
+    (12, "NVIDIA GeForce RTX 4070", True, Wishes()),
 )
 
 
-def card(gibibytes: float, name: str = "GPU", capability: tuple[int, int] = (8, 9), ram: int = 64 * GB) -> Machine:
+def card(gibibytes: float, name: str = "GPU", multiplies_fp8: bool = True, ram: int = 64 * GB) -> Machine:
     """A machine with a card of a nominal size of which 3 % are taken."""
     total = int(gibibytes * 2**30)
-    return Machine("cuda", name, ram, total * 97 // 100, total, capability)
+    return Machine("cuda", name, ram, total * 97 // 100, total, multiplies_fp8)
 
 
 def ladder() -> list[tuple[str, MemoryPlan]]:
     """The plan of every rung at full size, each with the card and the wish that lead to it."""
     rows = []
-    for gibibytes, name, capability, wishes in LADDER:
+    for gibibytes, name, multiplies_fp8, wishes in LADDER:
         wish = " ".join([*(["fp8"] if wishes.fp8 else ["bf16"]), *(["offload"] if wishes.offload else [])])
-        machine = card(gibibytes, name, capability)
+        machine = card(gibibytes, name, multiplies_fp8)
         rows.append((f"{gibibytes} GB {wish}", plan(machine, Sizes(full_counts()), wishes)))
     return rows
 

@@ -194,5 +194,5 @@ def planned_card(contender: Contender, device: torch.device) -> Machine:
     found = look_at(device)
     if contender.gibibytes is None:
         return found
-    supposed = card(contender.gibibytes, found.name, found.capability or (8, 9), found.free_ram_bytes)
+    supposed = card(contender.gibibytes, found.name, found.multiplies_fp8, found.free_ram_bytes)
     return replace(supposed, free_vram_bytes=supposed.free_vram_bytes - CONTEXT_BYTES)

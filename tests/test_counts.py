@@ -11,9 +11,19 @@ from torch import nn
 from benchmarks import counts
 from benchmarks.counts import MODES, Counting, Tally, full_counts, full_size
 from tests.test_plan import FLUX
+from uso_core.memory.host import HostMemory
+from uso_core.memory.plan import HOST_WASTE_PART
 from uso_core.memory.sizes import ENCODER_ACTIVATION_BYTES, Sizes, counts_of
+from uso_core.model.transformer import Modulation
 
 SIZES = Sizes(FLUX)
+
+
+class Pieces(HostMemory):
+    """Takes no memory."""
+
+    def _empty(self, size: int, locked: bool) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.uint8, device="meta")
 
 
 @pytest.fixture(scope="module")
@@ -187,3 +197,20 @@ def test_the_report_is_written(tmp_path, capsys, monkeypatch, halves, once):
     printed = capsys.readouterr().out
     assert "content + style" in printed
     assert all(each["sentence"] in printed for each in values["plans"].values())
+
+
+@pytest.mark.parametrize("resident", [57, 26, 0])
+def test_what_waits_in_locked_memory_is_what_the_plan_counts(resident):
+    """Pieces of a power of two, filled with the tensors of modulation, streamed blocks and visitors in their order."""
+    transformer = full_size()["transformer"]
+    modulation = [each for part in transformer.modules() if isinstance(part, Modulation) for each in part.parameters()]
+    streamed = [each for block in list(transformer.blocks)[resident:] for each in block.parameters()]
+    visitors = [
+        each for role in ("t5", "clip", "siglip", "projector", "vae") for each in full_size()[role].parameters()
+    ]
+    waiting = list({id(each): each for each in (*modulation, *streamed, *visitors)}.values())
+    total = sum(each.nbytes for each in waiting)
+    host = Pieces(torch.device("cpu"), total)
+    for each in waiting:
+        host.keep(each)
+    assert total < host.bytes <= total + total // HOST_WASTE_PART

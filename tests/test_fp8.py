@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 
 from benchmarks.counts import full_size
 from benchmarks.loading import FLUX_DEV
@@ -38,6 +40,7 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 FLUX, LORA = GOLDEN / "flux.safetensors", GOLDEN / "dit_lora.safetensors"
 # With every block's matrices quantized; e4m3fn itself puts every weight off by 0.026. The goldens' random weights:
 # relative L2 of the last latents (0.049 seen). The embedded model: mean levels of 255 in its pictures (0.8-3.3 seen).
+PRODUCTS = [partial(fp8_product, way=way) for way in fp8.WAYS] + [fp8.dequantized_product]
 GOLDEN_BOUND, EMBEDDED_LEVELS = 0.06, 6
 
 
@@ -124,13 +127,14 @@ def test_the_bias_is_added(device, dtype):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("way", fp8.WAYS)
 @pytest.mark.parametrize("shape", [(33, 64), (2, 5, 64), (1, 64)])
-def test_the_fp8_product_is_the_linear_layer_of_rounded_activations(device, shape):
-    if device == "cuda" and not fp8.multiplies_fp8(None):
-        pytest.skip("this GPU does not multiply fp8")
+def test_the_fp8_product_is_the_linear_layer_of_rounded_activations(device, way, shape):
+    if device == "cuda" and not fp8.multiplies(torch.device("cuda"), way):
+        pytest.skip("this GPU does not multiply fp8 so")
     quantized = layer(device=device).to(torch.bfloat16)
     x = (torch.randn(shape, device=device) * 10).bfloat16()
-    product = fp8_product(x, quantized.weight, quantized.scale, quantized.bias)
+    product = fp8_product(x, quantized.weight, quantized.scale, quantized.bias, way)
     exact = F.linear(x.float(), quantized.dequantized(), quantized.bias.float())
     rounded = quantize(x.reshape(-1, 64))  # the same rounding, row by row
     seen = F.linear((rounded[0].float() * rounded[1]).reshape(shape), quantized.dequantized(), quantized.bias.float())
@@ -140,7 +144,7 @@ def test_the_fp8_product_is_the_linear_layer_of_rounded_activations(device, shap
     assert distance(product, seen) < 0.005  # bf16's own rounding of the result
 
 
-@pytest.mark.parametrize("product", [fp8_product, fp8.dequantized_product])
+@pytest.mark.parametrize("product", PRODUCTS)
 def test_activations_may_lie_in_any_order(product):
     quantized = layer().to(torch.bfloat16)
     x = torch.randn(64, 5).bfloat16().t()
@@ -148,19 +152,78 @@ def test_activations_may_lie_in_any_order(product):
     assert torch.equal(product(x, *weights), product(x.contiguous(), *weights))
 
 
-def test_activations_are_scaled_row_by_row():
+@pytest.mark.parametrize("way", fp8.WAYS)
+def test_activations_are_scaled_row_by_row(way):
     """A token far larger than the others does not take their precision, and a token of zeros gives the bias."""
     quantized = layer().to(torch.bfloat16)
     x = torch.randn(4, 64).bfloat16()
-    alone = fp8_product(x, quantized.weight, quantized.scale, quantized.bias)
+    alone = fp8_product(x, quantized.weight, quantized.scale, quantized.bias, way)
     x[1], x[2] = x[1] * 1e6, 0
-    beside = fp8_product(x, quantized.weight, quantized.scale, quantized.bias)
+    beside = fp8_product(x, quantized.weight, quantized.scale, quantized.bias, way)
     assert torch.equal(beside[[0, 3]], alone[[0, 3]])
     assert torch.equal(beside[2], quantized.bias)
     assert beside.isfinite().all()
 
 
-@pytest.mark.parametrize("product", [fp8_product, fp8.dequantized_product])
+@pytest.mark.parametrize("way", [*fp8.WAYS, None])
+def test_a_device_multiplies_in_the_first_way_that_works(way, monkeypatch):
+    """As on a GPU: PyTorch's row-wise product is missing on Windows and some GPUs, and older GPUs have no fp8."""
+    real = torch._scaled_mm
+
+    def scaled(*given: Any, scale_a: torch.Tensor, **others: Any) -> torch.Tensor:
+        if way is None or (way == fp8.AFTERWARDS and scale_a.numel() > 1):
+            raise RuntimeError("Rowwise scaling is not currently supported on your device")
+        return real(*given, scale_a=scale_a, **others)
+
+    monkeypatch.setattr(torch, "_scaled_mm", scaled)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    here = torch.device("cpu")
+    assert fp8._first_way.__wrapped__(here) == way
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    assert fp8._first_way.__wrapped__(here) is None
+    assert fp8.fp8_way(here) is None  # a processor's product in fp8 is slower than one in its own dtype
+
+
+@pytest.mark.parametrize("broken", [lambda right: right * 1.1, lambda right: right * torch.nan, torch.zeros_like])
+def test_a_product_that_gives_wrong_numbers_is_not_taken(broken, monkeypatch):
+    real = torch._scaled_mm
+    assert fp8.multiplies(torch.device("cpu"), fp8.ROW_WISE)
+    monkeypatch.setattr(torch, "_scaled_mm", lambda *given, **others: broken(real(*given, **others)))
+    assert not fp8.multiplies(torch.device("cpu"), fp8.ROW_WISE)
+
+
+@pytest.mark.parametrize("way", [*fp8.WAYS, None])
+def test_the_layer_multiplies_as_its_device_can(way, monkeypatch):
+    torch.compiler.reset()  # a device's way is taken for a constant
+    monkeypatch.setattr(fp8, "fp8_way", torch.compiler.assume_constant_result(lambda device: way))
+    quantized = layer().to(torch.bfloat16)
+    x = torch.randn(6, 64).bfloat16()
+    weights = (quantized.weight, quantized.scale, quantized.bias)
+    expected = fp8.dequantized_product(x, *weights) if way is None else fp8_product(x, *weights, way)
+    assert torch.equal(quantized(x), expected)
+    assert torch.equal(torch.compile(quantized, backend="aot_eager", fullgraph=True)(x), expected)
+    narrow = layer(inputs=24, outputs=20).to(torch.bfloat16)  # no multiples of 16
+    y = torch.randn(6, 24).bfloat16()
+    assert torch.equal(narrow(y), fp8.dequantized_product(y, narrow.weight, narrow.scale, narrow.bias))
+    torch.compiler.reset()
+
+
+def test_no_compiler_sees_the_widening_of_fp8():
+    """Triton has no e4m3fn before Ada, so a compiled layer calls PyTorch's own there."""
+    graphs: list[Any] = []
+
+    def keep(graph: torch.fx.GraphModule, given: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    quantized = layer().to(torch.bfloat16)
+    torch.compile(quantized, backend=aot_autograd(fw_compiler=keep), fullgraph=True)(torch.randn(6, 64).bfloat16())
+    readers = [node for node in graphs[0].graph.nodes for other in node.all_input_nodes
+               if other.op == "placeholder" and other.meta["val"].dtype == fp8.FP8]  # fmt: skip
+    assert [node.target for node in readers] == [torch.ops.uso.widened.default]
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
 def test_the_products_compile_to_one_graph(product):
     quantized = layer().to(torch.bfloat16)
     arguments = (torch.randn(6, 64).bfloat16(), quantized.weight, quantized.scale, quantized.bias)

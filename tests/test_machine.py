@@ -160,3 +160,24 @@ def test_this_machine_holds_the_embedded_model():
     assert 0 < seen.free_ram_bytes < 2**50
     assert plan(seen, Sizes(TINY, 4), Wishes(width=128, height=128)).tier == "Embedded model"
     assert threads() >= 1
+
+
+def test_a_machine_that_compiles_has_no_obstacle(monkeypatch):
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **given: compile_(function, backend="aot_eager", **given))
+    assert machine.obstacle_to_compiling(torch.device("cpu"), torch.float32) == ""
+
+
+def test_a_missing_compiler_is_the_obstacle(monkeypatch, tmp_path):
+    """The real compiler's own words, where it finds no C++ compiler to call."""
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    said = machine.obstacle_to_compiling(torch.device("cpu"), torch.float32)
+    assert "compiler" in said
+    assert "\n" not in said
+    assert "backend=" not in said
+
+
+def test_wrong_numbers_are_an_obstacle(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **given: lambda x: function(x) + 1)
+    assert "wrong" in machine.obstacle_to_compiling(torch.device("cpu"), torch.float32)

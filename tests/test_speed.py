@@ -12,6 +12,7 @@ from PIL import Image
 from torch.nn.attention import SDPBackend
 
 from tests.test_model import pictures, pipeline  # noqa: F401  (fixtures)
+from uso_core.memory.host import HostMemory
 from uso_core.memory.residency import Residency
 from uso_core.memory.streaming import BlockStream
 from uso_core.model.attention import by_speed
@@ -21,6 +22,7 @@ from uso_core.model.step_cache import LAST, MOST_HITS, WARM_UP, StepCache
 from uso_core.model.transformer import Modulation, USOTransformer2DModel
 
 HEAVY = ("text_encoder", "text_encoder_2", "image_encoder", "style_projector", "transformer", "vae")
+CPU = torch.device("cpu")
 SAMPLING = Sampling(64, 48, 4, 4.0)
 
 
@@ -147,7 +149,7 @@ def test_a_picture_is_known_by_its_pixels():
 def test_visitors_come_one_at_a_time_and_change_nothing(own, pictures):  # noqa: F811
     alone = generate(own, pictures)
     own.encodings.clear()
-    own.residency = Residency(torch.device("cpu"), {name: getattr(own, name) for name in HEAVY}, HEAVY)
+    own.residency = Residency(CPU, {name: getattr(own, name) for name in HEAVY}, HEAVY)
     assert torch.equal(generate(own, pictures), alone)
     own.decode(alone, 64, 48)
     present: set[str] = set()
@@ -162,7 +164,7 @@ def test_visitors_come_one_at_a_time_and_change_nothing(own, pictures):  # noqa:
 def test_weights_leave_the_device_without_being_copied_back():
     modules = {"a": torch.nn.Linear(4, 4), "b": torch.nn.Linear(4, 4)}
     home = {name: module.weight.data_ptr() for name, module in modules.items()}
-    residency = Residency(torch.device("cpu"), modules, ["a", "b"])
+    residency = Residency(CPU, modules, ["a", "b"])
     for name, other in (("a", "b"), ("b", "a"), ("a", "b")):
         assert residency.use(name).weight.data_ptr() != home[name]
         assert modules[other].weight.data_ptr() == home[other]
@@ -178,23 +180,24 @@ def test_weights_leave_the_device_without_being_copied_back():
 def test_what_is_held_never_moves():
     module = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
     home = [part.weight.data_ptr() for part in module]
-    residency = Residency(torch.device("cpu"), {"a": module}, ["a"], held=module[1].parameters())
+    residency = Residency(CPU, {"a": module}, ["a"], held=module[1].parameters())
     residency.use("a")
     assert [part.weight.data_ptr() == place for part, place in zip(module, home, strict=True)] == [False, True]
 
 
 def test_a_visitor_nobody_knows_is_refused():
     with pytest.raises(ValueError, match="'c'"):
-        Residency(torch.device("cpu"), {"a": torch.nn.Linear(1, 1)}, ["c"])
+        Residency(CPU, {"a": torch.nn.Linear(1, 1)}, ["c"])
 
 
+@pytest.mark.parametrize("piece", [0, 2**16, 2**22], ids=["where they are", "small pieces", "a large piece"])
 @pytest.mark.parametrize(("resident", "slots"), [(0, 2), (1, 2), (3, 3), (0, 8), (8, 2)])
-def test_streamed_blocks_compute_the_same(own, pictures, resident, slots):  # noqa: F811
+def test_streamed_blocks_compute_the_same(own, pictures, resident, slots, piece):  # noqa: F811
     alone = generate(own, pictures)
     transformer = own.transformer
     blocks = list(transformer.blocks)
     held = [each for part in transformer.modules() if isinstance(part, Modulation) for each in part.parameters()]
-    stream = BlockStream(blocks, torch.device("cpu"), resident, slots, held)
+    stream = BlockStream(blocks, CPU, resident, slots, held, HostMemory(CPU, piece_bytes=piece) if piece else None)
     transformer.blocks = stream
     assert torch.equal(generate(own, pictures), alone)
     streamed = len(blocks) - resident
@@ -205,12 +208,47 @@ def test_streamed_blocks_compute_the_same(own, pictures, resident, slots):  # no
     assert torch.equal(generate(own, pictures), alone)
 
 
+def test_a_block_in_host_memory_is_copied_at_once():
+    """And in two runs where it begins in one piece and ends in the next."""
+    for shapes, runs in (((30,), [1, 1, 1]), ((20, 30), [2, 2, 2])):  # 3960 bytes, or 1872 and 3960
+        host = HostMemory(CPU, piece_bytes=2**12)
+        blocks = [torch.nn.Sequential(*(torch.nn.Linear(size, size) for size in shapes)) for _ in range(3)]
+        weights = [[each.clone() for each in block.parameters()] for block in blocks]
+        stream = BlockStream(blocks, CPU, host=host)
+        assert [len(parcel._runs) for parcel in stream._parcels] == runs
+        for _ in range(2):
+            for block, expected in zip(stream, weights, strict=True):
+                assert all(torch.equal(one, other) for one, other in zip(block.parameters(), expected, strict=True))
+
+
+def test_host_memory_keeps_what_it_is_given():
+    host = HostMemory(CPU, expected_bytes=5000, piece_bytes=4096)
+    convolution = torch.randn(3, 4, 5, 6).to(memory_format=torch.channels_last)
+    given = [convolution, torch.tensor(2.5), torch.zeros(0, 3), torch.randn(7, 3).t(),
+             torch.randn(40, 8).to(torch.float8_e4m3fn), torch.randn(3000).bfloat16()]  # fmt: skip
+    kept = [host.keep(tensor) for tensor in given]
+    for tensor, copy_ in zip(given, kept, strict=True):
+        assert torch.equal(copy_.float(), tensor.float())
+        assert (copy_.dtype, copy_.shape, copy_.stride()) == (tensor.dtype, tensor.shape, tensor.stride())
+        assert copy_.data_ptr() % 16 == 0
+    places = sorted((copy_.data_ptr(), copy_.data_ptr() + copy_.nbytes) for copy_ in kept)
+    assert all(end <= begin for (_, end), (begin, _) in zip(places, places[1:], strict=False))
+    assert host.bytes == 4096 + 8192  # the last one is larger than a piece
+
+
+def test_host_memory_takes_powers_of_two_and_no_more_than_is_expected():
+    host = HostMemory(CPU, expected_bytes=11 * 2**20, piece_bytes=2**23)
+    for _ in range(11):
+        host.keep(torch.zeros(2**20, dtype=torch.uint8))
+    assert host.bytes == 2**23 + 2**22  # 3 MiB were left when the second piece was taken
+
+
 def test_an_encoder_streams_its_layers(own, pictures):  # noqa: F811
     alone = generate(own, pictures)
     layers = own.text_encoder_2.encoder.block
-    stream = BlockStream(list(layers), torch.device("cpu"), loops=False).attach()
+    stream = BlockStream(list(layers), CPU, loops=False).attach()
     own.residency = Residency(
-        torch.device("cpu"), {name: getattr(own, name) for name in HEAVY}, HEAVY, stream.carried,
+        CPU, {name: getattr(own, name) for name in HEAVY}, HEAVY, stream.carried,
         lambda name: stream.release() if name == "text_encoder_2" else None,
     )  # fmt: skip
     own.encodings.clear()
@@ -221,7 +259,7 @@ def test_an_encoder_streams_its_layers(own, pictures):  # noqa: F811
 
 def test_a_stream_that_was_broken_off_goes_on(own, pictures):  # noqa: F811
     alone = generate(own, pictures)
-    stream = own.transformer.blocks = BlockStream(list(own.transformer.blocks), torch.device("cpu"), 1)
+    stream = own.transformer.blocks = BlockStream(list(own.transformer.blocks), CPU, 1)
     for end in range(1, len(stream)):
         for place, _ in enumerate(stream):
             if place == end:
@@ -232,13 +270,48 @@ def test_a_stream_that_was_broken_off_goes_on(own, pictures):  # noqa: F811
 def test_a_slot_holds_another_blocks_weights_when_its_turn_is_over():
     blocks = [torch.nn.Linear(2, 2) for _ in range(4)]
     weights = [block.weight.detach().clone() for block in blocks]
-    stream = BlockStream(blocks, torch.device("cpu"), 1)
+    stream = BlockStream(blocks, CPU, 1)
     for _ in range(2):
         places = []
         for block, weight in zip(stream, weights, strict=True):
             assert torch.equal(block.weight, weight)
             places.append(block.weight.data_ptr())
         assert len(set(places[1:])) == 2  # three streamed blocks in two slots
+
+
+def test_compiled_blocks_take_every_request_without_compiling_each():
+    """One graph a block for the first sizes and one for all others, and as many where strengths differ from 1.
+
+    The first two are as different as `warm_up`'s.
+    """
+    torch.compiler.reset()
+    transformer = small_transformer()
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, given: list) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    compiled = copy.deepcopy(transformer)
+    compiled.compile_repeated_blocks(fullgraph=True, backend=keep)
+    chance = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=chance)
+
+    with torch.inference_mode():
+        for text, image, strength in (
+            (8, 12, 1), (5, 6, 1), (8, 6, 1), (9, 16, 1), (5, 12, 0.5), (8, 6, 0.5), (11, 9, 0), (7, 4, 1),
+        ):  # fmt: skip
+            bias = None if strength == 1 else torch.full((1, 1, 1, text + image), strength).log()
+            if bias is not None:
+                bias[..., :4] = 0
+            given = {**inputs(transformer), "hidden_states": draw(1, image, 64), "img_ids": draw(image, 3).round(),
+                     "encoder_hidden_states": draw(1, text, 16), "txt_ids": torch.zeros(text, 3),
+                     "attention_bias": bias}  # fmt: skip
+            assert torch.equal(compiled(**given).sample, transformer(**given).sample)
+    assert len(graphs) <= 2 * 4  # double and single blocks
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1e9])
@@ -277,13 +350,18 @@ def test_fast_leaves_out_steps_and_little_changes(own, pictures):  # noqa: F811
     assert 0 < change < 0.1
 
 
+def small_transformer() -> USOTransformer2DModel:
+    return USOTransformer2DModel(
+        num_layers=1, num_single_layers=2, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=16,
+        pooled_projection_dim=8, axes_dims_rope=(4, 14, 14),
+    )  # fmt: skip
+
+
 def test_a_transformer_is_saved_and_loaded_with_its_table(tmp_path):
-    shape = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 32, "num_attention_heads": 2,
-             "joint_attention_dim": 16, "pooled_projection_dim": 8, "axes_dims_rope": (4, 14, 14)}  # fmt: skip
-    made = USOTransformer2DModel(**shape)
+    made = small_transformer()
     made.save_pretrained(tmp_path)
     again = USOTransformer2DModel.from_pretrained(tmp_path, local_files_only=True)
-    assert again.config.num_single_layers == 1
+    assert again.config.num_single_layers == 2
     assert all(torch.equal(one, again.state_dict()[name]) for name, one in made.state_dict().items())
     with torch.inference_mode():
         torch.testing.assert_close(made(**inputs(made)).sample, again(**inputs(made)).sample)
@@ -291,7 +369,7 @@ def test_a_transformer_is_saved_and_loaded_with_its_table(tmp_path):
 
 def test_attention_kernels_are_ordered_by_their_speed_here():
     asked = (SDPBackend.MATH, SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION)
-    order = by_speed((1, 4, 96, 64), torch.float32, torch.device("cpu"), asked)
+    order = by_speed((1, 4, 96, 64), torch.float32, CPU, asked)
     assert order == [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]  # cuDNN is not here
 
 

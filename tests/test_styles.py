@@ -260,10 +260,10 @@ def test_the_fingerprint_does_not_depend_on_where_the_weights_are(engine):
     pipeline = engine._pipeline
     resident, residency = fingerprint(pipeline), pipeline.residency
     tower = pipeline.image_encoder
-    stream = BlockStream(list(layers_of(tower)), torch.device("cpu"), pin=False).attach()
+    stream = BlockStream(list(layers_of(tower)), torch.device("cpu")).attach()
     pipeline.residency = Residency(
         torch.device("cpu"), {"image_encoder": tower, "style_projector": pipeline.style_projector},
-        visitors=["image_encoder"], held=stream.carried, on_leave=lambda name: stream.release(), pin=False,
+        visitors=["image_encoder"], held=stream.carried, on_leave=lambda name: stream.release(),
     )  # fmt: skip
     try:
         encoded([picture(99).image], pipeline)

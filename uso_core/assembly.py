@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from uso_core.catalog import Model
 from uso_core.errors import SettingsError, WeightsError
 from uso_core.loaders import build, encoders, prepared
 from uso_core.memory.fp8 import T5_MATRICES, use_fp8
-from uso_core.memory.machine import cpu_flags, fast_bfloat16, look_at, threads
+from uso_core.memory.machine import cpu_flags, fast_bfloat16, look_at, obstacle_to_compiling, threads
 from uso_core.memory.placement import place
-from uso_core.memory.plan import MemoryPlan, Wishes, plan
+from uso_core.memory.plan import MemoryPlan, Wishes, compiles, plan
 from uso_core.memory.sizes import GB, Sizes, counts_of
 from uso_core.model.attention import by_speed
 from uso_core.model.autoencoder import hasten
@@ -72,7 +73,6 @@ def assemble(
         shape = (1, config.num_attention_heads, tokens, config.attention_head_dim)
         pipeline.attention_kernels = by_speed(shape, dtype, device)
     if memory.compile:
-        keep_compiled(settings)
         tell(1.0, "compiling the transformer's blocks (--no-compile leaves that out)")
         pipeline.warm_up(model.size, model.size, model.content_size)
     return pipeline, memory
@@ -81,7 +81,10 @@ def assemble(
 def plan_memory(
     paths: dict[str, Path], settings: Settings, model: Model, device: torch.device, dtype: torch.dtype
 ) -> MemoryPlan:
-    """Where each part will lie, from the files' headers alone; raises `MemoryShortage` or `WeightsError`."""
+    """Where each part will lie, from the files' headers alone.
+
+    Raises `MemoryShortage`, `WeightsError`, or `SettingsError` where compiling was asked for and is not possible.
+    """
     described = {
         "transformer": build.empty_transformer(paths["transformer"]),
         "vae": build.empty_vae(paths["vae"]),
@@ -98,7 +101,15 @@ def plan_memory(
         content_size=model.content_size,
         steps=model.steps,
     )
-    return plan(look_at(device), Sizes(counts_of(described), dtype.itemsize), wishes)
+    machine, sizes = look_at(device), Sizes(counts_of(described), dtype.itemsize)
+    if compiles(machine, sizes, wishes):
+        keep_compiled(settings)
+        machine = replace(machine, obstacle=obstacle_to_compiling(device, dtype))
+    if machine.obstacle and wishes.compile:
+        raise SettingsError(
+            f"The transformer's blocks cannot be compiled here: {machine.obstacle}", "Leave out --compile on."
+        )
+    return plan(machine, sizes, wishes)
 
 
 def read(

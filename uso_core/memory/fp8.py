@@ -6,6 +6,8 @@ compiled at first use. Letters: M rows of the activation, K inputs, N outputs.
 
 from __future__ import annotations
 
+import functools
+import logging
 import re
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from uso_core.memory.plan import FP8_CAPABILITY
+log = logging.getLogger(__name__)
 
+FP8_CAPABILITY = (8, 9)  # the first NVIDIA generation that multiplies fp8 (Ada)
 FP8 = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8).max  # 448
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # a row of zeros has no scale of its own
@@ -84,9 +87,10 @@ class Float8Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., K) -> (..., N), in the dtype of `x`."""
         fits = not (self.in_features % FP8_ALIGNMENT or self.out_features % FP8_ALIGNMENT)
-        if fits and x.dtype == torch.bfloat16 and x.is_cuda and multiplies_fp8(x.device.index):
-            return fp8_product(x, self.weight, self.scale, self.bias)
-        return dequantized_product(x, self.weight, self.scale, self.bias)
+        way = fp8_way(x.device) if fits and x.dtype == torch.bfloat16 else None
+        if way is None:
+            return dequantized_product(x, self.weight, self.scale, self.bias)
+        return fp8_product(x, self.weight, self.scale, self.bias, way)
 
     def dequantized(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The weight that the layer stands for (N, K)."""
@@ -107,25 +111,61 @@ class Float8Linear(nn.Module):
                 self._buffers[name] = getattr(self, name).view(dtype)
 
 
+ROW_WISE = "row-wise"  # the product takes a scale for each row and each output
+AFTERWARDS = "afterwards"  # it takes none, and its result is scaled
+WAYS = (ROW_WISE, AFTERWARDS)  # the faster one first
+
+
 @torch.compiler.assume_constant_result
-def multiplies_fp8(index: int | None) -> bool:
-    """Whether this CUDA device multiplies e4m3fn matrices (AMD's use another fp8)."""
-    return torch.version.hip is None and torch.cuda.get_device_capability(index) >= FP8_CAPABILITY
+def fp8_way(device: torch.device) -> str | None:
+    """How a device multiplies e4m3fn matrices with this build of PyTorch: the first of `WAYS` that works, or None.
+
+    It is tried once, since a GPU's generation does not tell: PyTorch's row-wise product is not built for Windows, nor
+    for every GPU that has fp8 (pytorch issues 192707 and 194606), and AMD's GPUs have another fp8. Processors do not.
+    """
+    return _first_way(device) if device.type == "cuda" else None
 
 
-def fp8_product(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+@functools.cache
+def _first_way(device: torch.device) -> str | None:
+    if torch.version.hip is not None or torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+        return None
+    return next((way for way in WAYS if multiplies(device, way)), None)
+
+
+def multiplies(device: torch.device, way: str) -> bool:
+    """Whether a small product in fp8 can be made in this way, and is right."""
+    x, weight = (torch.linspace(-3, 2, rows * 32, device=device).view(rows, 32) for rows in (48, 16))
+    scale = weight.abs().amax(1, keepdim=True) / FP8_MAX
+    bias = torch.linspace(-5, 5, 16, device=device)
+    expected = F.linear(x, weight, bias)
+    try:
+        product = fp8_product(x.bfloat16(), (weight / scale).to(FP8), scale, bias, way)
+        return bool((product - expected).norm() < 0.05 * expected.norm())
+    except RuntimeError as error:
+        log.info("%s does not multiply fp8 %s: %s", device, way, str(error).split("\n")[0])
+        return False
+
+
+def fp8_product(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, way: str = ROW_WISE
+) -> torch.Tensor:
     """The linear layer as a product of fp8 matrices, each row of the activation quantized by its own largest value.
 
     Differs from `dequantized_product` by about 2.6 % of the norm for random activations: their rounding to 3 bits of
-    mantissa.
+    mantissa. `way` is one of `WAYS`; the second rounds the result once more, to bfloat16.
     """
     rows = x.reshape(-1, x.shape[-1]).contiguous()  # (M, K), row by row as the product needs it
     x_scale = (rows.abs().amax(-1, keepdim=True).float() / FP8_MAX).clamp_min(SMALLEST_SCALE)  # (M, 1)
     x_data = (rows.float() / x_scale).clamp(-FP8_MAX, FP8_MAX).to(FP8)
-    offset = None if bias is None else bias.to(x.dtype)
-    product = torch._scaled_mm(
-        x_data, weight.t(), scale_a=x_scale, scale_b=scale.t(), bias=offset, out_dtype=x.dtype, use_fast_accum=True
-    )
+    multiply = functools.partial(torch._scaled_mm, x_data, weight.t(), out_dtype=x.dtype, use_fast_accum=True)
+    if way == ROW_WISE:
+        offset = None if bias is None else bias.to(x.dtype)
+        product = multiply(scale_a=x_scale, scale_b=scale.t(), bias=offset)
+    else:
+        one = torch.ones((), device=x.device)
+        product = multiply(scale_a=one, scale_b=one).float().mul_(x_scale).mul_(scale.t())  # (M, N)
+        product = (product if bias is None else product + bias).to(x.dtype)
     return product.reshape(*x.shape[:-1], weight.shape[0])
 
 
@@ -136,8 +176,22 @@ def dequantized_product(
 
     So a dequantized weight is never rounded a second time. float16 would overflow before the scale.
     """
-    product = F.linear(x, weight.to(x.dtype)) * scale.squeeze(1)  # float32 (..., N)
+    product = F.linear(x, widened(weight, x)) * scale.squeeze(1)  # float32 (..., N)
     return (product if bias is None else product + bias).to(x.dtype)
+
+
+@torch.library.custom_op("uso::widened", mutates_args=())
+def widened(weight: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """An fp8 matrix in another's dtype.
+
+    An operator of its own, so that a compiler leaves it to PyTorch: Triton has no e4m3fn on the GPUs that need this.
+    """
+    return weight.to(like.dtype)
+
+
+@widened.register_fake
+def _(weight: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return weight.new_empty(weight.shape, dtype=like.dtype)
 
 
 def use_fp8(model: nn.Module, names: re.Pattern[str]) -> list[str]:

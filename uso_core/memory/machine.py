@@ -16,7 +16,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
+from uso_core.memory.fp8 import fp8_way
 from uso_core.memory.plan import Machine
 
 CGROUPS, PROC = Path("/sys/fs/cgroup"), Path("/proc")
@@ -33,12 +35,33 @@ def look_at(device: torch.device) -> Machine:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         properties = torch.cuda.get_device_properties(device)
-        return Machine("cuda", properties.name, ram, free, total, (properties.major, properties.minor))
+        return Machine("cuda", properties.name, ram, free, total, fp8_way(device) is not None)
     if device.type == "mps":
         total = torch.mps.recommended_max_memory()
         free = max(total - torch.mps.driver_allocated_memory(), 0)
         return Machine("mps", "Apple GPU", ram, free, total)
     return Machine("cpu", platform.processor() or platform.machine(), ram)
+
+
+def obstacle_to_compiling(device: torch.device, dtype: torch.dtype) -> str:
+    """What keeps PyTorch from compiling for this device, in its words; empty where a small function compiles.
+
+    It takes a C compiler, on a GPU Triton as well, which Windows does not have by itself, and a GPU that Triton knows
+    the dtype of. Seconds, most of which a real compilation would take too.
+    """
+    x = torch.linspace(-2, 2, 64, device=device, dtype=dtype)
+    try:
+        compiled = torch.compile(_gelu_and_more, fullgraph=True)(x)
+    except Exception as error:  # compilers raise anything
+        torch.compiler.reset()
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return lines[0] if lines else type(error).__name__
+    right = torch.allclose(compiled.float(), _gelu_and_more(x).float(), rtol=0.05, atol=0.05)
+    return "" if right else "what it compiles computes wrong numbers."
+
+
+def _gelu_and_more(x: torch.Tensor) -> torch.Tensor:
+    return F.gelu(x, approximate="tanh") * x + x
 
 
 def free_ram(cgroups: Path = CGROUPS, proc: Path = PROC) -> int:

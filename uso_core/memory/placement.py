@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from uso_core.memory.host import HostMemory
 from uso_core.memory.plan import STAYS, STREAMED_SLOTS, VISITOR_SLOTS, MemoryPlan
-from uso_core.memory.residency import Residency, pinned
+from uso_core.memory.residency import Residency
 from uso_core.memory.sizes import TILE_PIXELS
 from uso_core.memory.streaming import BlockStream
 from uso_core.model.transformer import Modulation
@@ -23,6 +24,9 @@ GROUPS = {
     "vae": "vae_decoder",
 }
 LATENT_TILE = TILE_PIXELS // 8
+# Of a compiled block that a process keeps: sizes as they first come, any sizes, and both with strengths. More would be
+# computed without compiling, slower but rightly.
+VARIANTS = 32
 
 
 def place(modules: Mapping[str, Any], plan: MemoryPlan, device: torch.device) -> Residency:
@@ -33,14 +37,17 @@ def place(modules: Mapping[str, Any], plan: MemoryPlan, device: torch.device) ->
     """
     transformer = modules["transformer"]
     modulation = [each for part in transformer.modules() if isinstance(part, Modulation) for each in part.parameters()]
+    host = HostMemory(device, plan.host_bytes)
+    waiting = host if plan.pinned else None  # for what visits; blocks that stream in every step always wait there
     held: list[torch.Tensor] = []
     if plan.where("modulation") != STAYS:
         held += modulation
-        for each in modulation if plan.pinned else ():
-            each.data = pinned(each.data, device)
+        if waiting is not None:
+            for each in modulation:
+                each.data = waiting.keep(each.data)
     if plan.streams_blocks:
         transformer.blocks = BlockStream(
-            list(transformer.blocks), device, plan.resident_blocks, STREAMED_SLOTS, modulation
+            list(transformer.blocks), device, plan.resident_blocks, STREAMED_SLOTS, modulation, host
         )
         held += transformer.blocks.carried
     visitors = [name for name, group in GROUPS.items() if plan.where(group) != STAYS]
@@ -48,7 +55,7 @@ def place(modules: Mapping[str, Any], plan: MemoryPlan, device: torch.device) ->
     for name in ("text_encoder_2", "image_encoder"):
         if name in visitors:
             stream = BlockStream(
-                list(layers_of(modules[name])), device, slots=VISITOR_SLOTS, pin=plan.pinned, loops=False
+                list(layers_of(modules[name])), device, slots=VISITOR_SLOTS, host=waiting, loops=False
             ).attach()
             streams[name] = stream
             held += stream.carried
@@ -61,9 +68,10 @@ def place(modules: Mapping[str, Any], plan: MemoryPlan, device: torch.device) ->
     vae.tile_sample_min_size, vae.tile_latent_min_size = TILE_PIXELS, LATENT_TILE
     if device.type in ("cuda", "cpu"):  # on a processor 1.2 to 1.5 times as fast; on Apple's GPUs not tried
         vae.to(memory_format=torch.channels_last)
-    residency = Residency(device, modules, visitors, held, on_leave, plan.pinned)
+    residency = Residency(device, modules, visitors, held, on_leave, waiting)
     if plan.compile:
-        transformer.compile_repeated_blocks(fullgraph=True)
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
+        transformer.compile_repeated_blocks()
     return residency
 
 

@@ -19,9 +19,9 @@ from uso_core.memory.sizes import GB, PIXELS_PER_TOKEN, Sizes
 
 STREAMED_SLOTS, VISITOR_SLOTS = 3, 2  # slots for the blocks (two copies ahead); for T5, SigLIP and the modulation
 
-FP8_CAPABILITY = (8, 9)  # the first NVIDIA generation that multiplies fp8 (Ada)
 SMALL_BYTES = GB  # a model below this is never taken apart: the embedded one
 RESERVE_BYTES, RESERVE_PART = 1_400_000_000, 16  # left free at least, and a sixteenth: fragments, the desktop
+HOST_WASTE_PART = 14  # of what waits in page-locked RAM, whose pieces are never filled to their end (`memory/host.py`)
 RAM_RESERVE_BYTES = 2 * GB  # the interpreter with its libraries, and the rest of the machine
 TEXT_TOKENS, STYLE_TOKENS = 512, 192
 VAE = ("vae_encoder", "vae_decoder")  # come and go together
@@ -54,11 +54,8 @@ class Machine:
     free_ram_bytes: int
     free_vram_bytes: int = 0
     total_vram_bytes: int = 0
-    capability: tuple[int, int] | None = None  # NVIDIA compute capability
-
-    @property
-    def has_fp8_matmul(self) -> bool:
-        return self.device == "cuda" and self.capability is not None and self.capability >= FP8_CAPABILITY
+    multiplies_fp8: bool = False
+    obstacle: str = ""  # what keeps blocks from being compiled here
 
 
 @dataclass(frozen=True)
@@ -106,6 +103,16 @@ def plan(machine: Machine, sizes: Sizes, wishes: Wishes) -> MemoryPlan:
         raise _ram_shortage(lightest, machine, wishes)
     assert lowest is not None  # there is always one way, however large
     raise _device_shortage(lowest, machine, wishes)
+
+
+def compiles(machine: Machine, sizes: Sizes, wishes: Wishes) -> bool:
+    """Whether blocks are to be compiled if they can be: as wished, else on an NVIDIA GPU.
+
+    The embedded model's images take less time than compiling it.
+    """
+    if wishes.compile is not None:
+        return wishes.compile
+    return machine.device == "cuda" and sizes.total() > SMALL_BYTES
 
 
 def budget_of(machine: Machine, wishes: Wishes) -> int:
@@ -180,11 +187,12 @@ def _build(
     block_sizes = sizes.blocks(fp8)
     streamed = sum(block_sizes[resident:])
     waiting = sum(each.bytes for each in placements if each.where != STAYS and each.group != "blocks")
+    locked = streamed + (waiting if way.pinned else 0)
     handicap = T5_FP8_HANDICAP * way.t5_fp8 + MAPPED_HANDICAP * (not way.pinned)
     cost, peak = waiting + TILES_COST * way.tiled, max(stages.values())
     lowest_first = wishes.offload and way.t5 != STAYS  # where nothing can leave, offload changes nothing
     order = (streamed + handicap, *((peak, cost) if lowest_first else (cost, peak)))
-    compiled = machine.device == "cuda" if wishes.compile is None else wishes.compile
+    compiled = compiles(machine, sizes, wishes) and not machine.obstacle
     visiting = sum(by_group[half].device_bytes for half in VAE) if way.light != STAYS else 0
     return MemoryPlan(
         device=machine.device,
@@ -198,7 +206,7 @@ def _build(
         tiled_decode=way.tiled,
         compile=compiled,
         pinned=way.pinned,
-        host_bytes=streamed + (waiting if way.pinned else 0),
+        host_bytes=locked + locked // HOST_WASTE_PART,
         budget_bytes=budget,
         stages=stages,
         order=order,
@@ -329,12 +337,14 @@ def _notes(machine: Machine, sizes: Sizes, wishes: Wishes, fp8: bool, way: Way, 
     large = sizes.total() > SMALL_BYTES
     if wishes.fp8 and not fp8 and large:
         yield "Apple GPUs do not compute fp8: the weights stay as they are."
-    if fp8 and machine.device == "cuda" and not machine.has_fp8_matmul:
+    if fp8 and machine.device == "cuda" and not machine.multiplies_fp8:
         yield f"{machine.name} does not multiply fp8: it saves memory here, not time."
     if streamed and not fp8:
         yield (
             f"{gigabytes(streamed)} of blocks pass through in every step; --name flux-dev-fp8 needs half the memory."
         )
+    if compiles(machine, sizes, wishes) and machine.obstacle:
+        yield f"The blocks are not compiled, which makes steps slower: {machine.obstacle}"
     if not way.pinned:
         yield "There is too little RAM to keep what visits at hand: every new prompt reads it from disk."
 

@@ -5,13 +5,12 @@ Weights do not change, so a visitor's host copy is kept and its leaving costs no
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
 
-log = logging.getLogger(__name__)
+from uso_core.memory.host import HostMemory
 
 
 class Residency:
@@ -19,7 +18,8 @@ class Residency:
 
     `modules` are named; those in `visitors` are there only while they are used, at most one of them at a time, all
     others always. `held` are parts that never move: who uses them brings their weights along (adaLN layers, streamed
-    blocks). `events` logs every arrival and departure, ("arrive" or "leave", name).
+    blocks). Visitors wait in `host`, without one where they are. `events` logs every arrival and departure, ("arrive"
+    or "leave", name).
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Residency:
         visitors: Collection[str] = (),
         held: Iterable[torch.Tensor] = (),
         on_leave: Callable[[str], None] | None = None,
-        pin: bool = True,
+        host: HostMemory | None = None,
     ) -> None:
         unknown = set(visitors) - set(modules)
         if unknown:
@@ -39,7 +39,7 @@ class Residency:
         self.visitors = frozenset(visitors)
         self.events: list[tuple[str, str]] = []
         self._held = {id(tensor) for tensor in held}
-        self._on_leave, self._pin = on_leave, pin
+        self._on_leave, self._host = on_leave, host
         self._hosts: dict[int, torch.Tensor] = {}  # by id of the parameter or buffer: its data on the host
         self._visiting: str | None = None
         for name, module in self.modules.items():
@@ -84,19 +84,7 @@ class Residency:
     def _keep_on_host(self, module: nn.Module) -> None:
         for tensor in self._movable(module):
             data = tensor.data
-            tensor.data = self._hosts[id(tensor)] = pinned(data, self.device) if self._pin else data
-
-
-def pinned(data: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The data in page-locked memory, from which a GPU copies at full speed; as it is where that is refused."""
-    if device.type != "cuda" or data.is_pinned():
-        return data
-    try:
-        return data.pin_memory()
-    except RuntimeError as error:  # the system's limit on locked memory
-        first = str(error).split("\n")[0]
-        log.warning("Host memory cannot be page-locked (%s): copies to the GPU will be slower.", first)
-        return data
+            tensor.data = self._hosts[id(tensor)] = data if self._host is None else self._host.keep(data)
 
 
 def tensors_of(module: nn.Module) -> Iterator[torch.Tensor]:

@@ -12,9 +12,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from uso_core.memory.residency import pinned, tensors_of
-
-ALIGNMENT = 256  # bytes: what the fastest kernels ask of a tensor's address
+from uso_core.memory.host import ALIGNMENT, HostMemory
+from uso_core.memory.residency import tensors_of
 
 
 class BlockStream:
@@ -23,7 +22,8 @@ class BlockStream:
     Iterate over it, or `attach` it to modules that call their blocks themselves. The first `resident` blocks and the
     tensors in `held` are left as they are: whoever made this places them. The slots take device memory from the
     first block of a pass until `release`. One that `loops` fetches its first blocks again while the last ones compute.
-    `copies` counts the blocks that were brought; `carried` are the tensors that it moves.
+    The others' weights move to `host`; without one they stay where they are, so that those of a mapped file take no
+    memory of their own. `copies` counts the blocks that were brought; `carried` are the tensors that it moves.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class BlockStream:
         resident: int = 0,
         slots: int = 2,
         held: Iterable[torch.Tensor] = (),
-        pin: bool = True,
+        host: HostMemory | None = None,
         loops: bool = True,
     ) -> None:
         if slots < 2:
@@ -44,7 +44,7 @@ class BlockStream:
         self.copies = 0
         self._loops = loops
         kept = {id(tensor) for tensor in held}
-        self._parcels = [Parcel(block, kept, device if pin else None) for block in self.blocks[self.resident :]]
+        self._parcels = [Parcel(block, kept, host) for block in self.blocks[self.resident :]]
         self._slots: list[Slot] = []
         self._slot_count = min(slots, len(self._parcels))
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -125,37 +125,26 @@ def _call(act: Callable[[int], None], index: int, *_: object) -> None:
 
 
 class Parcel:
-    """One block's weights, one after another in one buffer on the host, page-locked for copies to `device`.
+    """One block's weights, with a place for each in a slot on the device."""
 
-    Without a device they stay where they are, so that those of a mapped file take no memory of their own.
-    """
-
-    def __init__(self, block: nn.Module, kept: set[int], device: torch.device | None) -> None:
-        self.tensors = tensors = [each for each in tensors_of(block) if id(each) not in kept]
-        self._spans: list[tuple[torch.Tensor, int, torch.Tensor]] = []  # parameter, first byte, its host view
-        end = 0
-        for tensor in tensors:
-            end = -(-end // ALIGNMENT) * ALIGNMENT + tensor.nbytes
-        self.nbytes = end
-        self._host = None if device is None else pinned(torch.empty(end, dtype=torch.uint8), device)
-        begin = 0
-        for tensor in tensors:
-            begin = -(-begin // ALIGNMENT) * ALIGNMENT
-            view = tensor.data
-            if self._host is not None:
-                view = _view(self._host, begin, tensor)
-                view.copy_(tensor.data)
-                tensor.data = view
-            self._spans.append((tensor, begin, view))
-            begin += tensor.nbytes
+    def __init__(self, block: nn.Module, kept: set[int], host: HostMemory | None) -> None:
+        self.tensors = [each for each in tensors_of(block) if id(each) not in kept]
+        self._spans: list[
+            tuple[torch.Tensor, int, torch.Tensor]
+        ] = []  # parameter, first byte in a slot, host's weights
+        self.nbytes = 0
+        for tensor in self.tensors:
+            begin = -(-self.nbytes // ALIGNMENT) * ALIGNMENT
+            data = tensor.data.contiguous()
+            tensor.data = data if host is None else host.keep(data)
+            self._spans.append((tensor, begin, tensor.data))
+            self.nbytes = begin + tensor.nbytes
+        self._runs = list(_runs([(begin, view) for _, begin, view in self._spans]))
 
     def copy_to(self, memory: torch.Tensor, non_blocking: bool = False) -> None:
-        """Copies all weights into memory, at once where they lie in one buffer."""
-        if self._host is not None:
-            memory[: self.nbytes].copy_(self._host, non_blocking=non_blocking)
-            return
-        for _, begin, view in self._spans:
-            _view(memory, begin, view).copy_(view, non_blocking=non_blocking)
+        """Copies all weights into memory, at once those that lie side by side."""
+        for begin, run in self._runs:
+            memory[begin : begin + run.nbytes].copy_(run, non_blocking=non_blocking)
 
     def unpack(self, memory: torch.Tensor) -> None:
         """Points the parameters at memory that `copy_to` filled."""
@@ -200,6 +189,33 @@ class Slot:
         if self._filled is not None:
             self._used = torch.cuda.Event()
             self._used.record()
+
+
+def _runs(places: Sequence[tuple[int, torch.Tensor]]) -> Iterator[tuple[int, torch.Tensor]]:
+    """(first byte in a slot, bytes to copy there): tensors that lie on the host as far apart as in the slot are one.
+
+    `places` are (first byte in the slot, contiguous tensor), in their order.
+    """
+    first: tuple[int, torch.Tensor] | None = None  # of the run at hand
+    end = 0  # of it, in the slot
+    for begin, data in places:
+        if first is not None and not _together(*first, begin, data):
+            yield first[0], _bytes(first[1], end - first[0])
+            first = None
+        first, end = first or (begin, data), begin + data.nbytes
+    if first is not None:
+        yield first[0], _bytes(first[1], end - first[0])
+
+
+def _together(begin: int, data: torch.Tensor, other_begin: int, other: torch.Tensor) -> bool:
+    same = data.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    return same and other.data_ptr() - data.data_ptr() == other_begin - begin
+
+
+def _bytes(data: torch.Tensor, count: int) -> torch.Tensor:
+    """So many bytes of a tensor's storage, from its first one on."""
+    start = data.storage_offset() * data.itemsize
+    return torch.empty(0, dtype=torch.uint8).set_(data.untyped_storage(), start, (count,), (1,))
 
 
 def _view(memory: torch.Tensor, begin: int, like: torch.Tensor) -> torch.Tensor:

@@ -170,13 +170,14 @@ class USOTransformer2DModel(FluxTransformer2DModel):
             image = torch.cat([image, fixed.references], dim=1)  # (B, S + R, D)
         text, before = fixed.text, None if cache is None else image[:, :target]
         for block, row in zip(self.blocks, rows[:-1], strict=True):
-            text, image = block(
+            streams = block(
                 hidden_states=image,
                 encoder_hidden_states=text,
                 temb=row,
                 image_rotary_emb=fixed.rotary,
                 joint_attention_kwargs=fixed.attention,
             )
+            text, image = map(_regular, streams)
             if cache is not None and before is not None:
                 hit, before = cache.hit(image[:, :target], before), None  # only behind the first block
                 if hit:
@@ -186,6 +187,15 @@ class USOTransformer2DModel(FluxTransformer2DModel):
         if cache is not None:
             cache.keep(image)
         return self.proj_out(self.norm_out(image, rows[-1]))  # (B, S, 4C)
+
+
+def _regular(stream: torch.Tensor) -> torch.Tensor:
+    """The same tensor (B, N, D) with the strides of one of its own.
+
+    A single block returns two parts of one tensor. For a batch of one they are contiguous all the same, but the first
+    stride of the whole would make a compiler compile the next block anew.
+    """
+    return stream.flatten(0, 1)[None] if len(stream) == 1 else stream
 
 
 def modulations(transformer: USOTransformer2DModel) -> list[tuple[Modulation, ...]]:
