@@ -154,6 +154,25 @@ def test_building_the_page_imports_no_model_stack(tmp_path: Path) -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_pytorch_is_imported_while_the_visitor_looks_around(tmp_path: Path) -> None:
+    """Asked for by the page's load, it happens beside the caller; what is unloaded meanwhile does not disturb it."""
+    code = (
+        "import sys, threading, time\n"
+        "from uso_core.engine import Engine\n"
+        "from uso_core.settings import Settings\n"
+        "engine = Engine(Settings(name='uso-tiny', device='cpu'))\n"
+        "engine.get_ready()\n"
+        "at_once = hasattr(sys.modules.get('uso_core.assembly'), 'assemble')\n"
+        "engine.unload()\n"
+        "[thread.join(60) for thread in threading.enumerate() if thread.name == 'import']\n"
+        "print(at_once, hasattr(sys.modules['uso_core.assembly'], 'assemble'), engine.loaded)\n"
+    )
+    environment = {**clean_environment(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["False", "True", "None"]
+
+
 def test_three_endpoints_are_public(client: Client) -> None:
     endpoints = client.view_api(return_format="dict", print_info=False)
     assert list(endpoints["named_endpoints"]) == ["/generate", "/settings_from_image", "/models"]

@@ -181,6 +181,10 @@ class Engine:
         take_stock(model, self.settings).require()
         self.model, self.reason = model, "as chosen on the page"
 
+    def get_ready(self) -> None:
+        """Begins to import PyTorch, so that the first request finds it there; returns at once."""
+        threading.Thread(target=_import_pytorch, name="import", daemon=True).start()
+
     def unload(self) -> None:
         """Frees the model's memory as soon as nothing runs or waits; the next request reads the model again."""
         with self._changed:
@@ -305,10 +309,11 @@ class Engine:
 
     def _drop(self) -> None:
         """Lets go of the model and gives its memory back to the machine."""
+        begun = self._begun is not None
         self._pipeline, self._parts, self._begun = None, {}, None
         self.loaded = self.plan = None
         gc.collect()
-        torch = sys.modules.get("torch")
+        torch = sys.modules.get("torch") if begun else None  # before that it may be in the midst of its import
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
 

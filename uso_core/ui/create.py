@@ -41,6 +41,7 @@ def build(
     )  # fmt: skip
     _wire_buttons(page, sessions, private, form)
     page.load(lambda: form.refreshed(styles), None, form.saved, **QUIET)
+    page.load(engine.get_ready, None, None, **QUIET)  # while the visitor looks around
     return form, results
 
 
