@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from tests.test_model import pictures, pipeline  # noqa: F401  (fixtures)
 from uso_core.memory.host import HostMemory
 from uso_core.memory.residency import Residency
 from uso_core.memory.streaming import BlockStream
-from uso_core.model.attention import by_speed
+from uso_core.model.attention import KERNELS, by_speed
 from uso_core.model.encodings import Encodings, picture_key
 from uso_core.model.pipeline import TABLE_STEPS, Sampling, USOPipeline
 from uso_core.model.step_cache import LAST, MOST_HITS, WARM_UP, StepCache
@@ -378,6 +379,18 @@ def test_every_kernel_makes_the_same_picture(own, pictures, order):  # noqa: F81
     alone = generate(own, pictures, content_strength=0.5)
     own.attention_kernels = [*order, SDPBackend.MATH]
     torch.testing.assert_close(generate(own, pictures, content_strength=0.5), alone, rtol=1e-3, atol=1e-4)
+
+
+def test_cudnn_is_not_asked_for_strengths(own, pictures, monkeypatch):  # noqa: F811
+    """It was timed without anything added to the logits; other shapes it refuses only when it is to compute them."""
+    asked = []
+    monkeypatch.setattr(
+        "uso_core.model.attention.sdpa_kernel", lambda kernels, **_: asked.append(kernels) or nullcontext()
+    )
+    own.attention_kernels = list(KERNELS)
+    generate(own, pictures, content_strength=0.5)
+    generate(own, pictures)
+    assert [SDPBackend.CUDNN_ATTENTION in kernels for kernels in asked] == [False] * 4 + [True] * 4
 
 
 def test_strengths_still_act_through_prepared_requests(own, pictures):  # noqa: F811

@@ -123,11 +123,14 @@ def fp8_way(device: torch.device) -> str | None:
     It is tried once, since a GPU's generation does not tell: PyTorch's row-wise product is not built for Windows, nor
     for every GPU that has fp8 (pytorch issues 192707 and 194606), and AMD's GPUs have another fp8. Processors do not.
     """
-    return _first_way(device) if device.type == "cuda" else None
+    if device.type != "cuda":
+        return None
+    return _first_way(torch.cuda.current_device() if device.index is None else device.index)
 
 
-@functools.cache
-def _first_way(device: torch.device) -> str | None:
+@functools.cache  # while the model is placed: a compiler that asks must not begin to compute
+def _first_way(index: int) -> str | None:
+    device = torch.device("cuda", index)
     if torch.version.hip is not None or torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
         return None
     return next((way for way in WAYS if multiplies(device, way)), None)
@@ -184,7 +187,8 @@ def dequantized_product(
 def widened(weight: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """An fp8 matrix in another's dtype.
 
-    An operator of its own, so that a compiler leaves it to PyTorch: Triton has no e4m3fn on the GPUs that need this.
+    An operator of its own, so that a compiler leaves it to PyTorch: Triton has no e4m3fn on the GPUs that need this
+    (pytorch issue 167082).
     """
     return weight.to(like.dtype)
 

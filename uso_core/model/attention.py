@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-KERNELS = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+CUDNN = SDPBackend.CUDNN_ATTENTION
+KERNELS = (SDPBackend.FLASH_ATTENTION, CUDNN, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 ROUNDS = 5
 
 
@@ -36,12 +37,16 @@ def by_speed(
 
 
 @contextlib.contextmanager
-def preferring(kernels: Sequence[SDPBackend] | None) -> Iterator[None]:
-    """Attention takes the first of these kernels that can; without any, PyTorch's own choice."""
+def preferring(kernels: Sequence[SDPBackend] | None, biased: bool = False) -> Iterator[None]:
+    """Attention takes the first of these kernels that can; without any, PyTorch's own choice.
+
+    `biased` attention, which adds something to its logits, leaves cuDNN's out: it was timed without, and has refused
+    such shapes only when it was to compute them.
+    """
     if not kernels:
         yield
         return
-    with sdpa_kernel(list(kernels), set_priority=True):
+    with sdpa_kernel([each for each in kernels if not biased or each != CUDNN], set_priority=True):
         yield
 
 

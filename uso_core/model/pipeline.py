@@ -326,7 +326,7 @@ class USOPipeline(DiffusionPipeline):
         pace = Pace(device)
         for step in range(sampling.steps):
             rows = prepared.rows(transformer, step)
-            with preferring(self.attention_kernels):
+            with preferring(self.attention_kernels, biased=bool(prepared.fixed.attention)):
                 velocity = transformer.step(latents, prepared.fixed, rows, cache)
             before = latents
             latents = (before.float() + strides[step] * velocity).to(dtype)
