@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from uso_core.catalog import Model
-from uso_core.errors import SettingsError, WeightsError
+from uso_core.errors import MemoryShortage, SettingsError, WeightsError
 from uso_core.loaders import build, encoders, prepared
 from uso_core.memory.fp8 import T5_MATRICES, use_fp8
 from uso_core.memory.machine import cpu_flags, fast_bfloat16, look_at, obstacle_to_compiling, threads
@@ -24,6 +25,10 @@ from uso_core.model.packed import pack, packs
 from uso_core.model.pipeline import USOPipeline
 from uso_core.settings import Settings, keep_compiled
 
+GPU_BUILD = (
+    "This machine has an NVIDIA GPU, but this PyTorch is the build for processors alone: install the one for CUDA, as "
+    "pytorch.org says under Get Started."
+)
 Tell = Callable[[float, str], None]
 
 
@@ -109,7 +114,12 @@ def plan_memory(
         raise SettingsError(
             f"The transformer's blocks cannot be compiled here: {machine.obstacle}", "Leave out --compile on."
         )
-    return plan(machine, sizes, wishes)
+    try:
+        return plan(machine, sizes, wishes)
+    except MemoryShortage as error:
+        if device.type == "cpu" and overlooks_gpu():
+            raise MemoryShortage(error.message, GPU_BUILD) from None
+        raise
 
 
 def read(
@@ -193,12 +203,18 @@ def choose_device(name: str) -> torch.device:
         raise SettingsError(f"The device {name!r} is not known.", hint) from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
+        hint = GPU_BUILD if overlooks_gpu() else hint
         raise SettingsError(f"The device {name!r} is not there: PyTorch sees {count} NVIDIA GPUs.", hint)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise SettingsError("The device 'mps' is not there: this is no Apple GPU.", hint)
     if device.type not in ("cpu", "cuda", "mps"):
         raise SettingsError(f"The device {name!r} is not supported.", hint)
     return device
+
+
+def overlooks_gpu() -> bool:
+    """Whether this machine has an NVIDIA GPU, by its driver's own tool, that this build of PyTorch cannot use."""
+    return torch.version.cuda is None and torch.version.hip is None and shutil.which("nvidia-smi") is not None
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -1,0 +1,79 @@
+"""What is decided before anything is read: device, plan, whether blocks are compiled, and what is said where not."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import pytest
+import torch
+
+from benchmarks.models import PATHS
+from uso_core import assembly
+from uso_core.catalog import EMBEDDED, get_model
+from uso_core.errors import MemoryShortage, SettingsError
+from uso_core.memory.layout import MemoryPlan
+from uso_core.memory.plan import Machine
+from uso_core.memory.sizes import GB
+from uso_core.settings import Settings
+
+CPU = torch.device("cpu")
+
+
+def planned(compile: str = "auto") -> MemoryPlan:
+    settings = Settings(device="cpu", dtype="float32", compile=compile)
+    return assembly.plan_memory(PATHS, settings, get_model(EMBEDDED), CPU, torch.float32)
+
+
+@pytest.fixture
+def processor_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch without CUDA, as pip brings it on Windows."""
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+
+
+@pytest.mark.parametrize("tool", [None, "nvidia-smi"])
+def test_a_gpu_that_this_pytorch_cannot_use_is_named(processor_build, tool, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: tool if name == "nvidia-smi" else None)
+    monkeypatch.setattr(assembly, "look_at", lambda device: Machine("cpu", "CPU", 2 * GB))
+    with pytest.raises(SettingsError) as wanted:
+        assembly.choose_device("cuda")
+    with pytest.raises(MemoryShortage) as short:
+        planned()
+    for error in (wanted.value, short.value):
+        assert ("pytorch.org" in error.hint) == (tool is not None)
+    assert "memory" in short.value.message
+
+
+def test_blocks_are_compiled_where_it_was_asked_for_and_can_be(monkeypatch):
+    asked = []
+    monkeypatch.setattr(assembly, "obstacle_to_compiling", lambda *where: asked.append(where) or "")
+    assert not planned().compile
+    assert not planned("off").compile
+    assert asked == []
+    assert planned("on").compile
+    assert asked == [(CPU, torch.float32)]
+
+
+def test_a_wish_to_compile_that_cannot_be_met_is_refused(monkeypatch):
+    monkeypatch.setattr(assembly, "obstacle_to_compiling", lambda *_: "Failed to find C compiler.")
+    with pytest.raises(SettingsError) as refused:
+        planned("on")
+    assert "Failed to find C compiler." in refused.value.message
+    assert "--compile" in refused.value.hint
+
+
+def test_without_a_wish_an_obstacle_is_only_told(monkeypatch):
+    """As on Windows, where Triton is missing: a large model on an NVIDIA GPU runs all the same."""
+    card = Machine("cuda", "NVIDIA GeForce RTX 4090", 64 * GB, 24 * GB, 24 * GB, True)
+    monkeypatch.setattr(assembly, "look_at", lambda device: card)
+    monkeypatch.setattr(assembly, "obstacle_to_compiling", lambda *_: "Cannot find a working triton installation.")
+    monkeypatch.setattr("uso_core.memory.plan.SMALL_BYTES", 0)  # so that the embedded model counts as a large one
+    made = planned()
+    assert not made.compile
+    assert [note for note in made.notes if "triton" in note]
+    assert planned("off").notes == ()
+    monkeypatch.setattr(assembly, "obstacle_to_compiling", lambda *_: "")
+    assert planned().compile
+    assert dataclasses.replace(made, notes=(), compile=True, seconds=planned().seconds) == planned()
