@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree, ignore_patterns
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from training import checkpoint, data, export, latent_cache, world
@@ -20,12 +22,13 @@ from training.judge import Judge, relative_outlines
 from training.lora import Lora, fused
 from training.measure import load_measurer
 from training.model import Conditions, Shape, TinyUso, build_transformer
-from training.release import release
+from training.published import begin
+from training.release import release, release_vae
 from training.strip import SHOWN, Block, draw_strip, save_small
 from training.teacher import Lessons, Teacher, accuracy_at, load_teacher, train_teacher
 from training.text import TEXT_TOKENS, read_words
 from training.train import Plan, Training, load_model, save_model
-from training.trials import MODES, make_trial
+from training.trials import MODES, RELEASED, make_trial
 from training.vae import build_vae
 from training.world.prompts import COLOUR_WORDS, KIND_WORDS, SCENE_WORDS, disturb
 from training.world.specs import MOODS, SUBJECTS, TECHNIQUES, is_held_out
@@ -281,6 +284,44 @@ def test_a_released_model_is_what_was_trained_to_the_ordinary_loader(tmp_path: P
     torch.testing.assert_close(pooled, model.clip.float()(input_ids=read.clip).pooler_output, rtol=1e-4, atol=1e-4)
     image = pipeline(words, width=64, height=48, num_inference_steps=1, seed=1).images[0]
     assert image.size == (64, 48)
+
+
+def test_a_run_begins_at_the_published_weights(tmp_path: Path) -> None:
+    """What a release is read into is released as the very same tensors and notes."""
+    begin(RELEASED, tmp_path)
+    release(load_model(tmp_path / "joint.safetensors"), tmp_path / "again")
+    release_vae(tmp_path, tmp_path / "again")
+    for path in sorted(RELEASED.rglob("*.safetensors")):
+        with safe_open(path, "pt") as there, safe_open(tmp_path / "again" / path.relative_to(RELEASED), "pt") as here:
+            assert set(here.keys()) == set(there.keys()), path
+            assert all(torch.equal(here.get_tensor(name), there.get_tensor(name)) for name in there.keys()), path
+            notes = [json.loads(file.metadata().get("uso", "{}")) for file in (here, there)]
+            assert notes[0] == notes[1], path
+
+
+def test_training_goes_on_from_published_weights(run: Path, tmp_path: Path) -> None:
+    model = TinyUso(SMALL)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    release(model, tmp_path)
+    export.export_vae(
+        build_vae((32, 64, 96, 128), 0.7, 0.1), tmp_path / "ae.safetensors", {"preview": [[0.0] * 3] * 17}
+    )
+    begun = tmp_path / "run"
+    copytree(run, begun, ignore=ignore_patterns("*state.pt", "latents_*", "vae.*"))
+    begin(tmp_path, begun)
+    latent_cache.encode_records(begun, "cpu")
+    maker = BatchMaker(RecordStore(begun), 400)
+    for adapter in (False, True):
+        training = Training(begun, Plan(steps=3, adapter=adapter), maker, Teacher(), "cpu", SMALL)
+        training.resume()
+        assert (training.step, training.began) == (0, 0)
+        before = training.model.lora.single_blocks[0].processor["qkv_lora"].up.weight.clone()
+        torch.testing.assert_close(
+            before, model.lora.single_blocks[0].processor["qkv_lora"].up.weight, rtol=0.01, atol=0
+        )
+        training.train_step(maker.at(0, 0, "subject"))
+        assert not torch.equal(training.model.lora.single_blocks[0].processor["qkv_lora"].up.weight, before)
 
 
 def test_what_did_not_change_is_released_as_the_same_file(tmp_path: Path) -> None:

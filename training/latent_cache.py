@@ -21,7 +21,8 @@ from uso_core.model import preview
 from . import checkpoint
 from .data import KINDS, Shard, list_shards, open_pictures
 from .groupnorm import use_fast_groupnorm
-from .vae import build_vae, to_pixels
+from .precision import autocast
+from .vae import build_vae, load_vae, to_pixels
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def latents_path(run: Path, shard: Shard, kind: str) -> Path:
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pictures: np.ndarray, device: str) -> torch.Tensor:
     """uint8 (B, H, W, 3) -> posterior means, not normalised, float32 (B, 16, H / 8, W / 8)."""
-    with torch.autocast(device, torch.bfloat16):
+    with autocast(device):
         return vae.encode(to_pixels(pictures, device)).latent_dist.mode().float()
 
 
@@ -73,16 +74,22 @@ def fit_constants(vae: AutoencoderKL, run: Path, shard: Shard, device: str, coun
 
 
 def publish_vae(run: Path, device: str) -> tuple[AutoencoderKL, dict[str, object]]:
-    """Trained weights out of the VAE's run state into vae.safetensors, with constants in vae.json."""
+    """Trained weights out of the VAE's run state into vae.safetensors, with constants in vae.json.
+
+    Both as they are where the run began at published weights, and has no such state.
+    """
     state = checkpoint.load_state(run / "vae_state.pt", device)
-    if state is None:
+    constants_path = run / "vae.json"
+    if state is None and not constants_path.exists():
         raise FileNotFoundError(f"{run / 'vae_state.pt'}: train the VAE first")
-    vae = build_vae().to(device, memory_format=torch.channels_last)
-    vae.load_state_dict(state["vae"])
-    vae.eval()
+    vae = load_vae(run) if state is None else build_vae()
+    if state is not None:
+        vae.load_state_dict(state["vae"])
+    vae.to(device, memory_format=torch.channels_last).eval()
     if device == "cpu":
         use_fast_groupnorm(vae)
-    constants_path = run / "vae.json"
+    if state is None:
+        return vae, json.loads(constants_path.read_text())
     if constants_path.exists():
         constants = json.loads(constants_path.read_text())
         if constants["steps"] == state["step"]:

@@ -25,6 +25,7 @@ from torch import nn
 from . import checkpoint, world
 from .data import HELD_OUT_SEED, Record, Shard, list_shards, make_record, open_pictures
 from .muon import Muon
+from .precision import autocast
 from .vae import to_pixels
 from .world.specs import (
     COLOUR_TECHNIQUES,
@@ -220,7 +221,7 @@ def train_measurer(run: Path, steps: int, batch: int = 64, seed: int = 3) -> Mea
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu"):
             logits = measurer(pixels)
         loss = sum(F.cross_entropy(logits[name].float(), truth[:, i]) for i, name in enumerate(QUESTIONS))
         loss.backward()

@@ -1,7 +1,8 @@
 """Muon: momentum whose steps are orthogonalised, for matrices and convolution kernels (Jordan et al., 2024).
 
 Kernels count as matrices (out, in * height * width). Parameters of one shape are orthogonalised in one batch, which is
-what makes it cheap on a CPU. Newton-Schulz runs in bfloat16 with the coefficients of the original publication.
+what makes it cheap on a CPU. Newton-Schulz runs in bfloat16 where that is fast, with the coefficients of the original
+publication.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
+
+from .precision import fast_dtype
 
 _COEFFICIENTS = (3.4445, -4.775, 2.0315)
 _ITERATIONS = 5
@@ -48,8 +51,8 @@ class Muon(torch.optim.Optimizer):
 def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
     """Nearest semi-orthogonal matrices, roughly (singular values 0.7..1.2): (N, m, n) with m <= n -> the same."""
     a, b, c = _COEFFICIENTS
-    x = matrices.bfloat16()
-    x = x / (x.float().norm(dim=(1, 2), keepdim=True) + 1e-7).bfloat16()
+    x = matrices.to(fast_dtype(matrices.device.type))
+    x = x / (x.float().norm(dim=(1, 2), keepdim=True) + 1e-7).to(x.dtype)
     for _ in range(_ITERATIONS):
         gram = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

@@ -9,6 +9,7 @@ import torch
 from uso_core.model.latents import PIXELS_PER_LATENT, schedule_mu, schedule_tokens, unpack
 
 from .model import Conditions, TinyUso
+from .precision import autocast
 from .text import read_words
 
 DEFAULT_STEPS, DEFAULT_GUIDANCE = 16, 4.0
@@ -38,7 +39,7 @@ def sample(
     shape = (len(prompts), 16, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
     x = torch.randn(shape, generator=generator).to(device)
     schedule = times(steps, height, width)
-    with torch.autocast(device.type, torch.bfloat16):
+    with autocast(device.type):
         text, pooled = model.encode_text(read_words(prompts))
         tokens = None if style is None else model.encode_style(style)
         reference = None if reference is None else reference.to(device)

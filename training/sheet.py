@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL
 from .data import Shard, list_shards, open_pictures
 from .latent_cache import encode, squash
 from .model import TinyUso
+from .precision import autocast
 from .sampling import sample
 from .vae import load_vae
 from .world import write_prompt
@@ -71,7 +72,7 @@ class Studio:
 @torch.no_grad()
 def decode(vae: AutoencoderKL, latents: torch.Tensor) -> np.ndarray:
     """Normalised latents (B, 16, h, w) to uint8 (B, H, W, 3)."""
-    with torch.autocast(latents.device.type, torch.bfloat16):
+    with autocast(latents.device.type):
         pixels = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor).sample
     levels = (pixels.float().clamp(-1, 1) + 1) * 127.5
     return levels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

@@ -31,6 +31,7 @@ from .batches import Batch, RecordStore
 from .measure import QUESTIONS, UNKNOWN, Residual, block
 from .model import TinyUso
 from .muon import Muon
+from .precision import autocast
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ def train_teacher(run: Path, steps: int, batch: int = 96, seed: int = 4) -> Teac
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu"):
             logits = teacher((1 - level) * clean + level * torch.randn_like(clean), times)
         loss = reading_loss(logits, store.answers(shard, kinds, numbers))
         loss.backward()

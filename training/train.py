@@ -39,6 +39,7 @@ from .batches import (
 )
 from .model import PUBLISHED, Conditions, Shape, TinyUso
 from .muon import Muon
+from .precision import autocast
 from .teacher import LESSONS, Lessons, Teacher, load_teacher
 from .text import WordLoss, read_words
 
@@ -124,7 +125,8 @@ class Training:
     def resume(self, name: str | None = None) -> None:
         """Take up a checkpoint of the run, if there is one.
 
-        The LoRA's own stage begins where the joint one ended, and begins again after that one has gone on.
+        The LoRA's own stage begins where the joint one ended, and begins again after that one has gone on. What
+        `training.published` wrote has no optimizers: the rate warms up anew.
         """
         state = checkpoint.load_state(self.run / (name or self.state_name), self.device)
         begins = False
@@ -134,9 +136,11 @@ class Training:
             state = joint if begins else state
         if state is None:
             return
+        begins = begins or "optimizers" not in state
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["model" if begins else "ema"])
-        self.lessons.foretell.load_state_dict(state["foretell"])
+        if "foretell" in state:
+            self.lessons.foretell.load_state_dict(state["foretell"])
         self.step, self.samples = state["step"], state["samples"]
         if begins:
             self.began = self.step
@@ -185,7 +189,7 @@ class Training:
         level = times[:, None, None, None]
         noisy = (1 - level) * clean + level * noise
         target = pack(noise - clean)  # (B, S, 64)
-        with torch.autocast(self.device, torch.bfloat16):
+        with autocast(self.device):
             if told and guided:
                 target = target + self.guidance_offset(batch, noisy, times, guidance)
             adapted = batch.mode != "text" or self.plan.adapter or rng.random() < ADAPTED_TEXT

@@ -27,6 +27,7 @@ from . import checkpoint
 from .data import Shard, list_shards, open_pictures
 from .groupnorm import use_fast_groupnorm
 from .muon import Muon
+from .precision import autocast
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +173,7 @@ class VaeTraining:
 
     def loss(self, pixels: torch.Tensor, pooled: bool) -> tuple[torch.Tensor, dict[str, float]]:
         """The objective and its parts."""
-        with torch.autocast(self.device, torch.bfloat16):
+        with autocast(self.device):
             posterior = self.vae.encode(pixels).latent_dist
             latents = posterior.sample()
             if pooled:
@@ -229,7 +230,7 @@ def measure_psnr(vae: AutoencoderKL, run: Path, shard: Shard, device: str, count
     values: list[float] = []
     for start in range(0, count, 16):
         pixels = to_pixels(pictures[start : start + 16], device)
-        with torch.autocast(device, torch.bfloat16):
+        with autocast(device):
             result = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
         error = ((result.float().clamp(-1, 1) - pixels) / 2).pow(2).mean((1, 2, 3))
         values += (-10 * torch.log10(error)).tolist()
