@@ -183,7 +183,7 @@ def dequantized_product(
     return (product if bias is None else product + bias).to(x.dtype)
 
 
-@torch.library.custom_op("uso::widened", mutates_args=())
+@torch.library.custom_op("uso::widened", mutates_args=(), schema="(Tensor weight, Tensor like) -> Tensor")
 def widened(weight: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """An fp8 matrix in another's dtype.
 

@@ -49,10 +49,11 @@ class Residency:
                 self._bring(module)
 
     def use(self, name: str) -> nn.Module:
-        """The module of that name, on the device; another visitor leaves for it."""
+        """The module of that name, on the device; a visitor that it is not leaves, whether it needs the room or not."""
         module = self.modules[name]
-        if name in self.visitors and self._visiting != name:
+        if self._visiting != name:
             self.leave()
+        if name in self.visitors and self._visiting != name:
             self._bring(module)
             self._visiting = name
             self.events.append(("arrive", name))
