@@ -160,7 +160,7 @@ def fp8_product(
     """
     rows = x.reshape(-1, x.shape[-1]).contiguous()  # (M, K), row by row as the product needs it
     x_scale = (rows.abs().amax(-1, keepdim=True).float() / FP8_MAX).clamp_min(SMALLEST_SCALE)  # (M, 1)
-    x_data = (rows.float() / x_scale).clamp(-FP8_MAX, FP8_MAX).to(FP8)
+    x_data = (rows / x_scale).clamp_(-FP8_MAX, FP8_MAX).to(FP8)  # by way of float32, in place: it is the largest tensor
     multiply = functools.partial(torch._scaled_mm, x_data, weight.t(), out_dtype=x.dtype, use_fast_accum=True)
     if way == ROW_WISE:
         offset = None if bias is None else bias.to(x.dtype)
@@ -168,7 +168,7 @@ def fp8_product(
     else:
         one = torch.ones((), device=x.device)
         product = multiply(scale_a=one, scale_b=one).float().mul_(x_scale).mul_(scale.t())  # (M, N)
-        product = (product if bias is None else product + bias).to(x.dtype)
+        product = (product if bias is None else product.add_(bias)).to(x.dtype)
     return product.reshape(*x.shape[:-1], weight.shape[0])
 
 
@@ -180,7 +180,7 @@ def dequantized_product(
     So a dequantized weight is never rounded a second time. float16 would overflow before the scale.
     """
     product = F.linear(x, widened(weight, x)) * scale.squeeze(1)  # float32 (..., N)
-    return (product if bias is None else product + bias).to(x.dtype)
+    return (product if bias is None else product.add_(bias)).to(x.dtype)
 
 
 @torch.library.custom_op("uso::widened", mutates_args=(), schema="(Tensor weight, Tensor like) -> Tensor")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -31,7 +32,8 @@ def by_speed(
     for kernel in kernels:
         if kernel == SDPBackend.MATH:
             continue
-        with contextlib.suppress(RuntimeError):  # this kernel does not take such tensors
+        with contextlib.suppress(RuntimeError), warnings.catch_warnings():  # this kernel does not take such tensors
+            warnings.simplefilter("ignore")  # and PyTorch warns of each reason
             seconds[kernel] = _time(kernel, query, key, value)
     return sorted(kernels, key=lambda kernel: (kernel == SDPBackend.MATH, seconds.get(kernel, float("inf"))))
 
