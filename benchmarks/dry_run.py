@@ -139,11 +139,11 @@ def at_home(module: torch.nn.Module, device: torch.device, home: torch.device, s
     materialize(module, home, home, seed)
 
 
-def copied() -> int:
-    """Bytes that were copied to the device so far."""
+def copied(back: bool = False) -> int:
+    """Bytes that were copied to the device so far, or back from it."""
     count = ctypes.CDLL(None).null_device_copied
     count.restype = ctypes.c_size_t
-    return int(count(0))
+    return int(count(int(back)))
 
 
 def run(contender: Contender, device: torch.device) -> dict[str, Any]:
@@ -163,11 +163,12 @@ def run(contender: Contender, device: torch.device) -> dict[str, Any]:
             before = copied()
             with watching(pipeline, peaks):
                 make(pipeline, task, seed=1)
-            first = copied()
+            first, back = copied(), copied(back=True)
             make(pipeline, task, seed=2)
             row["modes"][mode] = {
                 "allocated": gigabytes(peaks), "peak": round(max(peaks.values()) / GB, 2),
                 "copied": round((first - before) / GB, 3), "copied_for_another_seed": round((copied() - first) / GB, 3),
+                "copied_back_for_another_seed": round((copied(back=True) - back) / GB, 3),
             }  # fmt: skip
         row["reserved"] = round(torch.cuda.max_memory_reserved(device) / GB, 2)
     return row

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import dry_run
 from benchmarks.bench import check, main, make, turns
 from benchmarks.counts import MODES, full_size
 from benchmarks.models import CONTENDERS, FULL, SMALL, Contender, embedded, random_pipeline
@@ -25,6 +26,7 @@ from uso_core.memory.residency import tensors_of
 from uso_core.model.pipeline import USOPipeline
 
 CPU = torch.device("cpu")
+RESULTS = Path(dry_run.__file__).parent / "results"
 BOUND = 1e-5  # relative L2 of the pictures: another order of additions in float32
 BY_NAME = {contender.name: contender for contender in CONTENDERS}
 
@@ -235,3 +237,25 @@ def test_the_reference_at_full_size_has_the_published_weights():
     lora = [size for name, size in sizes.items() if ".processor." in name]
     assert (len(lora), round(sum(lora) / 1e6, 1)) == (304, 239.1)  # as in dit_lora.safetensors
     assert sum(sizes.values()) - sum(lora) == sum(parameter.numel() for parameter in ours.parameters())
+
+
+def test_a_dry_run_needs_the_build_for_cuda(monkeypatch, capsys):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr("sys.argv", ["dry_run"])
+    with pytest.raises(SystemExit) as ended:
+        dry_run.main()
+    assert ended.value.code == 2
+    assert "build for CUDA" in capsys.readouterr().err
+
+
+def test_what_was_allocated_on_the_null_device_is_within_plans_and_targets():
+    seen = json.loads((RESULTS / "null-device.json").read_text(encoding="utf-8"))["contenders"]
+    peaks = {row["contender"]: max(mode["peak"] for mode in row["modes"].values()) for row in seen}
+    assert set(peaks) == set(dry_run.OURS)
+    for row in seen:
+        assert peaks[row["contender"]] <= row["planned_peak"], row["contender"]
+        assert set(row["modes"]) == set(MODES)
+        assert all(mode["copied_back_for_another_seed"] < 0.02 for mode in row["modes"].values())  # GB: the picture
+    assert peaks["fp8 offload"] <= 10.5
+    assert peaks["tier 8 GB"] <= 7
+    assert peaks["tier 24 GB"] <= 22.5

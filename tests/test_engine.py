@@ -319,6 +319,20 @@ def test_listening_with_patience_wakes_up_while_nothing_happens(engine: Engine) 
     assert time.monotonic() - began >= 0.05
 
 
+def test_unloading_gives_a_gpus_memory_back_and_the_page_locked_one_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch keeps both for later; what is locked would count as taken when the next model is planned."""
+    own, given_back = Engine(SETTINGS), []
+    assert isinstance(run(own, SMALL)[-1], Done)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: given_back.append(("device", own._pipeline)))
+    monkeypatch.setattr("uso_core.memory.host.empty_cache", lambda: given_back.append(("host", own._pipeline)))
+    own.unload()
+    until = time.monotonic() + PATIENCE_SECONDS
+    while len(given_back) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert given_back == [("device", None), ("host", None)]
+
+
 def test_a_failing_request_leaves_the_loaded_model_at_work(tmp_path: Path) -> None:
     engine = Engine(dataclasses.replace(SETTINGS, weights=str(tmp_path), ae=str(tmp_path / "gone.safetensors")))
     (before,) = images_of(run(engine, SMALL))

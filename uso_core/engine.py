@@ -315,7 +315,10 @@ class Engine:
         gc.collect()
         torch = sys.modules.get("torch") if begun else None  # before that it may be in the midst of its import
         if torch is not None and torch.cuda.is_available():
+            from uso_core.memory import host
+
             torch.cuda.empty_cache()
+            host.empty_cache()
 
 
 @cache

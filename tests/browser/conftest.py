@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from tests.test_app import Served, serve
 
-PATIENCE_MS = 60_000  # for what takes a second on an idle machine
+PATIENCE_MS = 240_000  # for what takes a second on an idle machine, and a minute on a slow and busy one
 CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 DESKTOP = {"width": 1280, "height": 900}
 OURS = ("127.0.0.1", "")  # data: and blob: addresses have no host

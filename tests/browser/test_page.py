@@ -60,7 +60,7 @@ def set_number(page: Page, name: str, value: float) -> None:
 
 
 def ask_for_much(page: Page, seed: int = -1) -> None:
-    """As long a run as the form allows: with the embedded model still only about a second."""
+    """As long a run as the form allows: with the embedded model seconds at the most, on an idle machine."""
     press(page, "More ▼")
     set_number(page, "Steps", 100)
     set_number(page, "Width", 256)

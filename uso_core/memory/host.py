@@ -56,3 +56,11 @@ class HostMemory:
 
     def _empty(self, size: int, locked: bool) -> torch.Tensor:
         return torch.empty(size, dtype=torch.uint8, pin_memory=locked)
+
+
+def empty_cache() -> None:
+    """Gives page-locked memory that no tensor uses any more back to the system; PyTorch would keep it for later.
+
+    Only where there is a GPU. `torch.accelerator.empty_host_cache` is public, but PyTorch has it since 2.12 alone.
+    """
+    torch._C._host_emptyCache()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from uso_core.memory.host import HostMemory
-from uso_core.memory.plan import STAYS, STREAMED_SLOTS, VISITOR_SLOTS, MemoryPlan
+from uso_core.memory.plan import HOST_WASTE_PART, STAYS, STREAMED_SLOTS, VISITOR_SLOTS, MemoryPlan
 from uso_core.memory.residency import Residency
 from uso_core.memory.sizes import TILE_PIXELS
 from uso_core.memory.streaming import BlockStream
@@ -37,7 +37,7 @@ def place(modules: Mapping[str, Any], plan: MemoryPlan, device: torch.device) ->
     """
     transformer = modules["transformer"]
     modulation = [each for part in transformer.modules() if isinstance(part, Modulation) for each in part.parameters()]
-    host = HostMemory(device, plan.host_bytes)
+    host = HostMemory(device, plan.host_bytes - plan.host_bytes // (HOST_WASTE_PART + 1))
     waiting = host if plan.pinned else None  # for what visits; blocks that stream in every step always wait there
     held: list[torch.Tensor] = []
     if plan.where("modulation") != STAYS:
