@@ -77,3 +77,19 @@ def test_without_a_wish_an_obstacle_is_only_told(monkeypatch):
     monkeypatch.setattr(assembly, "obstacle_to_compiling", lambda *_: "")
     assert planned().compile
     assert dataclasses.replace(made, notes=(), compile=True, seconds=planned().seconds) == planned()
+
+
+def test_streams_and_events_are_those_of_the_gpu_chosen(monkeypatch):
+    """`torch.cuda.current_stream()` is that of the thread's device, which is the first GPU unless it is told."""
+    chosen: list[torch.device] = []
+
+    def stop(*_: object) -> None:
+        raise MemoryShortage("That will do.", "It does.")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(assembly, "plan_memory", stop)
+    for name in ("cuda:1", "cuda", "cpu"):
+        with pytest.raises(MemoryShortage):
+            assembly.assemble(PATHS, Settings(device=name), get_model(EMBEDDED))
+    assert chosen == [torch.device("cuda", 1)]

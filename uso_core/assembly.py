@@ -52,6 +52,8 @@ def assemble(
     parts = {} if parts is None else parts
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # of this thread, which computes: streams and events are those of its device
     torch.set_num_threads(min(torch.get_num_threads(), threads()))
     tell(0.0, "planning the memory")
     memory = plan_memory(paths, settings, model, device, dtype)
