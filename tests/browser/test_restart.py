@@ -57,6 +57,7 @@ def test_history_is_still_there(app: Restarted, open_page: OpenPage) -> None:
     page = open_page(app.served)
     tab(page, "History")
     page.get_by_label("Search").fill("lighthouse")
+    expect(page.locator("#history-images b")).to_have_text([REMEMBERED])
     page.locator("#history-images button", has=page.locator("img")).first.click()
     expect(page.get_by_label("Selected")).to_have_value(f"{day(app.made)}  {REMEMBERED}")
     press(page, "Restore settings")
