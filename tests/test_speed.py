@@ -382,7 +382,7 @@ def test_every_kernel_makes_the_same_picture(own, pictures, order):  # noqa: F81
 
 
 def test_cudnn_is_not_asked_for_strengths(own, pictures, monkeypatch):  # noqa: F811
-    """It was timed without anything added to the logits; other shapes it refuses only when it is to compute them."""
+    """It was timed without anything added to the logits."""
     asked = []
     monkeypatch.setattr(
         "uso_core.model.attention.sdpa_kernel", lambda kernels, **_: asked.append(kernels) or nullcontext()

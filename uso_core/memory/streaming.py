@@ -129,10 +129,8 @@ class Parcel:
 
     def __init__(self, block: nn.Module, kept: set[int], host: HostMemory | None) -> None:
         self.tensors = [each for each in tensors_of(block) if id(each) not in kept]
-        self._spans: list[
-            tuple[torch.Tensor, int, torch.Tensor]
-        ] = []  # parameter, first byte in a slot, host's weights
-        self.nbytes = 0
+        self.nbytes = 0  # in a slot
+        self._spans: list[tuple[torch.Tensor, int, torch.Tensor]] = []  # parameter, first byte there, host's weights
         for tensor in self.tensors:
             begin = -(-self.nbytes // ALIGNMENT) * ALIGNMENT
             data = tensor.data.contiguous()

@@ -42,8 +42,8 @@ def by_speed(
 def preferring(kernels: Sequence[SDPBackend] | None, biased: bool = False) -> Iterator[None]:
     """Attention takes the first of these kernels that can; without any, PyTorch's own choice.
 
-    `biased` attention, which adds something to its logits, leaves cuDNN's out: it was timed without, and has refused
-    such shapes only when it was to compute them.
+    `biased` attention, which adds something to its logits, leaves cuDNN's out: it was timed without, and is known to
+    refuse shapes only when it is to compute them (pytorch issue 140930).
     """
     if not kernels:
         yield
