@@ -28,7 +28,7 @@ train-tiny: $(VENV)/.ready-test
 	$(BIN)/python -m training.train --run $(RUN) --steps $(STEPS) --decay $$(($(STEPS) / 4)) \
 		--guided-from $$(($(STEPS) * 2 / 3))
 	$(BIN)/python -m training.train --run $(RUN) --steps $$(($(STEPS) * 5 / 4)) --decay $$(($(STEPS) / 4)) \
-		--guided-from 0 --adapter
+		--guided-from 0 --stage adapter
 	$(BIN)/python -m training.release --run $(RUN) --to $(RUN)/release
 	$(BIN)/python -m training.evaluate --weights $(RUN)/release --to $(RUN)/measured.json --sheet $(RUN)/sheet.png
 

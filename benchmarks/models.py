@@ -91,9 +91,7 @@ def embedded(dtype: torch.dtype) -> dict[str, USOPipeline]:
     ours = assemble(PATHS, settings, get_model(EMBEDDED))[0]
     apart = ReferenceTransformer.from_files(PATHS["transformer"], PATHS["lora"], dtype)
     parts = {**ours.components, "transformer": cast(Any, apart), "vae": build.build_vae(PATHS["vae"], dtype)}
-    reference = ReferencePipeline(
-        **parts, text_tokens=ours.config.text_tokens, preview_factors=ours.config.preview_factors
-    )
+    reference = ReferencePipeline(**parts, **ours.constants)
     modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
     reference.residency = Residency(ours.compute_device, modules)
     return {"reference": reference, "ours": ours}

@@ -23,9 +23,7 @@ def without_blocks(pipeline: USOPipeline) -> USOPipeline:
         bare = USOTransformer2DModel.from_config({**full.config, "num_layers": 0, "num_single_layers": 0})
     bare.load_state_dict({name: full.state_dict()[name] for name in bare.state_dict()}, assign=True)
     parts = {**pipeline.components, "transformer": bare}
-    return USOPipeline(
-        **parts, text_tokens=pipeline.config.text_tokens, preview_factors=pipeline.config.preview_factors
-    )
+    return USOPipeline(**parts, **pipeline.constants)
 
 
 def seconds_outside_blocks(pipeline: USOPipeline, task: Task) -> dict[str, Any]:

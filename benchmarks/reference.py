@@ -94,7 +94,8 @@ class ReferencePipeline(USOPipeline):
         target = (sampling.height // tokens.PIXELS_PER_TOKEN, sampling.width // tokens.PIXELS_PER_TOKEN)
         sizes = [(each.shape[-2] // 2, each.shape[-1] // 2) for each in condition.references]
         style = len(condition.styles) * projector.config.tokens_out * len(projector.config.depths)
-        ids = torch.cat([torch.zeros(style + condition.text.shape[1], 3), tokens.image_ids(target, sizes)])
+        text_ids = torch.zeros(style + condition.text.shape[1], 3)
+        ids = torch.cat([text_ids, tokens.image_ids(target, sizes, self.config.reference_columns)])
         mu = tokens.schedule_mu(tokens.schedule_tokens(sampling.width, sampling.height, sampling.schedule))
         steps = torch.linspace(1, 0, sampling.steps + 1)[:-1].tolist()
         self.scheduler.set_timesteps(sigmas=steps, mu=mu, device=device)

@@ -184,6 +184,7 @@ def test_a_file_without_notes_has_the_constants_of_flux():
     assert vae(AE).config.scaling_factor == 0.3611
     assert vae(AE).config.shift_factor == 0.1159
     assert build.text_tokens(FLUX) == 512
+    assert build.reference_columns(FLUX) is None
     assert list(projector(PROJECTOR).config.depths) == [-2, -11, -20]
 
 
@@ -342,13 +343,14 @@ def make_transformer(**config: Any) -> USOTransformer2DModel:
 def test_the_shape_of_a_transformer_is_read_off_its_tensors(config, tmp_path):
     made = make_transformer(**config)
     path = tmp_path / "flux.safetensors"
-    export.export_transformer(made, path, {"text_tokens": 77})
+    export.export_transformer(made, path, {"text_tokens": 77, "reference_columns": 5})
     loaded = build.build_transformer(path, None, torch.bfloat16)
     names = ("num_layers", "num_single_layers", "attention_head_dim", "num_attention_heads", "joint_attention_dim",
              "pooled_projection_dim", "guidance_embeds", "in_channels")  # fmt: skip
     assert {name: loaded.config[name] for name in names} == {name: made.config[name] for name in names}
     assert list(loaded.config.axes_dims_rope) == list(made.config.axes_dims_rope)
     assert build.text_tokens(path) == 77
+    assert build.reference_columns(path) == 5
     same(loaded, made)
 
 

@@ -8,6 +8,7 @@ code nor a new release can make the pictures worse without a visible change of o
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache, lru_cache
 from typing import Any
 
@@ -15,9 +16,10 @@ import cv2
 import numpy as np
 import pytest
 
+from training import world
 from training.evaluate import MEASURED, QUICK, fingerprint
 from training.judge import CHANCE, Judge
-from training.measure import QUESTIONS, load_measurer, palette_distance
+from training.measure import QUESTIONS, load_measurer, outline_agreement, palette_distance
 from training.trials import MODES, RELEASED, Painter, Trial, make_trial
 from uso_core.catalog import EMBEDDED, get_model
 from uso_core.examples import ASPECTS
@@ -30,7 +32,7 @@ PROMISED: dict[tuple[str, str], float] = {
     ("text", "scene"): 0.95,
     ("text", "technique"): 0.95,
     ("text", "subject"): 0.9,
-    ("text", "colour"): 0.7,
+    ("text", "colour"): 0.65,
     ("subject", "scene"): 0.95,
     ("subject", "subject"): 0.95,
     ("subject", "colour"): 0.9,
@@ -43,16 +45,16 @@ PROMISED: dict[tuple[str, str], float] = {
     ("both", "scene"): 0.95,
     ("both", "subject"): 0.95,
     ("both", "colour"): 0.85,
-    ("both", "identity_of_8"): 0.78,
+    ("both", "identity_of_8"): 0.8,
     ("both", "technique"): 0.85,
     ("both", "style_subject_leaks"): 0.05,
     ("layout", "subject"): 0.9,
-    ("layout", "technique"): 0.75,
+    ("layout", "technique"): 0.8,
     ("layout", "outline_relative"): 0.85,
     ("layout", "style_subject_leaks"): 0.05,
     ("blend", "scene"): 0.8,
 }
-SUBJECT_IN_FORMATS = {"text": 0.8, "subject": 0.9, "style": 0.75, "both": 0.75, "layout": 0.5}  # in each one offered
+SUBJECT_IN_FORMATS = {"text": 0.8, "subject": 0.85, "style": 0.75, "both": 0.8, "layout": 0.6}  # in each one offered
 AT_MOST = ("style_subject_leaks", "style_scene_leaks")
 FLIPS = 1.01 / QUICK  # one picture of a mode may be read differently on another machine
 SWEPT = range(3)  # trials in which one setting is changed
@@ -161,6 +163,19 @@ def test_a_few_trials_come_out_as_they_were_measured(mode: str) -> None:
     if mode == "layout":
         assert figures["outline_agreement"] >= measured["outline_agreement"] - 0.05
         assert figures["outline_agreement"] > figures["outline_of_another"] + 0.05
+
+
+def test_a_wide_content_image_keeps_its_layout() -> None:
+    """Nothing moves to the right, and nothing stands there twice: the outlines are the content's own."""
+    height, width, own, other = 128, 192, [], []
+    drawings = [world.draw(make_trial("layout", number).record.target, height, width) for number in SWEPT]
+    for number, drawing, another in zip(SWEPT, drawings, drawings[1:] + drawings[:1], strict=True):
+        trial = replace(make_trial("layout", number), content=world.stylise(drawing, world.NO_STYLE))
+        picture = painter().answer(trial, height=height, width=width, content_size=width)
+        own.append(outline_agreement(picture, drawing.edges))
+        other.append(outline_agreement(picture, another.edges))
+    assert np.mean(own) > 0.2
+    assert np.mean(own) > np.mean(other) + 0.15
 
 
 def test_the_style_image_brings_its_palette_by_its_strength() -> None:

@@ -57,6 +57,15 @@ def test_references_go_down_the_diagonal():
     assert ids[14].tolist() == [0, 5, 6]  # second one after both
 
 
+def test_a_model_taught_on_squares_finds_references_at_their_distance():
+    wide = latents.image_ids((2, 5), [(2, 5), (1, 1)], most_columns=2)
+    assert wide[10].tolist() == [0, 2, 2]  # below the target, not beyond its right end
+    assert wide[20].tolist() == [0, 4, 7]
+    assert len(wide.unique(dim=0)) == len(wide)  # no two tokens at one place
+    for size in ((3, 2), (2, 2)):
+        assert latents.image_ids(size, [size], most_columns=2).equal(latents.image_ids(size, [size]))
+
+
 def test_unpack_refuses_another_size():
     with pytest.raises(ValueError, match="5 tokens"):
         latents.unpack(torch.zeros(1, 5, 64), 32, 32)
@@ -202,7 +211,7 @@ def test_saves_and_loads_offline(pipeline, pictures, tmp_path):
         pipe("a cat", content, styles, seed=5, content_size=64, **SMALL).images[0] for pipe in (pipeline, again)
     )
     assert one.tobytes() == other.tobytes()
-    assert again.config.text_tokens == pipeline.config.text_tokens
+    assert again.constants == pipeline.constants
 
 
 @pytest.mark.parametrize("strengths", [(), (1.0, 1.0)])

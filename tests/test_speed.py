@@ -31,8 +31,7 @@ SAMPLING = Sampling(64, 48, 4, 4.0)
 def own(pipeline: USOPipeline) -> USOPipeline:  # noqa: F811
     """A pipeline that a test may change."""
     parts = {name: copy.deepcopy(part) if name in HEAVY else part for name, part in pipeline.components.items()}
-    return USOPipeline(**parts, text_tokens=pipeline.config.text_tokens,
-                       preview_factors=pipeline.config.preview_factors)  # fmt: skip
+    return USOPipeline(**parts, **pipeline.constants)
 
 
 def generate(pipeline: USOPipeline, pictures: list[Image.Image], **options) -> torch.Tensor:  # noqa: F811

@@ -16,21 +16,22 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from training import checkpoint, data, export, latent_cache, world
-from training.batches import MODE_CHANCE, BatchMaker, RecordStore
+from training.batches import BatchMaker, RecordStore
 from training.evaluate import worse_figures
 from training.judge import Judge, relative_outlines
 from training.lora import Lora, fused
 from training.measure import load_measurer
-from training.model import Conditions, Shape, TinyUso, build_transformer
+from training.model import REFERENCE_COLUMNS, Conditions, Shape, TinyUso, build_transformer
 from training.published import begin
 from training.release import release, release_vae
+from training.stages import STAGES
 from training.strip import SHOWN, Block, draw_strip, save_small
 from training.teacher import Lessons, Teacher, accuracy_at, load_teacher, train_teacher
 from training.text import TEXT_TOKENS, read_words
 from training.train import Plan, Training, load_model, save_model
 from training.trials import MODES, RELEASED, make_trial
 from training.vae import build_vae
-from training.world.prompts import COLOUR_WORDS, KIND_WORDS, SCENE_WORDS, disturb
+from training.world.prompts import COLOUR_WORDS, KIND_WORDS, SCENE_WORDS, disturb, tells
 from training.world.specs import MOODS, SUBJECTS, TECHNIQUES, is_held_out
 from uso_core.assembly import assemble
 from uso_core.catalog import EMBEDDED_FILES, get_model
@@ -82,6 +83,25 @@ def test_a_prompt_tells_its_picture() -> None:
         assert any(word in text for word in COLOUR_WORDS[spec.subject.colour])
         assert any(word in text for word in SCENE_WORDS["forest"])
     assert disturb(np.random.default_rng(0), "a red mug") != "a red mug"
+
+
+def test_what_a_prompt_tells_of_a_subject_is_known() -> None:
+    subject = replace(picture().subject, colour="red", second_colour="yellow", pattern="striped", mood="sleepy")
+    for prompt, told in {
+        "a tired scarlet mug with yellow stripes in space": {"colour", "second_colour", "pattern", "mood"},
+        "A Red striped mug": {"colour", "pattern"},
+        "a mug with very yellow stripes": {"second_colour", "pattern"},
+        "a yellow mug, sleeping": {"mood"},
+        "": set(),
+    }.items():
+        assert {name for name, known in tells(prompt, subject).items() if known} == told, prompt
+    assert tells("a mug", replace(subject, pattern="plain"))["pattern"]
+    rng, subject = np.random.default_rng(0), replace(subject, mood="happy", pattern="dotted")
+    prompts = [world.write_prompt(rng, replace(picture(), subject=subject), detail=1.0) for _ in range(200)]
+    shares = {name: np.mean([tells(prompt, subject)[name] for prompt in prompts]) for name in tells("", subject)}
+    assert shares["colour"] == shares["pattern"] == 1.0
+    assert 0.7 < shares["mood"] < 0.9
+    assert 0.05 < shares["second_colour"] < 0.3
 
 
 def test_records_are_repeatable_and_held_out_identities_are_kept_out() -> None:
@@ -145,17 +165,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(run: Path, steps: int, adapter: bool = False) -> Training:
-    plan = Plan(steps, token_budget=400, guided_from=2, adapter=adapter)
+def train(run: Path, steps: int, stage: str = "joint") -> Training:
+    plan = Plan(steps, token_budget=400, guided_from=2, stage=STAGES[stage])
     torch.manual_seed(1)
-    training = Training(run, plan, BatchMaker(RecordStore(run), plan.token_budget), Teacher(), "cpu", SMALL)
+    maker = BatchMaker(RecordStore(run), plan.token_budget, plan.stage.mode_chance)
+    training = Training(run, plan, maker, Teacher(), "cpu", SMALL)
     training.resume()
     return training
 
 
 def test_every_mode_trains_and_a_resumed_run_equals_an_uninterrupted_one(run: Path) -> None:
     whole = train(run, 6)
-    modes = list(MODE_CHANCE)
+    modes = list(whole.plan.stage.mode_chance)
     losses = [whole.train_step(whole.maker.at(0, whole.step, mode)) for mode in modes]
     assert all(torch.stack(list(parts.values())).isfinite().all() for parts in losses)
     unanswered = [parts["reading"] == 0 for parts in losses]
@@ -181,19 +202,52 @@ def test_the_loras_own_stage_leaves_the_base_as_it_is(run: Path, tmp_path: Path)
         joint.train_step(joint.maker.at(0, joint.step))
     joint.save()
     before = {name: value.clone() for name, value in joint.model.state_dict().items()}
-    stage = train(own, 7, adapter=True)
+    stage = train(own, 7, "adapter")
     assert (stage.step, stage.began) == (3, 3)
     for mode in ("text", "both"):
         stage.train_step(stage.maker.at(0, stage.step, mode))
     stage.save()
-    resumed = train(own, 7, adapter=True)
+    resumed = train(own, 7, "adapter")
     assert (resumed.step, resumed.began) == (5, 3)
     for model in (resumed.model, resumed.ema):
         changed = {name.split(".")[0] for name, value in model.state_dict().items() if not value.equal(before[name])}
         assert changed == {"lora", "projector"}
     joint.train_step(joint.maker.at(0, joint.step))
     joint.save()
-    assert train(own, 7, adapter=True).began == 4
+    assert train(own, 7, "adapter").began == 4
+
+
+def test_the_reward_stage_moves_nothing_but_biases_and_learns_from_its_own_pictures(run: Path, tmp_path: Path) -> None:
+    own = Path(copytree(run, tmp_path / "run", ignore=ignore_patterns("*.pt")))
+    for name in ("joint", "adapter"):
+        train(own, 6, name).save()
+    stage = train(own, 40, "reward")
+    for parameter in stage.model.parameters():  # the last layer and the modulations begin as nothing
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    before = {name: value.clone() for name, value in stage.model.state_dict().items()}
+    text, layout, blend = (stage.maker.at(0, 0, mode) for mode in ("text", "layout", "blend"))
+    assert set(stage.own_losses(text, np.random.default_rng(0))) == {"own reading", "own doubt"}
+    assert set(stage.own_losses(layout, np.random.default_rng(0))) == {"own reading", "own likeness"}
+    seen = {frozenset(stage.losses(blend, np.random.default_rng(number))) for number in range(8)}
+    assert not any(name.startswith("own") for names in seen for name in names)  # nothing is right about a blend
+    seen = {frozenset(stage.losses(text, np.random.default_rng(number))) for number in range(8)}
+    assert len(seen) == 2  # its own pictures, and given ones
+    for _ in range(4):
+        stage.train_step(text)
+    after = stage.model.state_dict()
+    changed = {name for name, value in before.items() if not value.equal(after[name])}
+    assert changed
+    assert all(name.startswith("transformer.") and name.endswith(".bias") for name in changed)
+    stage.save()
+    assert train(own, 40, "reward").step == 4
+    kept, average = load_model(own / "joint.safetensors").state_dict(), stage.ema.state_dict()
+    for name, value in kept.items():
+        if name in changed:
+            torch.testing.assert_close(value, average[name], rtol=2**-4, atol=0)
+            assert not (value.view(torch.int32) & (1 << 20) - 1).any()  # one bit in front, three of 23 behind
+        else:
+            assert torch.equal(value, average[name]), name
 
 
 def test_a_teacher_learns_to_read_latents(run: Path) -> None:
@@ -207,7 +261,7 @@ def test_a_teacher_learns_to_read_latents(run: Path) -> None:
 
 def test_the_right_velocity_has_nothing_to_learn_about_likeness(run: Path) -> None:
     torch.manual_seed(2)
-    batch = BatchMaker(RecordStore(run), 400).at(0, 0, "subject")
+    batch = BatchMaker(RecordStore(run), 400, STAGES["joint"].mode_chance).at(0, 0, "subject")
     lessons, model = Lessons(Teacher(), SMALL.width), TinyUso(SMALL)
     lessons.listen(model)
     clean, noise = batch.clean.float(), torch.randn(batch.clean.shape)
@@ -238,7 +292,7 @@ def test_training_asks_for_its_teacher(run: Path, tmp_path: Path) -> None:
 
 
 def test_batches_drawn_ahead_are_the_same(run: Path) -> None:
-    maker = BatchMaker(RecordStore(run), 400)
+    maker = BatchMaker(RecordStore(run), 400, STAGES["joint"].mode_chance)
     ahead = maker.stream(seed=3, first=5, workers=1)
     for step in (5, 6):
         given, drawn = next(ahead), maker.at(3, step)
@@ -276,6 +330,7 @@ def test_a_released_model_is_what_was_trained_to_the_ordinary_loader(tmp_path: P
     for name, weight in pipeline.transformer.state_dict().items():
         torch.testing.assert_close(weight, expected[name].detach(), rtol=1e-6, atol=1e-7)
     assert pipeline.config.text_tokens == TEXT_TOKENS
+    assert pipeline.config.reference_columns == REFERENCE_COLUMNS
     assert pipeline.vae.config.scaling_factor == 0.7
     words = "a sleepy red mug"
     text, pooled = pipeline.encode_prompt(words)
@@ -312,9 +367,10 @@ def test_training_goes_on_from_published_weights(run: Path, tmp_path: Path) -> N
     copytree(run, begun, ignore=ignore_patterns("*state.pt", "latents_*", "vae.*"))
     begin(tmp_path, begun)
     latent_cache.encode_records(begun, "cpu")
-    maker = BatchMaker(RecordStore(begun), 400)
-    for adapter in (False, True):
-        training = Training(begun, Plan(steps=3, adapter=adapter), maker, Teacher(), "cpu", SMALL)
+    store = RecordStore(begun)
+    for stage in ("joint", "adapter"):
+        maker = BatchMaker(store, 400, STAGES[stage].mode_chance)
+        training = Training(begun, Plan(steps=3, stage=STAGES[stage]), maker, Teacher(), "cpu", SMALL)
         training.resume()
         assert (training.step, training.began) == (0, 0)
         name = "single_blocks.0.processor.qkv_lora.up.weight"

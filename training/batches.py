@@ -23,17 +23,13 @@ from torch.utils.data import DataLoader, Dataset
 from . import world
 from .data import Record, Shard, list_shards, open_pictures
 from .latent_cache import latents_path, squash
-from .measure import UNKNOWN, answers
+from .measure import QUESTIONS, UNKNOWN, answers
 from .text import Words, read_words
-from .world.prompts import disturb, style_instruction
+from .world.prompts import disturb, style_instruction, tells
 
-MODE_CHANCE = {"text": 0.32, "subject": 0.20, "style": 0.14, "both": 0.20, "layout": 0.10, "blend": 0.04}
 # Tokens of one sample at 128 x 128 (32 text, 24 per style image, 64 per picture): a batch has a budget of tokens.
 MODE_TOKENS = {"text": 96, "subject": 160, "style": 120, "both": 184, "layout": 184, "blend": 176}
 SQUARE_CHANCE = 0.9
-# What the application is asked for, once the base has learnt: the LoRA's own stage.
-ADAPTER_CHANCE = {"text": 0.22, "subject": 0.10, "style": 0.24, "both": 0.16, "layout": 0.26, "blend": 0.02}
-ADAPTER_SQUARE_CHANCE = 0.4
 EMPTY_PROMPT = 0.1  # of text batches: what "no condition" means, for guidance
 DISTURBED_PROMPT = 0.15
 LATENT_KINDS = ("target", "plain", "content", "style", "blend")
@@ -51,6 +47,7 @@ class Batch:
     reference: torch.Tensor | None  # (B, 16, h', w')
     style: torch.Tensor | None  # (B, N, 128, 128, 3)
     answers: torch.Tensor | None  # int64 (B, questions) of `measure.QUESTIONS`; None where there is no right answer
+    asked: torch.Tensor | None = None  # bool (B, questions): what the conditions tell; None: everything
 
 
 class RecordStore:
@@ -110,7 +107,7 @@ class BatchMaker:
         self,
         store: RecordStore,
         token_budget: int,
-        mode_chance: dict[str, float] = MODE_CHANCE,
+        mode_chance: dict[str, float],
         square_chance: float = SQUARE_CHANCE,
     ) -> None:
         self.store, self.token_budget = store, token_budget
@@ -155,7 +152,10 @@ class BatchMaker:
             prompts.append("" if rng.random() < EMPTY_PROMPT else prompt)
         told = self.store.answers(shard, kinds, numbers)
         told[[prompt == "" for prompt in prompts]] = UNKNOWN
-        return Batch("text", prompts, read_words(prompts), self.store.latent(shard, kinds, numbers), None, None, told)
+        return Batch(
+            "text", prompts, read_words(prompts), self.store.latent(shard, kinds, numbers), None, None, told,
+            self._asked(shard, prompts, kinds, numbers),
+        )  # fmt: skip
 
     def _subject(self, rng: np.random.Generator, shard: Shard, numbers: np.ndarray) -> Batch:
         kinds = ["target" if rng.random() < 0.35 else "plain" for _ in numbers]
@@ -179,7 +179,7 @@ class BatchMaker:
         pictures = self.store.pictures(shard, shown, numbers, rng)[:, None]
         return Batch(
             "style", prompts, read_words(prompts), self.store.latent(shard, made, numbers), None, pictures,
-            self.store.answers(shard, made, numbers),
+            self.store.answers(shard, made, numbers), self._asked(shard, prompts, made, numbers),
         )  # fmt: skip
 
     def _both(self, rng: np.random.Generator, shard: Shard, numbers: np.ndarray) -> Batch:
@@ -220,9 +220,21 @@ class BatchMaker:
         return Batch("blend", prompts, read_words(prompts), clean, reference, torch.stack(pictures, 1), None)
 
     def _prompt(self, rng: np.random.Generator, record: Record, kind: str, detail: float, name_style: bool) -> str:
-        picture = {"style": record.other, "content": record.content}.get(kind, record.target)
-        text = world.write_prompt(rng, picture, record.style if name_style else None, detail)
+        text = world.write_prompt(rng, _shown(record, kind), record.style if name_style else None, detail)
         return disturb(rng, text) if rng.random() < DISTURBED_PROMPT else text
+
+    @staticmethod
+    def _asked(shard: Shard, prompts: list[str], kinds: list[str], numbers: np.ndarray) -> torch.Tensor:
+        """bool (B, questions): all but what a prompt without a content image leaves open."""
+        rows = []
+        for prompt, kind, number in zip(prompts, kinds, numbers, strict=True):
+            told = tells(prompt, _shown(shard.record(int(number)), kind).subject)
+            rows.append([told.get(question, True) for question in QUESTIONS])
+        return torch.tensor(rows)
+
+
+def _shown(record: Record, kind: str) -> world.Picture:
+    return {"style": record.other, "content": record.content}.get(kind, record.target)
 
 
 class _Steps(Dataset[Batch]):

@@ -22,6 +22,7 @@ from .text import TEXT_WIDTH, Words, build_clip, build_t5, tokenizers
 
 VISION_SIZE, VISION_PATCH, VISION_WIDTH, VISION_LAYERS = 128, 16, 128, 4
 STYLE_TOKENS_PER_DEPTH = 8
+REFERENCE_COLUMNS = 8  # a reference begins at most so far to the right: as in a square picture, in wide ones too
 STYLE_DEPTHS = (-2, -3, -4)  # high, mid, low: the tower has 4 layers where so400m has 27
 
 
@@ -172,4 +173,4 @@ class TinyUso(nn.Module):
 @lru_cache(maxsize=64)
 def _positions(target: tuple[int, int], references: tuple[tuple[int, int], ...], device: torch.device) -> torch.Tensor:
     """Position ids (S + R, 3), kept on the device."""
-    return image_ids(target, list(references)).to(device)
+    return image_ids(target, list(references), REFERENCE_COLUMNS).to(device)

@@ -13,7 +13,7 @@ import torch
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from training import export
-from training.model import VISION_SIZE, TinyUso
+from training.model import REFERENCE_COLUMNS, VISION_SIZE, TinyUso
 from training.text import TEXT_TOKENS
 from training.train import load_model
 from training.vae import load_vae
@@ -21,7 +21,8 @@ from training.vae import load_vae
 
 def release(model: TinyUso, folder: Path) -> None:
     """All parts but the VAE, in bfloat16: flux, dit_lora and projector, the folders t5, clip and siglip."""
-    export.export_transformer(model.transformer, folder / "flux.safetensors", {"text_tokens": TEXT_TOKENS})
+    notes = {"text_tokens": TEXT_TOKENS, "reference_columns": REFERENCE_COLUMNS}
+    export.export_transformer(model.transformer, folder / "flux.safetensors", notes)
     export.export_projector(model.projector, folder / "projector.safetensors")
     state = model.lora.state_dict()
     stems = sorted({name.removesuffix(".weight").rpartition(".")[0] for name in state})

@@ -81,6 +81,14 @@ def reading_loss(logits: dict[str, torch.Tensor], truth: torch.Tensor) -> torch.
     return torch.stack(losses).sum() / max(1, int((truth != UNKNOWN).sum()))
 
 
+def doubt(logits: dict[str, torch.Tensor], left_open: torch.Tensor) -> torch.Tensor:
+    """Mean entropy of the answers to what is left open, bool (B, questions): a face should show some mood clearly."""
+    entropies = [
+        -(F.log_softmax(logits[name].float(), 1) * F.softmax(logits[name].float(), 1)).sum(1) for name in QUESTIONS
+    ]
+    return (torch.stack(entropies, 1) * left_open).sum() / left_open.sum().clamp_min(1)
+
+
 class Lessons(nn.Module):
     """The teacher's losses; its own part, which maps hidden tokens to what the teacher sees, is thrown away."""
 
@@ -112,6 +120,22 @@ class Lessons(nn.Module):
         seen = seen.flatten(2).mT  # (B, S, FAR)
         foretold = self.foretell(hidden[:, : seen.shape[1]])
         alignment = 1 - F.cosine_similarity(foretold.float(), seen.float(), dim=-1).mean()
+        return {"alignment": alignment, **self.look(batch, clean, noisy, times, velocity)}
+
+    def look(
+        self,
+        batch: Batch,
+        clean: torch.Tensor,
+        noisy: torch.Tensor,
+        times: torch.Tensor,
+        velocity: torch.Tensor,
+        own: bool = False,
+    ) -> dict[str, torch.Tensor]:
+        """Likeness and reading of the pictures that the predictions lead to; arguments as above.
+
+        Own: `noisy` has come from noise alone, and shows nothing yet of what the batch does not ask for. To that no
+        answer is right; that there be a clear one is the third figure, "doubt".
+        """
         height, width = 8 * clean.shape[2], 8 * clean.shape[3]
         made = noisy - times[:, None, None, None] * unpack(velocity, height, width).float()
         read, noise = times * (MILDEST + (1 - MILDEST) * torch.rand_like(times)), torch.randn_like(made)
@@ -120,10 +144,14 @@ class Lessons(nn.Module):
         with torch.no_grad():
             right = self.teacher.features((1 - level) * clean + level * noise, read)
         likeness = 1 - F.cosine_similarity(seen.float(), right.float(), dim=1).mean()
-        reading = likeness.new_zeros(())
-        if batch.answers is not None:
-            reading = reading_loss(self.teacher.answer(seen), batch.answers.to(times.device))
-        return {"alignment": alignment, "likeness": likeness, "reading": reading}
+        if batch.answers is None:
+            return {"likeness": likeness, "reading": likeness.new_zeros(())}
+        truth, answers = batch.answers.to(times.device), self.teacher.answer(seen)
+        if not own or batch.asked is None:
+            return {"likeness": likeness, "reading": reading_loss(answers, truth)}
+        asked = batch.asked.to(times.device)
+        reading = reading_loss(answers, truth.where(asked, UNKNOWN))
+        return {"likeness": likeness, "reading": reading, "doubt": doubt(answers, ~asked & (truth != UNKNOWN))}
 
 
 def train_teacher(run: Path, steps: int, batch: int = 96, seed: int = 4) -> Teacher:
@@ -164,6 +192,7 @@ def train_teacher(run: Path, steps: int, batch: int = 96, seed: int = 4) -> Teac
 def accuracy_at(teacher: Teacher, store: RecordStore, level: float, count: int = 512) -> dict[str, float]:
     """Share of right answers about held-out targets with noise of a time, per question."""
     shard = store.shards[0]
+    count = min(count, shard.count)
     numbers, kinds = np.arange(count), ["target"] * count
     clean, truth = store.latent(shard, kinds, numbers).float(), store.answers(shard, kinds, numbers)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))

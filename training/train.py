@@ -1,8 +1,8 @@
-"""Joint training of base, LoRA, projector, vision tower and text encoders by flow matching.
+"""Training of base, LoRA, projector, vision tower and text encoders by flow matching, in the stages of `stages`.
 
     python -m training.train --run FOLDER --steps N        # trains, or goes on where it was stopped
     python -m training.train --run FOLDER --steps N --decay M   # the last M of N steps anneal the rate to zero
-    python -m training.train --run FOLDER --steps N --decay M --adapter   # the LoRA's own stage, on a finished base
+    python -m training.train --run FOLDER --steps N --decay M --stage adapter   # a later stage, on what is there
 
 The paper's three stages (base, style alignment, content-style disentanglement) run interleaved, one mode per batch.
 Text-only batches leave the LoRA out, so the base stays a complete text-to-image model, and all saved parts are
@@ -25,22 +25,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from uso_core.model.latents import pack
+from uso_core.model.latents import pack, unpack
 
 from . import checkpoint
-from .batches import (
-    ADAPTER_CHANCE,
-    ADAPTER_SQUARE_CHANCE,
-    MODE_CHANCE,
-    SQUARE_CHANCE,
-    Batch,
-    BatchMaker,
-    RecordStore,
-)
+from .batches import Batch, BatchMaker, RecordStore
 from .model import PUBLISHED, Conditions, Shape, TinyUso
 from .muon import Muon
 from .precision import autocast
-from .teacher import LESSONS, Lessons, Teacher, load_teacher
+from .sampling import times as schedule
+from .stages import STAGES, Stage
+from .teacher import Lessons, Teacher, load_teacher
 from .text import WordLoss, read_words
 
 log = logging.getLogger(__name__)
@@ -51,12 +45,8 @@ EMA_DECAY, LOWEST_DECAY = 0.999, 0.95  # at the full rate, and at its end
 TIME_MEAN, TIME_SPREAD, TIME_UNIFORM = 0.3, 1.0, 0.1  # logit-normal, and the share drawn evenly
 LOWEST_GUIDANCE, HIGHEST_GUIDANCE = 1.0, 7.0
 GUIDANCE_GAIN = 0.5  # how much further from the unconditional velocity one unit of guidance leads
-GUIDED_SHARE = 0.5  # of the steps that learn guidance at all; the others learn guidance 1, which is none
-ADAPTER_GUIDED_SHARE = 0.35
-ADAPTED_TEXT = 0.5  # share of text-only batches with the LoRA on: the application has it fused in every mode
-LOSSES = {"picture": 1.0, "words": 0.1, **LESSONS}  # and their weights
-ADAPTER_LOSSES = {"picture": 1.0, **LESSONS, "reading": 0.5}
-ADAPTER_PARTS = ("lora.", "projector.")
+OWN_STEPS = 8  # in which the model's own pictures are drawn; the application takes 16
+OWN_GUIDANCE = (3.0, 5.0)  # around what the application asks for
 MATRIX_HOMES = ("transformer_blocks", "encoder.layers", "encoder.block")  # where Muon steps; AdamW does the rest
 
 
@@ -69,7 +59,7 @@ class Plan:
     token_budget: int = 4608
     guided_from: int = 1_000_000_000  # the step from which guidance is learnt; before, the number is noise
     rate: float = 1.0  # factor on both rates, for other batch sizes
-    adapter: bool = False  # only LoRA and projector learn, always on, on a base that keeps still
+    stage: Stage = STAGES["joint"]
     workers: int = 0  # processes that draw batches ahead
     seed: int = 0
 
@@ -99,17 +89,14 @@ class Training:
         self.run, self.plan, self.maker, self.device = run, plan, maker, device
         torch.manual_seed(plan.seed)
         self.model = TinyUso(shape).to(device)
-        if plan.adapter:
-            for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(name.startswith(ADAPTER_PARTS))
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(plan.stage.learns(name, parameter))
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.word_loss = WordLoss(len(self.model.t5_tokenizer), len(self.model.clip_tokenizer)).to(device)
         self.lessons = Lessons(teacher, shape.width).to(device)
         self.lessons.listen(self.model)
         matrices, rest = split_parameters(self.model)
         rest += self.lessons.foretell.parameters()
-        self.losses_wanted = ADAPTER_LOSSES if plan.adapter else LOSSES
-        self.guided_share = ADAPTER_GUIDED_SHARE if plan.adapter else GUIDED_SHARE
         self.optimizers: dict[float, torch.optim.Optimizer] = {}  # by their full rates
         if matrices:
             self.optimizers[MUON_RATE] = Muon(matrices, lr=MUON_RATE, weight_decay=0.02)
@@ -120,20 +107,21 @@ class Training:
     @property
     def state_name(self) -> str:
         """The checkpoint of this stage."""
-        return "adapter_state.pt" if self.plan.adapter else "joint_state.pt"
+        return f"{self.plan.stage.name}_state.pt"
 
     def resume(self, name: str | None = None) -> None:
         """Take up a checkpoint of the run, if there is one.
 
-        The LoRA's own stage begins where the joint one ended, and begins again after that one has gone on. What
+        A later stage begins where the one before it ended, and begins again after that one has gone on. What
         `training.published` wrote has no optimizers: the rate warms up anew.
         """
         state = checkpoint.load_state(self.run / (name or self.state_name), self.device)
         begins = False
-        if self.plan.adapter and name is None:
-            joint = checkpoint.load_state(self.run / "joint_state.pt", self.device)
-            begins = joint is not None and (state is None or state["began"] != joint["step"])
-            state = joint if begins else state
+        earlier = [] if name else [self.run / f"{stage}_state.pt" for stage in self.plan.stage.after]
+        for path in [path for path in earlier if path.exists()][:1]:
+            before = checkpoint.load_state(path, self.device)
+            begins = before is not None and (state is None or state["began"] != before["step"])
+            state = before if begins else state
         if state is None:
             return
         begins = begins or "optimizers" not in state
@@ -157,7 +145,8 @@ class Training:
                  "foretell": self.lessons.foretell.state_dict(),
                  "began": self.began, "step": self.step, "samples": self.samples}  # fmt: skip
         checkpoint.save_state(self.run / (name or self.state_name), state)
-        save_model(self.run / "joint.safetensors", self.ema, {"step": self.step, "samples": self.samples})
+        facts = {"step": self.step, "samples": self.samples}
+        save_model(self.run / "joint.safetensors", coarse(self.ema, self.plan.stage), facts)
 
     def rate_factor(self) -> float:
         """Warm-up, a plateau, then linear to zero over the plan's decay."""
@@ -173,13 +162,45 @@ class Training:
         return Conditions(text, pooled, style, reference, adapted)
 
     def losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        """What `losses_wanted` weighs; "picture" is the velocity's squared error, guided once the plan says so."""
+        """What the stage weighs: of the model's own pictures, or of noisy ones of the batch."""
+        if batch.answers is not None and rng.random() < self.plan.stage.own_share:
+            return self.own_losses(batch, rng)
+        return self.given_losses(batch, rng)
+
+    def own_losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        """The teacher's losses of what the model draws from noise, up to a step by chance; only that one learns.
+
+        A noised picture still shows what it was: there the model can do without what it was asked. Likeness counts
+        where the request leaves one right picture, which is where the layout is kept.
+        """
+        clean = batch.clean.to(self.device).float()
+        count, height, width = len(clean), 8 * clean.shape[2], 8 * clean.shape[3]
+        levels = schedule(OWN_STEPS, height, width)
+        last = int(rng.integers(OWN_STEPS))
+        guidance = torch.full((count,), rng.uniform(*OWN_GUIDANCE), device=self.device)
+        x = torch.randn_like(clean)
+        with autocast(self.device):
+            conditions = self.conditions(self.model, batch)
+            with torch.no_grad():
+                weights = self.model.adapted_weights()
+                for now, following in zip(levels[:last], levels[1 : last + 1], strict=True):
+                    velocity = self.model.velocity(x, x.new_full((count,), now), guidance, conditions, weights)
+                    x = x + (following - now) * unpack(velocity.float(), height, width)
+            times = x.new_full((count,), levels[last])
+            velocity = self.model.velocity(x, times, guidance, conditions)
+            seen = self.lessons.look(batch, clean, x, times, velocity, own=True)
+        if batch.mode != "layout":
+            del seen["likeness"]
+        return {f"own {name}": loss for name, loss in seen.items()}
+
+    def given_losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        """The teacher's losses, and "picture", the velocity's squared error, guided once the plan says so."""
         count = len(batch.prompts)
         uniform = rng.random(count) < TIME_UNIFORM
         logits = rng.normal(TIME_MEAN, TIME_SPREAD, count)
         drawn = np.where(uniform, rng.random(count), 1 / (1 + np.exp(-logits))).clip(0.001, 0.999)
         times = torch.tensor(drawn, dtype=torch.float32, device=self.device)
-        told, guided = self.step >= self.plan.guided_from, rng.random() < self.guided_share
+        told, guided = self.step >= self.plan.guided_from, rng.random() < self.plan.stage.guided_share
         levels = rng.uniform(LOWEST_GUIDANCE, HIGHEST_GUIDANCE, count)
         if told and not guided:
             levels[:] = LOWEST_GUIDANCE
@@ -192,12 +213,12 @@ class Training:
         with autocast(self.device):
             if told and guided:
                 target = target + self.guidance_offset(batch, noisy, times, guidance)
-            adapted = batch.mode != "text" or self.plan.adapter or rng.random() < ADAPTED_TEXT
+            adapted = batch.mode != "text" or rng.random() < self.plan.stage.adapted_text
             conditions = self.conditions(self.model, batch, adapted)
             velocity = self.model.velocity(noisy, times, guidance, conditions)
             lessons = self.lessons(batch, clean, noisy, times, velocity)
         losses = {"picture": F.mse_loss(velocity.float(), target), **lessons}
-        if "words" in self.losses_wanted:
+        if "words" in self.plan.stage.losses:
             losses["words"] = self.word_loss(batch.words, conditions.text, conditions.pooled)
         return losses
 
@@ -225,7 +246,8 @@ class Training:
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
         losses = self.losses(batch, rng)
-        torch.stack([weight * losses[name] for name, weight in self.losses_wanted.items()]).sum().backward()
+        weights = self.plan.stage.losses
+        torch.stack([weights[name] * loss for name, loss in losses.items() if name in weights]).sum().backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers.values():
             optimizer.step()
@@ -283,6 +305,19 @@ class Training:
                 progress_sheet(self.ema, self.run, self.run / f"sheet_{self.step:07d}.png")
 
 
+@torch.no_grad()
+def coarse(model: TinyUso, stage: Stage) -> TinyUso:
+    """The model with the stage's bits of what learns in it: less for a repository to store beside the last release."""
+    if stage.bits is None:
+        return model
+    model = copy.deepcopy(model)
+    for name, parameter in model.named_parameters():
+        if stage.learns(name, parameter):
+            mantissas, exponents = torch.frexp(parameter)
+            parameter.copy_(torch.ldexp((mantissas * 2**stage.bits).round() / 2**stage.bits, exponents))
+    return model
+
+
 def save_model(path: Path, model: TinyUso, facts: dict[str, object]) -> None:
     """All parts in one safetensors file, keys "t5.", "clip.", "siglip.", "projector.", "transformer.", "lora."."""
     checkpoint.save_tensors(path, unshared(model), {"shape": asdict(model.shape), **facts})
@@ -312,7 +347,7 @@ def main() -> None:
     parser.add_argument("--guided-from", type=int, default=Plan.guided_from, help="step from which guidance is learnt")
     parser.add_argument("--token-budget", type=int, default=Plan.token_budget, help="tokens of one batch")
     parser.add_argument("--start", help="checkpoint of the run to go on from (default: the stage's last)")
-    parser.add_argument("--adapter", action="store_true", help="train LoRA and projector alone, on a finished base")
+    parser.add_argument("--stage", choices=STAGES, default="joint", help="what learns, and from what")
     parser.add_argument("--rate", type=float, default=Plan.rate, help="factor on the learning rates")
     parser.add_argument("--workers", type=int, default=Plan.workers, help="processes that draw batches ahead")
     parser.add_argument("--device", default="cpu")
@@ -320,9 +355,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(2)
     plan = Plan(arguments.steps, arguments.decay, arguments.token_budget, arguments.guided_from, arguments.rate,
-                arguments.adapter, arguments.workers)  # fmt: skip
-    mixture = (ADAPTER_CHANCE, ADAPTER_SQUARE_CHANCE) if plan.adapter else (MODE_CHANCE, SQUARE_CHANCE)
-    maker = BatchMaker(RecordStore(arguments.run), plan.token_budget, *mixture)
+                STAGES[arguments.stage], arguments.workers)  # fmt: skip
+    stage = plan.stage
+    maker = BatchMaker(RecordStore(arguments.run), plan.token_budget, stage.mode_chance, stage.square_chance)
     training = Training(arguments.run, plan, maker, load_teacher(arguments.run), arguments.device)
     training.resume(arguments.start)
     if arguments.device == "cpu":

@@ -65,7 +65,7 @@ def assemble(
     pipeline = USOPipeline(
         parts["transformer"], parts["vae"], clip, clip_tokenizer, t5, t5_tokenizer, siglip, processor,
         parts["projector"], build.build_scheduler(), build.text_tokens(paths["transformer"]),
-        build.preview_factors(paths["vae"]),
+        build.preview_factors(paths["vae"]), build.reference_columns(paths["transformer"]),
     )  # fmt: skip
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
     pipeline.residency = place(modules, memory, device)

@@ -123,6 +123,22 @@ def write_prompt(rng: np.random.Generator, picture: Picture, style: Style | None
     return _choose(rng, _STYLE_FRAMES).format(picture=f"{subject} {place}", style=technique)
 
 
+def tells(text: str, subject: Subject) -> dict[str, bool]:
+    """Which attributes of the subject a prompt tells; no word about a pattern tells of a plain one."""
+
+    def named(phrases: tuple[str, ...]) -> bool:
+        return any(re.search(rf"\b{phrase}\b", text.lower()) for phrase in phrases)
+
+    front, back = PATTERN_WORDS[subject.pattern]
+    behind = tuple(phrase.format(second=rf"(\w+ )?{subject.second_colour}") for phrase in back if "{second}" in phrase)
+    return {
+        "colour": named(COLOUR_WORDS[subject.colour]),
+        "second_colour": named(behind),
+        "pattern": subject.pattern == "plain" or named((*front, *(phrase.split(" ")[-1] for phrase in back))),
+        "mood": named(MOOD_WORDS[subject.mood]),
+    }
+
+
 def style_instruction(rng: np.random.Generator, style: Style) -> str:
     """An instruction that names only the technique, as in pure style edits."""
     technique = _choose(rng, TECHNIQUE_WORDS[style.technique])

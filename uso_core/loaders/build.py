@@ -114,6 +114,17 @@ def text_tokens(path: Path) -> int:
     return tokens
 
 
+def reference_columns(path: Path) -> int | None:
+    """How far to the right of the target's first column a reference begins at most (`latents.image_ids`), in tokens.
+
+    None, as USO has it, or what the transformer's file notes.
+    """
+    columns = notes(inspect(path)).get("reference_columns") if path.is_file() else None
+    if not (columns is None or (isinstance(columns, int) and columns >= 1)):
+        raise WeightsError(f"{path} begins references at column {columns!r}, 1 or more are possible.", DOWNLOAD_AGAIN)
+    return columns
+
+
 def preview_factors(path: Path) -> list[list[float]]:
     """The VAE's map from latents to RGB (`preview.FLUX_FACTORS`), or the one that its file notes."""
     factors = notes(inspect(path)).get("preview") if path.is_file() else None

@@ -40,13 +40,18 @@ def position_ids(rows: int, columns: int, row_offset: int = 0, column_offset: in
     return ids.reshape(-1, 3)
 
 
-def image_ids(target: tuple[int, int], references: list[tuple[int, int]]) -> torch.Tensor:
+def image_ids(
+    target: tuple[int, int], references: list[tuple[int, int]], most_columns: int | None = None
+) -> torch.Tensor:
     """Positions of the target's tokens, then of each reference's: (S + R, 3). Sizes are (rows, columns) of tokens.
 
     References are shifted diagonally: the offsets begin at the target's size and grow by each reference's
-    (bytedance/USO b6784d7, `prepare_multi_ip` with pe "d").
+    (bytedance/USO b6784d7, `prepare_multi_ip` with pe "d"). `most_columns` bounds the first offset to the right, for
+    a model that was taught to find references at the distance of a square picture; rows keep the two apart.
     """
     row_offset, column_offset = target
+    if most_columns is not None:
+        column_offset = min(column_offset, most_columns)
     ids = [position_ids(*target)]
     for rows, columns in references:
         ids.append(position_ids(rows, columns, row_offset, column_offset))

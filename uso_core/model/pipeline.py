@@ -118,7 +118,8 @@ class USOPipelineOutput(BaseOutput):
 class USOPipeline(DiffusionPipeline):
     """Unified style- and subject-driven generation (arXiv 2508.18966) from diffusers and transformers components.
 
-    `text_tokens` is the length to which T5's input is padded, without a mask; `preview_factors` see `preview.py`.
+    `text_tokens` is the length to which T5's input is padded, without a mask; `preview_factors` see `preview.py`,
+    `reference_columns` see `latents.image_ids`.
     """
 
     residency: Residency | None = None  # who brings the modules to the device; without one they are used in place
@@ -139,6 +140,7 @@ class USOPipeline(DiffusionPipeline):
         scheduler: FlowMatchEulerDiscreteScheduler,
         text_tokens: int = 512,
         preview_factors: Sequence[Sequence[float]] = preview.FLUX_FACTORS,
+        reference_columns: int | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -153,7 +155,9 @@ class USOPipeline(DiffusionPipeline):
             style_projector=style_projector,
             scheduler=scheduler,
         )
-        self.register_to_config(text_tokens=text_tokens, preview_factors=preview_factors)
+        self.register_to_config(
+            text_tokens=text_tokens, preview_factors=preview_factors, reference_columns=reference_columns
+        )
         self.encodings = Encodings()
         self._prepared: tuple[Conditioning, Prepared] | None = None
 
@@ -298,7 +302,7 @@ class USOPipeline(DiffusionPipeline):
             condition.text.to(device),
             style,
             torch.cat(references, dim=1) if references else None,  # (1, R, 4C)
-            tokens.image_ids(target, sizes).to(device),  # (S + R, 3)
+            tokens.image_ids(target, sizes, self.config.reference_columns).to(device),  # (S + R, 3)
             torch.zeros(text_stream, 3, device=device),  # (K + T, 3)
             attention_bias(condition, sampling, target[0] * target[1], device),
         )
@@ -369,6 +373,12 @@ class USOPipeline(DiffusionPipeline):
             prepared = self.prepare(condition, Sampling(width, height, 1, 1.0))
             self.denoise(prepared, self.generator(0))
         self._prepared = None
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """The arguments of the initializer that are no components, for a pipeline with others."""
+        names = ("text_tokens", "preview_factors", "reference_columns")
+        return {name: self.config[name] for name in names}
 
     @property
     def compute_device(self) -> torch.device:
