@@ -29,6 +29,8 @@ train-tiny: $(VENV)/.ready-test
 		--guided-from $$(($(STEPS) * 2 / 3))
 	$(BIN)/python -m training.train --run $(RUN) --steps $$(($(STEPS) * 5 / 4)) --decay $$(($(STEPS) / 4)) \
 		--guided-from 0 --stage adapter
+	$(BIN)/python -m training.train --run $(RUN) --steps $$(($(STEPS) * 5 / 4 + 1000)) --decay 800 \
+		--guided-from 0 --stage reward
 	$(BIN)/python -m training.release --run $(RUN) --to $(RUN)/release
 	$(BIN)/python -m training.evaluate --weights $(RUN)/release --to $(RUN)/measured.json --sheet $(RUN)/sheet.png
 

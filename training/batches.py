@@ -220,7 +220,7 @@ class BatchMaker:
         return Batch("blend", prompts, read_words(prompts), clean, reference, torch.stack(pictures, 1), None)
 
     def _prompt(self, rng: np.random.Generator, record: Record, kind: str, detail: float, name_style: bool) -> str:
-        text = world.write_prompt(rng, _shown(record, kind), record.style if name_style else None, detail)
+        text = world.write_prompt(rng, record.shown(kind), record.style if name_style else None, detail)
         return disturb(rng, text) if rng.random() < DISTURBED_PROMPT else text
 
     @staticmethod
@@ -228,13 +228,9 @@ class BatchMaker:
         """bool (B, questions): all but what a prompt without a content image leaves open."""
         rows = []
         for prompt, kind, number in zip(prompts, kinds, numbers, strict=True):
-            told = tells(prompt, _shown(shard.record(int(number)), kind).subject)
+            told = tells(prompt, shard.record(int(number)).shown(kind).subject)
             rows.append([told.get(question, True) for question in QUESTIONS])
         return torch.tensor(rows)
-
-
-def _shown(record: Record, kind: str) -> world.Picture:
-    return {"style": record.other, "content": record.content}.get(kind, record.target)
 
 
 class _Steps(Dataset[Batch]):

@@ -49,6 +49,10 @@ class Record:
     other: world.Picture  # what the style image shows
     style: world.Style
 
+    def shown(self, kind: str) -> world.Picture:
+        """What the picture of a kind shows."""
+        return {"style": self.other, "content": self.content}.get(kind, self.target)
+
 
 @dataclass(frozen=True)
 class Shard:

@@ -63,7 +63,7 @@ _MUON_RATE, _ADAM_RATE = 6e-3, 3e-3
 
 def answers(record: Record, kind: str) -> list[int]:
     """The true answer to every question about one picture of a record; colours only where the technique keeps them."""
-    picture = {"content": record.content, "style": record.other}.get(kind, record.target)
+    picture = record.shown(kind)
     technique = NO_STYLE.technique if kind in ("plain", "content") else record.style.technique
     subject = picture.subject
     coloured = technique in COLOUR_TECHNIQUES

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 
@@ -44,10 +46,17 @@ def sample(
         tokens = None if style is None else model.encode_style(style)
         reference = None if reference is None else reference.to(device)
         conditions = Conditions(text, pooled, tokens, reference, adapted=True)  # fused in every mode, as released
-        weights = model.adapted_weights()
-        level = torch.full((len(prompts),), guidance, device=device)
-        for now, following in zip(schedule[:-1], schedule[1:], strict=True):
-            time = torch.full((len(prompts),), now, device=device)
-            velocity = model.velocity(x, time, level, conditions, weights)
-            x = x + (following - now) * unpack(velocity.float(), height, width)
+        return follow(model, x, schedule, torch.full((len(prompts),), guidance, device=device), conditions)
+
+
+@torch.no_grad()
+def follow(
+    model: TinyUso, x: torch.Tensor, schedule: Sequence[float], guidance: torch.Tensor, conditions: Conditions
+) -> torch.Tensor:
+    """Latents (B, 16, h, w) in Euler steps from the schedule's first time to its last; guidance (B,)."""
+    height, width = PIXELS_PER_LATENT * x.shape[2], PIXELS_PER_LATENT * x.shape[3]
+    weights = model.adapted_weights()
+    for now, following in pairwise(schedule):
+        velocity = model.velocity(x, x.new_full((len(x),), now), guidance, conditions, weights)
+        x = x + (following - now) * unpack(velocity.float(), height, width)
     return x

@@ -25,13 +25,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from uso_core.model.latents import pack, unpack
+from uso_core.model.latents import pack
 
 from . import checkpoint
 from .batches import Batch, BatchMaker, RecordStore
 from .model import PUBLISHED, Conditions, Shape, TinyUso
 from .muon import Muon
 from .precision import autocast
+from .sampling import follow
 from .sampling import times as schedule
 from .stages import STAGES, Stage
 from .teacher import Lessons, Teacher, load_teacher
@@ -90,7 +91,7 @@ class Training:
         torch.manual_seed(plan.seed)
         self.model = TinyUso(shape).to(device)
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(plan.stage.learns(name, parameter))
+            parameter.requires_grad_(plan.stage.learns(name))
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.word_loss = WordLoss(len(self.model.t5_tokenizer), len(self.model.clip_tokenizer)).to(device)
         self.lessons = Lessons(teacher, shape.width).to(device)
@@ -117,10 +118,11 @@ class Training:
         """
         state = checkpoint.load_state(self.run / (name or self.state_name), self.device)
         begins = False
-        earlier = [] if name else [self.run / f"{stage}_state.pt" for stage in self.plan.stage.after]
-        for path in [path for path in earlier if path.exists()][:1]:
-            before = checkpoint.load_state(path, self.device)
-            begins = before is not None and (state is None or state["began"] != before["step"])
+        stages = self.plan.stage.after if name is None else ()
+        earlier = (checkpoint.load_state(self.run / f"{stage}_state.pt", self.device) for stage in stages)
+        before = next((found for found in earlier if found is not None), None)
+        if before is not None:
+            begins = state is None or state["began"] != before["step"]
             state = before if begins else state
         if state is None:
             return
@@ -174,18 +176,13 @@ class Training:
         where the request leaves one right picture, which is where the layout is kept.
         """
         clean = batch.clean.to(self.device).float()
-        count, height, width = len(clean), 8 * clean.shape[2], 8 * clean.shape[3]
-        levels = schedule(OWN_STEPS, height, width)
+        count = len(clean)
+        levels = schedule(OWN_STEPS, 8 * clean.shape[2], 8 * clean.shape[3])
         last = int(rng.integers(OWN_STEPS))
         guidance = torch.full((count,), rng.uniform(*OWN_GUIDANCE), device=self.device)
-        x = torch.randn_like(clean)
         with autocast(self.device):
             conditions = self.conditions(self.model, batch)
-            with torch.no_grad():
-                weights = self.model.adapted_weights()
-                for now, following in zip(levels[:last], levels[1 : last + 1], strict=True):
-                    velocity = self.model.velocity(x, x.new_full((count,), now), guidance, conditions, weights)
-                    x = x + (following - now) * unpack(velocity.float(), height, width)
+            x = follow(self.model, torch.randn_like(clean), levels[: last + 1], guidance, conditions)
             times = x.new_full((count,), levels[last])
             velocity = self.model.velocity(x, times, guidance, conditions)
             seen = self.lessons.look(batch, clean, x, times, velocity, own=True)
@@ -312,7 +309,7 @@ def coarse(model: TinyUso, stage: Stage) -> TinyUso:
         return model
     model = copy.deepcopy(model)
     for name, parameter in model.named_parameters():
-        if stage.learns(name, parameter):
+        if stage.learns(name):
             mantissas, exponents = torch.frexp(parameter)
             parameter.copy_(torch.ldexp((mantissas * 2**stage.bits).round() / 2**stage.bits, exponents))
     return model
