@@ -24,11 +24,14 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     os.replace(beside, path)
 
 
-def load_state(path: Path, device: str = "cpu") -> dict[str, Any] | None:
-    """What `save_state` wrote, or None where nothing is."""
+def load_state(path: Path) -> dict[str, Any] | None:
+    """What `save_state` wrote, on the CPU, or None where nothing is.
+
+    Models and optimizers bring it to their device, all but AdamW's counts of steps: on a GPU each would be waited for.
+    """
     if not path.exists():
         return None
-    return torch.load(path, map_location=device, weights_only=True)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any] | None = None) -> None:

@@ -53,9 +53,9 @@ def fingerprint(folder: Path) -> str:
 
 def measure_psnr(painter: Painter, trials: Sequence[Trial]) -> float:
     """Mean PSNR in dB of the renderer's pictures through the released VAE."""
-    vae, values = painter.pipeline.use("vae"), []
+    vae, device, values = painter.pipeline.use("vae"), str(painter.pipeline.compute_device), []
     for trial in trials:
-        pixels = to_pixels(trial.truth[None])
+        pixels = to_pixels(trial.truth[None], device)
         with torch.inference_mode():
             result = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
         values.append(float(-10 * ((result - pixels) / 2).pow(2).mean().log10()))

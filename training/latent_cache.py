@@ -78,7 +78,7 @@ def publish_vae(run: Path, device: str) -> tuple[AutoencoderKL, dict[str, object
 
     Both as they are where the run began at published weights, and has no such state.
     """
-    state = checkpoint.load_state(run / "vae_state.pt", device)
+    state = checkpoint.load_state(run / "vae_state.pt")
     constants_path = run / "vae.json"
     if state is None and not constants_path.exists():
         raise FileNotFoundError(f"{run / 'vae_state.pt'}: train the VAE first")

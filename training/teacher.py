@@ -154,11 +154,11 @@ class Lessons(nn.Module):
         return {"likeness": likeness, "reading": reading, "doubt": doubt(answers, ~asked & (truth != UNKNOWN))}
 
 
-def train_teacher(run: Path, steps: int, batch: int = 96, seed: int = 4) -> Teacher:
-    """Train on the latents of all training records, at all times of the flow."""
+def train_teacher(run: Path, steps: int, batch: int = 96, seed: int = 4, device: str = "cpu") -> Teacher:
+    """Train on the latents of all training records, at all times of the flow; the network comes back on the CPU."""
     store = RecordStore(run)
     torch.manual_seed(seed)
-    teacher = Teacher().to(memory_format=torch.channels_last)
+    teacher = Teacher().to(device, memory_format=torch.channels_last)
     kernels = [p for p in teacher.parameters() if p.dim() == 4 and p.shape[0] > LOOKS]
     others = [p for p in teacher.parameters() if all(p is not kernel for kernel in kernels)]
     optimizers = (Muon(kernels, lr=0.0), torch.optim.AdamW(others, lr=0.0, weight_decay=0.02))
@@ -168,24 +168,25 @@ def train_teacher(run: Path, steps: int, batch: int = 96, seed: int = 4) -> Teac
         numbers = rng.integers(shard.count, size=batch)
         chances = (0.45, 0.15, 0.3, 0.1) if shard.height == shard.width else (0.5, 0.17, 0.33, 0.0)
         kinds = [str(kind) for kind in rng.choice(_KINDS, size=batch, p=chances)]  # content pictures are square
-        clean = store.latent(shard, kinds, numbers).float()
+        clean = store.latent(shard, kinds, numbers).to(device).float()
         times = torch.from_numpy(rng.random(batch).astype(np.float32)) ** 1.5  # more of the clean end
         times[: batch // 8] = 0
+        times = times.to(device)
         level = times[:, None, None, None]
         factor = min(1.0, (step + 1) / 50) * min(1.0, (1 - step / steps) / 0.6)
         for optimizer, rate in zip(optimizers, (_MUON_RATE, _ADAM_RATE), strict=True):
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
-        with autocast("cpu"):
+        with autocast(device):
             logits = teacher((1 - level) * clean + level * torch.randn_like(clean), times)
-        loss = reading_loss(logits, store.answers(shard, kinds, numbers))
+        loss = reading_loss(logits, store.answers(shard, kinds, numbers).to(device))
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()
         if (step + 1) % 50 == 0:
             log.info("step %d of %d, loss %.3f", step + 1, steps, float(loss.detach()))
-    return teacher.eval()
+    return teacher.to("cpu").eval()
 
 
 @torch.no_grad()
@@ -218,10 +219,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the network that teaches uso-tiny what matters.")
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(2)
-    teacher = train_teacher(arguments.run, arguments.steps)
+    teacher = train_teacher(arguments.run, arguments.steps, device=arguments.device)
     held_out = RecordStore(arguments.run, "held_out")
     facts = {f"held out at {level}": accuracy_at(teacher, held_out, level) for level in (0.0, 0.3, 0.6, 0.8)}
     for name, right in facts.items():

@@ -116,10 +116,10 @@ class Training:
         A later stage begins where the one before it ended, and begins again after that one has gone on. What
         `training.published` wrote has no optimizers: the rate warms up anew.
         """
-        state = checkpoint.load_state(self.run / (name or self.state_name), self.device)
+        state = checkpoint.load_state(self.run / (name or self.state_name))
         begins = False
         stages = self.plan.stage.after if name is None else ()
-        earlier = (checkpoint.load_state(self.run / f"{stage}_state.pt", self.device) for stage in stages)
+        earlier = (checkpoint.load_state(self.run / f"{stage}_state.pt") for stage in stages)
         before = next((found for found in earlier if found is not None), None)
         if before is not None:
             begins = state is None or state["began"] != before["step"]

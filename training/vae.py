@@ -129,7 +129,7 @@ class VaeTraining:
 
     def resume(self) -> None:
         """Take up the last checkpoint, if there is one."""
-        state = checkpoint.load_state(self.state_path, self.device)
+        state = checkpoint.load_state(self.state_path)
         if state is None:
             return
         self.vae.load_state_dict(state["vae"])
