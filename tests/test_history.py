@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
+import gradio as gr
 import pytest
 from PIL import Image
 
+from uso_core.catalog import get_model
 from uso_core.errors import OutputError, RequestError
 from uso_core.history import History
 from uso_core.images import open_picture
 from uso_core.outputs import save_image
 from uso_core.request import GenerationRequest, Result
+from uso_core.styles import StyleStore
+from uso_core.ui import text
+from uso_core.ui.form import build_form
+from uso_core.ui.results import restored
 
 RED, BLUE = (open_picture(Image.new("RGB", (20, 30), colour), f"{colour}.png") for colour in ("red", "blue"))
 
@@ -44,6 +51,19 @@ def test_a_picture_that_is_gone_is_named(history, tmp_path):
     path = add(history, content=RED)
     request, kept, lost = History(tmp_path / "elsewhere", 1, 1).restore(path)
     assert (kept, lost) == ({}, [RED.name])
+
+
+def test_styles_for_which_the_page_has_no_place_are_named(history, tmp_path):
+    styles = [open_picture(Image.new("RGB", (20, 30), (shade, 0, 0)), f"{shade}.png") for shade in range(6)]
+    path, store = add(history, content=RED, styles=styles), StyleStore(tmp_path / "styles")
+    with gr.Blocks() as page:
+        form = build_form(page, get_model("uso-tiny"), store)
+    updates, words = restored(form, history, store, path)
+    slots = dict(zip(form.fields, updates, strict=True))
+    assert [Path(slots[f"style_{number}"]).stem for number in range(1, 5)] == [style.sha256 for style in styles[:4]]
+    assert words == text.restored([], ["4.png", "5.png"])
+    _, words = restored(form, History(tmp_path / "elsewhere", 1, 1), store, path)
+    assert words == text.restored(["red.png", "0.png", "1.png", "2.png", "3.png"], ["4.png", "5.png"])
 
 
 def test_another_file_is_refused(history, tmp_path):
@@ -100,8 +120,8 @@ def test_count_and_bytes_are_bounded_and_the_newest_stays(tmp_path):
 
 def test_damaged_records_do_no_harm(history):
     path = add(history)
-    for text in ("", "[]", "{", '{"prompt": 3, "styles": 5, "content": []}'):
-        path.with_suffix(".json").write_text(text)
+    for record in ("", "[]", "{", '{"prompt": 3, "styles": 5, "content": []}'):
+        path.with_suffix(".json").write_text(record)
         assert [entry.prompt for entry in history.entries()] == [""]
         history.delete(history.folder / "nothing.png")
 

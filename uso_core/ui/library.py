@@ -63,11 +63,10 @@ def build(
         if not path:
             return [gr.skip()] * (len(form.order) + 4)
         try:
-            updates, lost = restored(form, history, styles, Path(path))
+            updates, words = restored(form, history, styles, Path(path))
         except UsoError as error:
             raise refusal(error) from None
-        status = {"text": text.restored(lost), "percent": 0}
-        return [*updates, path, path, status, gr.Tabs(selected="create")]
+        return [*updates, path, path, {"text": words, "percent": 0}, gr.Tabs(selected="create")]
 
     gr.on([tab.select, search.change], look, search, [shown, note], trigger_mode="always_last", **QUIET)
     shown.click(choose, None, [path, picked, sure, restore, delete], **QUIET)

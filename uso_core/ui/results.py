@@ -14,10 +14,10 @@ from uso_core.comfy import export_workflow, import_workflow, workflow_in_png_tex
 from uso_core.errors import UsoError
 from uso_core.history import History
 from uso_core.metadata import png_texts
-from uso_core.request import SavedStyle
+from uso_core.request import Picture, SavedStyle
 from uso_core.styles import StyleStore
 from uso_core.ui import text
-from uso_core.ui.form import QUIET, STYLES, TOLD, Form
+from uso_core.ui.form import QUIET, SAVED, STYLES, TOLD, Form
 from uso_core.ui.inputs import refusal
 from uso_core.ui.language import label, say
 from uso_core.ui.passing import passing_path
@@ -102,10 +102,10 @@ def _wire(
                 found = import_workflow(workflow)
                 words = text.imported(found.content, found.styles, found.notes)
                 return [*form.imported(found), {"text": words, "percent": 0}]
-            updates, lost = restored(form, history, saved, Path(path))
+            updates, words = restored(form, history, saved, Path(path))
         except UsoError as error:
             raise refusal(error) from None
-        return [*updates, {"text": text.restored(lost), "percent": 0}]
+        return [*updates, {"text": words, "percent": 0}]
 
     as_content.click(lambda path: path or gr.skip(), results.selected, form["content"], **QUIET)
     as_style.click(into_style, [results.selected, *styles], styles, **QUIET)
@@ -114,16 +114,19 @@ def _wire(
     restore.upload(put_back, restore, [*form.order, form.status], **TOLD)
 
 
-def restored(form: Form, history: History, saved: StyleStore, path: Path) -> tuple[list[Any], list[str]]:
-    """Values for every field from a PNG of ours, and the names of the inputs that are not kept here.
+def restored(form: Form, history: History, saved: StyleStore, path: Path) -> tuple[list[Any], str]:
+    """Values for every field from a PNG of ours, and a sentence that names the inputs that cannot be put back.
 
     Raises `RequestError` if the file is none of ours.
     """
-    request, pictures, lost = history.restore(path)
-    used = {style.sha256: style.name for style in request.styles if isinstance(style, SavedStyle)}
-    kept = {sha256 for sha256 in used if saved.holds(sha256)}
-    lost += [name for sha256, name in used.items() if sha256 not in kept]
-    return form.updates(request, pictures, kept), lost
+    request, pictures, _ = history.restore(path)
+    given: list[Picture | SavedStyle] = [style for style in request.styles if isinstance(style, Picture)]
+    stored = [style for style in request.styles if isinstance(style, SavedStyle)]
+    kept = {style.sha256 for style in stored if saved.holds(style.sha256)}
+    placed = [*([request.content] if request.content else []), *given[:STYLES], *stored[:SAVED]]
+    lost = [each.name for each in placed if each.sha256 not in {*pictures, *kept}]
+    beyond = [each.name for each in [*given[STYLES:], *stored[SAVED:]]]
+    return form.updates(request, pictures, kept), text.restored(lost, beyond)
 
 
 def _describer(history: History) -> Any:

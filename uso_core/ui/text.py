@@ -128,9 +128,11 @@ def imported(content: str | None, styles: tuple[str, ...], notes: tuple[str, ...
     return " ".join([*parts, *notes])
 
 
-def restored(lost: list[str]) -> str:
-    """What was restored from a picture, and which inputs were not."""
-    return say("restored_without", names=", ".join(lost)) if lost else say("restored")
+def restored(lost: list[str], beyond: list[str]) -> str:
+    """What was restored from a picture, which inputs were lost, and for which styles the page has no place."""
+    words = [say("restored_without", names=", ".join(lost))] if lost else []
+    words += [say("restored_beyond", names=", ".join(beyond))] if beyond else []
+    return " ".join(words) or say("restored")
 
 
 def model_at_work(title: str, loaded: Loaded | None, plan: MemoryPlan | None) -> str:
