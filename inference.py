@@ -170,10 +170,14 @@ class Bar:
             self._at(event.fraction, 1.0, event.message, "{desc}: {bar} {percentage:3.0f}%")
         elif isinstance(event, Step):
             while self._notes:
-                self._bar.write(self._notes.pop(0), file=sys.stderr)
+                self.say(self._notes.pop(0))
             done = (event.image - 1) * event.steps + event.step
             text = f"step {event.step} of {event.steps}, {event.seconds_per_step:.2f} s/step"
             self._at(done, event.steps * event.images, text, "{desc} {bar} [{elapsed}<{remaining}]")
+
+    def say(self, words: str) -> None:
+        """A line on stderr, above the bar."""
+        self._bar.write(words, file=sys.stderr)
 
     def _at(self, done: float, total: float, text: str, form: str) -> None:
         if self._bar.disable:
@@ -194,6 +198,8 @@ def _generate(engine: Engine, task: Task, request: GenerationRequest, args: argp
             if isinstance(event, Cancelled):
                 raise KeyboardInterrupt
             if isinstance(event, ImageReady):
+                if event.unread and event.index == 0:
+                    bar.say(f"the prompt is too long for the model; not read: {' '.join(event.unread.split())}")
                 path = _save(event, task, request, args)
                 print(path, flush=True)
     finally:  # the worker must have stopped before the interpreter goes: it may be inside a kernel

@@ -190,6 +190,18 @@ def test_same_request_same_pixels_on_any_engine(engine: Engine) -> None:
     assert one.tobytes() == two.tobytes() == other_engine.tobytes()
 
 
+def test_the_end_of_a_prompt_for_which_there_is_no_room_is_told_and_changes_nothing(engine: Engine) -> None:
+    end = "beside  Zoë's two grey owls"
+    request = dataclasses.replace(SMALL, prompt=f"{'a red car ' * 10}at {end} ")
+    cut = wait_for(engine.submit(request), ImageReady)
+    assert cut.unread == end
+    whole = wait_for(
+        engine.submit(dataclasses.replace(request, prompt=request.prompt.removesuffix(f" {end} "))), ImageReady
+    )
+    assert whole.unread == ""
+    assert whole.image.tobytes() == cut.image.tobytes()
+
+
 def test_a_seed_is_drawn_on_submission_and_told(engine: Engine) -> None:
     job = engine.submit(dataclasses.replace(SMALL, seed=None))
     ready = wait_for(job, ImageReady)

@@ -189,6 +189,12 @@ def test_the_embedded_model_runs_without_any_file(command):
     assert "toy world" in run.err
 
 
+def test_the_end_of_a_prompt_for_which_there_is_no_room_is_quoted_once(command):
+    run = command("--prompt", "a red car " * 10 + "at and two  owls", *TINY, "--num_images_per_prompt", 2)
+    assert run.code == 0, run.err
+    assert run.err.splitlines()[1:] == ["the prompt is too long for the model; not read: and two owls"]
+
+
 def test_the_same_request_gives_the_same_pixels_and_another_seed_others(command):
     flags = ("--prompt", "a cat", "--image_paths", CONTENT, STYLE, *TINY)
     runs = [command(*flags, "--seed", seed) for seed in (5, 5, 6)]

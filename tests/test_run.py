@@ -6,6 +6,7 @@ from uso_core.engine import Engine, Job
 from uso_core.events import Queued, Step
 from uso_core.request import GenerationRequest
 from uso_core.settings import Settings
+from uso_core.ui import text
 from uso_core.ui.run import describe
 
 ENGINE = Engine(Settings(name="uso-tiny", device="cpu"))  # idle: nothing is submitted
@@ -29,3 +30,11 @@ def test_the_job_at_work_tells_how_many_more_wait():
     assert words(STEP, FIRST, [FIRST]) == "Step 3 of 16, 0.50 s a step, 6 s left."
     assert words(STEP, FIRST, [FIRST, SECOND]).endswith("6 s left. 1 more of yours waits.")
     assert words(STEP, FIRST, [FIRST, SECOND, SECOND]).endswith("2 more of yours wait.")
+
+
+def test_the_end_of_a_run_quotes_the_beginning_of_what_was_not_read():
+    assert text.done(3.0, 7) == "Done in 3 s, seed 7."
+    said = text.done(3.0, 7, "owls  <b>" + "o" * 200)
+    assert said.startswith("Done in 3 s, seed 7. The prompt is too long for the model; not read: “owls <b>ooo")
+    assert said.endswith("ooo…”.")
+    assert len(said) < 170

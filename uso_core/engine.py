@@ -259,6 +259,7 @@ class Engine:
             request.content_strength, strengths, request.fast,
         )  # fmt: skip
         prepared = pipeline.prepare(condition, sampling)
+        unread = pipeline.unread(request.prompt)
         for index in range(request.images):
             job._skipped.clear()
             job._check()
@@ -273,7 +274,7 @@ class Engine:
             dtype = str(pipeline.transformer.dtype).removeprefix("torch.")
             seconds = time.perf_counter() - began
             result = Result(request, seed, model.name, str(generator.device), dtype, seconds)
-            job._tell(ImageReady(index, image, result))
+            job._tell(ImageReady(index, image, result, unread))
             began = time.perf_counter()
 
     def _ready(self, job: Job) -> tuple[USOPipeline, Model]:

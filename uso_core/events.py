@@ -53,11 +53,12 @@ class Step:
 
 @dataclass(frozen=True)
 class ImageReady:
-    """Image `index` (from 0) is finished."""
+    """Image `index` (from 0) is finished; `unread` is the prompt's end, where the model had no room for it."""
 
     index: int
     image: Image.Image
     result: Result
+    unread: str = ""
 
 
 @dataclass(frozen=True)

@@ -265,6 +265,15 @@ class USOPipeline(DiffusionPipeline):
         text = self.use("text_encoder_2")(ids(self.tokenizer_2, self.config.text_tokens)).last_hidden_state
         return text.to(dtype), pooled.to(dtype)
 
+    def unread(self, prompt: str) -> str:
+        """The end of a prompt for which T5's input has no room; mostly empty. CLIP reads less, and sums it up."""
+        encoded = self.tokenizer_2(
+            prompt, max_length=self.config.text_tokens, truncation=True, return_offsets_mapping=True
+        )  # fmt: skip
+        if len(encoded.input_ids) < self.config.text_tokens:
+            return ""
+        return prompt[max(end for _, end in encoded.offset_mapping) :].strip()
+
     def encode_style(self, image: Image.Image) -> torch.Tensor:
         """Style tokens of one image, squashed to the vision tower's square: (1, K, D)."""
         pixels = self.image_processor(image.convert("RGB"), return_tensors="pt").pixel_values  # (1, 3, side, side)

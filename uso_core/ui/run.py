@@ -71,7 +71,7 @@ def follow(job: Job, sessions: Sessions, session: str, keep: Keep) -> Iterator[U
             if isinstance(event, Failed):
                 raise event.error
             if isinstance(event, ImageReady):
-                done = text.done(event.result.seconds, event.result.seed)
+                done = text.done(event.result.seconds, event.result.seed, event.unread)
                 path = keep(event.image, event.result)
                 yield Update({"text": done, "percent": 100}, path=path, result=event.result)
             elif event is None and job.cancelled:

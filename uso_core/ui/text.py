@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from uso_core.ui.downloads import Download
 
 TITLE = "USO"
+SHOWN_CHARACTERS = 80  # of a long prompt
 
 
 def mode_key(content: bool, styles: int, prompt: str) -> str:
@@ -58,9 +59,13 @@ def stepping(image: int, images: int, step: int, steps: int, each: float, left: 
     return f"{words} {say('one_more_waits') if more == 1 else say('more_wait', count=more)}"
 
 
-def done(seconds: float, seed: int) -> str:
-    """The end of a run."""
-    return say("done", time=duration(seconds), seed=seed)
+def done(seconds: float, seed: int, unread: str = "") -> str:
+    """The end of a run, and of a prompt that was too long."""
+    words = say("done", time=duration(seconds), seed=seed)
+    if not unread:
+        return words
+    end = unread if len(unread) <= SHOWN_CHARACTERS else f"{unread[:SHOWN_CHARACTERS]}…"
+    return f"{words} {say('unread', words=' '.join(end.split()))}"
 
 
 def day(when: date, today: date) -> str:
@@ -75,7 +80,7 @@ def day(when: date, today: date) -> str:
 
 def entry(when: datetime, prompt: str) -> str:
     """One image of the history, in a line."""
-    return f"{when:%Y-%m-%d %H:%M}  {prompt[:80] or say('no_prompt')}"
+    return f"{when:%Y-%m-%d %H:%M}  {prompt[:SHOWN_CHARACTERS] or say('no_prompt')}"
 
 
 def saved_style(model: str, pictures: int, created: datetime) -> str:
