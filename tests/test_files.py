@@ -114,7 +114,7 @@ NOT_WEIGHTS = {
     "XML of a storage server": (b'<?xml version="1.0"?><Error>AccessDenied</Error>', "web page", "licence"),
     "Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 23802932552\n",
                         "Git LFS pointer", "git lfs pull"),
-    "GGUF": (b"GGUF\3\0\0\0" + bytes(64), "GGUF", "safetensors"),
+    "GGUF of no known version": (b"GGUF\1\0\0\0" + bytes(64), "header is not readable", "download"),
     "zip": (b"PK\3\4" + bytes(64), "pickled", "safetensors"),
     "old pickle": (pickle.dumps({"a": 1}, protocol=2), "pickled", "safetensors"),
     "pickle": (pickle.dumps({"weights": [1.0] * 9}, protocol=4), "pickled", "safetensors"),

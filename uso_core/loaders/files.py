@@ -1,6 +1,6 @@
 """What is this file? Learnt from its first bytes and its tensors' names, never from its own name.
 
-safetensors only; everything else is recognised so that it can be refused by name.
+safetensors and GGUF; everything else is recognised so that it can be refused by name.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from uso_core.errors import WeightsError
+from uso_core.loaders import gguf
 
 MAX_HEADER_BYTES = 100 * 2**20  # the format's own limit
 DTYPE_BYTES = {
@@ -59,7 +61,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One safetensors file as its header describes it. `role` is a key of `ROLES`, or "unknown"."""
+    """One file as its header describes it. `role` is a key of `ROLES`, or "unknown"."""
 
     path: Path
     role: str
@@ -101,7 +103,7 @@ class Checkpoint:
 
 
 def inspect(path: Path) -> Checkpoint:
-    """Reads the header of a safetensors file; raises `WeightsError` that says what the file is instead.
+    """Reads the header of a safetensors or GGUF file; raises `WeightsError` that says what the file is instead.
 
     Nothing in the file is trusted: sizes are checked against the file's own before anything is allocated.
     """
@@ -113,6 +115,9 @@ def inspect(path: Path) -> Checkpoint:
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(512)
+            if start.startswith(gguf.MAGIC):
+                tensors, metadata = _read_gguf(path, file, size)
+                return Checkpoint(path, role_of(tensors), tensors, metadata)
             _refuse_other_formats(path, start, size)
             header_bytes = int.from_bytes(start[:8], "little")
             if header_bytes > size - 8:
@@ -161,8 +166,6 @@ def _refuse_other_formats(path: Path, start: bytes, size: int) -> None:
     elif start.startswith(b"version https://git-lfs"):
         what = "is a Git LFS pointer, not the weights themselves"
         hint = "Run `git lfs pull` in its repository, or download the file again."
-    elif start.startswith(b"GGUF"):
-        what, hint = "is a GGUF file, which cannot be read yet", "Use the safetensors file of the same model."
     elif start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")):
         what = "is a pickled PyTorch checkpoint, which could run code when opened"
         hint = "Use the safetensors file of the same model."
@@ -173,6 +176,24 @@ def _refuse_other_formats(path: Path, start: bytes, size: int) -> None:
     else:
         what, hint = "is not a safetensors file", "Use the safetensors file of the model."
     raise WeightsError(f"{path} {what}.", hint)
+
+
+def _read_gguf(path: Path, file: IO[bytes], size: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    entries, metadata = gguf.read_header(file, size)
+    tensors = {name: TensorInfo(*entry) for name, entry in entries.items()}
+    end = 0
+    for name, info in sorted(tensors.items(), key=lambda each: each[1].offset):
+        if info.offset < end:  # two tensors in one place
+            raise ValueError(name)
+        try:
+            end = info.offset + gguf.stored_bytes(info.dtype, info.shape)
+        except KeyError:  # a type of unknown size
+            end = info.offset
+        if end > size:
+            raise WeightsError(
+                f"{path} is cut off: {name} ends at byte {end}, the file has {size}.", DOWNLOAD_AGAIN
+            )  # fmt: skip
+    return tensors, metadata
 
 
 def _read_header(

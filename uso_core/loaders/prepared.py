@@ -154,7 +154,7 @@ class Slot:
 
 
 def fingerprint(source: Path) -> dict[str, Any]:
-    """What tells a safetensors file from another: its size, its time and its header (names, shapes, offsets)."""
+    """What tells a weight file from another: its size, its time and its header (names, shapes, offsets)."""
     found = source.stat()
     with source.open("rb") as file:
         length = file.read(8)

@@ -1,4 +1,4 @@
-"""Tensors in and out of safetensors files, one at a time.
+"""Tensors out of weight files, and into safetensors files, one at a time.
 
 Read with plain reads: a memory-mapped file's pages would count as this process's memory, all 24 GB of them.
 """
@@ -14,6 +14,7 @@ from types import TracebackType
 import torch
 
 from uso_core.errors import WeightsError
+from uso_core.loaders import gguf
 from uso_core.loaders.files import DOWNLOAD_AGAIN, Checkpoint
 
 DTYPES = {
@@ -42,18 +43,28 @@ class TensorReader:
         self._file.close()
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor in memory of its own; raises `WeightsError` where it is no floating point or cannot be read."""
+        """The tensor in memory of its own, ggml's quantizations as float32.
+
+        Raises `WeightsError` where it is no floating point or cannot be read.
+        """
         info = self.checkpoint.tensors[name]
-        if info.dtype not in DTYPES:
+        if info.dtype in DTYPES:
+            dtype = DTYPES[info.dtype]
+            return self._bytes(info.offset, math.prod(info.shape) * dtype.itemsize).view(dtype).reshape(info.shape)
+        try:
+            data = self._bytes(info.offset, gguf.stored_bytes(info.dtype, info.shape))
+            return gguf.dequantize(data, info.dtype, info.shape)
+        except (KeyError, ValueError, NotImplementedError):
             raise WeightsError(
                 f"{self.checkpoint.path} holds {name} as {info.dtype}, a quantization that cannot be read.",
-                "Use the bf16 or fp8 file.",
-            )
-        dtype = DTYPES[info.dtype]
-        data = torch.empty(math.prod(info.shape) * dtype.itemsize, dtype=torch.uint8)
+                "Use the bf16, fp8 or Q8_0 file.",
+            ) from None
+
+    def _bytes(self, offset: int, count: int) -> torch.Tensor:
+        data = torch.empty(count, dtype=torch.uint8)
         space, done = data.numpy().data, 0
         try:
-            self._file.seek(info.offset)
+            self._file.seek(offset)
             while done < len(space):
                 count = self._file.readinto(space[done:])
                 if not count:
@@ -61,7 +72,7 @@ class TensorReader:
                 done += count
         except OSError as error:
             raise self._unreadable(error) from None
-        return data.view(dtype).reshape(info.shape)
+        return data
 
     def _unreadable(self, error: OSError) -> WeightsError:
         return WeightsError(

@@ -1,0 +1,118 @@
+"""GGUF, ggml's format: what a file's header says, and its blocks of quantized numbers as float32.
+
+Versions 2 and 3, little-endian, as docs/gguf.md of github.com/ggml-org/ggml has them. What the blocks mean is known to
+ggml's own library, which is imported when a file needs it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import IO
+
+import numpy as np
+import torch
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+MAX_HEADER_BYTES = 100 * 2**20
+MAX_DIMENSIONS, MAX_DEPTH = 4, 2  # of a tensor, and of arrays in arrays
+ALIGNMENT = 32  # bytes, of tensors in a file that names no other
+_SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # by type of value
+_TEXT, _ARRAY = 8, 9
+
+Entry = tuple[str, tuple[int, ...], int]  # type, shape as PyTorch has it, offset in the file
+
+
+def read_header(file: IO[bytes], size: int) -> tuple[dict[str, Entry], dict[str, str]]:
+    """The tensors of a file of `size` bytes by name, in its order, and the texts that it notes.
+
+    Raises ValueError for what is no header, or one that names more than the file can hold. Whether the tensors' own
+    bytes are there is left to the caller.
+    """
+    header = _Header(file, min(size, MAX_HEADER_BYTES))
+    if header.take(4) != MAGIC or header.number(4) not in VERSIONS:
+        raise ValueError("no GGUF of a known version")
+    tensors, values = header.number(8), header.number(8)
+    noted = {header.text(): header.value(header.number(4)) for _ in range(values)}
+    alignment = noted.get("general.alignment", ALIGNMENT)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise ValueError("no alignment")
+    entries: dict[str, Entry] = {}
+    for _ in range(tensors):
+        name, dimensions = header.text(), header.number(4)
+        if name in entries or not 1 <= dimensions <= MAX_DIMENSIONS:
+            raise ValueError(name)
+        shape = tuple(header.number(8) for _ in range(dimensions))[::-1]
+        entries[name] = (_type_name(header.number(4)), shape, header.number(8))
+    begin = -(-header.position // alignment) * alignment
+    placed = {name: (kind, shape, begin + offset) for name, (kind, shape, offset) in entries.items()}
+    return placed, {name: value for name, value in noted.items() if isinstance(value, str)}
+
+
+def stored_bytes(kind: str, shape: tuple[int, ...]) -> int:
+    """How many bytes a tensor takes in the file; raises KeyError for a type that is not ggml's, ValueError where its
+    blocks do not fill the rows."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    block, width = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    if shape[-1] % block:
+        raise ValueError(f"rows of {shape[-1]} in blocks of {block}")
+    return math.prod(shape) // block * width
+
+
+def dequantize(data: torch.Tensor, kind: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """A tensor's bytes, uint8, as float32 (shape); raises NotImplementedError for a type that the library cannot."""
+    import gguf
+
+    blocks = data.numpy().reshape(-1, stored_bytes(kind, shape[-1:]))
+    with np.errstate(all="ignore"):  # of a damaged file
+        return torch.from_numpy(gguf.dequantize(blocks, gguf.GGMLQuantizationType[kind])).reshape(shape)
+
+
+class _Header:
+    """Reads on in a file each of whose numbers may be a lie; raises ValueError at its end."""
+
+    def __init__(self, file: IO[bytes], most: int) -> None:
+        self._file, self._most = file, most
+        self.position = 0
+        file.seek(0)
+
+    def take(self, count: int) -> bytes:
+        if self.position + count > self._most:
+            raise ValueError("the header ends early")
+        self.position += count
+        data = self._file.read(count)
+        if len(data) != count:
+            raise ValueError("the file ends early")
+        return data
+
+    def number(self, width: int) -> int:
+        return int.from_bytes(self.take(width), "little")
+
+    def text(self) -> str:
+        return self.take(self.number(8)).decode()
+
+    def value(self, kind: int, depth: int = 0) -> str | int | None:
+        """A text, or a number as an unsigned one; None for an array, which is passed over."""
+        if kind == _TEXT:
+            return self.text()
+        if kind in _SCALAR_BYTES:
+            return self.number(_SCALAR_BYTES[kind])
+        if kind != _ARRAY or depth == MAX_DEPTH:
+            raise ValueError(f"a value of type {kind}")
+        kind, count = self.number(4), self.number(8)
+        if kind in _SCALAR_BYTES:
+            self.take(count * _SCALAR_BYTES[kind])
+        else:
+            for _ in range(count):
+                self.value(kind, depth + 1)
+        return None
+
+
+def _type_name(number: int) -> str:
+    from gguf import GGMLQuantizationType
+
+    try:
+        return GGMLQuantizationType(number).name
+    except ValueError:  # younger than the library
+        return f"ggml type {number}"
