@@ -55,7 +55,7 @@ def fit_constants(vae: AutoencoderKL, run: Path, shard: Shard, device: str, coun
     latents, colours = [], []
     for kind in ("target", "content", "style"):
         pictures = open_pictures(run / "records", shard, kind)
-        for start in range(0, count, BATCH):
+        for start in range(0, min(count, shard.count), BATCH):
             part = pictures[start : start + BATCH]
             latents.append(encode(vae, part, device).cpu())
             colours.append(F.avg_pool2d(to_pixels(part), 8))
