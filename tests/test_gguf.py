@@ -160,8 +160,9 @@ def test_another_models_file_is_refused_for_what_it_is(tmp_path):
         transformer(path)
 
 
-def test_a_safetensors_file_that_names_blocks_it_does_not_hold_is_refused(tmp_path):
+@pytest.mark.parametrize("shape", [(1000, 32), (2**60, 32), (0, 32), (2, 17), ()], ids=str)
+def test_a_safetensors_file_that_names_blocks_it_does_not_hold_is_refused(shape, tmp_path):
     path = tmp_path / "x.safetensors"
-    path.write_bytes(raw({"a": entry(0, 34, (1000, 32), "Q8_0")}, bytes(34)))
-    with pytest.raises(WeightsError, match="shorter"):
+    path.write_bytes(raw({"a": entry(0, 34, shape, "Q8_0")}, bytes(34)))
+    with pytest.raises(WeightsError, match="holds a as Q8_0, a quantization that cannot be read"):
         read(path, "a")

@@ -17,7 +17,7 @@ from uso_core.outputs import save_image
 from uso_core.request import GenerationRequest, Result
 from uso_core.styles import StyleStore
 from uso_core.ui import text
-from uso_core.ui.form import build_form
+from uso_core.ui.form import Form, build_form
 from uso_core.ui.results import restored
 
 RED, BLUE = (open_picture(Image.new("RGB", (20, 30), colour), f"{colour}.png") for colour in ("red", "blue"))
@@ -36,34 +36,44 @@ def add(history: History, **values):
     return history.add(Image.new("RGB", (300, 200), "green"), result(**values))
 
 
+def put_back(history: History, path: Path) -> tuple[Form, list, str]:
+    store = StyleStore(history.folder / "styles")
+    with gr.Blocks() as page:
+        form = build_form(page, get_model("uso-tiny"), store)
+    return form, *restored(form, history, store, path)
+
+
+def words_of(history: History, path: Path) -> str:
+    return put_back(history, path)[2]
+
+
 def test_what_is_added_is_restored_with_its_pictures(history):
     path = add(history, seed=7, prompt="a mug", content=RED, styles=(BLUE,), guidance=3.0)
-    request, kept, lost = history.restore(path)
+    request, kept = history.restore(path)
     assert (request.prompt, request.seed, request.guidance) == ("a mug", 7, 3.0)
     assert [open_picture(kept[picture.sha256]) for picture in (request.content, *request.styles)] == [
         dataclasses.replace(RED, name=f"{RED.sha256}.png"),
         dataclasses.replace(BLUE, name=f"{BLUE.sha256}.png"),
     ]
-    assert lost == []
 
 
 def test_a_picture_that_is_gone_is_named(history, tmp_path):
-    path = add(history, content=RED)
-    request, kept, lost = History(tmp_path / "elsewhere", 1, 1).restore(path)
-    assert (kept, lost) == ({}, [RED.name])
+    path, elsewhere = add(history, content=RED), History(tmp_path / "elsewhere", 1, 1)
+    assert elsewhere.restore(path)[1] == {}
+    assert words_of(history, path) == text.restored([], [])
+    assert words_of(elsewhere, path) == text.restored([RED.name], [])
 
 
 def test_styles_for_which_the_page_has_no_place_are_named(history, tmp_path):
     styles = [open_picture(Image.new("RGB", (20, 30), (shade, 0, 0)), f"{shade}.png") for shade in range(6)]
-    path, store = add(history, content=RED, styles=styles), StyleStore(tmp_path / "styles")
-    with gr.Blocks() as page:
-        form = build_form(page, get_model("uso-tiny"), store)
-    updates, words = restored(form, history, store, path)
+    path = add(history, content=RED, styles=styles)
+    form, updates, words = put_back(history, path)
     slots = dict(zip(form.fields, updates, strict=True))
     assert [Path(slots[f"style_{number}"]).stem for number in range(1, 5)] == [style.sha256 for style in styles[:4]]
     assert words == text.restored([], ["4.png", "5.png"])
-    _, words = restored(form, History(tmp_path / "elsewhere", 1, 1), store, path)
-    assert words == text.restored(["red.png", "0.png", "1.png", "2.png", "3.png"], ["4.png", "5.png"])
+    assert words_of(History(tmp_path / "elsewhere", 1, 1), path) == text.restored(
+        ["red.png", "0.png", "1.png", "2.png", "3.png"], ["4.png", "5.png"]
+    )
 
 
 def test_another_file_is_refused(history, tmp_path):
@@ -130,8 +140,8 @@ def test_a_hostile_picture_name_leads_nowhere(history, tmp_path):
     (tmp_path / "secret.png").write_bytes(b"x")
     hostile = dataclasses.replace(RED, sha256="../../secret", image=None)
     path = history.add(Image.new("RGB", (8, 8)), result(content=hostile))
-    _, kept, lost = history.restore(path)
-    assert (kept, lost) == ({}, [RED.name])
+    assert history.restore(path)[1] == {}
+    assert words_of(history, path) == text.restored([RED.name], [])
 
 
 def test_an_image_that_cannot_be_written_leaves_no_record(tmp_path):

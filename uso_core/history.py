@@ -75,15 +75,14 @@ class History:
                 part.unlink(missing_ok=True)
         self._sweep()
 
-    def restore(self, path: Path) -> tuple[GenerationRequest, dict[str, Path], list[str]]:
-        """The request in a PNG of ours, its input pictures still kept (by sha256), and the names of the lost ones.
+    def restore(self, path: Path) -> tuple[GenerationRequest, dict[str, Path]]:
+        """The request in a PNG of ours, and those of its input pictures that are still kept, by sha256.
 
         Raises `RequestError` if the file is none of ours.
         """
         request = read_request(path)
         places = {picture.sha256: self._input(picture.sha256) for picture in request.pictures}
-        kept = {sha256: place for sha256, place in places.items() if place.is_file()}
-        return request, kept, [each.name for each in request.pictures if each.sha256 not in kept]
+        return request, {sha256: place for sha256, place in places.items() if place.is_file()}
 
     def _input(self, sha256: str) -> Path:
         """Only the hex digits make the name, whatever a stranger's file calls its picture."""

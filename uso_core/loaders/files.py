@@ -52,11 +52,12 @@ SPOKEN = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """`offset`: of the tensor's first byte in the file."""
+    """`offset`: of the tensor's first byte in the file, `bytes`: from there on, all of them in the file."""
 
     dtype: str
     shape: tuple[int, ...]
     offset: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -178,21 +179,20 @@ def _refuse_other_formats(path: Path, start: bytes, size: int) -> None:
     raise WeightsError(f"{path} {what}.", hint)
 
 
+def _cut_off(path: Path, name: str, end: int, size: int) -> WeightsError:
+    return WeightsError(f"{path} is cut off: {name} ends at byte {end}, the file has {size}.", DOWNLOAD_AGAIN)
+
+
 def _read_gguf(path: Path, file: IO[bytes], size: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    entries, metadata = gguf.read_header(file, size)
+    entries, metadata = gguf.read_header(file, min(size, MAX_HEADER_BYTES))
     tensors = {name: TensorInfo(*entry) for name, entry in entries.items()}
     end = 0
     for name, info in sorted(tensors.items(), key=lambda each: each[1].offset):
         if info.offset < end:  # two tensors in one place
             raise ValueError(name)
-        try:
-            end = info.offset + gguf.stored_bytes(info.dtype, info.shape)
-        except KeyError:  # a type of unknown size
-            end = info.offset
+        end = info.offset + info.bytes
         if end > size:
-            raise WeightsError(
-                f"{path} is cut off: {name} ends at byte {end}, the file has {size}.", DOWNLOAD_AGAIN
-            )  # fmt: skip
+            raise _cut_off(path, name, end, size)
     return tensors, metadata
 
 
@@ -216,11 +216,8 @@ def _read_header(
             raise damaged
         spans.append((begin, end))
         if end > data_bytes:
-            raise WeightsError(
-                f"{path} is cut off: {name} ends at byte {end} of its data, of which {data_bytes} are there.",
-                DOWNLOAD_AGAIN,
-            )
-        tensors[name] = TensorInfo(dtype, shape, data_begin + begin)
+            raise _cut_off(path, name, data_begin + end, size)
+        tensors[name] = TensorInfo(dtype, shape, data_begin + begin, end - begin)
     edges = [0, *(edge for span in sorted(spans) for edge in span), data_bytes]
     if edges[::2] != edges[1::2]:  # the format allows no overlap, no hole and nothing behind the last tensor
         raise damaged

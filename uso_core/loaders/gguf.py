@@ -14,22 +14,21 @@ import torch
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-MAX_HEADER_BYTES = 100 * 2**20
 MAX_DIMENSIONS, MAX_DEPTH = 4, 2  # of a tensor, and of arrays in arrays
 ALIGNMENT = 32  # bytes, of tensors in a file that names no other
 _SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # by type of value
 _TEXT, _ARRAY = 8, 9
 
-Entry = tuple[str, tuple[int, ...], int]  # type, shape as PyTorch has it, offset in the file
+Entry = tuple[str, tuple[int, ...], int, int]  # type, shape as PyTorch has it, offset in the file, bytes
 
 
-def read_header(file: IO[bytes], size: int) -> tuple[dict[str, Entry], dict[str, str]]:
-    """The tensors of a file of `size` bytes by name, in its order, and the texts that it notes.
+def read_header(file: IO[bytes], most: int) -> tuple[dict[str, Entry], dict[str, str]]:
+    """The tensors by name, in the file's order, and the texts that it notes, from a header of at most so many bytes.
 
-    Raises ValueError for what is no header, or one that names more than the file can hold. Whether the tensors' own
-    bytes are there is left to the caller.
+    Raises ValueError for what is no header. Whether the tensors' own bytes are there is left to the caller; one of an
+    unknown type has none.
     """
-    header = _Header(file, min(size, MAX_HEADER_BYTES))
+    header = _Header(file, most)
     if header.take(4) != MAGIC or header.number(4) not in VERSIONS:
         raise ValueError("no GGUF of a known version")
     tensors, values = header.number(8), header.number(8)
@@ -43,30 +42,24 @@ def read_header(file: IO[bytes], size: int) -> tuple[dict[str, Entry], dict[str,
         if name in entries or not 1 <= dimensions <= MAX_DIMENSIONS:
             raise ValueError(name)
         shape = tuple(header.number(8) for _ in range(dimensions))[::-1]
-        entries[name] = (_type_name(header.number(4)), shape, header.number(8))
+        kind, count = _type(header.number(4), shape)
+        entries[name] = (kind, shape, header.number(8), count)
     begin = -(-header.position // alignment) * alignment
-    placed = {name: (kind, shape, begin + offset) for name, (kind, shape, offset) in entries.items()}
+    placed = {name: (kind, shape, begin + offset, count) for name, (kind, shape, offset, count) in entries.items()}
     return placed, {name: value for name, value in noted.items() if isinstance(value, str)}
 
 
-def stored_bytes(kind: str, shape: tuple[int, ...]) -> int:
-    """How many bytes a tensor takes in the file; raises KeyError for a type that is not ggml's, ValueError where its
-    blocks do not fill the rows."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    block, width = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
-    if shape[-1] % block:
-        raise ValueError(f"rows of {shape[-1]} in blocks of {block}")
-    return math.prod(shape) // block * width
-
-
 def dequantize(data: torch.Tensor, kind: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """A tensor's bytes, uint8, as float32 (shape); raises NotImplementedError for a type that the library cannot."""
+    """A tensor's bytes, uint8, as float32 (shape).
+
+    Raises KeyError for a type that is not ggml's, NotImplementedError for one that its library cannot read, ValueError
+    where bytes and shape do not fit.
+    """
     import gguf
 
-    blocks = data.numpy().reshape(-1, stored_bytes(kind, shape[-1:]))
+    blocks = data.numpy().reshape(math.prod(shape[:-1]), -1)
     with np.errstate(all="ignore"):  # of a damaged file
-        return torch.from_numpy(gguf.dequantize(blocks, gguf.GGMLQuantizationType[kind])).reshape(shape)
+        return torch.from_numpy(gguf.dequantize(blocks, gguf.GGMLQuantizationType[kind]).reshape(shape))
 
 
 class _Header:
@@ -109,10 +102,14 @@ class _Header:
         return None
 
 
-def _type_name(number: int) -> str:
-    from gguf import GGMLQuantizationType
+def _type(number: int, shape: tuple[int, ...]) -> tuple[str, int]:
+    """A type's name, and how many bytes a tensor takes in it."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    try:
-        return GGMLQuantizationType(number).name
-    except ValueError:  # younger than the library
-        return f"ggml type {number}"
+    if number not in GGML_QUANT_SIZES:  # younger than the library
+        return f"ggml type {number}", 0
+    kind = GGMLQuantizationType(number)
+    block, width = GGML_QUANT_SIZES[kind]
+    if shape[-1] % block:
+        raise ValueError(f"rows of {shape[-1]} in blocks of {block}")
+    return kind.name, math.prod(shape) // block * width

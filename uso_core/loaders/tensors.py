@@ -48,11 +48,10 @@ class TensorReader:
         Raises `WeightsError` where it is no floating point or cannot be read.
         """
         info = self.checkpoint.tensors[name]
+        data = self._bytes(info.offset, info.bytes)
         if info.dtype in DTYPES:
-            dtype = DTYPES[info.dtype]
-            return self._bytes(info.offset, math.prod(info.shape) * dtype.itemsize).view(dtype).reshape(info.shape)
+            return data.view(DTYPES[info.dtype]).reshape(info.shape)
         try:
-            data = self._bytes(info.offset, gguf.stored_bytes(info.dtype, info.shape))
             return gguf.dequantize(data, info.dtype, info.shape)
         except (KeyError, ValueError, NotImplementedError):
             raise WeightsError(

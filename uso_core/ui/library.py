@@ -76,4 +76,9 @@ def build(
 
 def _card(entry: Entry) -> Card:
     words = say("made_at", time=f"{entry.when:%H:%M}", seed=entry.seed)
-    return Card(entry.path.name, entry.prompt[:80] or say("no_prompt"), words, (file_address(entry.thumbnail),))
+    return Card(
+        entry.path.name,
+        entry.prompt[: text.SHOWN_CHARACTERS] or say("no_prompt"),
+        words,
+        (file_address(entry.thumbnail),),
+    )

@@ -119,7 +119,7 @@ def restored(form: Form, history: History, saved: StyleStore, path: Path) -> tup
 
     Raises `RequestError` if the file is none of ours.
     """
-    request, pictures, _ = history.restore(path)
+    request, pictures = history.restore(path)
     given: list[Picture | SavedStyle] = [style for style in request.styles if isinstance(style, Picture)]
     stored = [style for style in request.styles if isinstance(style, SavedStyle)]
     kept = {style.sha256 for style in stored if saved.holds(style.sha256)}
@@ -134,7 +134,7 @@ def _describer(history: History) -> Any:
         if not path:
             return "", None, gr.DownloadButton(interactive=False), ""
         try:
-            request, kept, _ = history.restore(Path(path))
+            request, kept = history.restore(Path(path))
         except UsoError as error:
             return str(error), None, gr.DownloadButton(interactive=False), ""
         content = kept.get(request.content.sha256) if request.content else None
