@@ -7,10 +7,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from uso_core.engine import Engine
 from uso_core.errors import UsageError, UsoError, exit_code
+from uso_core.runtime.engine import Engine
+from uso_core.runtime.startup import uncollected
 from uso_core.settings import Parser, add_arguments, load_settings
-from uso_core.start import uncollected
 
 
 def main(argv: Sequence[str] | None = None) -> int:

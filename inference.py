@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from uso_core import images
-from uso_core.catalog import Model
-from uso_core.engine import Engine
+from uso_core.catalog.locate import choose_model, names_flux_dev, with_name
+from uso_core.catalog.models import Model
 from uso_core.errors import OutputError, RequestError, UsageError, UsoError, exit_code
 from uso_core.events import Cancelled, Event, Failed, ImageReady, Loading, Step
-from uso_core.inventory import choose_model, names_flux_dev, with_name
-from uso_core.outputs import save_image
 from uso_core.request import SCHEDULES, GenerationRequest
+from uso_core.runtime.engine import Engine
 from uso_core.settings import Parser, add_arguments, load_settings, parse_flag
+from uso_core.storage.files import save_image
 
 MAX_EVAL_BYTES = 50 * 2**20
 SETTINGS = ("name", "device", "dtype", "offload", "vram_limit", "compile", "weights")  # those that have a flag here

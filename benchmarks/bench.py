@@ -29,7 +29,7 @@ from benchmarks.python_time import seconds_outside_blocks
 from benchmarks.results import Results, installed, lines, table, this_machine
 from benchmarks.tasks import PROMPT, Task, tasks
 from benchmarks.timing import Clock, Sample, Stages
-from uso_core.catalog import EMBEDDED, get_model
+from uso_core.catalog.models import EMBEDDED, get_model
 from uso_core.errors import UsoError
 from uso_core.model import latents
 from uso_core.model.pipeline import USOPipeline

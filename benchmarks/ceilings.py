@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.timing import Clock
-from uso_core.memory.fp8 import AFTERWARDS, FP8, fp8_way
+from uso_core.quantization.fp8 import AFTERWARDS, FP8, fp8_way
 
 BATCHES = 5  # the best of which counts
 

@@ -37,10 +37,10 @@ from transformers import (
 )
 
 from uso_core.loaders.build import VAE_NORM_GROUPS, VAE_SCALE, VAE_SHIFT
-from uso_core.memory.layout import MemoryPlan
-from uso_core.memory.plan import Machine, Wishes, plan
+from uso_core.memory.plan import MemoryPlan
+from uso_core.memory.planner import Machine, Wishes, plan
 from uso_core.memory.sizes import GB, Counts, Sizes, counts_of
-from uso_core.model.style import StyleProjector
+from uso_core.model.style_projector import StyleProjector
 from uso_core.model.transformer import USOTransformer2DModel
 
 TEXT_TOKENS, STYLE_TOKENS, TARGET_TOKENS, CONTENT_TOKENS = 512, 192, 4096, 1024  # at 1024 x 1024, content at 512

@@ -36,10 +36,10 @@ from benchmarks.models import CONTENDERS, FULL, Contender, random_pipeline
 from benchmarks.results import installed
 from benchmarks.tasks import tasks
 from benchmarks.timing import STAGES
-from uso_core.memory import fp8
-from uso_core.memory.host import HostMemory
 from uso_core.memory.machine import look_at
+from uso_core.memory.pinned import HostMemory
 from uso_core.memory.sizes import GB
+from uso_core.quantization import fp8
 
 SOURCE = Path(__file__).with_name("null_device.c")
 INSIDE = "NULL_DEVICE_CAPABILITY"  # set where the device is already there

@@ -16,16 +16,16 @@ from benchmarks.counts import card, full_counts, full_size
 from benchmarks.random_weights import materialize
 from benchmarks.reference import ReferencePipeline, WholeModuleMoves
 from benchmarks.reference_transformer import ReferenceTransformer, store_fp8
-from uso_core.assembly import assemble
-from uso_core.catalog import EMBEDDED, EMBEDDED_FILES, get_model
+from uso_core.catalog.models import EMBEDDED, EMBEDDED_FILES, get_model
 from uso_core.loaders import build, encoders
-from uso_core.memory.fp8 import T5_MATRICES, TRANSFORMER_MATRICES, use_fp8
 from uso_core.memory.machine import look_at
+from uso_core.memory.offload import Offloader
 from uso_core.memory.placement import place
-from uso_core.memory.plan import STAYS, Machine, MemoryPlan, Wishes, plan
-from uso_core.memory.residency import Residency
+from uso_core.memory.planner import STAYS, Machine, MemoryPlan, Wishes, plan
 from uso_core.memory.sizes import Sizes
 from uso_core.model.pipeline import USOPipeline
+from uso_core.quantization.fp8 import T5_MATRICES, TRANSFORMER_MATRICES, use_fp8
+from uso_core.runtime.load import assemble
 from uso_core.settings import ROOT, Settings
 
 PATHS = {role: ROOT / "weights" / EMBEDDED / name for role, name in EMBEDDED_FILES.items()}
@@ -93,7 +93,7 @@ def embedded(dtype: torch.dtype) -> dict[str, USOPipeline]:
     parts = {**ours.components, "transformer": cast(Any, apart), "vae": build.build_vae(PATHS["vae"], dtype)}
     reference = ReferencePipeline(**parts, **ours.constants)
     modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
-    reference.residency = Residency(ours.compute_device, modules)
+    reference.offloader = Offloader(ours.compute_device, modules)
     return {"reference": reference, "ours": ours}
 
 
@@ -138,7 +138,7 @@ def random_pipeline(contender: Contender, shape: Shape, device: torch.device) ->
     for role, module in parts.items():
         materialize(module, device, device if stays else torch.device("cpu"), seed=len(role))
     pipeline = USOPipeline(*_components(parts, shape))
-    pipeline.residency = place({name: parts[role] for name, role in ROLES.items()}, memory, device)
+    pipeline.offloader = place({name: parts[role] for name, role in ROLES.items()}, memory, device)
     pipeline.decodes_in_tiles = memory.decodes_in_tiles
     if contender.compile:
         pipeline.transformer.compile_repeated_blocks(fullgraph=True, backend=shape.backend)
@@ -159,7 +159,7 @@ def _reference(
         materialize(module, device, torch.device("cpu") if contender.offload else device, seed=len(role))
     pipeline = ReferencePipeline(*_components(parts, shape))
     modules = {name: parts[role] for name, role in ROLES.items()}
-    pipeline.residency = WholeModuleMoves(device, modules) if contender.offload else Residency(device, modules)  # type: ignore[assignment]
+    pipeline.offloader = WholeModuleMoves(device, modules) if contender.offload else Offloader(device, modules)  # type: ignore[assignment]
     return pipeline
 
 

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import nn
 
-from uso_core.memory.fp8 import FP8, FP8_MAX, Float8Linear
+from uso_core.quantization.fp8 import FP8, FP8_MAX, Float8Linear
 
 FP8_SPREAD = 100.0  # standard deviation of fp8 data, whose scale undoes it
 NORM_SPREAD = 0.02  # of norms' weights around 1 and of biases around 0

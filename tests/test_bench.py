@@ -22,7 +22,7 @@ from benchmarks.reference_transformer import CastLinear, ReferenceTransformer, s
 from benchmarks.results import Results, table
 from benchmarks.tasks import Task, tasks
 from benchmarks.timing import Clock, Sample, Spread, Stages, ratios
-from uso_core.memory.residency import tensors_of
+from uso_core.memory.offload import tensors_of
 from uso_core.model.pipeline import USOPipeline
 
 CPU = torch.device("cpu")
@@ -87,7 +87,7 @@ def test_the_references_offloading_moves_modules_both_ways(asked):
     pipeline = embedded(torch.float32)["reference"]
     right = pixels(pipeline, asked["content + style"])
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
-    moves = pipeline.residency = WholeModuleMoves(CPU, modules)
+    moves = pipeline.offloader = WholeModuleMoves(CPU, modules)
     assert torch.equal(pixels(pipeline, asked["content + style"]), right)
     sizes = {name: sum(map(operator.attrgetter("nbytes"), tensors_of(module))) for name, module in modules.items()}
     assert moves.moved_bytes == 2 * sum(sizes.values()) + sizes["vae"]  # which has come again, for the decoder

@@ -1,4 +1,4 @@
-"""Imports point down only; the environment has one reader; importing costs nothing."""
+"""Packages are floors: imports point down only, the environment has one reader, and importing costs nothing."""
 
 from __future__ import annotations
 
@@ -12,35 +12,26 @@ import pytest
 
 from uso_core.settings import ROOT
 
-# The floors of the house, top first. A module may import from its own row or from below; rows that must never meet
-# although they stand on one floor are listed in APART.
+# The floors of the house, top first, by package. A module imports from its own package and from the floors below;
+# packages on one floor never meet.
 FLOORS = (
-    ("app", "inference", "uso_core.ui", "training", "benchmarks", "weights"),
-    ("uso_core.engine", "uso_core.assembly", "uso_core.style_tokens", "uso_core.outputs", "uso_core.history",
-     "uso_core.styles", "uso_core.examples"),
-    ("uso_core.model.pipeline", "uso_core.model.packed", "uso_core.model.autoencoder", "uso_core.loaders"),
-    ("uso_core.memory", "uso_core.model.style", "uso_core.model.transformer"),
-    ("uso_core.model.latents", "uso_core.model.preview", "uso_core.images", "uso_core.metadata", "uso_core.comfy"),
-    ("uso_core.request", "uso_core.settings", "uso_core.catalog", "uso_core.inventory", "uso_core.events",
-     "uso_core.errors", "uso_core.start"),
-    ("uso_core.model", "uso_core"),  # package files, which hold only words
-)  # fmt: skip
-APART = (
-    ("uso_core.model.pipeline", "uso_core.loaders"),
-    ("uso_core.engine", "uso_core.outputs"),
-    ("uso_core.engine", "uso_core.history"),
-    ("uso_core.engine", "uso_core.styles"),
+    ("app", "inference", "training", "benchmarks", "weights", "deploy"),
+    ("ui",),
+    ("runtime",),
+    ("cpu", "loaders", "memory"),
+    ("model", "quantization", "catalog", "storage", "comfy"),
+    ("nouns",),
 )
-TOP = FLOORS[0]
-WITHOUT_TORCH = (
-    "app", "uso_core.engine", "uso_core.outputs", "uso_core.styles", "uso_core.examples", "uso_core.images",
-    "uso_core.metadata", "uso_core.memory.layout", "uso_core.memory.plan", "uso_core.memory.sizes", *FLOORS[5],
-)  # fmt: skip
-GRADIO_ONLY_IN = ("uso_core.ui",)
+NOUNS = ("messages", "errors", "events", "request", "settings", "images")  # every floor speaks them
+BESIDE = {("benchmarks", "training")}  # importer, imported: on one floor all the same
+WITHOUT_TORCH = ("nouns", "catalog", "storage", "comfy")
+WITHOUT_TORCH_TOO = ("app", "uso_core.runtime.engine", "uso_core.memory.plan", "uso_core.memory.planner",
+                     "uso_core.memory.sizes", "uso_core.ui")  # fmt: skip
+GRADIO_ONLY_IN = "uso_core.ui"
 
 SOURCES = [
     path
-    for folder in (ROOT, *(ROOT / name for name in ("uso_core", "training", "benchmarks", "weights")))
+    for folder in (ROOT, *(ROOT / name for name in ("uso_core", "training", "benchmarks", "weights", "deploy")))
     for path in sorted(folder.glob("*.py") if folder == ROOT else folder.rglob("*.py"))
 ]
 
@@ -48,6 +39,22 @@ SOURCES = [
 def module_name(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def package_of(module: str) -> str | None:
+    """The package whose floor a module stands on; None for what is not ours."""
+    parts = module.split(".")
+    if parts[0] != "uso_core":
+        return parts[0] if parts[0] in FLOORS[0] else None
+    if len(parts) == 1:
+        return "nouns"
+    return "nouns" if parts[1] in NOUNS else parts[1]
+
+
+def floor_of(package: str) -> int:
+    found = [number for number, packages in enumerate(FLOORS) if package in packages]
+    assert found, f"{package} has no floor; give it one in FLOORS"
+    return found[0]
 
 
 def imports(path: Path) -> set[str]:
@@ -71,38 +78,49 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-def within(name: str, module: str) -> bool:
-    return name == module or name.startswith(module + ".")
-
-
-def floor(name: str) -> int | None:
-    """The number of the floor on which a module stands; the longest entry that covers it decides."""
-    entries = [(len(entry), row) for row, names in enumerate(FLOORS) for entry in names if within(name, entry)]
-    return max(entries)[1] if entries else None
-
-
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_imports_point_down(path):
     module = module_name(path)
-    own = floor(module)
-    assert own is not None, f"{module} has no floor; give it one in FLOORS"
+    own = package_of(module)
+    assert own is not None, f"{module} belongs to no package"
     for name in imports(path):
-        other = floor(name)
-        if other is None:
+        other = package_of(name) if name != f"uso_core.{own}" else own
+        if other is None or other == own or (own, other) in BESIDE or name == "uso_core.__version__":
             continue
-        assert other >= own, f"{module} imports {name}, which stands above it"
-        for one, two in APART:
-            together = (within(module, one) and within(name, two)) or (within(module, two) and within(name, one))
-            assert not together, f"{module} imports {name}; these two never meet"
-    if not within(module, "training"):
-        assert not any(within(name, "training") or within(name, "benchmarks") for name in imports(path)
-                       if not within(module, "benchmarks"))  # fmt: skip
+        assert floor_of(other) > floor_of(own), f"{module} imports {name}, which does not stand below it"
+
+
+def test_modules_of_one_package_do_not_import_each_other_in_a_circle():
+    """Also where an import hides in a function."""
+    names = {module_name(path): path for path in SOURCES}
+    graph = {
+        module: {
+            each if each in names else each.rpartition(".")[0]
+            for each in imports(path)
+            if each in names or each.rpartition(".")[0] in names
+        }
+        - {module}
+        for module, path in names.items()
+    }
+    done: set[str] = set()
+
+    def walk(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, f"a circle of imports: {' -> '.join((*way[way.index(module) :], module))}"
+        if module not in done:
+            for each in sorted(graph[module]):
+                walk(each, (*way, module))
+            done.add(module)
+
+    for module in sorted(graph):
+        walk(module, ())
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
-def test_gradio_has_one_place(path):
-    if not within(module_name(path), *GRADIO_ONLY_IN):
-        assert not any(within(name, "gradio") for name in imports(path))
+def test_gradio_has_one_place_and_no_search_path_is_changed(path):
+    module = module_name(path)
+    if module != GRADIO_ONLY_IN and not module.startswith(GRADIO_ONLY_IN + "."):
+        assert not any(name.split(".")[0] == "gradio" for name in imports(path))
+    assert "sys.path" not in path.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if ROOT / "uso_core" in path.parents], ids=module_name)
@@ -113,9 +131,9 @@ def test_the_environment_is_read_once(path):
 
 def test_importing_is_cheap():
     """Neither the page nor anything it imports before the first request brings in the model stack."""
-    names = ", ".join(name for name in WITHOUT_TORCH)
+    light = [name for name in map(module_name, SOURCES) if package_of(name) in WITHOUT_TORCH]
     code = (
-        f"import sys; import {names}; import uso_core.ui\n"
+        f"import sys; import {', '.join([*light, *WITHOUT_TORCH_TOO])}\n"
         "heavy = {'torch', 'diffusers', 'transformers'} & set(sys.modules); assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -13,12 +13,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.conftest import GOLDEN
-from uso_core.assembly import assemble
-from uso_core.catalog import get_model
+from uso_core.catalog.models import get_model
+from uso_core.cpu.transformer import PackedStep, packs
 from uso_core.images import prepare_content
 from uso_core.model import latents
-from uso_core.model.packed import PackedStep, packs
 from uso_core.model.pipeline import USOPipeline
+from uso_core.runtime.load import assemble
 from uso_core.settings import Settings
 
 CASES = {case["name"]: case for case in json.loads((GOLDEN / "manifest.json").read_text())["cases"]}
@@ -35,8 +35,8 @@ def pipeline(request: pytest.FixtureRequest) -> USOPipeline:
     paths = {role: GOLDEN / name for role, name in FILES.items()}
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "plain":
-            patch.setattr("uso_core.assembly.packs", lambda dtype: False)
-            patch.setattr("uso_core.assembly.hasten", lambda vae: None)
+            patch.setattr("uso_core.runtime.load.packs", lambda dtype: False)
+            patch.setattr("uso_core.runtime.load.hasten", lambda vae: None)
         made = assemble(paths, Settings(device="cpu", dtype="float32"), get_model("uso-tiny"))[0]
     expected = request.param == "packed" and packs(torch.float32)
     assert isinstance(made.transformer.packed, PackedStep) == expected

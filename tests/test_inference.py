@@ -24,8 +24,8 @@ from safetensors.torch import load_file, save_file
 
 import inference
 from tests.conftest import GOLDEN
-from uso_core.metadata import read_request
 from uso_core.settings import ROOT
+from uso_core.storage.png import read_request
 
 CASES = {case["name"]: case for case in json.loads((GOLDEN / "manifest.json").read_text())["cases"]}
 GOLDEN_FLAGS = ("--device", "cpu", "--dtype", "float32")

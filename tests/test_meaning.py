@@ -21,8 +21,8 @@ from training.evaluate import MEASURED, QUICK, fingerprint
 from training.judge import CHANCE, Judge
 from training.measure import QUESTIONS, load_measurer, outline_agreement, palette_distance
 from training.trials import MODES, RELEASED, Painter, Trial, make_trial
-from uso_core.catalog import EMBEDDED, get_model
-from uso_core.examples import ASPECTS
+from uso_core.catalog.examples import ASPECTS
+from uso_core.catalog.models import EMBEDDED, get_model
 
 METRICS: dict[str, Any] = json.loads(MEASURED.read_text(encoding="utf-8"))
 

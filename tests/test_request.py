@@ -16,9 +16,9 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from uso_core.errors import OutputError, RequestError
-from uso_core.metadata import parse_request, read_request
-from uso_core.outputs import new_path, save_image, write_whole
 from uso_core.request import FORMAT_VERSION, MAX_SEED, GenerationRequest, Picture, Result
+from uso_core.storage.files import new_path, save_image, write_whole
+from uso_core.storage.png import parse_request, read_request
 
 CONTENT, STYLE, OTHER = (
     Picture(f"{name}.png", letter * 64) for name, letter in (("cat", "a"), ("oil", "b"), ("ink", "c"))

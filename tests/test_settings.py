@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from uso_core.catalog import MODELS, get_model
+from uso_core.catalog.locate import choose_model, names_flux_dev, take_stock
+from uso_core.catalog.models import MODELS, get_model
 from uso_core.errors import SettingsError, UsageError, WeightsError
-from uso_core.inventory import choose_model, names_flux_dev, take_stock
 from uso_core.settings import ROOT, Parser, Settings, add_arguments, example_env, load_settings
 
 

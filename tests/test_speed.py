@@ -12,12 +12,12 @@ from diffusers import FluxTransformer2DModel
 from PIL import Image
 from torch.nn.attention import SDPBackend
 
-from tests.test_model import pictures, pipeline  # noqa: F401  (fixtures)
-from uso_core.memory.host import HostMemory
-from uso_core.memory.residency import Residency
+from tests.model.test_model import pictures, pipeline  # noqa: F401  (fixtures)
+from uso_core.memory.offload import Offloader
+from uso_core.memory.pinned import HostMemory
 from uso_core.memory.streaming import BlockStream
 from uso_core.model.attention import KERNELS, by_speed
-from uso_core.model.encodings import Encodings, picture_key
+from uso_core.model.encoding_cache import Encodings, picture_key
 from uso_core.model.pipeline import TABLE_STEPS, Sampling, USOPipeline
 from uso_core.model.step_cache import LAST, MOST_HITS, WARM_UP, StepCache
 from uso_core.model.transformer import Modulation, USOTransformer2DModel
@@ -149,14 +149,14 @@ def test_a_picture_is_known_by_its_pixels():
 def test_visitors_come_one_at_a_time_and_change_nothing(own, pictures):  # noqa: F811
     alone = generate(own, pictures)
     own.encodings.clear()
-    own.residency = Residency(CPU, {name: getattr(own, name) for name in HEAVY}, HEAVY)
+    own.offloader = Offloader(CPU, {name: getattr(own, name) for name in HEAVY}, HEAVY)
     assert torch.equal(generate(own, pictures), alone)
     own.decode(alone, 64, 48)
     present: set[str] = set()
-    for what, name in own.residency.events:
+    for what, name in own.offloader.events:
         present = present | {name} if what == "arrive" else present - {name}
         assert len(present) <= 1
-    arrived = [name for what, name in own.residency.events if what == "arrive"]
+    arrived = [name for what, name in own.offloader.events if what == "arrive"]
     assert set(arrived) == set(HEAVY)
     assert arrived[-2:] == ["transformer", "vae"]
 
@@ -164,15 +164,15 @@ def test_visitors_come_one_at_a_time_and_change_nothing(own, pictures):  # noqa:
 def test_weights_leave_the_device_without_being_copied_back():
     modules = {"a": torch.nn.Linear(4, 4), "b": torch.nn.Linear(4, 4)}
     home = {name: module.weight.data_ptr() for name, module in modules.items()}
-    residency = Residency(CPU, modules, ["a", "b"])
+    offloader = Offloader(CPU, modules, ["a", "b"])
     for name, other in (("a", "b"), ("b", "a"), ("a", "b")):
-        assert residency.use(name).weight.data_ptr() != home[name]
+        assert offloader.use(name).weight.data_ptr() != home[name]
         assert modules[other].weight.data_ptr() == home[other]
     modules["a"].weight.data.fill_(7)  # what happened to the copy on the device is lost
-    residency.leave()
+    offloader.leave()
     assert {name: module.weight.data_ptr() for name, module in modules.items()} == home
     assert not (modules["a"].weight == 7).any()
-    assert residency.events == [
+    assert offloader.events == [
         ("arrive", "a"), ("leave", "a"), ("arrive", "b"), ("leave", "b"), ("arrive", "a"), ("leave", "a"),
     ]  # fmt: skip
 
@@ -180,14 +180,14 @@ def test_weights_leave_the_device_without_being_copied_back():
 def test_what_is_held_never_moves():
     module = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
     home = [part.weight.data_ptr() for part in module]
-    residency = Residency(CPU, {"a": module}, ["a"], held=module[1].parameters())
-    residency.use("a")
+    offloader = Offloader(CPU, {"a": module}, ["a"], held=module[1].parameters())
+    offloader.use("a")
     assert [part.weight.data_ptr() == place for part, place in zip(module, home, strict=True)] == [False, True]
 
 
 def test_a_visitor_nobody_knows_is_refused():
     with pytest.raises(ValueError, match="'c'"):
-        Residency(CPU, {"a": torch.nn.Linear(1, 1)}, ["c"])
+        Offloader(CPU, {"a": torch.nn.Linear(1, 1)}, ["c"])
 
 
 @pytest.mark.parametrize("piece", [0, 2**16, 2**22], ids=["where they are", "small pieces", "a large piece"])
@@ -247,7 +247,7 @@ def test_an_encoder_streams_its_layers(own, pictures):  # noqa: F811
     alone = generate(own, pictures)
     layers = own.text_encoder_2.encoder.block
     stream = BlockStream(list(layers), CPU, loops=False).attach()
-    own.residency = Residency(
+    own.offloader = Offloader(
         CPU, {name: getattr(own, name) for name in HEAVY}, HEAVY, stream.carried,
         lambda name: stream.release() if name == "text_encoder_2" else None,
     )  # fmt: skip

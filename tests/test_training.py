@@ -33,9 +33,9 @@ from training.trials import MODES, RELEASED, make_trial
 from training.vae import build_vae
 from training.world.prompts import COLOUR_WORDS, KIND_WORDS, SCENE_WORDS, disturb, tells
 from training.world.specs import MOODS, SUBJECTS, TECHNIQUES, is_held_out
-from uso_core.assembly import assemble
-from uso_core.catalog import EMBEDDED_FILES, get_model
+from uso_core.catalog.models import EMBEDDED_FILES, get_model
 from uso_core.model.latents import pack
+from uso_core.runtime.load import assemble
 from uso_core.settings import Settings
 
 SMALL = Shape(heads=1, head_size=32, doubles=1, singles=1, rank=4)

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from uso_core.catalog import EMBEDDED, EMBEDDED_FILES, get_model
-from uso_core.examples import ASPECTS, sides, sides_of_content
+from uso_core.catalog.examples import ASPECTS, sides, sides_of_content
+from uso_core.catalog.models import EMBEDDED, EMBEDDED_FILES, get_model
 
 from . import world
 from .judge import CHANCE, LOWER_IS_BETTER, Figures, Judge, relative_outlines

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from uso_core.loaders import keys
-from uso_core.model.style import StyleProjector
+from uso_core.model.style_projector import StyleProjector
 from uso_core.model.transformer import USOTransformer2DModel
 
 

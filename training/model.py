@@ -14,7 +14,7 @@ from torch.func import functional_call
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from uso_core.model.latents import image_ids, pack
-from uso_core.model.style import StyleProjector
+from uso_core.model.style_projector import StyleProjector
 from uso_core.model.transformer import USOTransformer2DModel
 
 from .lora import Lora, fused

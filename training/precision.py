@@ -6,7 +6,7 @@ import functools
 
 import torch
 
-from uso_core.assembly import choose_dtype
+from uso_core.runtime.load import choose_dtype
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from training import checkpoint
 from training.model import Shape, TinyUso
 from training.train import save_model
-from uso_core.catalog import EMBEDDED_FILES
+from uso_core.catalog.models import EMBEDDED_FILES
 from uso_core.loaders import build, encoders
 
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from uso_core.assembly import assemble
-from uso_core.catalog import EMBEDDED, EMBEDDED_FILES, get_model
+from uso_core.catalog.models import EMBEDDED, EMBEDDED_FILES, get_model
 from uso_core.model.pipeline import USOPipeline
+from uso_core.runtime.load import assemble
 from uso_core.settings import ROOT, Settings
 
 from . import world

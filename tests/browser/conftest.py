@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from tests.test_app import Served, serve
+from tests.ui.test_app import Served, serve
 
 PATIENCE_MS = 240_000  # for what takes a second on an idle machine, and a minute on a slow and busy one
 CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]

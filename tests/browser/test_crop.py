@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import OpenPage, eventually
 from tests.browser.test_studio import slot, upload
-from tests.test_app import Served
+from tests.ui.test_app import Served
 
 pytestmark = pytest.mark.browser
 PHONE = {"width": 390, "height": 800}

@@ -9,10 +9,10 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import OpenPage, eventually
 from tests.browser.test_studio import fill, slot, upload
-from tests.test_app import Served
-from uso_core.catalog import MODELS
-from uso_core.examples import FOLDER, read_example, read_examples
-from uso_core.metadata import read_request
+from tests.ui.test_app import Served
+from uso_core.catalog.examples import FOLDER, read_example, read_examples
+from uso_core.catalog.models import MODELS
+from uso_core.storage.png import read_request
 
 pytestmark = pytest.mark.browser
 NAMES = ("14-strengths", "01-words")  # the second must leave nothing of the first

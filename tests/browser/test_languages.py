@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import OpenPage
 from tests.browser.test_page import picture, status
-from tests.test_app import Served
+from tests.ui.test_app import Served
 
 pytestmark = pytest.mark.browser
 

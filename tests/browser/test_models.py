@@ -11,10 +11,10 @@ from playwright.sync_api import Locator, Page, expect
 
 from tests.browser.conftest import OpenPage
 from tests.browser.test_page import Shot, expect_picture, number, press, set_number, shown
+from tests.catalog.hub_server import HubServer
+from tests.catalog.test_download import LORA, PROJECTOR, TOKEN, USO, content
 from tests.conftest import GOLDEN
-from tests.hub_server import HubServer
-from tests.test_app import Served, serve
-from tests.test_downloader import LORA, PROJECTOR, TOKEN, USO, content
+from tests.ui.test_app import Served, serve
 
 pytestmark = pytest.mark.browser
 

@@ -14,9 +14,9 @@ from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
 from tests.browser.conftest import OpenPage, eventually
-from tests.test_app import Served
-from uso_core.metadata import read_request
+from tests.ui.test_app import Served
 from uso_core.request import GenerationRequest
+from uso_core.storage.png import read_request
 
 pytestmark = pytest.mark.browser
 

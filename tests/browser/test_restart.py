@@ -11,9 +11,9 @@ from playwright.sync_api import Browser, expect
 
 from tests.browser.conftest import DESKTOP, OpenPage, visit
 from tests.browser.test_studio import STYLE, day, fill, generate, press, said, save, status, tab, upload
-from tests.test_app import Served, pixels, serve
-from uso_core.metadata import read_request
+from tests.ui.test_app import Served, pixels, serve
 from uso_core.request import SavedStyle
+from uso_core.storage.png import read_request
 
 pytestmark = pytest.mark.browser
 REMEMBERED, STYLED = "a lighthouse to remember", "a cottage in the woods"

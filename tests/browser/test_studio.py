@@ -15,12 +15,12 @@ from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
 from tests.browser.conftest import OpenPage, eventually
-from tests.test_app import Served, pixels
+from tests.ui.test_app import Served, pixels
+from uso_core.catalog.examples import FOLDER
 from uso_core.comfy import export_workflow
-from uso_core.examples import FOLDER
 from uso_core.images import open_picture
-from uso_core.metadata import read_request
 from uso_core.request import GenerationRequest
+from uso_core.storage.png import read_request
 
 DROP = """
 async ([data, name]) => {

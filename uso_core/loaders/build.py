@@ -12,13 +12,13 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 from uso_core.errors import WeightsError
-from uso_core.loaders import keys, prepared
+from uso_core.loaders import fused_cache, keys
+from uso_core.loaders.convert import LoRA, Progress, fill, match, no_progress, prefix_of
 from uso_core.loaders.files import DOWNLOAD_AGAIN, Checkpoint, TensorInfo, expect, inspect, role_of
-from uso_core.loaders.fill import LoRA, Progress, fill, match, no_progress, prefix_of
-from uso_core.memory.fp8 import TRANSFORMER_MATRICES, use_fp8
 from uso_core.model import latents, preview
-from uso_core.model.style import DEPTHS, StyleProjector
+from uso_core.model.style_projector import DEPTHS, StyleProjector
 from uso_core.model.transformer import USOTransformer2DModel
+from uso_core.quantization.fp8 import TRANSFORMER_MATRICES, use_fp8
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -48,7 +48,7 @@ def build_transformer(
     if cache is None:
         fill(conversion, progress)
     else:
-        prepared.fill(conversion, [file.path for file in files] + ([lora] if lora else []), cache, progress)
+        fused_cache.fill(conversion, [file.path for file in files] + ([lora] if lora else []), cache, progress)
     return model
 
 

@@ -154,6 +154,19 @@ def expect(checkpoint: Checkpoint, *roles: str) -> Checkpoint:
     raise WeightsError(f"{checkpoint.path} is not {wanted}: it seems to be {checkpoint.spoken}.", hint)
 
 
+def misfit(path: Path, what: str, missing: list[str], unknown: list[str], misshapen: list[str]) -> WeightsError:
+    """The error that names how many tensors of a file do not fit, each kind with its first."""
+    parts = [
+        f"{len(names)} {word} (first {names[0]})"
+        for names, word in ((missing, "missing"), (unknown, "unknown"), (misshapen, "misshapen"))
+        if names
+    ]
+    return WeightsError(
+        f"{path} does not fit {what}: tensors {', '.join(parts)}.",
+        "Use the file of this model, or download it again if it is damaged.",
+    )
+
+
 def _refuse_other_formats(path: Path, start: bytes, size: int) -> None:
     header_bytes = int.from_bytes(start[:8], "little")
     if start[8:9] == b"{" and 2 <= header_bytes <= MAX_HEADER_BYTES:

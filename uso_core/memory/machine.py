@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from uso_core.memory.fp8 import fp8_way
-from uso_core.memory.plan import Machine
+from uso_core.memory.planner import Machine
+from uso_core.quantization.fp8 import fp8_way
 
 CGROUPS, PROC = Path("/sys/fs/cgroup"), Path("/proc")
 UNLIMITED = 2**60  # cgroup 1 writes a number near 2^63 where there is no limit

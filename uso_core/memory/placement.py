@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from uso_core.memory.host import HostMemory
-from uso_core.memory.plan import HOST_WASTE_PART, STAYS, STREAMED_SLOTS, VISITOR_SLOTS, MemoryPlan
-from uso_core.memory.residency import Residency
+from uso_core.memory.offload import Offloader
+from uso_core.memory.pinned import HostMemory
+from uso_core.memory.planner import HOST_WASTE_PART, STAYS, STREAMED_SLOTS, VISITOR_SLOTS, MemoryPlan
 from uso_core.memory.sizes import TILE_PIXELS
 from uso_core.memory.streaming import BlockStream
 from uso_core.model.transformer import Modulation
@@ -29,8 +29,8 @@ LATENT_TILE = TILE_PIXELS // 8
 VARIANTS = 32
 
 
-def place(modules: Mapping[str, Any], plan: MemoryPlan, device: torch.device) -> Residency:
-    """Places a pipeline's components as planned; the residency returned brings what does not stay.
+def place(modules: Mapping[str, Any], plan: MemoryPlan, device: torch.device) -> Offloader:
+    """Places a pipeline's components as planned; the offloader returned brings what does not stay.
 
     `modules` are named as the pipeline's: transformer, vae, text_encoder, text_encoder_2, image_encoder,
     style_projector.
@@ -68,11 +68,11 @@ def place(modules: Mapping[str, Any], plan: MemoryPlan, device: torch.device) ->
     vae.tile_sample_min_size, vae.tile_latent_min_size = TILE_PIXELS, LATENT_TILE
     if device.type in ("cuda", "cpu"):  # on a processor 1.2 to 1.5 times as fast; on Apple's GPUs not tried
         vae.to(memory_format=torch.channels_last)
-    residency = Residency(device, modules, visitors, held, on_leave, waiting)
+    offloader = Offloader(device, modules, visitors, held, on_leave, waiting)
     if plan.compile:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
         transformer.compile_repeated_blocks()
-    return residency
+    return offloader
 
 
 def layers_of(encoder: nn.Module) -> nn.ModuleList:

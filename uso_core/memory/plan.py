@@ -1,361 +1,145 @@
-"""Where each group of a model lies while an image is made: decided from numbers alone, before anything is loaded.
-
-Every way to place the model on the device is a candidate; candidates are taken in order of speed (bytes streamed in
-every step, then bytes moved for every new prompt), and the first that fits is the plan. So more memory never gives a
-slower plan, and nothing is left to a driver that would spill. No torch.
-"""
+"""A memory plan as a value: where each group of a model lies, in numbers, in one sentence and in a table. No torch."""
 
 from __future__ import annotations
 
-import heapq
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from itertools import accumulate, product
+from dataclasses import dataclass
 
-from uso_core.errors import MemoryShortage
-from uso_core.memory.layout import STAYS, STREAMS, VISITS, MemoryPlan, Placement, gigabytes
-from uso_core.memory.sizes import GB, PIXELS_PER_TOKEN, Sizes
+from uso_core.memory.sizes import GB, TILE_PIXELS
 
-STREAMED_SLOTS, VISITOR_SLOTS = 3, 2  # slots for the blocks (two copies ahead); for T5, SigLIP and the modulation
-
-SMALL_BYTES = GB  # a model below this is never taken apart: the embedded one
-RESERVE_BYTES, RESERVE_PART = 1_400_000_000, 16  # left free at least, and a sixteenth: fragments, the desktop
-HOST_WASTE_PART = 14  # of what waits in page-locked RAM, whose pieces are never filled to their end (`memory/host.py`)
-RAM_RESERVE_BYTES = 2 * GB  # the interpreter with its libraries, and the rest of the machine
-TEXT_TOKENS, STYLE_TOKENS = 512, 192
-VAE = ("vae_encoder", "vae_decoder")  # come and go together
-
-# Ways that are worse than streaming so many bytes of blocks in every step: T5 in fp8 costs closeness to the original,
-# a mapped file is read for every new prompt. Tiles compute their overlaps twice, the time of so many bytes over PCIe.
-T5_FP8_HANDICAP, MAPPED_HANDICAP, TILES_COST = GB // 2, GB, 2 * GB
-
-EMBEDDED = "Embedded model"
-RUNGS = (8, 12, 16, 24, 32, 40, 48, 80)  # cards by their nominal size, GiB
-# Estimates, never measured here: seconds for text only and for content + style, 1024 x 1024, 25 steps, compiled.
-SECONDS = {
-    ("H100", False): ("3.4-3.9", "4.5-5.2"),
-    ("H100", True): ("2.7", "3.6"),
-    ("4090", False): ("12-13", "16-17"),
-    ("4090", True): ("7.1", "9.6"),
-    ("4080", True): ("12", "16"),
-    ("4070", True): ("20", "27"),
-    ("4060", True): ("41", "55"),
-}
-STREAMING_CARDS = ("4060",)  # those whose estimate is for streamed blocks
+STAYS = "stays"  # on the device from loading to the end
+VISITS = "visits"  # comes to the device whole when its turn is, and leaves; nothing that stays makes room for it
+STREAMS = "streams"  # passes through a few slots on the device, piece by piece, as it is computed
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What there is to plan for. On "mps" the memory is one: the device's figures bound what it may take of the RAM."""
+class Placement:
+    """Where one group lies: how, its bytes in all, and how many of them are on the device at its turn."""
 
-    device: str  # "cuda", "mps" or "cpu"
-    name: str
-    free_ram_bytes: int
-    free_vram_bytes: int = 0
-    total_vram_bytes: int = 0
-    multiplies_fp8: bool = False
-    obstacle: str = ""  # what keeps blocks from being compiled here
+    group: str
+    where: str
+    bytes: int
+    device_bytes: int
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What the user and the chosen model ask for; sizes in pixels, the largest that is to fit without a new plan."""
+class MemoryPlan:
+    """What goes where. Bytes on the device are estimates, by stage; `order` sorts plans by speed, the fastest first."""
 
-    fp8: bool = False
-    offload: bool = False
-    vram_limit_bytes: int | None = None
-    compile: bool | None = None
-    width: int = 1024
-    height: int = 1024
-    content_size: int = 512
-    styles: int = 2
-    steps: int = 25
-
-    @property
-    def pixels(self) -> int:
-        return self.width * self.height
-
-    @property
-    def tokens(self) -> int:
-        """Text, style, target and (square) content tokens of one step."""
-        images = (self.pixels + self.content_size**2) // PIXELS_PER_TOKEN**2
-        return images + TEXT_TOKENS + self.styles * STYLE_TOKENS
-
-
-def plan(machine: Machine, sizes: Sizes, wishes: Wishes) -> MemoryPlan:
-    """The fastest way to place a model that fits.
-
-    Raises `MemoryShortage` with what is needed at the least, what is free and what to do.
-    """
-    budget = budget_of(machine, wishes)
-    lowest: MemoryPlan | None = None  # on the device
-    lightest: MemoryPlan | None = None  # in RAM, of those that fit the device
-    for candidate in candidates(machine, sizes, wishes, budget):
-        if candidate.peak_bytes <= budget:
-            if machine.device != "cuda" or _ram(candidate) <= machine.free_ram_bytes:
-                return _packed(candidate, sizes) if machine.device == "cpu" else candidate
-            if lightest is None or candidate.host_bytes < lightest.host_bytes:
-                lightest = candidate
-        elif lowest is None or candidate.peak_bytes < lowest.peak_bytes:
-            lowest = candidate
-    if lightest is not None:
-        raise _ram_shortage(lightest, machine, wishes)
-    assert lowest is not None  # there is always one way, however large
-    raise _device_shortage(lowest, machine, wishes)
-
-
-def compiles(machine: Machine, sizes: Sizes, wishes: Wishes) -> bool:
-    """Whether blocks are to be compiled if they can be: as wished, else on an NVIDIA GPU.
-
-    The embedded model's images take less time than compiling it.
-    """
-    if wishes.compile is not None:
-        return wishes.compile
-    return machine.device == "cuda" and sizes.total() > SMALL_BYTES
-
-
-def budget_of(machine: Machine, wishes: Wishes) -> int:
-    """Bytes on the device that a plan may use: what is free or allowed, less the reserve; never below 0."""
-    if machine.device == "cpu":
-        return max(machine.free_ram_bytes - RAM_RESERVE_BYTES, 0)
-    free = _free(machine)
-    if wishes.vram_limit_bytes is not None:
-        free = min(free, wishes.vram_limit_bytes)
-    return max(free - reserve(free), 0)
-
-
-def _free(machine: Machine) -> int:
-    """Bytes free where the model is computed; on an Apple GPU no more than the RAM that is free."""
-    if machine.device == "cuda":
-        return machine.free_vram_bytes
-    return min(machine.free_vram_bytes or machine.free_ram_bytes, machine.free_ram_bytes)
-
-
-def reserve(free: int) -> int:
-    """Bytes of so much free memory that a plan leaves alone."""
-    return max(RESERVE_BYTES, free // RESERVE_PART)
-
-
-def candidates(machine: Machine, sizes: Sizes, wishes: Wishes, budget: int) -> Iterator[MemoryPlan]:
-    """Every way to place the model, the fastest first (with offload: the one with the lowest peak first)."""
-    small = sizes.total() <= SMALL_BYTES
-    fp8 = wishes.fp8 and not small and machine.device != "mps"
-    together = small or machine.device != "cuda"
-    blocks = len(sizes.counts.blocks)
-    held = (0, *accumulate(sizes.blocks(fp8)))
-    counts = [count for count in range(blocks, -1, -1) if count == 0 or held[count] <= budget]
-
-    def kind(t5_fp8: bool, pinned: bool) -> Iterator[MemoryPlan]:
-        """Candidates of one kind; within it, fewer resident blocks are always slower, so that few need be built."""
-        for resident in (blocks,) if together else counts:
-            ways = _ways(t5_fp8, pinned, together, wishes.offload)
-            built = [_build(machine, sizes, wishes, budget, fp8, way, resident) for way in ways]
-            yield from sorted(built, key=lambda each: each.order)
-
-    kinds = [(False, True), *([(True, True)] if fp8 else []), *([] if together else [(False, False)])]
-    yield from heapq.merge(*(kind(*each) for each in kinds), key=lambda each: each.order)
-
-
-@dataclass(frozen=True)
-class Way:
-    """One combination of choices."""
-
+    device: str
+    tier: str
+    fp8: bool  # the matrices of the transformer's blocks
     t5_fp8: bool
-    t5: str
-    modulation: str
-    light: str
-    tiled: bool
-    pinned: bool
+    placements: tuple[Placement, ...]
+    resident_blocks: int
+    blocks: int
+    slots: int  # on the device for the blocks that do not stay; 0 where all stay
+    tiled_decode: bool
+    compile: bool
+    pinned: bool  # groups that visit wait in pinned RAM; else in mapped files. Streamed blocks always wait in RAM
+    host_bytes: int  # RAM that waiting takes
+    budget_bytes: int
+    stages: dict[str, int]
+    order: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+    seconds: str = ""
+    dtype: str = "bf16"
+    packed: bool = False  # the blocks compute from copies of their weights in a processor's own layout
+    decode_bytes: tuple[int, int] = (0, 0)  # (resident at decoding, decoder's bytes per pixel untiled)
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(self.stages.values())
+
+    @property
+    def peak_stage(self) -> str:
+        return max(self.stages, key=lambda stage: self.stages[stage])
+
+    @property
+    def streams_blocks(self) -> bool:
+        return self.resident_blocks < self.blocks
+
+    def where(self, group: str) -> str:
+        """STAYS, VISITS or STREAMS for a group: blocks, modulation, ends, t5, clip, siglip, projector, vae_*."""
+        return next(placement.where for placement in self.placements if placement.group == group)
+
+    def decodes_in_tiles(self, width: int, height: int) -> bool:
+        """Whether a picture of this size is decoded in tiles: as planned, and any that would not fit otherwise."""
+        resident, per_pixel = self.decode_bytes
+        large = resident + per_pixel * width * height > self.budget_bytes
+        return width * height > TILE_PIXELS**2 and (self.tiled_decode or large)
+
+    @property
+    def sentence(self) -> str:
+        """The plan in words: "12 GB: fp8 blocks stay, text encoders visit, decoder in tiles; peak about 10.3 GB." """
+        peak = f"peak about {gigabytes(self.peak_bytes)}"
+        if self.seconds:
+            peak += f", {self.seconds}"
+        return f"{self.tier}: {', '.join(self._words())}; {peak}."
+
+    def lines(self) -> list[tuple[str, str, str]]:
+        """A table for people: group, where it lies, size."""
+        words = {STAYS: "stays on the device", VISITS: "comes when needed", STREAMS: "passes through in pieces"}
+        if self.device != "cuda":
+            words[STAYS] = "stays in memory"
+        elif not self.pinned:
+            words |= {VISITS: "is read from disk when needed", STREAMS: "is read from disk in pieces"}
+        rows = []
+        for each in self.placements:
+            where = words[each.where]
+            if each.group == "blocks" and self.streams_blocks:
+                where = f"{self.resident_blocks} of {self.blocks} stay, the others stream in every step"
+            rows.append((_title(each.group, self), where, gigabytes(each.bytes)))
+        stages = [(f"at most while: {name}", "estimate", gigabytes(size)) for name, size in self.stages.items()]
+        if self.device == "cuda":
+            stages.append(("RAM for what waits", "pinned", gigabytes(self.host_bytes)))
+        return [*rows, *stages]
+
+    def _words(self) -> Iterator[str]:
+        if all(placement.where == STAYS for placement in self.placements):
+            yield "everything stays in memory" if self.device != "cuda" else "everything stays on the GPU"
+            yield f"blocks in {_format(self.fp8, self.dtype)}{' with packed copies' if self.packed else ''}"
+        else:
+            kind = _format(self.fp8, self.dtype)
+            stay = f"{self.resident_blocks} of {self.blocks} {kind} blocks stay and the others stream"
+            yield stay if self.streams_blocks else f"{kind} blocks stay"
+            away = [name for name, group in _PARTS.items() if self.where(group) != STAYS]
+            if len(away) == len(_PARTS):
+                yield "the rest visits"
+            elif away:
+                yield f"{' and '.join(away)} {'visit' if len(away) > 1 or away[0].endswith('s') else 'visits'}"
+        if self.t5_fp8:
+            yield "T5 in fp8"
+        if self.tiled_decode:
+            yield "decoder in tiles"
+        if not self.pinned:
+            yield "what visits is read from disk"
 
 
-def _ways(t5_fp8: bool, pinned: bool, together: bool, offload: bool) -> Iterator[Way]:
-    heavy = (STAYS,) if together else (STREAMS,) if offload else (STAYS, STREAMS)
-    light = (STAYS,) if together else (VISITS,) if offload else (STAYS, VISITS)
-    for t5, modulation, small, tiled in product(heavy, heavy, light, (False, True)):
-        yield Way(t5_fp8, t5, modulation, small, tiled, pinned)
+_PARTS = {"T5": "t5", "modulation": "modulation", "small encoders": "clip"}  # names in the sentence
 
 
-def _build(
-    machine: Machine, sizes: Sizes, wishes: Wishes, budget: int, fp8: bool, way: Way, resident: int
-) -> MemoryPlan:
-    """The plan of one way in numbers: where each group lies, the peak of each stage, what it moves."""
-    placements = _placements(sizes, fp8, way, resident)
-    by_group = {placement.group: placement for placement in placements}
-    stays = sum(each.device_bytes for each in placements if each.where == STAYS or each.group == "blocks")
-    stages = _stages(sizes, wishes, fp8, way, by_group, stays)
-    block_sizes = sizes.blocks(fp8)
-    streamed = sum(block_sizes[resident:])
-    waiting = sum(each.bytes for each in placements if each.where != STAYS and each.group != "blocks")
-    locked = streamed + (waiting if way.pinned else 0)
-    handicap = T5_FP8_HANDICAP * way.t5_fp8 + MAPPED_HANDICAP * (not way.pinned)
-    cost, peak = waiting + TILES_COST * way.tiled, max(stages.values())
-    lowest_first = wishes.offload and way.t5 != STAYS  # where nothing can leave, offload changes nothing
-    order = (streamed + handicap, *((peak, cost) if lowest_first else (cost, peak)))
-    compiled = compiles(machine, sizes, wishes) and not machine.obstacle
-    visiting = sum(by_group[half].device_bytes for half in VAE) if way.light != STAYS else 0
-    return MemoryPlan(
-        device=machine.device,
-        tier=_tier(machine, sizes, fp8, peak),
-        fp8=fp8,
-        t5_fp8=way.t5_fp8,
-        placements=placements,
-        resident_blocks=resident,
-        blocks=len(block_sizes),
-        slots=min(STREAMED_SLOTS, len(block_sizes) - resident),
-        tiled_decode=way.tiled,
-        compile=compiled,
-        pinned=way.pinned,
-        host_bytes=locked + locked // HOST_WASTE_PART,
-        budget_bytes=budget,
-        stages=stages,
-        order=order,
-        notes=tuple(_notes(machine, sizes, wishes, fp8, way, streamed)),
-        seconds=_seconds(machine, wishes, fp8, compiled, streamed),
-        dtype="bf16" if sizes.dtype_bytes == 2 else "float32",
-        decode_bytes=(stays + visiting, -(-sizes.decode(wishes.pixels, False) // wishes.pixels)),
-    )
+def _format(fp8: bool, dtype: str) -> str:
+    return "fp8" if fp8 else dtype
 
 
-def _placements(sizes: Sizes, fp8: bool, way: Way, resident: int) -> tuple[Placement, ...]:
-    def place(group: str, where: str, pieces: tuple[int, ...], whole: int = 0) -> Placement:
-        """`whole` is what is on the device at the group's turn however its pieces come."""
-        size = sum(pieces) + whole
-        in_slots = sum(sorted(pieces)[-VISITOR_SLOTS:]) + whole
-        return Placement(group, where, size, in_slots if where == STREAMS else size)
-
-    blocks = sizes.blocks(fp8)
-    slots = min(STREAMED_SLOTS, len(blocks) - resident) * max(blocks[resident:], default=0)
-    where = STREAMS if resident < len(blocks) else STAYS
-    return (
-        Placement("blocks", where, sum(blocks), sum(blocks[:resident]) + slots),
-        place("modulation", way.modulation, sizes.modulation),
-        place("ends", STAYS, (sizes.ends,)),
-        place("t5", way.t5, sizes.t5_blocks(way.t5_fp8), sizes.t5_rest),
-        place("siglip", STREAMS if way.light == VISITS else STAYS, sizes.siglip_layers, sizes.siglip_rest),
-        *(place(group, way.light, (size,)) for group, size in sizes.light.items()),
-    )
-
-
-def _stages(
-    sizes: Sizes, wishes: Wishes, fp8: bool, way: Way, groups: dict[str, Placement], stays: int
-) -> dict[str, int]:
-    """Bytes on the device at the most in each stage: what stays, what has its turn, and the activations."""
-
-    def turn(*names: str) -> int:
-        return stays + sum(groups[name].device_bytes for name in names if groups[name].where != STAYS)
-
-    table = sizes.modulation_table(wishes.steps)
-    small = max(turn("clip"), turn("siglip", "projector")) + sizes.encoder(groups["siglip"].bytes)
-    return {
-        "text": turn("t5") + sizes.encoder(groups["t5"].bytes) + sizes.workspace,
-        "pictures": max(small, turn(*VAE) + sizes.encode(wishes.content_size**2)) + sizes.workspace,
-        "modulation": turn("modulation") + table + sizes.workspace,
-        "steps": stays + table + sizes.step(wishes.tokens, fp8) + sizes.workspace,
-        "decoding": turn(*VAE) + sizes.decode(wishes.pixels, way.tiled) + sizes.workspace,
+def _title(group: str, plan: MemoryPlan) -> str:
+    quantized = {"blocks": plan.fp8, "t5": plan.t5_fp8}.get(group)
+    titles = {
+        "blocks": "transformer blocks",
+        "packed": "packed copies of the transformer",
+        "modulation": "transformer modulation",
+        "ends": "transformer embedders and output",
+        "t5": "T5",
+        "clip": "CLIP",
+        "siglip": "SigLIP",
+        "projector": "style projector",
+        "vae_encoder": "VAE encoder",
+        "vae_decoder": "VAE decoder",
     }
+    return titles[group] if quantized is None else f"{titles[group]}, {_format(quantized, plan.dtype)}"
 
 
-def _packed(candidate: MemoryPlan, sizes: Sizes) -> MemoryPlan:
-    """The same with packed copies of the transformer's weights beside them, where they have room and can be used."""
-    copies = sum(sizes.blocks(False)) + sum(sizes.modulation)
-    if candidate.fp8 or candidate.compile or candidate.peak_bytes + copies > candidate.budget_bytes:
-        return candidate
-    return replace(
-        candidate,
-        packed=True,
-        placements=(*candidate.placements, Placement("packed", STAYS, copies, copies)),
-        stages={stage: size + copies for stage, size in candidate.stages.items()},
-        decode_bytes=(candidate.decode_bytes[0] + copies, candidate.decode_bytes[1]),
-    )
-
-
-def _ram(candidate: MemoryPlan) -> int:
-    """RAM that a candidate takes beside the GPU."""
-    return candidate.host_bytes + RAM_RESERVE_BYTES if candidate.host_bytes else 0
-
-
-def _ram_shortage(lightest: MemoryPlan, machine: Machine, wishes: Wishes) -> MemoryShortage:
-    return MemoryShortage(
-        f"The model needs at least {gigabytes(_ram(lightest))} of RAM beside the GPU; "
-        f"{gigabytes(machine.free_ram_bytes)} are free.",
-        _smaller(lightest, machine, wishes),
-    )
-
-
-def _device_shortage(lowest: MemoryPlan, machine: Machine, wishes: Wishes) -> MemoryShortage:
-    """Names what binds: the limit that was set, or what is free."""
-    where = "GPU memory" if machine.device == "cuda" else "memory"
-    free = _free(machine)
-    limit = wishes.vram_limit_bytes if machine.device != "cpu" else None
-    if limit is not None and limit <= free:
-        there, first = f"the limit is {gigabytes(limit)}", "Raise --vram-limit"
-    else:
-        there, first = f"{gigabytes(free)} are free", ""
-        limit = free
-    kept = RAM_RESERVE_BYTES if machine.device == "cpu" else reserve(limit)
-    return MemoryShortage(
-        f"The model needs at least {gigabytes(lowest.peak_bytes)} of {where} during {_at(lowest)}; "
-        f"{there}, of which {gigabytes(kept)} are left alone.",
-        _smaller(lowest, machine, wishes, first),
-    )
-
-
-def _smaller(candidate: MemoryPlan, machine: Machine, wishes: Wishes, first: str = "") -> str:
-    """What to do about a shortage."""
-    large = candidate.tier != EMBEDDED
-    hints = [first]
-    if large and not wishes.fp8 and machine.device != "mps":
-        hints.append("use --name flux-dev-fp8, which needs about half")
-    elif large and candidate.dtype == "float32":
-        hints.append("use --dtype bfloat16")
-    hints += ["close other programs", "or use --name uso-tiny" if large else "or make smaller images"]
-    text = ", ".join(filter(None, hints))
-    return f"{text[0].upper()}{text[1:]}."
-
-
-def _at(candidate: MemoryPlan) -> str:
-    words = {"text": "text encoding", "pictures": "picture encoding", "steps": "the steps"}
-    return words.get(candidate.peak_stage, candidate.peak_stage)
-
-
-def _tier(machine: Machine, sizes: Sizes, fp8: bool, peak: int) -> str:
-    """The smallest card that holds the plan, or what else there is instead of one."""
-    if sizes.total() <= SMALL_BYTES:
-        return EMBEDDED
-    if machine.device != "cuda":
-        return {"cpu": "CPU", "mps": "Apple GPU"}[machine.device]
-    for rung in RUNGS:
-        total = rung * 2**30
-        if peak <= total - reserve(total):
-            return f"{rung} GB fast" if fp8 and rung == 24 else f"{rung} GB"
-    return f"Over {RUNGS[-1]} GB"
-
-
-def _notes(machine: Machine, sizes: Sizes, wishes: Wishes, fp8: bool, way: Way, streamed: int) -> Iterator[str]:
-    """What the user should know beside the plan, a sentence each."""
-    large = sizes.total() > SMALL_BYTES
-    if wishes.fp8 and not fp8 and large:
-        yield "Apple GPUs do not compute fp8: the weights stay as they are."
-    if fp8 and machine.device == "cuda" and not machine.multiplies_fp8:
-        yield f"{machine.name} does not multiply fp8: it saves memory here, not time."
-    if streamed and not fp8:
-        yield (
-            f"{gigabytes(streamed)} of blocks pass through in every step; --name flux-dev-fp8 needs half the memory."
-        )
-    if compiles(machine, sizes, wishes) and machine.obstacle:
-        yield f"The blocks are not compiled, which makes steps slower: {machine.obstacle}"
-    if not way.pinned:
-        yield "There is too little RAM to keep what visits at hand: every new prompt reads it from disk."
-
-
-def _seconds(machine: Machine, wishes: Wishes, fp8: bool, compiled: bool, streamed: int) -> str:
-    """The estimate for this card used as the estimate supposes, where there is one."""
-    usual = (wishes.width, wishes.height, wishes.steps) == (1024, 1024, 25)
-    if machine.device != "cuda" or not compiled or wishes.offload or wishes.vram_limit_bytes or not usual:
-        return ""
-    for (card, quantized), (_, both) in SECONDS.items():
-        supposed = quantized == fp8 and bool(streamed) == (card in STREAMING_CARDS)
-        if supposed and re.search(rf"\b{card}\b(?! (Ti|Super|Laptop|D))", machine.name, re.IGNORECASE):
-            return f"about {both} s an image with content and style (estimate)"
-    return ""
+def gigabytes(size: int) -> str:
+    """Bytes for people: "10.3 GB", below a tenth in megabytes."""
+    return f"{size / GB:.1f} GB" if size >= GB / 10 else f"{max(round(size / 10**6), 1)} MB"

@@ -12,8 +12,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from uso_core.memory.host import ALIGNMENT, HostMemory
-from uso_core.memory.residency import tensors_of
+from uso_core.memory.offload import tensors_of
+from uso_core.memory.pinned import ALIGNMENT, HostMemory
 
 
 class BlockStream:

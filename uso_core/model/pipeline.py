@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,14 +22,28 @@ from transformers.image_processing_utils import BaseImageProcessor
 from uso_core import images as pictures
 from uso_core import request as rules
 from uso_core.errors import RequestError
-from uso_core.memory.residency import Residency
 from uso_core.model import latents as tokens
 from uso_core.model import preview
 from uso_core.model.attention import preferring
-from uso_core.model.encodings import Encodings, picture_key
+from uso_core.model.encoding_cache import Encodings, picture_key
 from uso_core.model.step_cache import StepCache
-from uso_core.model.style import StyleProjector
+from uso_core.model.style_projector import StyleProjector
 from uso_core.model.transformer import Fixed, USOTransformer2DModel
+
+
+class ComponentOffloader(Protocol):
+    """Who brings components to the device when they are used (`memory/offload.py`)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the components compute."""
+
+    def use(self, name: str) -> torch.nn.Module:
+        """The component of that name, on the device."""
+
+    def leave(self) -> None:
+        """Takes what is on the device only for its turn away from it."""
+
 
 StepCallback = Callable[["USOPipeline", int, torch.Tensor, dict[str, Any]], dict[str, Any] | None]
 
@@ -122,7 +136,9 @@ class USOPipeline(DiffusionPipeline):
     `reference_columns` see `latents.image_ids`.
     """
 
-    residency: Residency | None = None  # who brings the modules to the device; without one they are used in place
+    offloader: ComponentOffloader | None = (
+        None  # who brings the components to the device; without one they are used in place
+    )
     attention_kernels: Sequence[SDPBackend] | None = None  # for the steps, by preference; None: PyTorch's own choice
     decodes_in_tiles: Callable[[int, int], bool] | None = None  # whether for this width and height; None: never
 
@@ -395,11 +411,11 @@ class USOPipeline(DiffusionPipeline):
 
         diffusers' own `device` walks through all modules: half a millisecond on a CPU.
         """
-        return self.residency.device if self.residency is not None else next(self.transformer.parameters()).device
+        return self.offloader.device if self.offloader is not None else next(self.transformer.parameters()).device
 
     def use(self, name: str) -> Any:
         """The component of that name, on the compute device."""
-        return self.residency.use(name) if self.residency is not None else getattr(self, name)
+        return self.offloader.use(name) if self.offloader is not None else getattr(self, name)
 
     def generator(self, seed: int | None = None) -> torch.Generator:
         """A random source on the device where noise is drawn; from a fresh seed where none is given."""

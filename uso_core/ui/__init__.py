@@ -8,15 +8,15 @@ from typing import Any
 
 import gradio as gr
 
-from uso_core.engine import Engine
-from uso_core.examples import FOLDER as EXAMPLES_FOLDER
-from uso_core.history import History
+from uso_core.catalog.examples import FOLDER as EXAMPLES_FOLDER
+from uso_core.runtime.engine import Engine
 from uso_core.settings import Settings
-from uso_core.styles import StyleStore
-from uso_core.ui import api, create, library, mcp, models, styles, text
+from uso_core.storage.history import History
+from uso_core.storage.styles import StyleStore
+from uso_core.ui import api, create_tab, history_tab, mcp, model_tab, styles_tab, text
 from uso_core.ui.language import label, languages, translations
-from uso_core.ui.passing import PrivateImages
 from uso_core.ui.run import Sessions
+from uso_core.ui.temporary_files import PrivateImages
 
 CSS_PATH = Path(__file__).parent / "page.css"
 SCRIPTS = ("page.js", "crop.js")
@@ -33,13 +33,13 @@ def build(engine: Engine, settings: Settings) -> gr.Blocks:
         line = gr.Markdown(text.model_line(engine.model.title, engine.reason, engine.model.note))
         with gr.Tabs() as tabs:
             with gr.Tab(label("tab_create"), id="create"):
-                form, results = create.build(page, engine, history, kept_styles, private, sessions)
+                form, results = create_tab.build(page, engine, history, kept_styles, private, sessions)
             with gr.Tab(label("tab_history"), id="history") as tab:
-                library.build(tabs, tab, history, kept_styles, form, results)
+                history_tab.build(tabs, tab, history, kept_styles, form, results)
             with gr.Tab(label("tab_styles"), id="styles") as tab:
-                styles.build(tabs, tab, engine, kept_styles, form, sessions)
+                styles_tab.build(tabs, tab, engine, kept_styles, form, sessions)
             with gr.Tab(label("tab_model"), id="model") as tab:
-                models.build(page, tab, tabs, line, form, engine, settings)
+                model_tab.build(page, tab, tabs, line, form, engine, settings)
         api.build(engine, history, settings, private, sessions)
     return page
 

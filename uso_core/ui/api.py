@@ -10,19 +10,19 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_function_description
 
-from uso_core.catalog import MODELS, Model, get_model
-from uso_core.engine import Engine
+from uso_core.catalog.locate import take_stock
+from uso_core.catalog.models import MODELS, Model, get_model
 from uso_core.errors import RequestError, UsoError
-from uso_core.history import History
-from uso_core.inventory import take_stock
-from uso_core.metadata import read_request
 from uso_core.request import SCHEDULES, Result
+from uso_core.runtime.engine import Engine
 from uso_core.settings import Settings
+from uso_core.storage.history import History
+from uso_core.storage.png import read_request
 from uso_core.ui.form import STYLES, Status, request_of
 from uso_core.ui.inputs import NumberInput, PictureInput, refusal
 from uso_core.ui.language import in_english
-from uso_core.ui.passing import PrivateImages
 from uso_core.ui.run import Sessions, follow
+from uso_core.ui.temporary_files import PrivateImages
 
 Reply = tuple[list[str], dict[str, Any] | None, Status, Any]  # images, settings, status, preview
 

@@ -10,11 +10,11 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from uso_core.catalog import Model
+from uso_core.catalog.download import download
+from uso_core.catalog.hub import Hub
+from uso_core.catalog.models import Model
 from uso_core.errors import DownloadError, UsoError
 from uso_core.settings import Settings
-from weights.downloader import download
-from weights.hub import Hub
 
 log = logging.getLogger(__name__)
 SPEED_OVER_SECONDS = 10.0

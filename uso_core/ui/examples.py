@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import gradio as gr
 from PIL import Image, ImageOps
 
-from uso_core.catalog import Model, get_model
-from uso_core.examples import ASPECTS, Example, read_examples
+from uso_core.catalog.examples import ASPECTS, Example, read_examples
+from uso_core.catalog.models import Model, get_model
 from uso_core.request import Picture
-from uso_core.ui.cards import Card, cards, chosen, data_address, html
+from uso_core.ui.card_grid import Card, cards, chosen, data_address, html
 from uso_core.ui.form import CUSTOM, QUIET, Form
 from uso_core.ui.language import label, say, say_on_load
 

@@ -11,13 +11,13 @@ from typing import Any
 import gradio as gr
 
 from uso_core import images
-from uso_core.catalog import Model, get_model
+from uso_core.catalog.examples import AS_CONTENT, ASPECTS, sides, sides_of_content
+from uso_core.catalog.models import Model, get_model
 from uso_core.comfy import ComfyImport
-from uso_core.examples import AS_CONTENT, ASPECTS, sides, sides_of_content
 from uso_core.request import MAX_STRENGTH, SCHEDULES, GenerationRequest, Picture, SavedStyle, whole
-from uso_core.styles import StyleStore
+from uso_core.storage.styles import StyleStore
 from uso_core.ui import text
-from uso_core.ui.cards import data_address
+from uso_core.ui.card_grid import data_address
 from uso_core.ui.inputs import ChoiceInput, NumberInput, PictureInput, SliderInput
 from uso_core.ui.language import label, say, say_on_load
 

@@ -12,15 +12,15 @@ import gradio as gr
 
 from uso_core.comfy import export_workflow, import_workflow, workflow_in_png_text
 from uso_core.errors import UsoError
-from uso_core.history import History
-from uso_core.metadata import png_texts
 from uso_core.request import Picture, SavedStyle
-from uso_core.styles import StyleStore
+from uso_core.storage.history import History
+from uso_core.storage.png import png_texts
+from uso_core.storage.styles import StyleStore
 from uso_core.ui import text
 from uso_core.ui.form import QUIET, SAVED, STYLES, TOLD, Form
 from uso_core.ui.inputs import refusal
 from uso_core.ui.language import label, say
-from uso_core.ui.passing import passing_path
+from uso_core.ui.temporary_files import passing_path
 
 
 @dataclass(frozen=True)

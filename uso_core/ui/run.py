@@ -10,9 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from uso_core.engine import Job
 from uso_core.events import Cancelled, Encoding, Event, Failed, ImageReady, Loading, Queued, Skipped, Step
 from uso_core.request import Result
+from uso_core.runtime.engine import Job
 from uso_core.ui import text
 from uso_core.ui.form import Status
 from uso_core.ui.language import say

@@ -6,15 +6,15 @@ from datetime import date, datetime, timedelta
 from html import escape
 from typing import TYPE_CHECKING
 
-from uso_core.catalog import Model
-from uso_core.inventory import Inventory
+from uso_core.catalog.download import size_text
+from uso_core.catalog.locate import Inventory
+from uso_core.catalog.models import Model
 from uso_core.request import GenerationRequest, SavedStyle
 from uso_core.ui.language import from_below, say
-from weights.downloader import size_text
 
 if TYPE_CHECKING:
-    from uso_core.engine import Loaded
-    from uso_core.memory.plan import MemoryPlan
+    from uso_core.memory.planner import MemoryPlan
+    from uso_core.runtime.engine import Loaded
     from uso_core.ui.downloads import Download
 
 TITLE = "USO"

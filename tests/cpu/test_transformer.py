@@ -1,0 +1,149 @@
+"""Products with packed weights compute what the plain ones do, in every kind of request."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import platform
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.model.test_model import EMBEDDED, pictures, pipeline  # noqa: F401  (fixtures)
+from tests.test_speed import generate, own  # noqa: F401
+from uso_core.catalog.models import EMBEDDED_FILES, get_model
+from uso_core.cpu import transformer as kernels
+from uso_core.cpu.transformer import PackedStep, Product, pack, packs
+from uso_core.memory.planner import MemoryPlan
+from uso_core.model.pipeline import USOPipeline
+from uso_core.model.transformer import USOTransformer2DModel
+from uso_core.quantization.fp8 import TRANSFORMER_MATRICES, use_fp8
+from uso_core.runtime import load
+from uso_core.settings import Settings
+
+# oneDNN multiplies bfloat16 where there is AVX512 at least; elsewhere blocks in bfloat16 stay as they are.
+BFLOAT16 = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
+DTYPES = (torch.float32, *((torch.bfloat16,) if BFLOAT16 else ()))
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
+
+
+def inputs(
+    transformer: USOTransformer2DModel, dtype: torch.dtype, text: int, image: int, batch: int = 1
+) -> dict[str, torch.Tensor]:
+    config, chance = transformer.config, torch.Generator().manual_seed(text)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=chance).to(dtype)
+
+    return {
+        "hidden_states": draw(batch, image, config.in_channels),
+        "encoder_hidden_states": draw(batch, text, config.joint_attention_dim),
+        "pooled_projections": draw(batch, config.pooled_projection_dim),
+        "timestep": torch.linspace(0.9, 0.3, batch).to(dtype),
+        "guidance": torch.full((batch,), 4.0).to(dtype),
+        "img_ids": draw(image, 3).round(),
+        "txt_ids": torch.zeros(text, 3),
+        "attention_bias": draw(1, 1, 1, text + image),
+    }
+
+
+@pytest.mark.parametrize(
+    ("dtype", "by_onednn"), [(torch.float32, False), *((dtype, True) for dtype in DTYPES)],
+)  # fmt: skip
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("rows", [1, 7, 300])
+def test_a_product_is_that_of_its_layers(
+    dtype: torch.dtype, by_onednn: bool, gelu: bool, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "by_onednn", lambda dtype: by_onednn)
+    torch.manual_seed(rows)
+    layers = [nn.Linear(40, size).to(dtype) for size in (24, 24, 56)]
+    x = torch.randn(2, rows, 40).to(dtype)
+    ours = Product(*layers, rows=64, gelu=gelu)(x)
+    exact = torch.cat([F.linear(x.double(), layer.weight.double(), layer.bias.double()) for layer in layers], -1)
+    exact = F.gelu(exact, approximate="tanh") if gelu else exact
+    torch.testing.assert_close(ours.double(), exact, atol=8 * torch.finfo(dtype).eps, rtol=2 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("tokens", [(5, 6), (40, kernels.WRITTEN_OUT)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_prediction_differs_by_rounding_alone(pipeline: USOPipeline, tokens: tuple[int, int], biased: bool) -> None:  # noqa: F811
+    exact, errors = pipeline.transformer, {}
+    for dtype in DTYPES:
+        plain, ours = copy.deepcopy(exact).to(dtype), copy.deepcopy(exact).to(dtype)
+        pack(ours, rows=64)
+        assert isinstance(ours.packed, PackedStep)
+        given = inputs(exact, dtype, *tokens)
+        given = given if biased else {**given, "attention_bias": None}
+        with torch.inference_mode():
+            right = exact(**inputs(exact, torch.float32, *tokens) | ({} if biased else {"attention_bias": None})).sample
+            for name, model in (("plain", plain), ("ours", ours)):
+                errors[name, dtype] = float((model(**given).sample.float() - right).norm() / right.norm())
+    assert errors["ours", torch.float32] < 1e-5
+    if BFLOAT16:  # no more rounding than before
+        assert errors["ours", torch.bfloat16] < 1.2 * errors["plain", torch.bfloat16]
+
+
+def test_gelu_is_right_far_out_too() -> None:
+    x = torch.cat([torch.linspace(-30, 30, 4001), torch.tensor([-1e30, -1e4, 0.0, 1e4, 1e18])])
+    right = F.gelu(x.double(), approximate="tanh")
+    torch.testing.assert_close(kernels.gelu_(x.clone()).double(), right, atol=1e-6, rtol=1e-6)
+
+
+def test_several_samples_go_the_plain_way(pipeline: USOPipeline) -> None:  # noqa: F811
+    ours = copy.deepcopy(pipeline.transformer)
+    pack(ours, rows=64)
+    given = inputs(ours, torch.float32, 5, 6, batch=2)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(**given).sample, pipeline.transformer(**given).sample, atol=2e-5, rtol=0)
+
+
+def test_a_pipeline_makes_the_same_picture(own: USOPipeline, pictures) -> None:  # noqa: F811
+    before = generate(own, pictures)
+    weights = {name: weight.clone() for name, weight in own.transformer.state_dict().items()}
+    for _ in range(2):  # once more changes nothing
+        pack(own.transformer, rows=64)
+        torch.testing.assert_close(generate(own, pictures), before, atol=2e-4, rtol=0)
+    after = own.transformer.state_dict()  # it can still be saved
+    assert after.keys() == weights.keys()
+    assert all(torch.equal(after[name], weights[name]) for name in weights)
+
+
+def test_fp8_layers_stay(own: USOPipeline, pictures) -> None:  # noqa: F811
+    use_fp8(own.transformer, TRANSFORMER_MATRICES)
+    before = generate(own, pictures)
+    pack(own.transformer, rows=64)
+    assert own.transformer.packed is None
+    assert torch.equal(generate(own, pictures), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="oneDNN packs elsewhere as it can")
+def test_an_x86_processor_packs(dtype: torch.dtype) -> None:
+    assert packs(dtype) == (dtype == torch.float32 or BFLOAT16)
+
+
+def test_without_onednn_nothing_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> torch.Tensor:
+        raise NotImplementedError("no such operator")
+
+    monkeypatch.setattr(kernels, "Product", missing)
+    assert not any(packs(dtype) for dtype in DTYPES)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_plan_decides(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = load.plan_memory
+
+    def decided(*given: Any) -> MemoryPlan:
+        made = planned(*given)
+        assert made.packed  # there is room for a second copy of the embedded model
+        return dataclasses.replace(made, packed=packed)
+
+    monkeypatch.setattr(load, "plan_memory", decided)
+    paths = {role: EMBEDDED / name for role, name in EMBEDDED_FILES.items()}
+    made = load.assemble(paths, Settings(device="cpu", dtype="float32"), get_model("uso-tiny"))[0]
+    assert isinstance(made.transformer.packed, PackedStep) == packed

@@ -1,0 +1,445 @@
+"""The memory plan as a table: every tier, every wish, the bounds between them, what is refused, and the words."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from uso_core.errors import MemoryShortage, exit_code
+from uso_core.memory.plan import STAYS, STREAMS, VISITS, MemoryPlan
+from uso_core.memory.planner import HOST_WASTE_PART, Machine, Wishes, budget_of, plan, reserve
+from uso_core.memory.sizes import GB, Counts, Piece, Sizes
+from uso_core.settings import ROOT
+
+GIB = 2**30
+# FLUX.1-dev with USO's encoders; test_counts.py holds that these are the parameters of the modules.
+FLUX = Counts(
+    blocks=(Piece(226_492_416, 55_296, 55_808),) * 19 + (Piece(113_246_208, 24_576, 24_832),) * 38,
+    modulation=(56_641_536,) * 38 + (28_320_768,) * 38 + (18_880_512,),
+    ends=45_244_480,
+    t5_blocks=(Piece(150_994_944, 36_864, 41_953_280),) + (Piece(150_994_944, 36_864, 41_951_232),) * 23,
+    t5_rest=131_600_384,
+    clip=123_060_480,
+    siglip_layers=(15_239_504,) * 27,
+    siglip_rest=16_758_992,
+    projector=10_773_120,
+    vae_encoder=34_274_208,
+    vae_decoder=49_545_475,
+    width=3072,
+    largest_matrix=47_185_920,
+    encoder_width=128,
+    decoder_width=256,
+)
+TINY = Counts(
+    blocks=(Piece(400_000, 1_500, 2_000),) * 6,
+    modulation=(300_000,) * 9,
+    ends=100_000,
+    t5_blocks=(Piece(100_000, 500, 500),) * 2,
+    t5_rest=100_000,
+    clip=500_000,
+    siglip_layers=(100_000,) * 2,
+    siglip_rest=50_000,
+    projector=100_000,
+    vae_encoder=500_000,
+    vae_decoder=500_000,
+    width=256,
+    largest_matrix=200_000,
+    encoder_width=32,
+    decoder_width=64,
+)
+LOSSLESS, FAST = Wishes(), Wishes(fp8=True)
+OFFLOAD, OFFLOAD_FAST = Wishes(offload=True), Wishes(fp8=True, offload=True)
+
+
+def card(gibibytes: float, name: str = "NVIDIA GPU", ram: int = 64 * GB, multiplies_fp8: bool = True) -> Machine:
+    """A card of a nominal size of which 3 % are taken before anything of ours."""
+    total = int(gibibytes * GIB)
+    return Machine("cuda", name, ram, total * 97 // 100, total, multiplies_fp8)
+
+
+def free(size: int, ram: int = 64 * GB) -> Machine:
+    """A card with exactly so much free."""
+    return Machine("cuda", "NVIDIA GPU", ram, size, size, True)
+
+
+def places(made: MemoryPlan) -> tuple[str, str, str]:
+    return made.where("t5"), made.where("modulation"), made.where("clip")
+
+
+@pytest.mark.parametrize(
+    ("gibibytes", "wishes", "tier", "where", "resident", "tiled"),
+    [
+        (80, LOSSLESS, "40 GB", (STAYS, STAYS, STAYS), 57, False),
+        (80, FAST, "32 GB", (STAYS, STAYS, STAYS), 57, False),
+        (48, LOSSLESS, "40 GB", (STAYS, STAYS, STAYS), 57, False),
+        (40, LOSSLESS, "40 GB", (STAYS, STAYS, STAYS), 57, False),
+        (32, FAST, "32 GB", (STAYS, STAYS, STAYS), 57, False),
+        (24, LOSSLESS, "24 GB", (STREAMS, STREAMS, STAYS), 57, False),
+        (24, FAST, "24 GB fast", (STAYS, STREAMS, STAYS), 57, False),
+        (16, FAST, "16 GB", (STREAMS, STREAMS, STAYS), 57, False),
+        (12, FAST, "12 GB", (STREAMS, STREAMS, VISITS), 57, True),
+        (24, OFFLOAD_FAST, "12 GB", (STREAMS, STREAMS, VISITS), 57, True),
+        (24, OFFLOAD, "24 GB", (STREAMS, STREAMS, VISITS), 57, True),
+    ],
+)
+def test_the_ladder(gibibytes, wishes, tier, where, resident, tiled):
+    made = plan(card(gibibytes), Sizes(FLUX), wishes)
+    assert (made.tier, places(made), made.resident_blocks, made.tiled_decode) == (tier, where, resident, tiled)
+    assert made.fp8 == wishes.fp8
+    assert not made.t5_fp8
+    assert not made.streams_blocks
+    assert made.slots == 0
+    assert made.peak_bytes <= made.budget_bytes == budget_of(card(gibibytes), wishes)
+
+
+@pytest.mark.parametrize(("gibibytes", "wishes"), [(8, FAST), (6, FAST), (16, LOSSLESS), (12, LOSSLESS), (8, LOSSLESS)])
+def test_blocks_stream_where_they_cannot_stay(gibibytes, wishes):
+    made = plan(card(gibibytes), Sizes(FLUX), wishes)
+    assert 0 < made.resident_blocks < 57
+    assert made.slots == 3
+    assert made.where("blocks") == STREAMS
+    assert places(made) == (STREAMS, STREAMS, VISITS)
+    assert made.fp8 == wishes.fp8
+    slots = 3 * max(Sizes(FLUX).blocks(made.fp8)[made.resident_blocks :])
+    assert made.placements[0].device_bytes == sum(Sizes(FLUX).blocks(made.fp8)[: made.resident_blocks]) + slots
+    one_more = sum(Sizes(FLUX).blocks(made.fp8)[made.resident_blocks :][:1])
+    assert made.peak_bytes + one_more > made.budget_bytes  # as many as fit
+
+
+@pytest.mark.parametrize("gibibytes", [12, 16, 24, 48, 80])
+def test_offload_in_fp8_stays_below_its_target(gibibytes):
+    made = plan(card(gibibytes), Sizes(FLUX), OFFLOAD_FAST)
+    assert made.peak_bytes <= 10.5 * GB
+    assert not made.streams_blocks
+    assert {made.where(group) for group in ("t5", "clip", "siglip", "projector", "vae_encoder", "vae_decoder")} <= {
+        VISITS,
+        STREAMS,
+    }
+
+
+@pytest.mark.parametrize("machine", [card(8), free(8 * GB), card(24), card(80)])
+def test_the_8_gb_tier_stays_below_its_target(machine):
+    made = plan(machine, Sizes(FLUX), dataclasses.replace(FAST, vram_limit_bytes=8 * GB))
+    assert made.streams_blocks
+    assert made.peak_bytes <= 7 * GB
+
+
+@pytest.mark.parametrize(
+    ("machine", "limit"), [(card(24), None), (free(24 * GB), None), (card(80), 24 * GB), (card(48), 24 * GB)]
+)
+def test_the_lossless_24_gb_tier_stays_below_its_target(machine, limit):
+    made = plan(machine, Sizes(FLUX), Wishes(vram_limit_bytes=limit))
+    assert made.peak_bytes <= 22.5 * GB
+    assert not made.streams_blocks
+    assert not made.fp8
+    assert not made.t5_fp8
+
+
+@pytest.mark.parametrize("wishes", [LOSSLESS, FAST, OFFLOAD, OFFLOAD_FAST])
+@pytest.mark.parametrize("ram", [12 * GB, 64 * GB])
+def test_more_memory_never_gives_a_slower_plan_and_none_exceeds_it(wishes, ram):
+    before: tuple[int, ...] | None = None
+    planned = 0
+    for tenths in (*range(20, 120, 9), *range(120, 480, 30)):
+        machine = free(tenths * GB // 10, ram)
+        try:
+            made = plan(machine, Sizes(FLUX), wishes)
+        except MemoryShortage:
+            assert before is None, "what fits in less does not fit in more"
+            continue
+        planned += 1
+        assert made.peak_bytes <= budget_of(machine, wishes)
+        assert made.host_bytes == 0 or made.host_bytes + 2 * GB <= ram
+        assert before is None or made.order <= before
+        assert wishes.fp8 or not (made.fp8 or made.t5_fp8)
+        before = made.order
+    assert planned > 10
+
+
+@pytest.mark.parametrize(("fewer", "more"), [(8, 16), (16, 32), (32, 64)])
+def test_more_ram_never_gives_a_slower_plan(fewer, more):
+    orders = [plan(card(12, ram=ram * GB), Sizes(FLUX), FAST).order for ram in (fewer, more)]
+    assert orders[1] <= orders[0]
+
+
+@pytest.mark.parametrize("wishes", [LOSSLESS, FAST])
+def test_one_byte_decides(wishes):
+    everything = plan(card(80), Sizes(FLUX), wishes)
+    peak = everything.peak_bytes
+    enough = next(size for size in range(peak * 16 // 15 - 16, peak * 2) if size - reserve(size) >= peak)
+    assert plan(free(enough), Sizes(FLUX), wishes).order == everything.order
+    assert plan(free(enough - 1), Sizes(FLUX), wishes).order > everything.order
+
+
+def test_the_limit_counts_where_it_is_lower_than_what_is_free():
+    limited = plan(card(80), Sizes(FLUX), dataclasses.replace(FAST, vram_limit_bytes=12 * GB))
+    assert limited.peak_bytes <= 12 * GB - reserve(12 * GB)
+    assert plan(card(12), Sizes(FLUX), dataclasses.replace(FAST, vram_limit_bytes=80 * GB)) == plan(
+        card(12), Sizes(FLUX), FAST
+    )
+
+
+def test_every_group_has_its_place_and_nothing_is_counted_twice():
+    for wishes in (LOSSLESS, FAST, OFFLOAD_FAST):
+        sizes = Sizes(FLUX)
+        made = plan(card(24), sizes, wishes)
+        assert sum(each.bytes for each in made.placements) == sizes.total(made.fp8, made.t5_fp8)
+        assert all(each.device_bytes <= each.bytes for each in made.placements)
+        assert all((each.device_bytes == each.bytes) or each.where == STREAMS for each in made.placements)
+
+
+# -- RAM ---------------------------------------------------------------------------------------------------------------
+
+
+def test_what_visits_waits_in_pinned_ram():
+    made = plan(card(12), Sizes(FLUX), FAST)
+    visitors = sum(each.bytes for each in made.placements if each.where != STAYS)
+    assert made.pinned
+    assert made.host_bytes == visitors + visitors // HOST_WASTE_PART
+    assert plan(card(80), Sizes(FLUX), FAST).host_bytes == 0
+
+
+def test_with_little_ram_what_visits_is_read_from_mapped_files():
+    made = plan(card(16, ram=14 * GB), Sizes(FLUX), LOSSLESS)
+    assert made.streams_blocks
+    assert made.host_bytes + 2 * GB <= 14 * GB
+    assert not made.pinned
+    assert "disk" in made.notes[-1]
+    assert "disk" in made.sentence
+    assert ("T5, bf16", "is read from disk in pieces", "9.5 GB") in made.lines()
+
+
+def test_fp8_of_t5_is_taken_before_the_disk():
+    visitors = plan(card(12), Sizes(FLUX), FAST).host_bytes
+    made = plan(card(12, ram=visitors + 2 * GB - 1), Sizes(FLUX), FAST)
+    assert made.pinned
+    assert made.t5_fp8
+    assert "T5 in fp8" in made.sentence
+
+
+def test_too_little_ram_for_the_blocks_is_refused_with_numbers():
+    with pytest.raises(MemoryShortage) as caught:
+        plan(card(8, ram=4 * GB), Sizes(FLUX), FAST)
+    assert "of RAM" in caught.value.message
+    assert "4.0 GB are free" in caught.value.message
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------------
+
+
+def test_too_small_a_card_is_refused_with_numbers(capsys):
+    with pytest.raises(MemoryShortage) as caught:
+        plan(free(25 * GB // 10), Sizes(FLUX), LOSSLESS)
+    assert caught.value.message == (
+        "The model needs at least 2.8 GB of GPU memory during text encoding; "
+        "2.5 GB are free, of which 1.4 GB are left alone."
+    )
+    assert caught.value.hint == (
+        "Use --name flux-dev-fp8, which needs about half, close other programs, or use --name uso-tiny."
+    )
+    assert exit_code(caught.value) == 2
+    assert "error: The model needs" in capsys.readouterr().err
+
+
+def test_too_low_a_limit_is_named():
+    with pytest.raises(MemoryShortage) as caught:
+        plan(card(24), Sizes(FLUX), dataclasses.replace(FAST, vram_limit_bytes=2 * GB))
+    assert "the limit is 2.0 GB" in caught.value.message
+    assert "--vram-limit" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("wishes", "dtype_bytes", "needed", "hint"),
+    [
+        (LOSSLESS, 4, "needs at least 70.7 GB", "flux-dev-fp8"),
+        (FAST, 4, "of memory", "--dtype bfloat16"),
+        (FAST, 2, "needs at least 2", "uso-tiny"),
+    ],
+)
+def test_a_cpu_without_the_memory_is_refused(wishes, dtype_bytes, needed, hint):
+    with pytest.raises(MemoryShortage) as caught:
+        plan(Machine("cpu", "CPU", 16 * GB), Sizes(FLUX, dtype_bytes), wishes)
+    assert needed in caught.value.message
+    assert "16.0 GB are free, of which 2.0 GB are left alone" in caught.value.message
+    assert hint in caught.value.hint
+
+
+# -- other machines ----------------------------------------------------------------------------------------------------
+
+
+def test_a_cpu_keeps_everything_in_memory():
+    made = plan(Machine("cpu", "CPU", 96 * GB), Sizes(FLUX, 4), LOSSLESS)
+    assert all(each.where == STAYS for each in made.placements)
+    assert not made.compile
+    assert made.dtype == "float32"
+    assert made.sentence == "CPU: everything stays in memory, blocks in float32; peak about 74.3 GB."
+
+
+def test_a_cpu_with_room_packs_copies_of_the_transformer():
+    made = plan(Machine("cpu", "CPU", 128 * GB), Sizes(FLUX, 4), LOSSLESS)
+    assert made.packed
+    assert made.sentence == (
+        "CPU: everything stays in memory, blocks in float32 with packed copies; peak about 121.7 GB."
+    )
+    assert ("packed copies of the transformer", "stays in memory", "47.4 GB") in made.lines()
+    assert plan(Machine("cpu", "CPU", 4 * GB), Sizes(TINY), LOSSLESS).packed
+    for machine, wishes in (
+        (Machine("cpu", "CPU", 96 * GB), LOSSLESS),  # no room
+        (Machine("cpu", "CPU", 128 * GB), FAST),  # fp8 has products of its own
+        (Machine("cpu", "CPU", 128 * GB), dataclasses.replace(LOSSLESS, compile=True)),
+        (card(80), LOSSLESS),
+        (Machine("mps", "M3", 256 * GB, 256 * GB, 256 * GB), LOSSLESS),
+    ):
+        made = plan(machine, Sizes(FLUX, 4), wishes)
+        assert not made.packed
+        assert "packed" not in made.sentence
+
+
+def test_a_cpu_may_hold_fp8():
+    made = plan(Machine("cpu", "CPU", 40 * GB), Sizes(FLUX), OFFLOAD_FAST)
+    assert made.fp8
+    assert all(each.where == STAYS for each in made.placements)
+
+
+@pytest.mark.parametrize("wishes", [LOSSLESS, FAST, OFFLOAD_FAST])
+def test_an_apple_gpu_keeps_everything_and_never_fp8(wishes):
+    made = plan(Machine("mps", "Apple M3 Max", 60 * GB, 48 * GB, 48 * GB), Sizes(FLUX), wishes)
+    assert all(each.where == STAYS for each in made.placements)
+    assert not made.fp8
+    assert not made.t5_fp8
+    assert not made.compile
+    assert made.sentence == "Apple GPU: everything stays in memory, blocks in bf16; peak about 38.1 GB."
+    assert [note for note in made.notes if "fp8" in note] == [
+        "Apple GPUs do not compute fp8: the weights stay as they are."
+    ] * wishes.fp8
+
+
+def test_an_apple_gpu_takes_no_more_than_the_ram_that_is_free():
+    with pytest.raises(MemoryShortage):
+        plan(Machine("mps", "Apple M3 Max", 30 * GB, 48 * GB, 48 * GB), Sizes(FLUX), LOSSLESS)
+
+
+@pytest.mark.parametrize(
+    "machine", [Machine("cpu", "CPU", 3 * GB), Machine("mps", "M1", 4 * GB, 5 * GB), free(2 * GB, 3 * GB), card(80)]
+)
+@pytest.mark.parametrize("wishes", [LOSSLESS, FAST, OFFLOAD_FAST])
+def test_the_embedded_model_stays_anywhere(machine, wishes):
+    small = dataclasses.replace(wishes, width=128, height=128, content_size=128, steps=16)
+    made = plan(machine, Sizes(TINY), small)
+    assert all(each.where == STAYS for each in made.placements)
+    assert not made.fp8
+    assert made.peak_bytes < GB // 4
+    assert made.sentence.startswith("Embedded model: everything stays ")
+
+
+def test_a_gpu_that_cannot_multiply_fp8_is_told():
+    old = card(12, "NVIDIA GeForce RTX 3060", multiplies_fp8=False)
+    assert "saves memory here, not time" in plan(old, Sizes(FLUX), FAST).notes[0]
+    assert not plan(card(12), Sizes(FLUX), FAST).notes
+
+
+# -- what follows from a plan ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("wish", "compiled"), [(None, True), (True, True), (False, False)])
+def test_compiling_is_a_wish(wish, compiled):
+    assert plan(card(24), Sizes(FLUX), Wishes(compile=wish)).compile is compiled
+    assert plan(Machine("cpu", "CPU", 99 * GB), Sizes(FLUX), Wishes(compile=wish)).compile is bool(wish)
+
+
+def test_blocks_are_not_compiled_where_they_cannot_be():
+    obstacle = "Cannot find a working triton installation."
+    machine = dataclasses.replace(card(24, "NVIDIA GeForce RTX 4090"), obstacle=obstacle)
+    made = plan(machine, Sizes(FLUX), FAST)
+    assert not made.compile
+    assert [note for note in made.notes if obstacle in note]
+    assert " s an image" not in made.sentence  # the estimate supposes compiled blocks
+    quiet = plan(machine, Sizes(FLUX), dataclasses.replace(FAST, compile=False))
+    assert not [note for note in quiet.notes if obstacle in note]
+
+
+def test_compiling_the_embedded_model_would_take_longer_than_its_images():
+    assert not plan(card(24), Sizes(TINY), LOSSLESS).compile
+    assert plan(card(24), Sizes(TINY), Wishes(compile=True)).compile
+
+
+def test_larger_pictures_are_decoded_in_tiles_where_they_would_not_fit():
+    made = plan(card(24), Sizes(FLUX), LOSSLESS)
+    assert not made.decodes_in_tiles(1024, 1024)
+    assert made.decodes_in_tiles(2048, 2048)
+    assert not plan(card(80), Sizes(FLUX), FAST).decodes_in_tiles(2048, 2048)
+    tiled = plan(card(12), Sizes(FLUX), FAST)
+    assert tiled.decodes_in_tiles(1024, 1024)
+    assert not tiled.decodes_in_tiles(512, 512)  # one tile
+
+
+def test_larger_wishes_need_more():
+    small, large = (plan(card(80), Sizes(FLUX), Wishes(width=side, height=side)) for side in (1024, 2048))
+    assert large.stages["steps"] > small.stages["steps"]
+    assert large.stages["decoding"] > small.stages["decoding"]
+    assert Wishes().tokens == 4096 + 1024 + 512 + 2 * 192
+
+
+@pytest.mark.parametrize(
+    ("machine", "wishes", "sentence"),
+    [
+        (card(12), FAST, "12 GB: fp8 blocks stay, the rest visits, decoder in tiles; peak about 10.0 GB."),
+        (card(16), FAST, "16 GB: fp8 blocks stay, T5 and modulation visit; peak about 13.5 GB."),
+        (card(24), LOSSLESS, "24 GB: bf16 blocks stay, T5 and modulation visit; peak about 22.1 GB."),
+        (card(48), LOSSLESS, "40 GB: everything stays on the GPU, blocks in bf16; peak about 38.1 GB."),
+        (
+            card(16, "NVIDIA GeForce RTX 4080"),
+            FAST,
+            "16 GB: fp8 blocks stay, T5 and modulation visit; peak about 13.5 GB, "
+            "about 16 s an image with content and style (estimate).",
+        ),
+        (
+            card(8, "NVIDIA GeForce RTX 4060"),
+            FAST,
+            "8 GB: 26 of 57 fp8 blocks stay and the others stream, the rest visits, decoder in tiles; "
+            "peak about 6.9 GB, about 55 s an image with content and style (estimate).",
+        ),
+    ],
+)
+def test_the_sentence(machine, wishes, sentence):
+    assert plan(machine, Sizes(FLUX), wishes).sentence == sentence
+
+
+@pytest.mark.parametrize(
+    ("machine", "wishes"),
+    [
+        (card(16, "NVIDIA GeForce RTX 4070 Ti SUPER"), FAST),
+        (card(24, "NVIDIA GeForce RTX 3090"), FAST),
+        (card(24, "NVIDIA GeForce RTX 4090"), OFFLOAD_FAST),
+        (card(24, "NVIDIA GeForce RTX 4090"), Wishes(fp8=True, vram_limit_bytes=8 * GB)),
+        (card(24, "NVIDIA GeForce RTX 4090"), Wishes(fp8=True, compile=False)),
+        (card(24, "NVIDIA GeForce RTX 4090"), Wishes(fp8=True, width=768)),
+        (card(16, "NVIDIA GeForce RTX 4080"), LOSSLESS),
+    ],
+)
+def test_no_time_is_given_where_none_was_estimated(machine, wishes):
+    assert " s an image" not in plan(machine, Sizes(FLUX), wishes).sentence
+
+
+def test_the_table_for_people():
+    rows = plan(card(8), Sizes(FLUX), FAST).lines()
+    assert rows[0] == ("transformer blocks, fp8", "26 of 57 stay, the others stream in every step", "8.6 GB")
+    assert ("T5, bf16", "passes through in pieces", "9.5 GB") in rows
+    assert ("VAE decoder", "comes when needed", "99 MB") in rows
+    assert rows[-1][:2] == ("RAM for what waits", "pinned")
+    assert ("at most while: steps", "estimate", "6.7 GB") in rows
+    on_cpu = plan(Machine("cpu", "CPU", 128 * GB), Sizes(FLUX, 4), LOSSLESS).lines()
+    assert on_cpu[0] == ("transformer blocks, float32", "stays in memory", "34.4 GB")
+    assert "RAM for what waits" not in {row[0] for row in on_cpu}
+
+
+def test_the_plan_needs_no_torch():
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'numpy', 'diffusers', 'transformers')))\n"
+        "from uso_core.memory import plan, sizes; assert plan.Machine('cpu', '', 1).free_ram_bytes == 1"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,337 @@
+"""Fetches a model's weights into the weights folder: resumed after an interruption, checked by size and hash.
+
+    python weights/downloader.py --variant flux-dev --dry-run
+
+Exit codes: 0 all there, 2 something the user can put right (two lines on stderr), 130 stopped, 1 a fault of ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import glob
+import hashlib
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from filelock import FileLock, Timeout
+
+from uso_core.catalog import fused_files
+from uso_core.catalog.hub import RESUME, Hub, HubUnreachable, RemoteFile, Watch
+from uso_core.catalog.locate import take_stock
+from uso_core.catalog.models import ROLES, Model, WeightFile, get_model
+from uso_core.errors import DownloadError, SettingsError, UsoError, exit_code
+from uso_core.settings import Parser, Settings, env_name, load_settings
+
+Say = Callable[[str], None]  # a sentence, or a table, for people
+Progress = Callable[[str, int, int], None]  # what is fetched, bytes of all that are there, bytes of all; raises to stop
+
+PRINT: Say = partial(print, flush=True)
+HASH_CHUNK = 1 << 20
+SLOW_TO_HASH = 10**9  # bytes; from here on the pause is worth a word
+
+
+@dataclass(frozen=True)
+class Part:
+    """A remote file and what of it lies at `path`: `state` is there, partly, missing or damaged."""
+
+    remote: RemoteFile
+    path: Path
+    state: str
+    bytes_to_fetch: int
+
+    @property
+    def incomplete(self) -> Path:
+        """Where the bytes gather; named by content, so that a newer revision never continues an older one's."""
+        key = self.remote.sha256 or self.remote.blob_id or self.remote.commit
+        return self.path.with_name(f"{self.path.name}.{key[:12]}.part")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A row of the catalog and where it stands; without `parts`, `state` is all that is known."""
+
+    row: WeightFile
+    state: str
+    parts: tuple[Part, ...] = ()
+    bytes_to_fetch: int = 0
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.remote.bytes for part in self.parts) or self.row.bytes
+
+
+def download(
+    model: Model,
+    settings: Settings,
+    hub: Hub,
+    only: Sequence[str] = (),
+    verify: bool = False,
+    dry_run: bool = False,
+    say: Say = PRINT,
+    progress: Progress | None = None,
+) -> None:
+    """Says where each file stands and fetches what is missing. Afterwards `take_stock` finds all that was asked for.
+
+    `only` restricts to roles; `verify` hashes what lies in the weights folder instead of trusting its size; `dry_run`
+    stops after the table. With `progress`, nothing is shown on the terminal while a file comes; what it raises ends
+    the download and keeps what came. Raises `DownloadError` or `SettingsError`, before the first byte wherever that
+    can be known.
+    """
+    if model.folder is not None:
+        say(f"{model.name} comes with the project: nothing to download.")
+        return
+    roles = [row.role for row in model.files]
+    if unknown := [role for role in only if role not in roles]:
+        raise SettingsError(f"{model.name} has no role {unknown[0]!r}.", f"Choose from: {', '.join(roles)}.")
+    items = survey(model, settings, hub, only, verify, catalog_will_do=dry_run, say=say)
+    weights = settings.weights_folder
+    needed, free = sum(item.bytes_to_fetch for item in items), free_bytes(weights)
+    say(table(model, items, weights))
+    say(f"To fetch: {size_text(needed)}. Free on that disk: {size_text(free)}.")
+    if dry_run or not needed:
+        return
+    if needed > free:
+        raise DownloadError(
+            f"To fetch are {needed} bytes ({size_text(needed)}), free in {weights} are {free} ({size_text(free)}).",
+            "Make room, or choose another disk with --weights DIR (then set USO_WEIGHTS to it as well).",
+        )
+    with weights_folder(weights):
+        wanted = [(item.row, part) for item in items for part in item.parts if part.state != "there"]
+        for repo in dict.fromkeys(part.remote.repo for _, part in wanted):
+            row, part = next(pair for pair in wanted if pair[1].remote.repo == repo)
+            hub.check_access(part.remote, row.gated)
+        total = sum(part.remote.bytes for item in items for part in item.parts)
+        for row, part in wanted:
+            before = total - needed
+            needed -= part.bytes_to_fetch
+            if progress is not None:
+                progress(f"{part.remote.repo}/{part.remote.name}", before, total)
+            fetch_part(part, hub, row.gated, say, _watch(part, before, total, progress))
+    say(f"All of it is in {weights}.")
+
+
+def _watch(part: Part, before: int, total: int, progress: Progress | None) -> Watch | None:
+    """Turns the length of the partial file into bytes of the whole download; `before` were there when it began."""
+    if progress is None:
+        return None
+    had = part.remote.bytes - part.bytes_to_fetch
+    name = f"{part.remote.repo}/{part.remote.name}"
+    return lambda length: progress(name, before + length - had, total)
+
+
+def survey(
+    model: Model, settings: Settings, hub: Hub, only: Sequence[str], verify: bool, catalog_will_do: bool, say: Say
+) -> list[Item]:  # fmt: skip
+    """Where each row of the model stands: what the user's variables or the Hugging Face cache provide is there.
+
+    Asks the hub what a row consists of; without an answer, `catalog_will_do` falls back to the catalog's numbers.
+    """
+    stock, unreachable = take_stock(model, settings), False
+    items: list[Item] = []
+    for row in model.files:
+        if only and row.role not in only:
+            continue
+        target = settings.weights_folder / row.local
+        found, value = stock.paths.get(row.role), getattr(settings, row.setting)
+        if found is not None and found.resolve() != target.resolve():
+            items.append(Item(row, f"there: {found}"))
+            continue
+        if found is None and value and Path(value).expanduser().resolve() != target.resolve():
+            variable = env_name(row.setting)
+            raise SettingsError(
+                f"{variable} points to {value}, which is not there; a download would not be looked for.",
+                f"Correct {variable}, or unset it and run again to fetch {target}.",
+            )
+        try:
+            if not unreachable:
+                items.append(inspect_parts(row, hub.list_files(row), settings.weights_folder, verify))
+                continue
+        except HubUnreachable as error:
+            if not catalog_will_do:
+                raise
+            say(f"{error.message} The sizes are the catalog's, and what is there was not checked.")
+            unreachable = True
+        there = target.exists()
+        items.append(Item(row, "there, unchecked" if there else "missing", (), 0 if there else row.bytes))
+    return items
+
+
+def inspect_parts(row: WeightFile, files: Sequence[RemoteFile], weights: Path, verify: bool) -> Item:
+    """Compares what lies in the weights folder with what the hub lists; changes nothing."""
+    folder = weights / Path(row.local).parts[0]  # holds the repository's files under their names there
+    parts = []
+    for file in files:
+        part = Part(file, folder / file.name, "missing", file.bytes)
+        have = part.incomplete.stat().st_size if part.incomplete.is_file() else 0
+        if part.path.is_file():
+            intact = part.path.stat().st_size == file.bytes and not (verify and not is_intact(part.path, file))
+            part = dataclasses.replace(
+                part, state="there" if intact else "damaged", bytes_to_fetch=0 if intact else file.bytes
+            )
+        elif 0 < have <= file.bytes:
+            part = dataclasses.replace(part, state="partly", bytes_to_fetch=file.bytes - have)
+        parts.append(part)
+    states, to_fetch = {part.state for part in parts}, sum(part.bytes_to_fetch for part in parts)
+    state = states.pop() if len(states) == 1 else "damaged" if "damaged" in states else "partly"
+    if state == "partly":
+        total = sum(file.bytes for file in files)
+        state = f"partly ({size_text(total - to_fetch)} of {size_text(total)})"
+    return Item(row, state, tuple(parts), to_fetch)
+
+
+def fetch_part(part: Part, hub: Hub, gated: bool, say: Say, watch: Watch | None = None) -> None:
+    """Fetches one file and renames it into place once its content is proven; raises `DownloadError` if it is not.
+
+    A damaged file is deleted: the one in place before the download, the fetched one after it.
+    """
+    name = f"{part.remote.repo}/{part.remote.name}"
+    try:
+        part.path.parent.mkdir(parents=True, exist_ok=True)
+        if part.state == "damaged":
+            say(f"{part.path} differs from what the hub lists: deleted.")
+            part.path.unlink()
+        say(f"Fetching {name} ({size_text(part.bytes_to_fetch)}) ...")
+        hub.fetch(part.remote, part.incomplete, gated, watch)
+        if part.remote.bytes > SLOW_TO_HASH:
+            say("Checking its content ...")
+        if not is_intact(part.incomplete, part.remote):
+            part.incomplete.unlink()
+            raise DownloadError(
+                f"{name} arrived with other content than the hub lists (wrong sha256): deleted.",
+                "Run again to fetch it anew; if that repeats, suspect a proxy or the mirror in HF_ENDPOINT.",
+            )
+        os.replace(part.incomplete, part.path)
+        for older in part.path.parent.glob(f"{glob.escape(part.path.name)}.*.part"):
+            older.unlink()
+    except OSError as error:
+        raise_write_error(error, part.path.parent)
+
+
+def is_intact(path: Path, file: RemoteFile) -> bool:
+    """Whether the content is what the hub lists: by sha256, a small file by git's blob id, else by size alone."""
+    if path.stat().st_size != file.bytes:
+        return False
+    if file.sha256 is None and file.blob_id is None:
+        return True
+    digest = hashlib.sha256() if file.sha256 else hashlib.sha1(b"blob %d\0" % file.bytes, usedforsecurity=False)
+    with path.open("rb") as stream:
+        while chunk := stream.read(HASH_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest() == (file.sha256 or file.blob_id)
+
+
+@contextmanager
+def weights_folder(weights: Path) -> Iterator[None]:
+    """Creates the folder and keeps a second downloader out of it: two of them would garble a shared partial file."""
+    lock = FileLock(weights / ".download.lock", timeout=0)
+    try:
+        weights.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise DownloadError(f"Another download is running in {weights}.", "Wait for it, or stop it first.") from None
+    except NotImplementedError:  # a file system without locks: go on without
+        pass
+    except OSError as error:
+        raise_write_error(error, weights)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def raise_write_error(error: OSError, folder: Path) -> NoReturn:
+    """Raises the `DownloadError` for a file system that refuses."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise DownloadError(f"The disk is full: {folder}.", f"Make room. {RESUME}") from None
+    raise DownloadError(
+        f"{folder} cannot be written to ({error.strerror or type(error).__name__}).",
+        "Choose a folder of yours with --weights DIR, or change its permissions.",
+    ) from None
+
+
+def remove_prepared(weights: Path) -> None:
+    """Deletes the prepared weights; the next start that wants them makes them again."""
+    print(f"Deleted {size_text(fused_files.remove(fused_files.folder_in(weights)))} of prepared weights.")
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes on the disk where `folder` is, or will be created."""
+    folder = folder.absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def table(model: Model, items: Sequence[Item], weights: Path) -> str:
+    """Where each file of a model stands, a line each."""
+    rows = [("role", "file", "size", "licence", "gated", "state")]
+    for item in items:
+        row = item.row
+        rows.append((row.role, row.local, size_text(item.bytes), row.licence, "yes" if row.gated else "no", item.state))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([f"{model.name} ({model.title}) in {weights}", *lines])
+
+
+def size_text(count: int) -> str:
+    """Bytes for people, in decimal units as the hub shows them: 23.80 GB."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= factor:
+            return f"{count / factor:.2f} {unit}"
+    return f"{count} B"
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="weights/downloader.py", description="Fetches the weights of a model.")
+    parser.add_argument("--variant", default="flux-dev", metavar="NAME", help="the model (default: flux-dev)")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="ROLE", help=f"only this role, repeatable: {', '.join(ROLES)}"
+    )
+    parser.add_argument("--weights", metavar="DIR", help="folder to fetch to (default: USO_WEIGHTS, else weights/)")
+    parser.add_argument("--verify", action="store_true", help="hash the files that are there, not only their sizes")
+    parser.add_argument(
+        "--remove-prepared",
+        action="store_true",
+        help="delete what was computed from the weights to start faster (weights/prepared), then stop",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print what is there and what is missing, then stop")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    try:
+        arguments = _parser().parse_args(argv)
+        settings = load_settings({"weights": arguments.weights})
+        if arguments.remove_prepared:
+            remove_prepared(settings.weights_folder)
+            return 0
+        hub = Hub(settings.hf_token)
+        download(
+            get_model(arguments.variant), settings, hub, arguments.only, arguments.verify, dry_run=arguments.dry_run
+        )
+    except UsoError as error:
+        return exit_code(error)
+    except KeyboardInterrupt:
+        print("stopped: what was fetched so far is kept; run the same command again to resume.", file=sys.stderr)
+        return 130
+    except OSError as error:
+        return exit_code(DownloadError(f"{error.filename or 'The disk'}: {error.strerror}.", "Check its permissions."))
+    except Exception:
+        logging.exception("a fault of the downloader itself")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""The examples in examples/<name>/config.json, in the format of USO's own, with a few additions.
+
+prompt, seed, image_ref1 (content), image_ref2 and on (styles) are the reference's; title, aspect, content_strength and
+style_strengths are ours. Sizes, steps and guidance are left to the model, so that an example suits each of them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, field
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from uso_core.catalog.models import Model
+from uso_core.errors import RequestError
+from uso_core.images import content_crop, kept_size, open_picture
+from uso_core.request import SIZE_MULTIPLE, GenerationRequest, Picture
+from uso_core.settings import ROOT
+
+FOLDER = ROOT / "examples"
+ASPECTS = {"1:1": (1, 1), "3:2": (3, 2), "2:3": (2, 3), "4:3": (4, 3), "3:4": (3, 4), "16:9": (16, 9), "9:16": (9, 16)}
+AS_CONTENT = "as content"
+MAX_CONFIG_BYTES = 64 * 1024
+KEYS: dict[str, type | tuple[type, ...]] = {
+    "prompt": str, "seed": int, "title": str, "aspect": str, "content_strength": (int, float), "style_strengths": list,
+}  # fmt: skip
+HINT = "Examples are read from examples/<name>/config.json; compare it with one that works."
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example, its pictures read; `paths` are their files by sha256."""
+
+    name: str
+    title: str
+    prompt: str
+    seed: int
+    content: Picture | None
+    styles: tuple[Picture, ...]
+    aspect: str = "1:1"
+    content_strength: float = 1.0
+    style_strengths: tuple[float, ...] = ()
+    paths: dict[str, Path] = field(default_factory=dict, compare=False)
+
+    def request(self, model: Model) -> GenerationRequest:
+        """The example as a request, at the sizes and with the defaults of a model."""
+        if self.aspect == AS_CONTENT and self.content is not None and self.content.image is not None:
+            width, height, content_size = sides_of_content(*self.content.image.size, model.content_size, model)
+        else:
+            width, height = sides(*ASPECTS.get(self.aspect, (1, 1)), model)
+            content_size = model.content_size
+        return GenerationRequest(
+            self.prompt, self.content, self.styles, width, height, model.steps, model.guidance, self.seed,
+            content_size, content_strength=self.content_strength, style_strengths=self.style_strengths,
+        )  # fmt: skip
+
+
+def sides(across: int, down: int, model: Model) -> tuple[int, int]:
+    """Width and height that suit a model in an aspect, in multiples of 16 pixels: mostly about its own area."""
+    scale = model.size / (down if model.keeps_height and across > down else (across * down) ** 0.5)
+    width, height = (max(round(part * scale / SIZE_MULTIPLE), 1) * SIZE_MULTIPLE for part in (across, down))
+    return width, height
+
+
+def sides_of_content(across: int, down: int, content_size: int, model: Model) -> tuple[int, int, int]:
+    """Width, height and content size, pixels, for a result of the shape of a content image of across x down pixels.
+
+    A model that keeps its height gets content and result in one size, as it has learnt to keep a layout.
+    """
+    size = model.size
+    if model.keeps_height:
+        wide = ceil(size * across / down / SIZE_MULTIPLE) * SIZE_MULTIPLE  # so that `size` is left when it is cropped
+        size = content_size = min(wide if across > down else sides(across, down, model)[1], model.sides[1])
+    return *kept_size(content_crop(across, down, content_size), content_size, size), content_size
+
+
+def read_examples(folder: Path = FOLDER) -> list[Example]:
+    """The examples in a folder, sorted by name; one that cannot be read is logged and left out."""
+    found = []
+    for path in sorted(folder.glob("*/config.json")):
+        try:
+            found.append(read_example(path))
+        except RequestError as error:
+            log.warning("%s", error)
+    return found
+
+
+def read_example(path: Path) -> Example:
+    """One example from its config.json; raises `RequestError` naming the file and what is wrong with it."""
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise RequestError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes.", HINT)
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        raise RequestError(f"{path} is not JSON that can be read.", HINT) from None
+    if not isinstance(values, dict) or not isinstance(values.get("prompt"), str):
+        raise RequestError(f"{path} has no prompt.", HINT)
+    for key, kind in KEYS.items():
+        if key in values and (not isinstance(values[key], kind) or isinstance(values[key], bool)):
+            raise RequestError(f"{key} in {path} is {values[key]!r}.", HINT)
+    if values.get("aspect", "1:1") not in (*ASPECTS, AS_CONTENT):
+        raise RequestError(f"aspect in {path} is {values['aspect']!r}.", f"Use {', '.join((*ASPECTS, AS_CONTENT))}.")
+    content = _picture(values, "image_ref1", path)
+    styles = [_picture(values, key, path) for key in sorted(key for key in values if key.startswith("image_ref"))
+              if key != "image_ref1"]  # fmt: skip
+    pictures = [each for each in (content, *styles) if each is not None]
+    example = Example(
+        path.parent.name, values.get("title", path.parent.name), values["prompt"], values.get("seed", 0),
+        content[0] if content else None, tuple(each[0] for each in styles if each), values.get("aspect", "1:1"),
+        values.get("content_strength", 1.0), tuple(values.get("style_strengths", ())),
+        {picture.sha256: file for picture, file in pictures},
+    )  # fmt: skip
+    GenerationRequest(
+        example.prompt, example.content, example.styles, seed=example.seed,
+        content_strength=example.content_strength, style_strengths=example.style_strengths,
+    )  # fmt: skip
+    return example
+
+
+def _picture(values: dict[str, Any], key: str, config: Path) -> tuple[Picture, Path] | None:
+    """The picture under a key and its file, which must lie beside the config."""
+    name = values.get(key)
+    if name in (None, ""):
+        return None
+    if not isinstance(name, str) or name != Path(name).name or "\\" in name:
+        raise RequestError(f"{key} in {config} is {str(name)[:80]!r}, not a file beside it.", HINT)
+    return open_picture(config.parent / name), config.parent / name

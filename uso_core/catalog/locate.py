@@ -1,0 +1,146 @@
+"""What of a model's weights is on this disk, and which model that makes the default. Looks at names, not into files."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from uso_core.catalog.models import EMBEDDED, EMBEDDED_FILES, MODELS, Model, WeightFile, get_model
+from uso_core.errors import WeightsError
+from uso_core.settings import ROOT, Settings, env_name
+
+ONE_FILE = ("lora", "projector")  # never a folder
+FLUX_FOLDERS = {"vae": "vae", "t5": "text_encoder_2", "clip": "text_encoder"}  # inside a diffusers folder of FLUX.1
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Where each role of a model was found, and a sentence for each that was not."""
+
+    model: Model
+    paths: dict[str, Path]
+    missing: dict[str, str]
+
+    @property
+    def complete(self) -> bool:
+        return not self.missing
+
+    def require(self) -> dict[str, Path]:
+        """The paths by role; raises `WeightsError` that lists what is missing and how to get it."""
+        if self.complete:
+            return self.paths
+        count = f"{len(self.missing)} of {len(self.missing) + len(self.paths)} weight files"
+        raise WeightsError(
+            f"{self.model.name} lacks {count}: {'; '.join(self.missing.values())}.",
+            f"Get them with `python weights/downloader.py --variant {self.model.name}`, or set the variables named.",
+        )
+
+
+def take_stock(model: Model, settings: Settings) -> Inventory:
+    """Looks for each file of a model: where its variable points, in the weights folder, in the Hugging Face cache."""
+    paths: dict[str, Path] = {}
+    missing: dict[str, str] = {}
+    if model.folder is not None:
+        folder = ROOT / "weights" / model.folder
+        for role, name in EMBEDDED_FILES.items():
+            if (folder / name).exists():
+                paths[role] = folder / name
+            else:
+                missing[role] = f"{role} ({folder / name} is not there)"
+        return Inventory(model, paths, missing)
+    for file in model.files:
+        found = _find(file, settings, paths.get("transformer"))
+        if isinstance(found, Path):
+            paths[file.role] = found
+        else:
+            missing[file.role] = found
+    return Inventory(model, paths, missing)
+
+
+def choose_model(settings: Settings) -> tuple[Model, str]:
+    """The model to start with and why, in words: the one named, else flux-dev if complete, else the embedded one."""
+    if settings.name:
+        return get_model(settings.name), "as asked"
+    stock = take_stock(MODELS["flux-dev"], settings)
+    if stock.complete:
+        return stock.model, "its files were found"
+    if not stock.paths:
+        return MODELS[EMBEDDED], "the files of flux-dev were not found"
+    return MODELS[EMBEDDED], f"flux-dev still lacks {', '.join(stock.missing)}"
+
+
+def names_flux_dev(settings: Settings) -> bool:
+    """Whether the user pointed at any part of FLUX.1-dev, so that silently taking the embedded model would be wrong."""
+    return any(getattr(settings, file.setting) for file in MODELS["flux-dev"].files)
+
+
+def _find(file: WeightFile, settings: Settings, transformer: Path | None) -> Path | str:
+    variable, value = env_name(file.setting), getattr(settings, file.setting)
+    if value:
+        path = _existing(value)
+        if path is not None:
+            return _inside(path, file.role)
+        cached = _cached(value, None) if re.fullmatch(r"[\w.-]+/[\w.-]+", value) else None
+        if cached:
+            return _inside(cached, file.role)
+        return f"{file.role} ({variable} points to {value}, which is not there)"
+    if transformer is not None and transformer.is_dir() and file.role in FLUX_FOLDERS:
+        sibling = transformer.parent / FLUX_FOLDERS[file.role]
+        if sibling.is_dir():
+            return sibling
+    single = len(file.patterns) == 1
+    local = settings.weights_folder / file.local
+    if local.is_file() if single else _holds(local):
+        return local
+    cached = _cached(file.repo, file.patterns[0]) if single else None
+    if cached:
+        return cached
+    snapshot = _cached(file.repo, None)
+    if snapshot and file.role not in ONE_FILE and _holds(_inside(snapshot, file.role)):
+        return _inside(snapshot, file.role)
+    return f"{file.role} (variable {variable}, {file.repo})"
+
+
+def _existing(value: str) -> Path | None:
+    try:
+        path = Path(value).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # a name that no disk takes, a home that nobody has
+        return None
+
+
+def _inside(path: Path, role: str) -> Path:
+    """The folder of `role` inside a whole diffusers folder, or the path itself."""
+    name = {"transformer": "transformer", **FLUX_FOLDERS}.get(role)
+    return path / name if name and path.is_dir() and (path / name).is_dir() else path
+
+
+def _holds(folder: Path) -> bool:
+    """Whether a folder has its configuration and weights, and no download into it is under way or was broken off."""
+    files = {path.name for path in folder.glob("*")}
+    return (
+        "config.json" in files
+        and any(name.endswith((".safetensors", ".bin")) for name in files)
+        and not any(name.endswith(".part") for name in files)
+    )
+
+
+def _cached(repo: str, name: str | None) -> Path | None:
+    """The file `name` of `repo`, or its whole snapshot, from the local Hugging Face cache; never the network."""
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        if name is not None:
+            found = try_to_load_from_cache(repo, name)
+            return Path(found) if isinstance(found, str) else None
+        return Path(snapshot_download(repo, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        return None
+
+
+def with_name(settings: Settings, name: str) -> Settings:
+    """The same settings for another model."""
+    return dataclasses.replace(settings, name=get_model(name).name)

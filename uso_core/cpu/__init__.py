@@ -1,0 +1,1 @@
+"""Faster forwards of transformer and VAE on a CPU."""

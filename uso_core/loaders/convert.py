@@ -1,0 +1,171 @@
+"""Weights into an empty module: names matched strictly, then read, fused, cast or quantized one tensor at a time.
+
+So no second copy of a model builds up. `Progress` is called with the fraction done; what it raises ends the loading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from uso_core.loaders import keys
+from uso_core.loaders.files import Checkpoint, misfit
+from uso_core.loaders.lora import LoRA
+from uso_core.loaders.tensors import Layout, TensorReader
+from uso_core.quantization.fp8 import fp8_layers, quantize
+
+Progress = Callable[[float], None]
+
+COMFY_PREFIX = "model.diffusion_model."
+FP8 = ("F8_E4M3", "F8_E5M2")
+FP8_SCALES = (".scale_weight", ".weight_scale")  # ComfyUI's older and newer name
+FP8_IGNORED = (".scale_input", ".input_scale")
+
+
+def no_progress(fraction: float) -> None:
+    """For callers who do not watch."""
+
+
+Job = tuple[Checkpoint, str, tuple[str, ...], bool]  # file, name in it, parameters it fills, halves swapped
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How the tensors of files become the weights of an empty (meta) model: matched, not yet read.
+
+    Weights of fp8 layers are quantized after the LoRA is fused; all others are cast to `dtype`.
+    """
+
+    model: nn.Module
+    jobs: list[Job]
+    dtype: torch.dtype
+    lora: LoRA | None
+
+    @property
+    def quantized(self) -> frozenset[str]:
+        """The names of the weights that become fp8."""
+        return frozenset(f"{name}.weight" for name in fp8_layers(self.model))
+
+    def layout(self) -> Layout:
+        """Name, dtype and shape of every tensor that `tensors` gives."""
+        kept = self.quantized | {_scale_of(name) for name in self.quantized}
+        return {
+            name: (tensor.dtype if name in kept else self.dtype, tuple(tensor.shape))
+            for name, tensor in self.model.state_dict().items()
+        }
+
+    def tensors(self, progress: Progress = no_progress) -> Iterator[tuple[str, torch.Tensor]]:
+        """The weights by their names in the model, each read when it is asked for."""
+        shapes = {name: shape for name, (_, shape) in self.layout().items()}
+        quantized = self.quantized
+        with ExitStack() as stack:
+            files = {job[0].path: job[0] for job in self.jobs}
+            opened = {path: stack.enter_context(TensorReader(file)) for path, file in files.items()}
+            for done, (file, source, targets, swapped) in enumerate(self.jobs):
+                progress(done / len(self.jobs))
+                tensor = _read(opened[file.path], source)
+                if swapped:
+                    tensor = torch.cat(tensor.chunk(2)[::-1])
+                parts = tensor.split([shapes[target][0] for target in targets])
+                for target, part in zip(targets, parts, strict=True):
+                    fused = (self.lora.fuse(target, part) if self.lora is not None else part).reshape(shapes[target])
+                    if target in quantized:
+                        data, scale = quantize(fused)
+                        yield target, data
+                        yield _scale_of(target), scale
+                    else:
+                        yield target, fused.to(self.dtype)
+                del tensor, parts, part, fused  # before the next is read
+        progress(1.0)
+
+
+def match(
+    model: nn.Module,
+    files: list[Checkpoint],
+    table: tuple[keys.Rename, ...],
+    dtype: torch.dtype,
+    lora: LoRA | None = None,
+    levels: int = 0,
+) -> Conversion:
+    """Which tensors fill which parameters; raises `WeightsError` unless files, LoRA and model fit exactly.
+
+    With an empty table the file's names are the model's own.
+    """
+    made = {f"{name}.scale" for name in fp8_layers(model)}  # by quantizing, not read
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in made}
+    if lora is not None:
+        lora.check(shapes)
+    return Conversion(model, _match(files, table, shapes, levels), dtype, lora)
+
+
+def fill(conversion: Conversion, progress: Progress = no_progress) -> None:
+    """Gives the empty model its weights, in memory."""
+    assign(conversion.model, conversion.tensors(progress))
+
+
+def assign(model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Makes these the weights of the model, all of them, and the model ready to predict."""
+    model.load_state_dict(dict(weights), strict=True, assign=True)
+    model.eval().requires_grad_(False)
+
+
+def _match(
+    files: list[Checkpoint], table: tuple[keys.Rename, ...], shapes: dict[str, tuple[int, ...]], levels: int
+) -> list[Job]:
+    """Which tensor fills which parameters; the strictness of loading is here."""
+    jobs: list[Job] = []
+    unknown: list[str] = []
+    misshapen: list[str] = []
+    filled: set[str] = set()
+    for file in files:
+        prefix = prefix_of(file)
+        for name, info in file.tensors.items():
+            if not name.startswith(prefix) or _is_scale(name):
+                continue
+            bare = name[len(prefix) :]
+            found = keys.row_of(bare, table) if table else (keys.Rename(bare, (bare,)), {})
+            targets = found[0].target_names(found[1], levels) if found else ()
+            if not found or any(target not in shapes for target in targets):
+                unknown.append(bare)
+                continue
+            needed = (sum(shapes[target][0] for target in targets), *shapes[targets[0]][1:])
+            if info.shape != needed and info.shape != (*needed, 1, 1):  # 1 x 1 convolutions are linear layers here
+                misshapen.append(f"{bare} is {list(info.shape)}, {list(needed)} is needed")
+            filled.update(targets)
+            jobs.append((file, name, targets, found[0].halves_swapped))
+    missing = sorted({keys.original_name(name, table, levels) for name in shapes if name not in filled})
+    if missing or unknown or misshapen:
+        raise misfit(files[0].path, "what its other tensors describe", missing, unknown, misshapen)
+    return jobs
+
+
+def _read(opened: TensorReader, name: str) -> torch.Tensor:
+    """One tensor as floating point; fp8 is brought back to float32 with its scale, if it has one."""
+    tensors = opened.checkpoint.tensors
+    tensor = opened.read(name)
+    if tensors[name].dtype not in FP8:
+        return tensor
+    tensor = tensor.float()
+    stem = name.removesuffix(".weight")
+    scale = next((stem + suffix for suffix in FP8_SCALES if stem + suffix in tensors), None)
+    if scale is None:
+        return tensor
+    factor = opened.read(scale).float()
+    return tensor * (factor.reshape(-1, *[1] * (tensor.dim() - 1)) if factor.numel() > 1 else factor.reshape(()))
+
+
+def _scale_of(weight: str) -> str:
+    return weight.removesuffix("weight") + "scale"
+
+
+def _is_scale(name: str) -> bool:
+    return name.endswith((*FP8_SCALES, *FP8_IGNORED, "scaled_fp8"))
+
+
+def prefix_of(checkpoint: Checkpoint) -> str:
+    """What stands before every name in this file: ComfyUI's prefix, or nothing."""
+    return COMFY_PREFIX if any(name.startswith(COMFY_PREFIX) for name in checkpoint.tensors) else ""

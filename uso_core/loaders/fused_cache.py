@@ -1,0 +1,167 @@
+"""Prepared weights: a transformer fused with its LoRA and quantized, kept on disk so that the next start opens it.
+
+One safetensors file and one manifest for each (files, dtype, quantization). The manifest is written last; a file
+without a fitting one counts for nothing. No trouble here ends a loading: weights are then converted in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+
+from uso_core.catalog.fused_files import LOCK, MANIFEST, PART, PREFIX, WEIGHTS
+from uso_core.errors import WeightsError
+from uso_core.loaders.convert import Conversion, Progress, assign, no_progress
+from uso_core.loaders.convert import fill as fill_in_memory
+from uso_core.loaders.files import MAX_HEADER_BYTES, inspect
+from uso_core.loaders.tensors import DTYPES, TensorWriter
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # to be raised whenever the same sources would give other numbers
+WORTH_KEEPING = 2**30  # bytes of a source; converting less is over in a moment (the embedded model's: 22 MB)
+RESERVE = 2 * 2**30  # bytes that are left free on the disk for the images
+WAIT_SECONDS = 0.5  # between two looks at whether the other process is done, or the user wants to stop
+
+
+def fill(conversion: Conversion, sources: Sequence[Path], folder: Path, progress: Progress = no_progress) -> None:
+    """Gives the empty model its weights out of `folder`, writing them there first where they are not, or outdated.
+
+    `sources` are the files that the conversion reads. The weights are memory-mapped: what is not used costs nothing,
+    and the system can take back what is. Raises what the conversion raises; trouble with the folder is only logged.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        slot = Slot.of(conversion, sources, folder)
+        if not slot.is_right(conversion):
+            with slot.locked(progress):
+                if not slot.is_right(conversion):  # nor has another process made it so meanwhile
+                    slot.write(conversion, progress)
+        with safe_open(slot.weights, "pt") as file:
+            assign(conversion.model, [(name, file.get_tensor(name)) for name in conversion.layout()])
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        log.warning("Prepared weights cannot be kept in %s (%s): converting in memory at every start.", folder, reason)
+        fill_in_memory(conversion, progress)
+    progress(1.0)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of one prepared transformer; `identity` is what must be equal for it to be used."""
+
+    folder: Path
+    name: str
+    identity: dict[str, Any]
+
+    @classmethod
+    def of(cls, conversion: Conversion, sources: Sequence[Path], folder: Path) -> Slot:
+        """The place follows from where the sources lie, so that a changed source replaces its predecessor."""
+        paths = [source.resolve() for source in sources]
+        kind = "fp8" if conversion.quantized else "plain"
+        dtype = str(conversion.dtype).removeprefix("torch.")
+        key = hashlib.sha256("\0".join(map(str, paths)).encode()).hexdigest()[:12]
+        identity = {"format": FORMAT, "kind": kind, "dtype": dtype, "sources": [fingerprint(path) for path in paths]}
+        return cls(folder, f"{PREFIX}{kind}-{dtype}-{key}", identity)
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / f"{self.name}{WEIGHTS}"
+
+    @property
+    def manifest(self) -> Path:
+        return self.folder / f"{self.name}{MANIFEST}"
+
+    def is_right(self, conversion: Conversion) -> bool:
+        """Whether the file is there, whole and made of these sources; what is wrong with it is logged."""
+        if not self.manifest.is_file() and not self.weights.is_file():
+            return False
+        wrong = self._what_is_wrong(conversion)
+        if wrong:
+            log.info("The prepared weights %s %s: they are made anew.", self.weights, wrong)
+        return not wrong
+
+    def _what_is_wrong(self, conversion: Conversion) -> str:
+        try:
+            manifest = json.loads(self.manifest.read_text(encoding="utf-8"))
+            checkpoint = inspect(self.weights)
+            found = self.weights.stat()
+        except FileNotFoundError:
+            return "are incomplete"
+        except (OSError, ValueError, RecursionError):
+            return "have no readable manifest"
+        except WeightsError as error:
+            return f"are damaged ({error.message})"
+        if not isinstance(manifest, dict) or {name: manifest.get(name) for name in self.identity} != self.identity:
+            return "were made of other files, or by another version"
+        if [manifest.get("bytes"), manifest.get("modified_ns")] != [found.st_size, found.st_mtime_ns]:
+            return "were changed since"
+        held = {name: (DTYPES.get(info.dtype), info.shape) for name, info in checkpoint.tensors.items()}
+        return "" if held == conversion.layout() else "hold other tensors than they should"
+
+    def write(self, conversion: Conversion, progress: Progress) -> None:
+        """Converts into a file of another name, one tensor at a time, then renames it; raises OSError.
+
+        What lay in the place goes first: there may be no room for both.
+        """
+        for old in (self.manifest, self.weights, *self.folder.glob(f"{self.name}.*{PART}")):
+            old.unlink(missing_ok=True)
+        part = self.folder / f"{self.name}.{secrets.token_hex(4)}{PART}"
+        writer = TensorWriter(part, conversion.layout())
+        free = shutil.disk_usage(self.folder).free
+        if free < writer.bytes + RESERVE:
+            raise OSError(f"{writer.bytes / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
+        log.info("Preparing the transformer once, for the next start: %s.", self.weights)
+        try:
+            with writer:
+                for name, tensor in conversion.tensors(progress):
+                    writer.write(name, tensor)
+            os.replace(part, self.weights)
+            written = self.weights.stat()
+            manifest = self.identity | {"bytes": written.st_size, "modified_ns": written.st_mtime_ns}
+            part.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            os.replace(part, self.manifest)
+        finally:
+            part.unlink(missing_ok=True)
+
+    @contextmanager
+    def locked(self, progress: Progress) -> Iterator[None]:
+        """Keeps a second process from the same work; `progress` is called while waiting, and may raise to stop."""
+        lock = FileLock(self.folder / f"{self.name}{LOCK}")
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=WAIT_SECONDS)
+            except Timeout:
+                progress(0.0)
+            except NotImplementedError:  # a file system without locks: the renames alone keep files whole
+                break
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def fingerprint(source: Path) -> dict[str, Any]:
+    """What tells a weight file from another: its size, its time and its header (names, shapes, offsets)."""
+    found = source.stat()
+    with source.open("rb") as file:
+        length = file.read(8)
+        header = file.read(min(int.from_bytes(length, "little"), MAX_HEADER_BYTES))
+    return {
+        "path": str(source),
+        "bytes": found.st_size,
+        "modified_ns": found.st_mtime_ns,
+        "header_sha256": hashlib.sha256(length + header).hexdigest(),
+    }

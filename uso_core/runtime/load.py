@@ -1,0 +1,234 @@
+"""A pipeline out of the files of a model: planned, every part read, found to fit the others, and placed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from uso_core.catalog import fused_files
+from uso_core.catalog.models import Model
+from uso_core.cpu.transformer import pack, packs
+from uso_core.cpu.vae import hasten
+from uso_core.errors import MemoryShortage, SettingsError, WeightsError
+from uso_core.loaders import build, encoders, fused_cache
+from uso_core.memory.machine import cpu_flags, fast_bfloat16, look_at, obstacle_to_compiling, threads
+from uso_core.memory.placement import place
+from uso_core.memory.planner import MemoryPlan, Wishes, compiles, plan
+from uso_core.memory.sizes import GB, Sizes, counts_of
+from uso_core.model.attention import by_speed
+from uso_core.model.pipeline import USOPipeline
+from uso_core.quantization.fp8 import T5_MATRICES, use_fp8
+from uso_core.settings import Settings, keep_compiled
+
+GPU_BUILD = (
+    "This machine has an NVIDIA GPU, but this PyTorch is the build for processors alone: install the one for CUDA, as "
+    "pytorch.org says under Get Started."
+)
+Tell = Callable[[float, str], None]
+
+
+def silent(fraction: float, message: str) -> None:
+    """For callers who do not watch."""
+
+
+def assemble(
+    paths: dict[str, Path],
+    settings: Settings,
+    model: Model,
+    parts: dict[str, Any] | None = None,
+    tell: Tell = silent,
+) -> tuple[USOPipeline, MemoryPlan]:
+    """The pipeline out of the files of each role, on its device, and the plan by which it was placed.
+
+    `parts` keeps what is read, by role, so that a loading that was stopped goes on where it was; `tell` is called
+    with the fraction of bytes read and a sentence, and may raise to stop. Raises `MemoryShortage` before anything is
+    read where the model does not fit, `WeightsError` for files that are not what they should be.
+    """
+    parts = {} if parts is None else parts
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # of this thread, which computes: streams and events are those of its device
+    torch.set_num_threads(min(torch.get_num_threads(), threads()))
+    tell(0.0, "planning the memory")
+    memory = plan_memory(paths, settings, model, device, dtype)
+    read(paths, settings, memory, dtype, parts, tell)
+    check_fit(parts, paths)
+    tell(1.0, f"placing the model on {device}")
+    (clip, clip_tokenizer), (t5, t5_tokenizer) = parts["clip"], parts["t5"]
+    siglip, processor = parts["siglip"]
+    pipeline = USOPipeline(
+        parts["transformer"], parts["vae"], clip, clip_tokenizer, t5, t5_tokenizer, siglip, processor,
+        parts["projector"], build.build_scheduler(), build.text_tokens(paths["transformer"]),
+        build.preview_factors(paths["vae"]), build.reference_columns(paths["transformer"]),
+    )  # fmt: skip
+    modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    pipeline.offloader = place(modules, memory, device)
+    pipeline.decodes_in_tiles = memory.decodes_in_tiles
+    if device.type == "cpu":
+        hasten(pipeline.vae)
+    tokens = Wishes(width=model.size, height=model.size).tokens
+    if memory.packed and packs(dtype):
+        pack(pipeline.transformer, tokens)
+    if device.type == "cuda":
+        config = pipeline.transformer.config
+        shape = (1, config.num_attention_heads, tokens, config.attention_head_dim)
+        pipeline.attention_kernels = by_speed(shape, dtype, device)
+    if memory.compile:
+        tell(1.0, "compiling the transformer's blocks (--no-compile leaves that out)")
+        pipeline.warm_up(model.size, model.size, model.content_size)
+    return pipeline, memory
+
+
+def plan_memory(
+    paths: dict[str, Path], settings: Settings, model: Model, device: torch.device, dtype: torch.dtype
+) -> MemoryPlan:
+    """Where each part will lie, from the files' headers alone.
+
+    Raises `MemoryShortage`, `WeightsError`, or `SettingsError` where compiling was asked for and is not possible.
+    """
+    described = {
+        "transformer": build.empty_transformer(paths["transformer"]),
+        "vae": build.empty_vae(paths["vae"]),
+        "projector": build.build_projector(paths["projector"], torch.float32),
+        **encoders.empty_encoders(paths["t5"], paths["clip"], paths["siglip"]),
+    }
+    wishes = Wishes(
+        fp8=model.quantize == "fp8",
+        offload=settings.offload,
+        vram_limit_bytes=None if settings.vram_limit is None else round(settings.vram_limit * GB),
+        compile={"auto": None, "on": True, "off": False}[settings.compile],
+        width=model.size,
+        height=model.size,
+        content_size=model.content_size,
+        steps=model.steps,
+    )
+    machine, sizes = look_at(device), Sizes(counts_of(described), dtype.itemsize)
+    if compiles(machine, sizes, wishes):
+        keep_compiled(settings)
+        machine = replace(machine, obstacle=obstacle_to_compiling(device, dtype))
+    if machine.obstacle and wishes.compile:
+        raise SettingsError(
+            f"The transformer's blocks cannot be compiled here: {machine.obstacle}", "Leave out --compile on."
+        )
+    try:
+        return plan(machine, sizes, wishes)
+    except MemoryShortage as error:
+        if device.type == "cpu" and overlooks_gpu():
+            raise MemoryShortage(error.message, GPU_BUILD) from None
+        raise
+
+
+def read(
+    paths: dict[str, Path],
+    settings: Settings,
+    memory: MemoryPlan,
+    dtype: torch.dtype,
+    parts: dict[str, Any],
+    tell: Tell,
+) -> None:
+    """Puts into `parts` each role that is not there yet."""
+    large = _bytes(paths["transformer"]) >= fused_cache.WORTH_KEEPING
+    cache = fused_files.folder_in(settings.weights_folder) if large else None
+
+    def transformer(progress: build.Progress) -> Any:
+        return build.build_transformer(paths["transformer"], paths["lora"], dtype, progress, memory.fp8, cache)
+
+    def t5(progress: build.Progress) -> Any:
+        encoder, tokenizer = encoders.build_t5(paths["t5"], dtype)
+        if memory.t5_fp8:
+            use_fp8(encoder, T5_MATRICES)
+        return encoder, tokenizer
+
+    builders: dict[str, Callable[[build.Progress], Any]] = {
+        "projector": lambda progress: build.build_projector(paths["projector"], torch.float32),
+        "vae": lambda progress: build.build_vae(paths["vae"], dtype, progress),
+        "clip": lambda progress: encoders.build_clip(paths["clip"], dtype),
+        "siglip": lambda progress: encoders.build_siglip(paths["siglip"], torch.float32),
+        "transformer": transformer,
+        "t5": t5,
+    }
+    sizes = {role: _bytes(paths[role]) for role in builders}
+    total, done = sum(sizes.values()), 0
+    for role, make in builders.items():
+
+        def progress(fraction: float, role: str = role, done: int = done) -> None:
+            tell((done + fraction * sizes[role]) / total, f"reading {role}, {fraction:.0%}")
+
+        if role not in parts:
+            progress(0.0)
+            parts[role] = make(progress)
+        done += sizes[role]
+
+
+def check_fit(parts: dict[str, Any], paths: dict[str, Path]) -> None:
+    """Raises `WeightsError` naming two files where one does not feed the other: parts of different models."""
+    transformer, projector = parts["transformer"].config, parts["projector"].config
+    (clip, _), (t5, _), (siglip, processor) = parts["clip"], parts["t5"], parts["siglip"]
+    width = transformer.num_attention_heads * transformer.attention_head_dim
+    vision_tokens = (siglip.config.image_size // siglip.config.patch_size) ** 2
+    for one, other, what, given, needed in (
+        ("t5", "transformer", "text width", t5.config.d_model, transformer.joint_attention_dim),
+        ("clip", "transformer", "pooled width", clip.config.hidden_size, transformer.pooled_projection_dim),
+        ("vae", "transformer", "token channels", parts["vae"].config.latent_channels * 4, transformer.in_channels),
+        ("projector", "transformer", "width", projector.width, width),
+        ("siglip", "projector", "vision width", siglip.config.hidden_size, projector.vision_width),
+        ("siglip", "projector", "vision tokens", vision_tokens, projector.tokens_in),
+        ("siglip", "siglip", "image side", processor.size["height"], siglip.config.image_size),
+    ):
+        if given != needed:
+            raise WeightsError(
+                f"{paths[one]} has {what} {given}, {paths[other]} needs {needed}.", "Use parts of the same model."
+            )
+    layers = siglip.config.num_hidden_layers
+    if not all(-layers - 1 <= depth <= layers for depth in projector.depths):
+        raise WeightsError(
+            f"{paths['siglip']} has {layers} layers, {paths['projector']} reads depths {list(projector.depths)}.",
+            "Use parts of the same model.",
+        )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device named, or for "auto" the best there is; raises `SettingsError` if it is not there."""
+    if name == "auto":
+        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(found)
+    hint = "Use auto, cpu, cuda, cuda:N or mps."
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise SettingsError(f"The device {name!r} is not known.", hint) from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        hint = GPU_BUILD if overlooks_gpu() else hint
+        raise SettingsError(f"The device {name!r} is not there: PyTorch sees {count} NVIDIA GPUs.", hint)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise SettingsError("The device 'mps' is not there: this is no Apple GPU.", hint)
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise SettingsError(f"The device {name!r} is not supported.", hint)
+    return device
+
+
+def overlooks_gpu() -> bool:
+    """Whether this machine has an NVIDIA GPU, by its driver's own tool, that this build of PyTorch cannot use."""
+    return torch.version.cuda is None and torch.version.hip is None and shutil.which("nvidia-smi") is not None
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype named, or for "auto" bfloat16 where it is fast: NVIDIA GPUs, and processors that multiply it."""
+    if name == "auto":
+        fast = device.type == "cuda" or (device.type == "cpu" and fast_bfloat16(cpu_flags()))
+        return torch.bfloat16 if fast else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def _bytes(path: Path) -> int:
+    """Bytes of a file, or of the weights in a folder; at least 1."""
+    files = path.glob("*.safetensors") if path.is_dir() else [path]
+    return max(sum(file.stat().st_size for file in files), 1)

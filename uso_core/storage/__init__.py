@@ -1,0 +1,1 @@
+"""What the program keeps on disk: images with their settings, their history, stored styles."""

@@ -1,0 +1,273 @@
+"""Saved styles: each one file of style tokens, with a name, a small picture, and what is needed to refuse it.
+
+<sha256>.safetensors     tokens.0, tokens.1, ... (K, D) float32, one for each picture; thumbnail, a WebP's bytes;
+                         metadata: format, version, name, model, fingerprint, strengths (JSON), created (ISO 8601)
+The hash is that of tokens, strengths and fingerprint, so that a style keeps it under any name and on any machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from uso_core.errors import RequestError
+from uso_core.images import open_picture
+from uso_core.request import MAX_STYLES, SavedStyle, check_strengths
+from uso_core.storage.files import write_whole
+
+FORMAT, VERSION = "uso-style", "1"
+SUFFIX = ".safetensors"
+THUMBNAIL_SIDE = 256
+MAX_FILE_BYTES = 64 * 2**20  # eight pictures at FLUX's size have 19 MB
+MAX_THUMBNAIL_BYTES = 2**20
+MAX_TOKENS, MAX_WIDTH = 4096, 16384  # of one picture; FLUX has 192 x 3072
+MAX_NAME_CHARACTERS = 80
+MAX_KEPT = 500
+FOREIGN_HINT = "Use a style file that this program exported."
+
+
+@dataclass(frozen=True)
+class StyleEntry:
+    """One saved style without its tokens: enough to show and choose it."""
+
+    name: str
+    sha256: str
+    model: str
+    strengths: tuple[float, ...]
+    created: datetime
+    thumbnail: bytes  # WebP
+
+
+@dataclass(frozen=True)
+class _Content:
+    """All that a style file holds."""
+
+    entry: StyleEntry
+    tokens: tuple[np.ndarray, ...]
+    fingerprint: str
+
+
+class StyleStore:
+    """The styles in one folder; nothing is kept in memory, so that several processes may share it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def add(
+        self, name: str, tokens: Sequence[np.ndarray], strengths: Sequence[float], model: str, fingerprint: str,
+        thumbnail: Image.Image,
+    ) -> StyleEntry:  # fmt: skip
+        """Keeps tokens (K, D) under a name. Raises `RequestError` for a name that is empty or taken, or a style that
+        is kept already, `OutputError` if it cannot be written."""
+        name = checked_name(name)
+        if not tokens:
+            raise RequestError("There is no style picture to save.", "Fill a style slot first.")
+        arrays = tuple(np.ascontiguousarray(each, np.float32) for each in tokens)
+        checked = check_strengths(strengths, len(arrays)) or (1.0,) * len(arrays)
+        sha256 = _hash(arrays, checked, fingerprint)
+        small = io.BytesIO()
+        thumbnail.convert("RGB").save(small, "WEBP", quality=80)
+        entry = StyleEntry(name, sha256, model, checked, datetime.now().replace(microsecond=0), small.getvalue())
+        self._refuse_twins(entry)
+        self._write(_Content(entry, arrays, fingerprint))
+        return entry
+
+    def entries(self) -> list[StyleEntry]:
+        """The styles kept, newest first; files that cannot be read are left out."""
+        found = []
+        for path in self._files():
+            with contextlib.suppress(RequestError):
+                found.append(_read(path, with_tokens=False).entry)
+        return sorted(found, key=lambda entry: entry.created, reverse=True)
+
+    def get(self, sha256: str) -> SavedStyle:
+        """The style with its tokens; raises `RequestError` if it is not there or damaged."""
+        content = self._content(sha256)
+        entry = content.entry
+        return SavedStyle(entry.name, sha256, content.tokens, entry.strengths, entry.model, content.fingerprint)
+
+    def holds(self, sha256: str) -> bool:
+        """Whether the style is there."""
+        return self.path(sha256).is_file()
+
+    def path(self, sha256: str) -> Path:
+        """Where the style's file is, or would be: only hex digits make the name."""
+        known = len(sha256) == 64 and set(sha256) <= set("0123456789abcdef")
+        return self.folder / f"{sha256 if known else 'none'}{SUFFIX}"
+
+    def free_name(self, name: object, of: str = "") -> str:
+        """The name, tidied; raises `RequestError` if it is empty or another style than `of` has it."""
+        checked = checked_name(name)
+        if any(other.name.casefold() == checked.casefold() and other.sha256 != of for other in self.entries()):
+            raise RequestError(f"There is already a style named {checked}.", "Choose another name.")
+        return checked
+
+    def rename(self, sha256: str, name: str) -> StyleEntry:
+        """Gives a style another name; raises `RequestError` for one that is empty or taken."""
+        content = self._content(sha256)
+        entry = dataclasses.replace(content.entry, name=self.free_name(name, sha256))
+        self._write(_Content(entry, content.tokens, content.fingerprint))
+        return entry
+
+    def delete(self, sha256: str) -> None:
+        """Removes a style; does nothing where there is none."""
+        with contextlib.suppress(OSError):
+            self.path(sha256).unlink(missing_ok=True)
+
+    def take_in(self, path: Path) -> StyleEntry:
+        """Keeps a stranger's style file, written anew; raises `RequestError` for anything but our own format.
+
+        A name that is taken gets a number.
+        """
+        content = _read(path, with_tokens=True)
+        picture = open_picture(content.entry.thumbnail, "the style's small picture").image
+        if picture is None:
+            raise RequestError(f"{path.name} has no small picture.", FOREIGN_HINT)
+        if self.holds(content.entry.sha256):
+            return self._content(content.entry.sha256).entry
+        names = {entry.name.casefold() for entry in self.entries()}
+        name, number = content.entry.name, 2
+        while name.casefold() in names:
+            name, number = f"{content.entry.name[: MAX_NAME_CHARACTERS - 6]} ({number})", number + 1
+        return self.add(
+            name, content.tokens, content.entry.strengths, content.entry.model, content.fingerprint,
+            ImageOps.fit(picture, (THUMBNAIL_SIDE, THUMBNAIL_SIDE)),
+        )  # fmt: skip
+
+    def _content(self, sha256: str) -> _Content:
+        path = self.path(sha256)
+        if not path.is_file():
+            raise RequestError("This saved style is not there any more.", "Choose another, or save it again.")
+        content = _read(path, with_tokens=True)
+        if content.entry.sha256 != sha256:
+            raise RequestError(f"The saved style {content.entry.name} is damaged.", "Delete it and save it again.")
+        return content
+
+    def _files(self) -> list[Path]:
+        with contextlib.suppress(OSError):
+            return [path for path in self.folder.glob(f"*{SUFFIX}") if path.is_file() and path == self.path(path.stem)]
+        return []
+
+    def _refuse_twins(self, entry: StyleEntry) -> None:
+        kept = self.entries()
+        for other in kept:
+            if other.sha256 == entry.sha256:
+                raise RequestError(f"This style is saved already, as {other.name}.", "Rename that one if you like.")
+        self.free_name(entry.name)
+        if len(kept) >= MAX_KEPT:
+            raise RequestError(f"{MAX_KEPT} styles are saved, which is the most.", "Delete some that you do not need.")
+
+    def _write(self, content: _Content) -> None:
+        entry = content.entry
+        tensors = {f"tokens.{number}": each for number, each in enumerate(content.tokens)}
+        tensors["thumbnail"] = np.frombuffer(entry.thumbnail, np.uint8)
+        metadata = {
+            "format": FORMAT, "version": VERSION, "name": entry.name, "model": entry.model,
+            "fingerprint": content.fingerprint, "strengths": json.dumps(entry.strengths),
+            "created": entry.created.isoformat(),
+        }  # fmt: skip
+        data = save(tensors, metadata)
+        write_whole(self.path(entry.sha256), lambda file: file.write(data))
+
+
+def mosaic(pictures: Sequence[Image.Image]) -> Image.Image:
+    """A small square picture of up to four pictures side by side."""
+    side, shown = THUMBNAIL_SIDE, list(pictures)[:4]
+    square = Image.new("RGB", (side, side))
+    columns, rows = (1, 1) if len(shown) == 1 else (2, 1) if len(shown) == 2 else (2, 2)
+    width, height = side // columns, side // rows
+    for index, picture in enumerate(shown):
+        across = side if len(shown) == 3 and index == 2 else width  # the third of three has the lower half
+        square.paste(
+            ImageOps.fit(picture.convert("RGB"), (across, height)), (index % columns * width, index // columns * height)
+        )
+    return square
+
+
+def checked_name(name: object) -> str:
+    """A style's name without what cannot be seen; raises `RequestError` if nothing is left or it is too long."""
+    text = name if isinstance(name, str) else ""
+    text = " ".join("".join(each if unicodedata.category(each)[0] != "C" else " " for each in text).split())
+    if not text:
+        raise RequestError("The style has no name.", "Write one.")
+    if len(text) > MAX_NAME_CHARACTERS:
+        raise RequestError(f"The name has {len(text)} characters, the most is {MAX_NAME_CHARACTERS}.", "Shorten it.")
+    return text
+
+
+def _hash(tokens: Sequence[np.ndarray], strengths: Sequence[float], fingerprint: str) -> str:
+    digest = hashlib.sha256(f"{fingerprint}{[float(each) for each in strengths]}".encode())
+    for each in tokens:
+        digest.update(f"{each.shape}".encode() + each.astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path, with_tokens: bool) -> _Content:
+    """A style file, perhaps a stranger's: raises `RequestError` for any but our own format.
+
+    Without tokens the hash is the file's name, and only header and thumbnail are read.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise RequestError(f"{path.name} has {size} bytes, a style at most {MAX_FILE_BYTES}.", FOREIGN_HINT)
+        with safe_open(path, framework="numpy") as file:
+            values: dict[str, str] = file.metadata() or {}
+            count = _checked_shapes(file, path.name)
+            thumbnail = file.get_tensor("thumbnail").tobytes()
+            tokens = tuple(file.get_tensor(f"tokens.{number}") for number in range(count)) if with_tokens else ()
+    except (OSError, SafetensorError, ValueError, TypeError):
+        raise RequestError(f"{path.name} is not a style file that can be read.", FOREIGN_HINT) from None
+    if values.get("format") != FORMAT:
+        raise RequestError(f"{path.name} holds no style of ours.", FOREIGN_HINT)
+    if values.get("version") != VERSION:
+        version = str(values.get("version"))[:20]
+        raise RequestError(
+            f"{path.name} has format version {version}, this program reads {VERSION}.", "Update this program."
+        )
+    if not all(np.isfinite(each).all() for each in tokens):
+        raise RequestError(f"{path.name} holds numbers that are none.", FOREIGN_HINT)
+    try:
+        given: Any = json.loads(values["strengths"])
+        created = datetime.fromisoformat(values["created"]).replace(tzinfo=None)
+        name, model, fingerprint = values["name"], values["model"], values["fingerprint"]
+    except (KeyError, ValueError, RecursionError):
+        raise RequestError(f"{path.name} lacks what a style says of itself.", FOREIGN_HINT) from None
+    if not isinstance(given, list) or len(given) != count or max(len(model), len(fingerprint)) > 100:
+        raise RequestError(f"{path.name} says of itself what no style says.", FOREIGN_HINT)
+    strengths = check_strengths(given, count) or (1.0,) * count
+    sha256 = _hash(tokens, strengths, fingerprint) if with_tokens else path.stem
+    entry = StyleEntry(checked_name(name), sha256, checked_name(model), strengths, created, thumbnail)
+    return _Content(entry, tokens, fingerprint)
+
+
+def _checked_shapes(file: Any, name: str) -> int:
+    """How many pictures the style has; raises `RequestError` unless all tensors are of ours and of one width."""
+    keys = set(file.keys())
+    count = len(keys) - 1
+    slices = {key: file.get_slice(key) for key in keys}
+    shapes = {key: tuple(each.get_shape()) for key, each in slices.items()}
+    expected = {"thumbnail", *(f"tokens.{number}" for number in range(count))}
+    good = 1 <= count <= MAX_STYLES and keys == expected
+    good = good and slices["thumbnail"].get_dtype() == "U8" and len(shapes["thumbnail"]) == 1
+    good = good and shapes["thumbnail"][0] <= MAX_THUMBNAIL_BYTES
+    tokens = [shapes[f"tokens.{number}"] for number in range(count)] if good else []
+    good = good and all(slices[f"tokens.{number}"].get_dtype() == "F32" for number in range(count))
+    good = good and all(len(each) == 2 and 1 <= each[0] <= MAX_TOKENS and 1 <= each[1] <= MAX_WIDTH for each in tokens)
+    if not good or len({each[1] for each in tokens}) != 1:
+        raise RequestError(f"{name} does not have the tensors of a style.", FOREIGN_HINT)
+    return count

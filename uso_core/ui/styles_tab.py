@@ -1,0 +1,186 @@
+"""The Styles tab: name the styles in the slots, and use, rename, pass on or delete those that were saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from uso_core import images
+from uso_core.errors import RequestError, UsoError
+from uso_core.events import Failed, StylesReady
+from uso_core.request import GenerationRequest
+from uso_core.runtime.engine import Engine
+from uso_core.storage.styles import StyleEntry, StyleStore, mosaic
+from uso_core.ui import text
+from uso_core.ui.card_grid import Card, cards, chosen, data_address, html
+from uso_core.ui.form import QUIET, SAVED, TOLD, Form, Status, chosen_styles, status_line
+from uso_core.ui.inputs import refusal
+from uso_core.ui.language import label, say
+from uso_core.ui.run import PATIENCE, Sessions, describe
+from uso_core.ui.temporary_files import passing_path
+
+Saving = tuple[Any, ...]  # status, cards, name, then the form's saved styles
+
+
+def build(tabs: gr.Tabs, tab: gr.Tab, engine: Engine, styles: StyleStore, form: Form, sessions: Sessions) -> None:
+    """Lays out the tab; the styles are read anew whenever it is opened."""
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=2, min_width=280):
+            gr.Markdown(label("styles_intro"))
+            name = gr.Textbox(label=label("style_name"), placeholder=label("style_name_hint"), max_lines=1)
+            save = gr.Button(label("save_style"), variant="primary")
+            status = status_line("styles-status", "")
+            take_in = gr.UploadButton(label("import_style"), file_types=[".safetensors"], size="sm")
+        with gr.Column(scale=3, min_width=280):
+            shown = cards("style-cards", label("tab_styles"))
+            with gr.Row(elem_classes="one-line"):
+                called = gr.Textbox(label=label("chosen_style"), max_lines=1, scale=3, min_width=160)
+                use = gr.Button(label("use_in_slot"), variant="primary", min_width=110, interactive=False)
+            with gr.Row(elem_classes="one-line"):
+                rename = gr.Button(label("rename"), size="sm", min_width=80, interactive=False)
+                export = gr.DownloadButton(label("export_style"), size="sm", min_width=80, interactive=False)
+                delete = gr.Button(label("delete_style"), variant="stop", size="sm", min_width=80, interactive=False)
+    key, sure = gr.State(""), gr.State("")  # chosen; and of which it was said once that it may go
+    listed = [shown, *form.saved]
+
+    def look() -> tuple[Any, ...]:
+        return _cards(styles), *form.refreshed(styles)
+
+    def choose(event: gr.EventData) -> tuple[Any, ...]:
+        entry = _entry(styles, chosen(event))
+        copy = gr.DownloadButton(value=_exported(styles, entry), interactive=True)
+        return entry.sha256, entry.name, copy, "", gr.Button(label("delete_style"))
+
+    def put_in_slot(sha256: str, *slots: str) -> list[Any]:
+        free = next((index for index, slot in enumerate(slots) if not slot or slot == sha256), None)
+        if free is None:
+            raise refusal(RequestError(say("style_slots_full"), ""))
+        return [*(sha256 if index == free else gr.skip() for index in range(SAVED)), gr.Tabs(selected="create")]
+
+    def change_name(sha256: str, words: str) -> tuple[Any, ...]:
+        with _told():
+            entry = styles.rename(sha256, words)
+        copy = gr.DownloadButton(value=_exported(styles, entry))
+        return {"text": say("style_renamed", name=entry.name), "percent": 0}, entry.name, copy, *look()
+
+    def remove(sha256: str, sure: str) -> tuple[Any, ...]:
+        if sure != sha256:
+            return sha256, gr.Button(label("delete_sure")), *([gr.skip()] * (4 + len(listed)))
+        with _told():
+            entry = _entry(styles, sha256)
+        styles.delete(sha256)
+        said = say("style_deleted", name=entry.name)
+        calm = gr.Button(label("delete_style"))
+        return "", calm, {"text": said, "percent": 0}, "", "", gr.DownloadButton(interactive=False), *look()
+
+    def receive(path: str) -> tuple[Any, ...]:
+        with _told():
+            entry = styles.take_in(Path(path))
+        return {"text": say("style_saved", name=entry.name), "percent": 0}, *look()
+
+    tab.select(look, None, listed, **QUIET)
+    shown.click(choose, None, [key, called, export, sure, delete], **TOLD)
+    key.change(lambda key: [gr.Button(interactive=bool(key))] * 3, key, [use, rename, delete], **QUIET)
+    use.click(put_in_slot, [key, *form.saved_fields], [*form.saved_fields, tabs], **TOLD)
+    rename.click(change_name, [key, called], [status, called, export, *listed], **TOLD)
+    delete.click(remove, [key, sure], [sure, delete, status, key, called, export, *listed], **TOLD)
+    take_in.upload(receive, take_in, [status, *listed], **TOLD)
+    save.click(
+        _saver(engine, styles, form, sessions), [name, *form.order], [status, name, *listed],
+        api_visibility="private", concurrency_limit=None, show_progress="hidden",
+    )  # fmt: skip
+
+
+def _saver(engine: Engine, styles: StyleStore, form: Form, sessions: Sessions) -> Any:
+    """The generator behind Save style: the model may have to be read first."""
+
+    def save(request: gr.Request, name: str, *values: Any) -> Iterator[Saving]:
+        unchanged = [gr.skip()] * (2 + len(form.saved))
+        try:
+            free = styles.free_name(name)
+            asked, pictures = _asked(dict(zip(form.fields, values, strict=True)), styles)
+            for event in _encode(engine, asked, sessions, request.session_hash or ""):
+                if isinstance(event, StylesReady):
+                    entry = styles.add(
+                        free, event.tokens, event.strengths, event.model, event.fingerprint, mosaic(pictures)
+                    )
+                    said = {"text": say("style_saved", name=entry.name), "percent": 100}
+                    yield said, "", _cards(styles), *form.refreshed(styles)
+                else:
+                    yield event, *unchanged
+        except UsoError as error:
+            yield {"text": str(error), "percent": 0}, *unchanged
+            raise refusal(error) from None
+
+    return save
+
+
+def _encode(
+    engine: Engine, asked: GenerationRequest, sessions: Sessions, session: str
+) -> Iterator[Status | StylesReady]:
+    """Words while it lasts, then the styles; a page that is closed ends it."""
+    job = engine.submit(asked, styles_only=True)
+    sessions.add(session, job)
+    try:
+        for event in job.events(PATIENCE):
+            if isinstance(event, Failed):
+                raise event.error
+            if isinstance(event, StylesReady):
+                yield event
+            elif (status := describe(event, job)) is not None:
+                yield status
+    finally:
+        job.cancel()
+        sessions.remove(session, job)
+
+
+def _asked(values: dict[str, Any], styles: StyleStore) -> tuple[GenerationRequest, list[Any]]:
+    """A request with the styles in the slots alone, and a picture to show of each."""
+    used, strengths = chosen_styles(values, styles)
+    if not used:
+        raise RequestError(say("no_style_pictures"), say("fill_a_slot"))
+    small = {entry.sha256: entry.thumbnail for entry in styles.entries()}
+    pictures = [
+        getattr(style, "image", None) or images.open_picture(small[style.sha256], style.name).image for style in used
+    ]
+    return GenerationRequest(styles=used, style_strengths=strengths, model=values["model"]), pictures
+
+
+def _cards(styles: StyleStore) -> str:
+    entries = styles.entries()
+    if not entries:
+        return f"<p>{say('no_styles')}</p>"
+    shown = [
+        Card(entry.sha256, entry.name, text.saved_style(entry.model, len(entry.strengths), entry.created),
+             (data_address(entry.thumbnail),))
+        for entry in entries
+    ]  # fmt: skip
+    return html([("", shown)])
+
+
+def _entry(styles: StyleStore, sha256: str) -> StyleEntry:
+    found = next((entry for entry in styles.entries() if entry.sha256 == sha256), None)
+    if found is None:
+        raise refusal(RequestError(say("style_gone"), say("choose_another")))
+    return found
+
+
+def _exported(styles: StyleStore, entry: StyleEntry) -> str:
+    """A copy of the style's file under a name that says what it is, for the browser to download."""
+    words = "".join(each if each.isalnum() else "-" for each in entry.name).strip("-") or "style"
+    copy = passing_path(f"{words[:60]}.safetensors")
+    copy.write_bytes(styles.path(entry.sha256).read_bytes())
+    return str(copy)
+
+
+class _told:
+    """Turns a `UsoError` into Gradio's, which the page shows."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, UsoError):
+            raise refusal(error) from None
