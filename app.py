@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from uso_core.errors import UsageError, UsoError, exit_code
 from uso_core.runtime.engine import Engine
-from uso_core.runtime.startup import uncollected
+from uso_core.runtime.startup import gc_paused
 from uso_core.settings import Parser, add_arguments, load_settings
 
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = load_settings({name: getattr(args, name) for name in names})
         engine = Engine(settings)
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before Gradio is imported: no look-ups
-        with uncollected():
+        with gc_paused():
             from uso_core import ui
         ui.launch(ui.build(engine, settings), settings)
     except UsoError as error:

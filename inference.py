@@ -33,7 +33,7 @@ SETTINGS = ("name", "device", "dtype", "offload", "vram_limit", "compile", "weig
 
 @dataclass(frozen=True)
 class Task:
-    """One prompt with its pictures' paths as given, and the stem of its output files below the save path."""
+    """One prompt with its images' paths as given, and the stem of its output files below the save path."""
 
     prompt: str
     image_paths: tuple[str, ...]
@@ -60,8 +60,8 @@ def build_parser() -> Parser:
     add("--schedule", choices=SCHEDULES, default="uso", help="the reference's time steps, or FLUX.1's own")
     for name, text in (
         ("--instruct_edit", "keep the content image's shape, its long side 1024 (at content_ref 512)"),
-        ("--fast", "leave out steps in which little changes; pictures change a little"),
-        ("--concat_refs", "put the input pictures beside the result"),
+        ("--fast", "leave out steps in which little changes; images change a little"),
+        ("--concat_refs", "put the input images beside the result"),
     ):
         add(name, nargs="?", const=True, default=False, type=parse_flag, help=text)
     add("--model_type", dest="name", metavar="NAME", help="same as --name")
@@ -123,8 +123,8 @@ def read_tasks(args: argparse.Namespace) -> list[Task]:
 
 
 def build_request(task: Task, args: argparse.Namespace, model: Model) -> GenerationRequest:
-    """The request of one task, its pictures read; the model's own values where a flag was not given."""
-    content, *styles = [images.open_picture(task.root / path) if path else None for path in (task.image_paths or ("",))]
+    """The request of one task, its images read; the model's own values where a flag was not given."""
+    content, *styles = [images.open_image(task.root / path) if path else None for path in (task.image_paths or ("",))]
 
     def given(name: str, default: Any) -> Any:
         value = getattr(args, name)
@@ -210,7 +210,7 @@ def _generate(engine: Engine, task: Task, request: GenerationRequest, args: argp
 def _save(event: ImageReady, task: Task, request: GenerationRequest, args: argparse.Namespace) -> Path:
     image = event.image
     if args.concat_refs:
-        image = images.beside_each_other([image, *(each.image for each in request.pictures if each.image)])
+        image = images.beside_each_other([image, *(each.image for each in request.input_images if each.image)])
     made = event.result.request
     record = {  # the reference's names, then everything in ours
         "prompt": task.prompt,

@@ -1,6 +1,6 @@
 """How long an image takes, beside the reference configuration in the same process.
 
-    python -m benchmarks.bench                        the embedded model on this processor
+    python -m benchmarks.bench                        the embedded model on this CPU
     python -m benchmarks.bench --device cuda          the full-size model with random weights on this GPU
     python -m benchmarks.bench --device cpu --small   what the GPU does, at toy size: a test of these benchmarks
 
@@ -99,14 +99,14 @@ def make(pipeline: USOPipeline, task: Task, seed: int, fast: bool = False, previ
 
 
 def check(pipeline: USOPipeline, task: Task) -> None:
-    """An untimed image, which warms everything up; raises where it is not a picture."""
+    """An untimed image, which warms everything up; raises where it is not an image."""
     pixels = make(pipeline, task, seed=0, output_type="pt")
     if not torch.isfinite(pixels).all() or pixels.float().std() == 0:
-        raise RuntimeError(f"the picture of mode {task.mode!r} is not finite or is all one value")
+        raise RuntimeError(f"the image of mode {task.mode!r} is not finite or is all one value")
 
 
 def on_processor(bench: Bench, chosen: list[str], rounds: int, dtypes: list[str], threads: list[int]) -> None:
-    """The embedded model: contenders take turns image by image, since a processor is never left alone."""
+    """The embedded model: contenders take turns image by image, since a CPU is never left alone."""
     model = get_model(EMBEDDED)
     asked = tasks(model.size, model.content_size, bench.steps)
     pipelines = {dtype: embedded(getattr(torch, dtype)) for dtype in dtypes}
@@ -236,11 +236,11 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--small", action="store_true", help="the GPU's part at toy size, on any device")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="contenders of the GPU's part; default: all")
     parser.add_argument("--modes", nargs="+", metavar="MODE", choices=list(MODES), default=list(MODES))
-    parser.add_argument("--rounds", type=int, default=3, help="on a processor: turns of each contender in each mode")
+    parser.add_argument("--rounds", type=int, default=3, help="on a CPU: turns of each contender in each mode")
     parser.add_argument("--images", type=int, default=2, help="on a GPU: images of a turn in each mode")
     parser.add_argument("--steps", type=int, help="of an image; default: the model's")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=("float32", "bfloat16"))
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of the processor")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of the CPU")
     parser.add_argument("--minutes", type=float, default=60.0, help="when to stop; a turn that has begun is finished")
     parser.add_argument("--into", type=Path, metavar="FILE", help="JSON to write; one that is there is added to")
     return parser

@@ -38,7 +38,7 @@ from transformers import (
 
 from uso_core.loaders.build import VAE_NORM_GROUPS, VAE_SCALE, VAE_SHIFT
 from uso_core.memory.plan import MemoryPlan
-from uso_core.memory.planner import Machine, Wishes, plan
+from uso_core.memory.planner import Machine, PlanOptions, plan
 from uso_core.memory.sizes import GB, Counts, Sizes, counts_of
 from uso_core.model.style_projector import StyleProjector
 from uso_core.model.transformer import USOTransformer2DModel
@@ -254,13 +254,13 @@ def once(parts: dict[str, nn.Module], side: int = 1024, content_size: int = 512)
     with torch.device("meta"):
         words = torch.zeros(1, TEXT_TOKENS, dtype=torch.long)
         short = torch.zeros(1, 77, dtype=torch.long)
-        picture = torch.empty(1, 3, 384, 384)
+        image = torch.empty(1, 3, 384, 384)
         content = torch.empty(1, 3, content_size, content_size, dtype=dtype)
         latents = torch.empty(1, 16, side // 8, side // 8, dtype=dtype)
     return {
         "t5": count(t5, lambda: t5(words)),
         "clip": count(clip, lambda: clip(short)),
-        "siglip": count(siglip, lambda: siglip(picture, output_hidden_states=True), [picture]),
+        "siglip": count(siglip, lambda: siglip(image, output_hidden_states=True), [image]),
         "vae encode": count(vae, lambda: vae.encode(content), [content]),  # type: ignore[operator]
         "vae decode": count(vae, lambda: vae.decode(latents), [latents]),  # type: ignore[operator]
     }
@@ -268,16 +268,16 @@ def once(parts: dict[str, nn.Module], side: int = 1024, content_size: int = 512)
 
 # The ladder as it is met: nominal size in GiB, GPU, wishes. About 3 % of a card is taken before anything is loaded.
 LADDER = (
-    (80, "NVIDIA H100 80GB HBM3", True, Wishes()),
-    (80, "NVIDIA H100 80GB HBM3", True, Wishes(fp8=True)),
-    (48, "NVIDIA RTX A6000", False, Wishes()),
-    (24, "NVIDIA GeForce RTX 4090", True, Wishes()),
-    (24, "NVIDIA GeForce RTX 4090", True, Wishes(fp8=True)),
-    (16, "NVIDIA GeForce RTX 4080", True, Wishes(fp8=True)),
-    (12, "NVIDIA GeForce RTX 4070", True, Wishes(fp8=True)),
-    (24, "NVIDIA GeForce RTX 4090", True, Wishes(fp8=True, offload=True)),
-    (8, "NVIDIA GeForce RTX 4060", True, Wishes(fp8=True)),
-    (12, "NVIDIA GeForce RTX 4070", True, Wishes()),
+    (80, "NVIDIA H100 80GB HBM3", True, PlanOptions()),
+    (80, "NVIDIA H100 80GB HBM3", True, PlanOptions(fp8=True)),
+    (48, "NVIDIA RTX A6000", False, PlanOptions()),
+    (24, "NVIDIA GeForce RTX 4090", True, PlanOptions()),
+    (24, "NVIDIA GeForce RTX 4090", True, PlanOptions(fp8=True)),
+    (16, "NVIDIA GeForce RTX 4080", True, PlanOptions(fp8=True)),
+    (12, "NVIDIA GeForce RTX 4070", True, PlanOptions(fp8=True)),
+    (24, "NVIDIA GeForce RTX 4090", True, PlanOptions(fp8=True, offload=True)),
+    (8, "NVIDIA GeForce RTX 4060", True, PlanOptions(fp8=True)),
+    (12, "NVIDIA GeForce RTX 4070", True, PlanOptions()),
 )
 
 
@@ -290,10 +290,10 @@ def card(gibibytes: float, name: str = "GPU", multiplies_fp8: bool = True, ram: 
 def ladder() -> list[tuple[str, MemoryPlan]]:
     """The plan of every rung at full size, each with the card and the wish that lead to it."""
     rows = []
-    for gibibytes, name, multiplies_fp8, wishes in LADDER:
-        wish = " ".join([*(["fp8"] if wishes.fp8 else ["bf16"]), *(["offload"] if wishes.offload else [])])
+    for gibibytes, name, multiplies_fp8, options in LADDER:
+        wish = " ".join([*(["fp8"] if options.fp8 else ["bf16"]), *(["offload"] if options.offload else [])])
         machine = card(gibibytes, name, multiplies_fp8)
-        rows.append((f"{gibibytes} GB {wish}", plan(machine, Sizes(full_counts()), wishes)))
+        rows.append((f"{gibibytes} GB {wish}", plan(machine, Sizes(full_counts()), options)))
     return rows
 
 

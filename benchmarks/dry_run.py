@@ -37,7 +37,7 @@ from benchmarks.results import installed
 from benchmarks.tasks import tasks
 from benchmarks.timing import STAGES
 from uso_core.memory.machine import look_at
-from uso_core.memory.pinned import HostMemory
+from uso_core.memory.pinned import PinnedMemory
 from uso_core.memory.sizes import GB
 from uso_core.quantization import fp8
 
@@ -112,9 +112,9 @@ def prepared(capability: str) -> Iterator[None]:
     """What the device cannot decide or hold is decided or left out."""
     library = torch.library.Library("aten", "IMPL")
     library.impl("cudnn_convolution", convolution, "CUDA")
-    keep = HostMemory.keep
+    keep = PinnedMemory.keep
 
-    def reserved(host: HostMemory, data: torch.Tensor) -> torch.Tensor:
+    def reserved(host: PinnedMemory, data: torch.Tensor) -> torch.Tensor:
         with mock.patch.object(torch.Tensor, "copy_", lambda tensor, other: tensor):  # gigabytes that nobody reads
             return keep(host, data)
 
@@ -123,7 +123,7 @@ def prepared(capability: str) -> Iterator[None]:
         return made if like.is_floating_point() else made.zero_()
 
     with (
-        mock.patch.object(HostMemory, "keep", reserved),
+        mock.patch.object(PinnedMemory, "keep", reserved),
         mock.patch.object(fp8, "_first_way", return_value=WAYS[capability]),
         mock.patch("benchmarks.random_weights.draw", untouched),
         mock.patch("benchmarks.models.materialize", at_home),

@@ -21,7 +21,7 @@ from uso_core.loaders import build, encoders
 from uso_core.memory.machine import look_at
 from uso_core.memory.offload import Offloader
 from uso_core.memory.placement import place
-from uso_core.memory.planner import STAYS, Machine, MemoryPlan, Wishes, plan
+from uso_core.memory.planner import STAYS, Machine, MemoryPlan, PlanOptions, plan
 from uso_core.memory.sizes import Sizes
 from uso_core.model.pipeline import USOPipeline
 from uso_core.quantization.fp8 import T5_MATRICES, TRANSFORMER_MATRICES, use_fp8
@@ -177,8 +177,8 @@ def _components(parts: dict[str, nn.Module], shape: Shape) -> tuple[Any, ...]:
 
 def _plan(contender: Contender, shape: Shape, device: torch.device, blocks: int) -> MemoryPlan:
     """The plan of the full-size model on the contender's card; a smaller model is placed by the same plan."""
-    wishes = Wishes(fp8=contender.fp8, offload=contender.offload, compile=contender.compile)
-    made = plan(planned_card(contender, device), Sizes(full_counts()), wishes)
+    options = PlanOptions(fp8=contender.fp8, offload=contender.offload, compile=contender.compile)
+    made = plan(planned_card(contender, device), Sizes(full_counts()), options)
     resident = blocks
     if made.streams_blocks:
         resident = min(round(made.resident_blocks * blocks / made.blocks), blocks - 1)

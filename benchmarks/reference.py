@@ -4,7 +4,7 @@ What is wasteful here is so on purpose, and nothing else is: the LoRA is kept ap
 adapted one), SigLIP and the projector run in float32 in every step, modulation, embedders and position table are
 computed in every step, RoPE and QK-norm are chains in float32, nothing is compiled and nothing kept from one request to
 the next. fp8 weights are cast at each use; offloading moves whole modules both ways through pageable memory.
-Everything else, encoders, decoder, schedule and noise, is the pipeline's own, so that the pictures are the same.
+Everything else, encoders, decoder, schedule and noise, is the pipeline's own, so that the images are the same.
 
 Letters: B batch, S target tokens, R reference tokens, T text tokens, K style tokens, D width.
 """

@@ -18,7 +18,7 @@ import torch
 from benchmarks.timing import Sample, Spread, ratios
 
 PACKAGES = ("torch", "diffusers", "transformers", "optimum-quanto")
-FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")  # of a processor, that decide about bf16
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")  # of a CPU, that decide about bf16
 
 
 @dataclass

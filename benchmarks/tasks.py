@@ -1,4 +1,4 @@
-"""What is asked of every contender: a prompt and pictures made up on the spot, in each mode."""
+"""What is asked of every contender: a prompt and images made up on the spot, in each mode."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Task:
 
 def tasks(size: int, content_size: int, steps: int) -> dict[str, Task]:
     """Every mode by its name, as in `counts.MODES`."""
-    content, one, other = (picture(seed) for seed in range(3))
+    content, one, other = (image(seed) for seed in range(3))
     given: dict[str, tuple[Image.Image | None, tuple[Image.Image, ...]]] = {
         "text only": (None, ()),
         "content": (content, ()),
@@ -34,10 +34,10 @@ def tasks(size: int, content_size: int, steps: int) -> dict[str, Task]:
         "content + style": (content, (one,)),
         "two styles": (None, (one, other)),
     }
-    return {mode: Task(mode, *pictures, size, content_size, steps) for mode, pictures in given.items()}
+    return {mode: Task(mode, *images, size, content_size, steps) for mode, images in given.items()}
 
 
-def picture(seed: int) -> Image.Image:
+def image(seed: int) -> Image.Image:
     """Soft patches of random colours."""
     cells = np.random.default_rng(seed).integers(0, 256, (CELLS, CELLS, 3), dtype=np.uint8)
     return Image.fromarray(cells).resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BICUBIC)

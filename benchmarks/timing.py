@@ -43,7 +43,7 @@ class Sample:
 
 
 class Clock:
-    """Points in time of a device's work: CUDA events, or the processor's clock."""
+    """Points in time of a device's work: CUDA events, or the CPU's clock."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"

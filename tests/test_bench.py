@@ -1,4 +1,4 @@
-"""The reference configuration makes our pictures, and the benchmarks measure what they say."""
+"""The reference configuration makes our images, and the benchmarks measure what they say."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from uso_core.model.pipeline import USOPipeline
 
 CPU = torch.device("cpu")
 RESULTS = Path(dry_run.__file__).parent / "results"
-BOUND = 1e-5  # relative L2 of the pictures: another order of additions in float32
+BOUND = 1e-5  # relative L2 of the images: another order of additions in float32
 BY_NAME = {contender.name: contender for contender in CONTENDERS}
 
 
@@ -50,7 +50,7 @@ def sample(contender: str, turn: int, seconds: float, session: int = 0) -> Sampl
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_reference_makes_the_same_picture(pipelines, asked, mode):
+def test_the_reference_makes_the_same_image(pipelines, asked, mode):
     ours, theirs = (pixels(pipelines[name], asked[mode]) for name in ("ours", "reference"))
     assert ours.std() > 0.05
     assert (ours - theirs).norm() / ours.norm() < BOUND
@@ -222,7 +222,7 @@ def test_a_file_of_another_size_is_not_added_to(tmp_path: Path, capsys):
     assert "comes from another machine" in capsys.readouterr().err
 
 
-def test_a_picture_that_is_none_is_refused(asked):
+def test_a_image_that_is_none_is_refused(asked):
     pipeline, _ = random_pipeline(Contender("eager"), SMALL, CPU)
     pipeline.transformer.proj_out.weight.data.fill_(torch.nan)
     with pytest.raises(RuntimeError, match="not finite"):
@@ -255,7 +255,7 @@ def test_what_was_allocated_on_the_null_device_is_within_plans_and_targets():
     for row in seen:
         assert peaks[row["contender"]] <= row["planned_peak"], row["contender"]
         assert set(row["modes"]) == set(MODES)
-        assert all(mode["copied_back_for_another_seed"] < 0.02 for mode in row["modes"].values())  # GB: the picture
+        assert all(mode["copied_back_for_another_seed"] < 0.02 for mode in row["modes"].values())  # GB: the image
     assert peaks["fp8 offload"] <= 10.5
     assert peaks["tier 8 GB"] <= 7
     assert peaks["tier 24 GB"] <= 22.5

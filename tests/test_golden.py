@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import GOLDEN
 from uso_core.catalog.models import get_model
-from uso_core.cpu.transformer import PackedStep, packs
+from uso_core.cpu.transformer import CpuStep, has_kernels
 from uso_core.images import prepare_content
 from uso_core.model import latents
 from uso_core.model.pipeline import USOPipeline
@@ -31,15 +31,15 @@ TOLERANCE = {"text": 1e-5, "pooled": 1e-5, "style_tokens": 1e-5, "reference_late
 
 @pytest.fixture(scope="module", params=["plain", "packed"])
 def pipeline(request: pytest.FixtureRequest) -> USOPipeline:
-    """With the steps as a GPU has them, and as a processor."""
+    """With the steps as a GPU has them, and as a CPU."""
     paths = {role: GOLDEN / name for role, name in FILES.items()}
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "plain":
-            patch.setattr("uso_core.runtime.load.packs", lambda dtype: False)
-            patch.setattr("uso_core.runtime.load.hasten", lambda vae: None)
+            patch.setattr("uso_core.cpu.accelerate.has_kernels", lambda dtype: False)
+            patch.setattr("uso_core.runtime.load.accelerate_vae", lambda vae: None)
         made = assemble(paths, Settings(device="cpu", dtype="float32"), get_model("uso-tiny"))[0]
-    expected = request.param == "packed" and packs(torch.float32)
-    assert isinstance(made.transformer.packed, PackedStep) == expected
+    expected = request.param == "packed" and has_kernels(torch.float32)
+    assert isinstance(made.transformer.kernels, CpuStep) == expected
     return made
 
 
@@ -66,20 +66,20 @@ def case(request: pytest.FixtureRequest) -> dict[str, Any]:
 @pytest.fixture(scope="module", params=CASES)
 def run(request: pytest.FixtureRequest, pipeline: USOPipeline) -> Run:
     case, after = CASES[request.param], []
-    content = picture(case["content"]) if case["content"] else None
+    content = image(case["content"]) if case["content"] else None
 
     def keep(pipe: USOPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
         after.append(tensors["latents"])
 
     pixels = pipeline(
-        case["prompt"], content, [picture(name) for name in case["styles"]], case["width"], case["height"],
+        case["prompt"], content, [image(name) for name in case["styles"]], case["width"], case["height"],
         case["num_steps"], case["guidance"], seed=case["seed"], content_size=case["content_ref"], output_type="pt",
         callback_on_step_end=keep,
     ).images  # fmt: skip
     return Run(case, after, pipeline.scheduler.sigmas.cpu(), pixels)
 
 
-def picture(name: str) -> Image.Image:
+def image(name: str) -> Image.Image:
     return Image.open(GOLDEN / f"{name}.png").convert("RGB")
 
 
@@ -104,15 +104,15 @@ def test_text(pipeline, case, expected):
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case["styles"]])
 def test_style_tokens(pipeline, name, expected):
-    tokens = [pipeline.encode_style(picture(style)) for style in CASES[name]["styles"]]
+    tokens = [pipeline.encode_style(image(style)) for style in CASES[name]["styles"]]
     close("style_tokens", torch.cat(tokens, dim=1), CASES[name], expected)
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case["content"]])
 def test_reference_latents(pipeline, name, expected):
     case = CASES[name]
-    image = prepare_content(picture(case["content"]), case["content_ref"])
-    close("reference_latents", pipeline.encode_content(image), case, expected)
+    content = prepare_content(image(case["content"]), case["content_ref"])
+    close("reference_latents", pipeline.encode_content(content), case, expected)
 
 
 def test_noise_is_exact(case, expected):
@@ -139,4 +139,4 @@ def test_pixels(run, expected):
 
 def test_png(run, pipeline):
     ours = np.asarray(pipeline.to_images(run.pixels)[0], dtype=int)
-    assert np.abs(ours - np.asarray(picture(run.case["name"]), dtype=int)).max() <= 1
+    assert np.abs(ours - np.asarray(image(run.case["name"]), dtype=int)).max() <= 1

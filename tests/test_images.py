@@ -1,4 +1,4 @@
-"""Pictures: a stranger's file opened safely, and the reference's resize and crop."""
+"""Images: a stranger's file opened safely, and the reference's resize and crop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from uso_core.errors import RequestError
-from uso_core.images import beside_each_other, content_size, kept_size, open_picture, prepare_content
+from uso_core.images import beside_each_other, content_size, kept_size, open_image, prepare_content
 
 ORIENTATION = 0x0112  # EXIF
 
@@ -152,7 +152,7 @@ def test_the_kept_size_may_aim_at_another_size():
     assert kept_size((64, 48), 64, 128) == (128, 96)
 
 
-def test_pictures_beside_each_other_keep_their_pixels():
+def test_images_beside_each_other_keep_their_pixels():
     images = [noise(3, 5), noise(4, 2, seed=1), noise(1, 1, seed=2)]
     row = beside_each_other(images)
     assert row.size == (8, 5)
@@ -178,20 +178,20 @@ TURNS = {
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", TURNS)
-def test_a_picture_is_turned_upright(orientation, form):
+def test_a_image_is_turned_upright(orientation, form):
     image = noise(5, 3)
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     options = {"lossless": True} if form == "WEBP" else {}
-    picture = open_picture(encoded(image, form, exif=exif, **options))
-    assert np.array_equal(np.asarray(picture.image), TURNS[orientation](np.asarray(image)))
+    opened = open_image(encoded(image, form, exif=exif, **options))
+    assert np.array_equal(np.asarray(opened.image), TURNS[orientation](np.asarray(image)))
 
 
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"?"]
 )
-def test_damaged_exif_does_not_keep_a_picture_from_being_opened(exif):
-    assert open_picture(encoded(noise(16, 16), "JPEG", exif=b"Exif\0\0" + exif)).image.size == (16, 16)
+def test_damaged_exif_does_not_keep_a_image_from_being_opened(exif):
+    assert open_image(encoded(noise(16, 16), "JPEG", exif=b"Exif\0\0" + exif)).image.size == (16, 16)
 
 
 @pytest.mark.parametrize(
@@ -204,16 +204,16 @@ def test_every_mode_becomes_rgb(mode, form):
     data = encoded(image, form)
     with Image.open(io.BytesIO(data)) as stored:
         expected = stored.convert("RGB").tobytes()
-    picture = open_picture(data)
-    assert picture.image.mode == "RGB"
-    assert picture.image.tobytes() == expected
+    opened = open_image(data)
+    assert opened.image.mode == "RGB"
+    assert opened.image.tobytes() == expected
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])
 def test_16_bits_become_8_and_not_white(form):
     levels = np.linspace(0, 65535, 256).astype(np.uint16)  # 0, 257, 514, ...
-    picture = open_picture(encoded(Image.fromarray(np.tile(levels, (4, 1))), form))
-    row = np.asarray(picture.image)[0]
+    image = open_image(encoded(Image.fromarray(np.tile(levels, (4, 1))), form))
+    row = np.asarray(image.image)[0]
     assert np.array_equal(row, np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1))
 
 
@@ -221,56 +221,56 @@ def test_of_an_animation_the_first_frame_is_taken():
     first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
     for form in ("GIF", "WEBP", "PNG"):
         data = encoded(first, form, save_all=True, append_images=[second], duration=50)
-        ((count, colour),) = open_picture(data).image.getcolors()
+        ((count, colour),) = open_image(data).image.getcolors()
         assert count == 64
         assert colour[0] > 200
         assert colour[2] < 50
 
 
-def test_of_a_picture_in_two_views_the_first_is_taken():
+def test_of_a_image_in_two_views_the_first_is_taken():
     first = noise(16, 16)
     data = encoded(first, "MPO", save_all=True, append_images=[noise(16, 16, seed=1)])
-    assert open_picture(data).sha256 == open_picture(encoded(first, "JPEG")).sha256
+    assert open_image(data).sha256 == open_image(encoded(first, "JPEG")).sha256
 
 
-def test_a_picture_is_recognised_in_any_file(tmp_path):
+def test_a_image_is_recognised_in_any_file(tmp_path):
     image = noise(9, 7)
-    hashes = {open_picture(encoded(image, form)).sha256 for form in ("PNG", "BMP", "TIFF", "PPM")}
-    hashes |= {open_picture(encoded(image, "WEBP", lossless=True)).sha256, open_picture(image).sha256}
+    hashes = {open_image(encoded(image, form)).sha256 for form in ("PNG", "BMP", "TIFF", "PPM")}
+    hashes |= {open_image(encoded(image, "WEBP", lossless=True)).sha256, open_image(image).sha256}
     image.save(tmp_path / "a.png")
-    hashes |= {open_picture(tmp_path / "a.png").sha256, open_picture(str(tmp_path / "a.png")).sha256}
+    hashes |= {open_image(tmp_path / "a.png").sha256, open_image(str(tmp_path / "a.png")).sha256}
     assert len(hashes) == 1
-    assert open_picture(noise(9, 7, seed=1)).sha256 not in hashes
+    assert open_image(noise(9, 7, seed=1)).sha256 not in hashes
 
 
-def test_the_same_bytes_in_another_shape_are_another_picture():
+def test_the_same_bytes_in_another_shape_are_another_image():
     flat = np.zeros((2, 6, 3), np.uint8)
-    assert open_picture(Image.fromarray(flat)).sha256 != open_picture(Image.fromarray(flat.reshape(6, 2, 3))).sha256
+    assert open_image(Image.fromarray(flat)).sha256 != open_image(Image.fromarray(flat.reshape(6, 2, 3))).sha256
 
 
-def test_a_picture_has_the_name_of_its_file_or_the_one_given(tmp_path):
+def test_a_image_has_the_name_of_its_file_or_the_one_given(tmp_path):
     noise(4, 4).save(tmp_path / "a cat.png")
-    assert open_picture(tmp_path / "a cat.png").name == "a cat.png"
-    assert open_picture(tmp_path / "a cat.png", "content").name == "content"
-    assert open_picture(noise(4, 4)).name == "image"
+    assert open_image(tmp_path / "a cat.png").name == "a cat.png"
+    assert open_image(tmp_path / "a cat.png", "content").name == "content"
+    assert open_image(noise(4, 4)).name == "image"
 
 
 PNG, JPEG = encoded(noise(64, 64), "PNG"), encoded(noise(64, 64), "JPEG")
 UNREADABLE = {
     "cut PNG": (PNG[: len(PNG) // 2], "damaged"),
-    "PNG cut in its header": (PNG[:20], "damaged|not a picture"),
+    "PNG cut in its header": (PNG[:20], "damaged|not an image"),
     "cut JPEG": (JPEG[: len(JPEG) // 2], "damaged"),
-    "JPEG cut in its header": (JPEG[:10], "damaged|not a picture"),
+    "JPEG cut in its header": (JPEG[:10], "damaged|not an image"),
     "PNG with a wrong checksum": (PNG[:60] + b"\xff\xff" + PNG[62:], "damaged"),
     "PNG without pixels": (png(64, 64), "damaged"),
-    "PNG of no size": (png(0, 0), "damaged|no pixels|not a picture"),
-    "text": (b"a red mug on the beach", "not a picture"),
-    "web page": (b"<!DOCTYPE html><html></html>", "not a picture"),
-    "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', "not a picture"),
-    "PDF": (b"%PDF-1.7\n", "not a picture"),
-    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),  # would run Ghostscript
+    "PNG of no size": (png(0, 0), "damaged|no pixels|not an image"),
+    "text": (b"a red mug on the beach", "not an image"),
+    "web page": (b"<!DOCTYPE html><html></html>", "not an image"),
+    "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', "not an image"),
+    "PDF": (b"%PDF-1.7\n", "not an image"),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),  # would run Ghostscript
     "empty": (b"", "empty"),
-    "one byte": (b"\x89", "not a picture"),
+    "one byte": (b"\x89", "not an image"),
 }
 
 
@@ -281,7 +281,7 @@ def test_what_cannot_be_read_is_refused_by_name(kind, as_bytes, tmp_path):
     path = tmp_path / "cat.png"
     path.write_bytes(data)
     with pytest.raises(RequestError, match=words) as failure:
-        open_picture(data if as_bytes else path, "cat.png" if as_bytes else "")
+        open_image(data if as_bytes else path, "cat.png" if as_bytes else "")
     assert "cat.png" in failure.value.message
     assert failure.value.hint
 
@@ -289,9 +289,9 @@ def test_what_cannot_be_read_is_refused_by_name(kind, as_bytes, tmp_path):
 @pytest.mark.parametrize("side", [14_000, 60_000, 2**31 - 1])
 def test_a_decompression_bomb_is_refused_for_its_size(side):
     with pytest.raises(RequestError, match="pixels") as failure:
-        open_picture(png(side, side), "bomb.png")
+        open_image(png(side, side), "bomb.png")
     assert "bomb.png" in failure.value.message
-    assert "damaged" not in failure.value.message  # it may be a sound picture, only too large
+    assert "damaged" not in failure.value.message  # it may be a sound image, only too large
     assert "smaller" in failure.value.hint
 
 
@@ -301,13 +301,13 @@ def test_a_decompression_bomb_is_refused_for_its_size(side):
 def test_a_path_to_nothing_is_refused(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RequestError) as failure:
-        open_picture(name)
+        open_image(name)
     assert failure.value.hint
 
 
-def test_a_folder_is_no_picture(tmp_path):
+def test_a_folder_is_no_image(tmp_path):
     with pytest.raises(RequestError, match="is a folder") as failure:
-        open_picture(tmp_path)
+        open_image(tmp_path)
     assert str(tmp_path) in failure.value.message
 
 
@@ -319,7 +319,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
 
     def attempt() -> None:
         try:
-            open_picture(pipe)
+            open_image(pipe)
         except RequestError as failure:
             failures.append(failure)
 
@@ -334,18 +334,18 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     assert len(failures) == 1
 
 
-def test_a_file_larger_than_pictures_are_is_not_read(tmp_path):
+def test_a_file_larger_than_images_are_is_not_read(tmp_path):
     path = tmp_path / "large.png"
     with path.open("wb") as file:
         file.truncate(2**40)  # a hole: no disk space
     with pytest.raises(RequestError, match=str(2**40)):
-        open_picture(path)
+        open_image(path)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
-def test_flipped_bytes_never_break_more_than_the_picture(form):
-    """Whatever stands in a file: a picture or a `RequestError`."""
+def test_flipped_bytes_never_break_more_than_the_image(form):
+    """Whatever stands in a file: an image or a `RequestError`."""
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     options = {"exif": exif} if form in ("PNG", "JPEG", "WEBP", "TIFF") else {}
@@ -361,19 +361,19 @@ def test_flipped_bytes_never_break_more_than_the_picture(form):
         if len(data) and chance.random() < 0.2:
             del data[chance.randrange(len(data)) :]
         try:
-            picture = open_picture(bytes(data), "x")
+            image = open_image(bytes(data), "x")
         except RequestError:
             outcomes.add("refused")
         else:
-            assert picture.image.mode == "RGB"
+            assert image.image.mode == "RGB"
             outcomes.add("opened")
     assert outcomes >= ({"refused"} if form == "PNG" else {"refused", "opened"})  # a PNG's checksums tell every flip
 
 
-def test_opening_a_picture_leaves_its_file_alone(tmp_path):
+def test_opening_a_image_leaves_its_file_alone(tmp_path):
     path = tmp_path / "a.png"
     noise(4, 4).save(path)
     before = path.read_bytes()
-    open_picture(path)
+    open_image(path)
     assert path.read_bytes() == before
     assert list(Path(tmp_path).iterdir()) == [path]

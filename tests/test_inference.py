@@ -1,4 +1,4 @@
-"""The command line: the reference's pictures, its flags, and two lines for everything that the user can put right."""
+"""The command line: the reference's images, its flags, and two lines for everything that the user can put right."""
 
 from __future__ import annotations
 
@@ -113,11 +113,11 @@ def assert_refused(run: Run) -> tuple[str, str]:
     return lines[0], lines[1]
 
 
-# --- the reference's pictures -----------------------------------------------------------------------------------------
+# --- the reference's images -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_picture_is_the_references(name, command, golden_environment):
+def test_the_image_is_the_references(name, command, golden_environment):
     case = CASES[name]
     run = command(*flags_of(case), *GOLDEN_FLAGS)
     assert run.code == 0, run.err
@@ -144,10 +144,10 @@ def test_a_png_says_how_to_make_it_again(command, golden_environment):
     case = CASES["multi_style_subject"]
     first = command(*flags_of(case), *GOLDEN_FLAGS)
     request = read_request(first.folder / "0_0.png")
-    pictures = {path.name: str(path) for path in GOLDEN.glob("*.png")}
+    images = {path.name: str(path) for path in GOLDEN.glob("*.png")}
     again = command(
-        "--prompt", request.prompt, "--image_paths", pictures[request.content.name],
-        *(pictures[style.name] for style in request.styles), "--width", request.width, "--height", request.height,
+        "--prompt", request.prompt, "--image_paths", images[request.content.name],
+        *(images[style.name] for style in request.styles), "--width", request.width, "--height", request.height,
         "--num_steps", request.steps, "--guidance", request.guidance, "--seed", request.seed,
         "--content_ref", request.content_size, "--model_type", request.model, *GOLDEN_FLAGS,
     )  # fmt: skip
@@ -281,13 +281,13 @@ def test_the_exif_orientation_of_a_content_image_counts(command, tmp_path):
 # --- eval files -------------------------------------------------------------------------------------------------------
 
 
-def test_an_eval_file_names_pictures_relative_to_itself(command, tmp_path):
+def test_an_eval_file_names_images_relative_to_itself(command, tmp_path):
     folder = tmp_path / "dreambench"
-    (folder / "pictures").mkdir(parents=True)
-    shutil.copy(CONTENT, folder / "pictures" / "girl.png")
+    (folder / "images").mkdir(parents=True)
+    shutil.copy(CONTENT, folder / "images" / "girl.png")
     entries = [
-        {"prompt": "a cat", "image_paths": ["pictures/girl.png", str(STYLE)]},
-        {"prompt": "", "image_paths": ["pictures/girl.png"], "save_dir": "set/second"},
+        {"prompt": "a cat", "image_paths": ["images/girl.png", str(STYLE)]},
+        {"prompt": "", "image_paths": ["images/girl.png"], "save_dir": "set/second"},
         {"prompt": "a dog", "image_paths": ["", str(STYLE)], "index": 5},  # more keys do no harm
         {"prompt": "text only"},
     ]
@@ -297,7 +297,7 @@ def test_an_eval_file_names_pictures_relative_to_itself(command, tmp_path):
     stems = ("0", "set/second", "2", "3")
     assert run.files() == sorted(f"{stem}_{j}.{end}" for stem in stems for j in (0, 1) for end in ("json", "png"))
     assert [run.record(f"{stem}_0")["prompt"] for stem in stems] == ["a cat", "", "a dog", "text only"]
-    assert run.record("0_0")["image_paths"] == ["pictures/girl.png", str(STYLE)]
+    assert run.record("0_0")["image_paths"] == ["images/girl.png", str(STYLE)]
     alone = command("--prompt", "a cat", "--image_paths", CONTENT, STYLE, *TINY)
     assert np.array_equal(run.pixels("0_0"), alone.pixels())
 
@@ -313,7 +313,7 @@ EVAL_FILES = {
     "prompt of another type": json.dumps([{"prompt": 5}]),
     "paths that are a text": json.dumps([{"prompt": "a cat", "image_paths": "a.png"}]),
     "paths with a number": json.dumps([{"prompt": "a cat", "image_paths": ["", 5]}]),
-    "missing picture": json.dumps([GOOD, {"prompt": "a cat", "image_paths": ["missing.png"]}]),
+    "missing image": json.dumps([GOOD, {"prompt": "a cat", "image_paths": ["missing.png"]}]),
     "save_dir that goes up": json.dumps([{"prompt": "a cat", "save_dir": "../escaped"}]),
     "save_dir that goes up later": json.dumps([{"prompt": "a cat", "save_dir": "a/../../escaped"}]),
     "absolute save_dir": json.dumps([{"prompt": "a cat", "save_dir": "/tmp/escaped"}]),
@@ -384,14 +384,14 @@ BAD_FLAGS = {
     "unknown dtype": ("--dtype", "float8"),
     "unknown schedule": ("--schedule", "karras"),
     "offload maybe": ("--offload=maybe",),
-    "missing picture": ("--image_paths", "missing.png"),
+    "missing image": ("--image_paths", "missing.png"),
     "missing style": ("--image_paths", "", "missing.png"),
-    "picture that is text": ("--image_paths", "notes.txt"),
-    "picture that is empty": ("--image_paths", "empty.png"),
-    "picture that is cut": ("--image_paths", "cut.png"),
-    "picture that is a folder": ("--image_paths", "folder"),
-    "picture of a long name": ("--image_paths", "x" * 300),
-    "picture of an unknown home": ("--image_paths", "~nobody-of-this-name/a.png"),
+    "image that is text": ("--image_paths", "notes.txt"),
+    "image that is empty": ("--image_paths", "empty.png"),
+    "image that is cut": ("--image_paths", "cut.png"),
+    "image that is a folder": ("--image_paths", "folder"),
+    "image of a long name": ("--image_paths", "x" * 300),
+    "image of an unknown home": ("--image_paths", "~nobody-of-this-name/a.png"),
     "nine style images": ("--image_paths", "", *[str(STYLE)] * 9),
     "extreme content": ("--image_paths", "extreme.png"),
     "extreme content, kept": ("--image_paths", "extreme.png", "--instruct_edit"),
@@ -408,7 +408,7 @@ BAD_FLAGS = {
 
 
 @pytest.fixture
-def pictures_here(workplace: Path) -> None:
+def images_here(workplace: Path) -> None:
     (workplace / "notes.txt").write_text("a red mug on the beach")
     (workplace / "empty.png").touch()
     (workplace / "cut.png").write_bytes(CONTENT.read_bytes()[:500])
@@ -416,7 +416,7 @@ def pictures_here(workplace: Path) -> None:
     Image.new("RGB", (4000, 10)).save(workplace / "extreme.png")
 
 
-@pytest.mark.usefixtures("pictures_here")
+@pytest.mark.usefixtures("images_here")
 @pytest.mark.parametrize("kind", BAD_FLAGS)
 def test_a_bad_flag_is_refused_in_two_lines(kind, command, workplace):
     before = sorted(workplace.rglob("*"))

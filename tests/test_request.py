@@ -16,12 +16,12 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from uso_core.errors import OutputError, RequestError
-from uso_core.request import FORMAT_VERSION, MAX_SEED, GenerationRequest, Picture, Result
+from uso_core.request import FORMAT_VERSION, MAX_SEED, GenerationRequest, InputImage, Result
 from uso_core.storage.files import new_path, save_image, write_whole
 from uso_core.storage.png import parse_request, read_request
 
 CONTENT, STYLE, OTHER = (
-    Picture(f"{name}.png", letter * 64) for name, letter in (("cat", "a"), ("oil", "b"), ("ink", "c"))
+    InputImage(f"{name}.png", letter * 64) for name, letter in (("cat", "a"), ("oil", "b"), ("ink", "c"))
 )
 FULL = GenerationRequest(
     prompt='Ein "Bär"\n<uso> 東京 🎨\t\\', content=CONTENT, styles=(STYLE, OTHER), width=512, height=384, steps=7,
@@ -179,9 +179,9 @@ def test_a_request_comes_back_from_its_json(request_):
 
 
 def test_the_pixels_stay_behind():
-    picture = Picture("cat.png", "a" * 64, Image.new("RGB", (8, 8)))
-    back = GenerationRequest.from_dict(GenerationRequest(content=picture).to_dict())
-    assert back.content == picture  # name and hash
+    given = InputImage("cat.png", "a" * 64, Image.new("RGB", (8, 8)))
+    back = GenerationRequest.from_dict(GenerationRequest(content=given).to_dict())
+    assert back.content == given  # name and hash
     assert back.content.image is None
 
 

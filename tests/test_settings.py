@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from uso_core.catalog.locate import choose_model, names_flux_dev, take_stock
+from uso_core.catalog.locate import choose_model, find_weights, names_flux_dev
 from uso_core.catalog.models import MODELS, get_model
 from uso_core.errors import SettingsError, UsageError, WeightsError
 from uso_core.settings import ROOT, Parser, Settings, add_arguments, example_env, load_settings
@@ -112,7 +112,7 @@ def test_without_files_the_embedded_model_is_chosen(tmp_path, monkeypatch):
     model, reason = choose_model(settings)
     assert model.name == "uso-tiny"
     assert "flux-dev" in reason
-    assert take_stock(model, settings).complete
+    assert find_weights(model, settings).complete
     assert not names_flux_dev(settings)
 
 
@@ -121,7 +121,7 @@ def test_with_all_files_flux_dev_is_chosen(golden_environment):
     model, _ = choose_model(settings)
     assert model.name == "flux-dev"
     assert names_flux_dev(settings)
-    assert set(take_stock(model, settings).require()) == {
+    assert set(find_weights(model, settings).require()) == {
         "transformer", "lora", "projector", "vae", "t5", "clip", "siglip",
     }  # fmt: skip
 
@@ -129,7 +129,7 @@ def test_with_all_files_flux_dev_is_chosen(golden_environment):
 def test_a_variable_that_points_nowhere_is_named(golden_environment, monkeypatch):
     monkeypatch.setenv("AE", "/nowhere/ae.safetensors")
     with pytest.raises(WeightsError, match="AE points to /nowhere/ae.safetensors"):
-        take_stock(MODELS["flux-dev"], load_settings()).require()
+        find_weights(MODELS["flux-dev"], load_settings()).require()
 
 
 def test_files_in_the_weights_folder_are_found(tmp_path):
@@ -143,7 +143,7 @@ def test_files_in_the_weights_folder_are_found(tmp_path):
             place.mkdir()
             (place / "config.json").write_text("{}")
             (place / "model.safetensors").write_bytes(b"x")
-    stock = take_stock(model, Settings(weights=str(tmp_path)))
+    stock = find_weights(model, Settings(weights=str(tmp_path)))
     assert stock.complete
     assert stock.paths["vae"] == tmp_path / "FLUX.1-dev/ae.safetensors"
 
@@ -152,7 +152,7 @@ def test_files_in_the_weights_folder_are_found(tmp_path):
 def test_the_hugging_face_cache_is_used_as_it_lies(tmp_path, monkeypatch, layout):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     model, settings = MODELS["flux-dev"], Settings(weights=str(tmp_path / "none"))
-    assert set(take_stock(model, settings).missing) == {file.role for file in model.files}
+    assert set(find_weights(model, settings).missing) == {file.role for file in model.files}
     folders = {"transformer": "transformer", "vae": "vae"}
     for file in model.files:
         snapshot = cache_repository(tmp_path / "cache", file.repo)
@@ -166,7 +166,7 @@ def test_the_hugging_face_cache_is_used_as_it_lies(tmp_path, monkeypatch, layout
         for name in names:
             (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
             (snapshot / name).write_bytes(b"{}")
-    stock = take_stock(model, settings)
+    stock = find_weights(model, settings)
     assert stock.complete, stock.missing
     assert stock.paths["vae"].name == {"original": "ae.safetensors", "diffusers": "vae"}[layout]
     assert stock.paths["t5"].name == "text_encoder_2"
@@ -190,13 +190,13 @@ def test_a_download_that_was_broken_off_does_not_count(tmp_path):
     (folder / "config.json").write_text("{}")
     (folder / "model-00001-of-00002.safetensors").write_bytes(b"x")
     (folder / "model-00002-of-00002.safetensors.0123.part").write_bytes(b"x")
-    assert "t5" in take_stock(model, Settings(weights=str(tmp_path))).missing
+    assert "t5" in find_weights(model, Settings(weights=str(tmp_path))).missing
 
 
 def test_a_diffusers_folder_brings_its_own_parts(tmp_path):
     for part in ("transformer", "vae", "text_encoder", "text_encoder_2"):
         (tmp_path / part).mkdir()
-    stock = take_stock(MODELS["flux-dev"], Settings(flux_dev=str(tmp_path), weights=str(tmp_path / "none")))
+    stock = find_weights(MODELS["flux-dev"], Settings(flux_dev=str(tmp_path), weights=str(tmp_path / "none")))
     assert stock.paths["transformer"] == tmp_path / "transformer"
     assert stock.paths["vae"] == tmp_path / "vae"
     assert stock.paths["t5"] == tmp_path / "text_encoder_2"

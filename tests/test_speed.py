@@ -12,12 +12,12 @@ from diffusers import FluxTransformer2DModel
 from PIL import Image
 from torch.nn.attention import SDPBackend
 
-from tests.model.test_model import pictures, pipeline  # noqa: F401  (fixtures)
+from tests.model.test_model import images, pipeline  # noqa: F401  (fixtures)
 from uso_core.memory.offload import Offloader
-from uso_core.memory.pinned import HostMemory
+from uso_core.memory.pinned import PinnedMemory
 from uso_core.memory.streaming import BlockStream
 from uso_core.model.attention import KERNELS, by_speed
-from uso_core.model.encoding_cache import Encodings, picture_key
+from uso_core.model.encoding_cache import Encodings, image_key
 from uso_core.model.pipeline import TABLE_STEPS, Sampling, USOPipeline
 from uso_core.model.step_cache import LAST, MOST_HITS, WARM_UP, StepCache
 from uso_core.model.transformer import Modulation, USOTransformer2DModel
@@ -34,8 +34,8 @@ def own(pipeline: USOPipeline) -> USOPipeline:  # noqa: F811
     return USOPipeline(**parts, **pipeline.constants)
 
 
-def generate(pipeline: USOPipeline, pictures: list[Image.Image], **options) -> torch.Tensor:  # noqa: F811
-    content, *styles = pictures
+def generate(pipeline: USOPipeline, images: list[Image.Image], **options) -> torch.Tensor:  # noqa: F811
+    content, *styles = images
     given = {"width": 64, "height": 48, "num_inference_steps": 4, "seed": 5, "output_type": "latent", **options}
     return pipeline("a red mug", content, styles, content_size=64, **given).images
 
@@ -78,7 +78,7 @@ def test_a_step_sees_the_row_of_its_own_time(pipeline):  # noqa: F811
                 torch.testing.assert_close(rows[step : step + 1], row, rtol=1e-5, atol=1e-5)
 
 
-def test_steps_beyond_the_tables_first_part_are_modulated_too(own, pictures):  # noqa: F811
+def test_steps_beyond_the_tables_first_part_are_modulated_too(own, images):  # noqa: F811
     steps = TABLE_STEPS + 2
     condition = own.encode("a red mug")
     prepared = own.prepare(condition, Sampling(32, 32, steps, 4.0))
@@ -89,7 +89,7 @@ def test_steps_beyond_the_tables_first_part_are_modulated_too(own, pictures):  #
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_nothing_is_encoded_again_for_another_seed(own, pictures):  # noqa: F811
+def test_nothing_is_encoded_again_for_another_seed(own, images):  # noqa: F811
     calls: Counter[str] = Counter()
     for name in ("text_encoder", "text_encoder_2", "image_encoder", "style_projector"):
         getattr(own, name).register_forward_hook(lambda *_, name=name: calls.update([name]))
@@ -100,26 +100,26 @@ def test_nothing_is_encoded_again_for_another_seed(own, pictures):  # noqa: F811
             own.transformer.time_text_embed.timestep_embedder.linear_1,
         ):
             module.register_forward_hook(lambda *_: calls.update(["hoisted"]))
-    first = generate(own, pictures)
+    first = generate(own, images)
     counted = dict(calls)
     assert counted == {
         "text_encoder": 1, "text_encoder_2": 1, "image_encoder": 2, "style_projector": 2, "vae encoder": 1,
         "hoisted": 2,
     }  # fmt: skip
-    other = generate(own, pictures, seed=6)
+    other = generate(own, images, seed=6)
     assert dict(calls) == counted
     assert not torch.equal(first, other)
-    assert torch.equal(first, generate(own, pictures))
-    generate(own, pictures, guidance_scale=2.0)  # another table, but no encoder
+    assert torch.equal(first, generate(own, images))
+    generate(own, images, guidance_scale=2.0)  # another table, but no encoder
     assert dict(calls) == {**counted, "hoisted": 4}
 
 
-def test_a_changed_picture_is_encoded(own, pictures):  # noqa: F811
-    before = generate(own, pictures)
-    changed = pictures[1].copy()
+def test_a_changed_image_is_encoded(own, images):  # noqa: F811
+    before = generate(own, images)
+    changed = images[1].copy()
     changed.putpixel((0, 0), (255, 0, 255))
     misses = own.encodings.misses
-    after = generate(own, [pictures[0], changed, pictures[2]])
+    after = generate(own, [images[0], changed, images[2]])
     assert own.encodings.misses == misses + 1
     assert not torch.equal(before, after)
 
@@ -139,18 +139,18 @@ def test_encodings_are_bounded_and_forget_the_oldest():
     assert kept.bytes == 0
 
 
-def test_a_picture_is_known_by_its_pixels():
+def test_a_image_is_known_by_its_pixels():
     one = Image.new("RGB", (2, 8), "red")
-    assert picture_key(one) == picture_key(one.copy())
-    assert picture_key(one) != picture_key(Image.new("RGB", (8, 2), "red"))
-    assert picture_key(one) != picture_key(Image.new("RGB", (2, 8), "blue"))
+    assert image_key(one) == image_key(one.copy())
+    assert image_key(one) != image_key(Image.new("RGB", (8, 2), "red"))
+    assert image_key(one) != image_key(Image.new("RGB", (2, 8), "blue"))
 
 
-def test_visitors_come_one_at_a_time_and_change_nothing(own, pictures):  # noqa: F811
-    alone = generate(own, pictures)
+def test_visitors_come_one_at_a_time_and_change_nothing(own, images):  # noqa: F811
+    alone = generate(own, images)
     own.encodings.clear()
     own.offloader = Offloader(CPU, {name: getattr(own, name) for name in HEAVY}, HEAVY)
-    assert torch.equal(generate(own, pictures), alone)
+    assert torch.equal(generate(own, images), alone)
     own.decode(alone, 64, 48)
     present: set[str] = set()
     for what, name in own.offloader.events:
@@ -192,26 +192,26 @@ def test_a_visitor_nobody_knows_is_refused():
 
 @pytest.mark.parametrize("piece", [0, 2**16, 2**22], ids=["where they are", "small pieces", "a large piece"])
 @pytest.mark.parametrize(("resident", "slots"), [(0, 2), (1, 2), (3, 3), (0, 8), (8, 2)])
-def test_streamed_blocks_compute_the_same(own, pictures, resident, slots, piece):  # noqa: F811
-    alone = generate(own, pictures)
+def test_streamed_blocks_compute_the_same(own, images, resident, slots, piece):  # noqa: F811
+    alone = generate(own, images)
     transformer = own.transformer
     blocks = list(transformer.blocks)
     held = [each for part in transformer.modules() if isinstance(part, Modulation) for each in part.parameters()]
-    stream = BlockStream(blocks, CPU, resident, slots, held, HostMemory(CPU, piece_bytes=piece) if piece else None)
+    stream = BlockStream(blocks, CPU, resident, slots, held, PinnedMemory(CPU, piece_bytes=piece) if piece else None)
     transformer.blocks = stream
-    assert torch.equal(generate(own, pictures), alone)
+    assert torch.equal(generate(own, images), alone)
     streamed = len(blocks) - resident
     assert stream.copies <= 4 * streamed + slots
     if streamed > slots:
         assert stream.copies >= 4 * streamed  # the slots really are reused
     stream.release()
-    assert torch.equal(generate(own, pictures), alone)
+    assert torch.equal(generate(own, images), alone)
 
 
 def test_a_block_in_host_memory_is_copied_at_once():
     """And in two runs where it begins in one piece and ends in the next."""
     for shapes, runs in (((30,), [1, 1, 1]), ((20, 30), [2, 2, 2])):  # 3960 bytes, or 1872 and 3960
-        host = HostMemory(CPU, piece_bytes=2**12)
+        host = PinnedMemory(CPU, piece_bytes=2**12)
         blocks = [torch.nn.Sequential(*(torch.nn.Linear(size, size) for size in shapes)) for _ in range(3)]
         weights = [[each.clone() for each in block.parameters()] for block in blocks]
         stream = BlockStream(blocks, CPU, host=host)
@@ -222,7 +222,7 @@ def test_a_block_in_host_memory_is_copied_at_once():
 
 
 def test_host_memory_keeps_what_it_is_given():
-    host = HostMemory(CPU, expected_bytes=5000, piece_bytes=4096)
+    host = PinnedMemory(CPU, expected_bytes=5000, piece_bytes=4096)
     convolution = torch.randn(3, 4, 5, 6).to(memory_format=torch.channels_last)
     given = [convolution, torch.tensor(2.5), torch.zeros(0, 3), torch.randn(7, 3).t(),
              torch.randn(40, 8).to(torch.float8_e4m3fn), torch.randn(3000).bfloat16()]  # fmt: skip
@@ -237,14 +237,14 @@ def test_host_memory_keeps_what_it_is_given():
 
 
 def test_host_memory_takes_powers_of_two_and_no_more_than_is_expected():
-    host = HostMemory(CPU, expected_bytes=11 * 2**20, piece_bytes=2**23)
+    host = PinnedMemory(CPU, expected_bytes=11 * 2**20, piece_bytes=2**23)
     for _ in range(11):
         host.keep(torch.zeros(2**20, dtype=torch.uint8))
     assert host.bytes == 2**23 + 2**22  # 3 MiB were left when the second piece was taken
 
 
-def test_an_encoder_streams_its_layers(own, pictures):  # noqa: F811
-    alone = generate(own, pictures)
+def test_an_encoder_streams_its_layers(own, images):  # noqa: F811
+    alone = generate(own, images)
     layers = own.text_encoder_2.encoder.block
     stream = BlockStream(list(layers), CPU, loops=False).attach()
     own.offloader = Offloader(
@@ -252,19 +252,19 @@ def test_an_encoder_streams_its_layers(own, pictures):  # noqa: F811
         lambda name: stream.release() if name == "text_encoder_2" else None,
     )  # fmt: skip
     own.encodings.clear()
-    assert torch.equal(generate(own, pictures), alone)
+    assert torch.equal(generate(own, images), alone)
     assert stream.copies == len(layers)
     assert stream.device_bytes == 0
 
 
-def test_a_stream_that_was_broken_off_goes_on(own, pictures):  # noqa: F811
-    alone = generate(own, pictures)
+def test_a_stream_that_was_broken_off_goes_on(own, images):  # noqa: F811
+    alone = generate(own, images)
     stream = own.transformer.blocks = BlockStream(list(own.transformer.blocks), CPU, 1)
     for end in range(1, len(stream)):
         for place, _ in enumerate(stream):
             if place == end:
                 break
-        assert torch.equal(generate(own, pictures), alone)
+        assert torch.equal(generate(own, images), alone)
 
 
 def test_a_slot_holds_another_blocks_weights_when_its_turn_is_over():
@@ -337,13 +337,13 @@ def test_the_step_cache_computes_what_it_must(threshold):
         assert MOST_HITS == 2
 
 
-def test_fast_leaves_out_steps_and_little_changes(own, pictures):  # noqa: F811
+def test_fast_leaves_out_steps_and_little_changes(own, images):  # noqa: F811
     options = {"num_inference_steps": 24}
-    exact = generate(own, pictures, **options)
+    exact = generate(own, images, **options)
     calls: Counter[int] = Counter()
     for index, block in enumerate(own.transformer.blocks):
         block.register_forward_hook(lambda *_, index=index: calls.update([index]))
-    fast = generate(own, pictures, **options, fast=True)
+    fast = generate(own, images, **options, fast=True)
     assert calls[0] == 24
     assert 12 <= calls[1] < 24
     change = (fast - exact).norm() / exact.norm()
@@ -374,25 +374,25 @@ def test_attention_kernels_are_ordered_by_their_speed_here():
 
 
 @pytest.mark.parametrize("order", [[SDPBackend.MATH], [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]])
-def test_every_kernel_makes_the_same_picture(own, pictures, order):  # noqa: F811
-    alone = generate(own, pictures, content_strength=0.5)
-    own.attention_kernels = [*order, SDPBackend.MATH]
-    torch.testing.assert_close(generate(own, pictures, content_strength=0.5), alone, rtol=1e-3, atol=1e-4)
+def test_every_kernel_makes_the_same_image(own, images, order):  # noqa: F811
+    alone = generate(own, images, content_strength=0.5)
+    own.sdpa_backends = [*order, SDPBackend.MATH]
+    torch.testing.assert_close(generate(own, images, content_strength=0.5), alone, rtol=1e-3, atol=1e-4)
 
 
-def test_cudnn_is_not_asked_for_strengths(own, pictures, monkeypatch):  # noqa: F811
+def test_cudnn_is_not_asked_for_strengths(own, images, monkeypatch):  # noqa: F811
     """It was timed without anything added to the logits."""
     asked = []
     monkeypatch.setattr(
         "uso_core.model.attention.sdpa_kernel", lambda kernels, **_: asked.append(kernels) or nullcontext()
     )
-    own.attention_kernels = list(KERNELS)
-    generate(own, pictures, content_strength=0.5)
-    generate(own, pictures)
+    own.sdpa_backends = list(KERNELS)
+    generate(own, images, content_strength=0.5)
+    generate(own, images)
     assert [SDPBackend.CUDNN_ATTENTION in kernels for kernels in asked] == [False] * 4 + [True] * 4
 
 
-def test_strengths_still_act_through_prepared_requests(own, pictures):  # noqa: F811
-    plain = generate(own, pictures)
-    assert torch.equal(plain, generate(own, pictures, content_strength=1.0, style_strengths=[1.0, 1.0]))
-    assert not torch.equal(plain, generate(own, pictures, content_strength=0.5))
+def test_strengths_still_act_through_prepared_requests(own, images):  # noqa: F811
+    plain = generate(own, images)
+    assert torch.equal(plain, generate(own, images, content_strength=1.0, style_strengths=[1.0, 1.0]))
+    assert not torch.equal(plain, generate(own, images, content_strength=0.5))

@@ -3,29 +3,53 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
+
+from uso_core.messages import Message
 
 
 class UsoError(Exception):
     """Something the user can put right.
 
-    `message` names the offending value; `hint` says what to do about it. Each face of the program translates it once:
-    the command line into two lines and exit code 2, the page into a toast, the API into an error reply.
+    `key` says what is wrong, with the values that its sentence names, and `hint` is the key of the remedy (default:
+    the same key). The sentences are the texts "error_KEY" and "hint_HINT": `message` and `hint` hold them in English,
+    `problem` and `remedy` as messages. Each face of the program puts them into words once: the command line as two
+    lines and exit code 2, the page as a toast, the API as an error reply.
     """
 
-    def __init__(self, message: str, hint: str) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+    def __init__(self, key: str, /, hint: str = "", **values: Any) -> None:
+        super().__init__(key)
+        self.key = key
+        self.hint_key = hint or key
+        self.problem = Message(f"error_{key}", values)
+        self.remedy = Message(f"hint_{self.hint_key}", values)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What the sentences name."""
+        return dict(self.problem.values)
+
+    @property
+    def message(self) -> str:
+        return str(self.problem)
+
+    @property
+    def hint(self) -> str:
+        return str(self.remedy)
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}"
 
-    def __reduce__(self) -> tuple[type[UsoError], tuple[str, str]]:
-        return type(self), (self.message, self.hint)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.key, self.hint_key, self.values)
+
+
+def _restored(kind: type[UsoError], key: str, hint: str, values: dict[str, Any]) -> UsoError:
+    return kind(key, hint=hint, **values)
 
 
 class RequestError(UsoError):
-    """A request asks for something out of range or gives a picture that cannot be read."""
+    """A request asks for something out of range or gives an image that cannot be read."""
 
 
 class UsageError(UsoError):
@@ -33,7 +57,7 @@ class UsageError(UsoError):
 
 
 class SettingsError(UsoError):
-    """A setting (flag, environment variable, .env line) has a value that means nothing."""
+    """A setting (flag, environment variable, .env line) has an invalid value."""
 
 
 class WeightsError(UsoError):
@@ -53,7 +77,7 @@ class OutOfMemory(UsoError):
 
 
 class MemoryShortage(OutOfMemory):
-    """The memory that is free cannot hold the model, found out before anything was loaded."""
+    """The free memory cannot hold the model, found out before anything was loaded."""
 
 
 class InternalError(UsoError):

@@ -31,7 +31,7 @@ class Loading:
 
 @dataclass(frozen=True)
 class Encoding:
-    """Prompt and pictures are being read."""
+    """Prompt and images are being read."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class StylesReady:
-    """The request's styles as the model takes them: an array (K, D) float32 and a strength for each picture."""
+    """The request's styles as the model takes them: an array (K, D) float32 and a strength for each image."""
 
     tokens: tuple[np.ndarray, ...]
     strengths: tuple[float, ...]

@@ -1,4 +1,4 @@
-"""Pictures: opening a stranger's file safely, and the reference's resize and crop. PIL in, PIL out."""
+"""Images: opening an untrusted file safely, and the reference's resize and crop. PIL in, PIL out."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from uso_core.errors import RequestError
-from uso_core.request import SIZE_MULTIPLE, Picture
+from uso_core.request import SIZE_MULTIPLE, InputImage
 
 MAX_FILE_BYTES = 200 * 2**20
 MAX_PIXELS = 200_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
-FORMATS_HINT = "Use a picture as PNG, JPEG or WebP."
+FORMATS_HINT = "Use an image as PNG, JPEG or WebP."
 
 
-def open_picture(source: str | Path | bytes | Image.Image, name: str = "") -> Picture:
-    """A picture from a path, a file's bytes or pixels: upright (EXIF orientation applied) and RGB.
+def open_image(source: str | Path | bytes | Image.Image, name: str = "") -> InputImage:
+    """An image from a path, a file's bytes or pixels: upright (EXIF orientation applied) and RGB.
 
-    Raises `RequestError` naming the file if it is missing, too large, or not a picture that can be decoded.
-    The hash is that of the size and the RGB pixels, so that the same picture is recognised in any file.
+    Raises `RequestError` naming the file if it is missing, too large, or not an image that can be decoded.
+    The hash is that of the size and the RGB pixels, so that the same image is recognised in any file.
     """
     if isinstance(source, Image.Image):
-        return _picture(ImageOps.exif_transpose(source), name or "image")
+        return _image(ImageOps.exif_transpose(source), name or "image")
     if isinstance(source, bytes):
-        return _picture(_decode(source, name or "image"), name or "image")
+        return _image(_decode(source, name or "image"), name or "image")
     try:
         path = Path(source).expanduser()
         if not path.is_file():
             kind = "is not there" if not path.exists() else "is a folder" if path.is_dir() else "is not a file"
-            raise RequestError(f"The picture {path} {kind}.", "Check the path, which is taken from where you started.")
+            raise RequestError(f"The image {path} {kind}.", "Check the path, which is taken from where you started.")
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
             raise RequestError(
-                f"The picture {path} has {size} bytes, the most is {MAX_FILE_BYTES}.", "Use a smaller picture."
+                f"The image {path} has {size} bytes, the most is {MAX_FILE_BYTES}.", "Use a smaller image."
             )
         data = path.read_bytes()
     except (OSError, RuntimeError, ValueError) as error:  # also a home that is unknown, a name that no disk takes
         reason = getattr(error, "strerror", None) or error
-        raise RequestError(f"The picture {str(source)[:200]!r} cannot be read: {reason}.", "Check the path.") from None
-    return _picture(_decode(data, str(path)), name or path.name)
+        raise RequestError(f"The image {str(source)[:200]!r} cannot be read: {reason}.", "Check the path.") from None
+    return _image(_decode(data, str(path)), name or path.name)
 
 
 def content_size(width: int, height: int, long_side: int) -> tuple[int, int]:
@@ -101,19 +101,19 @@ def beside_each_other(images: list[Image.Image]) -> Image.Image:
     return row
 
 
-def _picture(image: Image.Image, name: str) -> Picture:
+def _image(image: Image.Image, name: str) -> InputImage:
     if image.mode.startswith("I;16"):  # PIL would clip the 16 bits to white instead of scaling them
         image = image.convert("I").point(lambda level: level * (1 / 257)).convert("L")
     image = image.convert("RGB")
     if image.width * image.height == 0:
-        raise RequestError(f"The picture {name} has no pixels.", FORMATS_HINT)
+        raise RequestError(f"The image {name} has no pixels.", FORMATS_HINT)
     digest = hashlib.sha256(f"{image.width}x{image.height}:".encode() + image.tobytes()).hexdigest()
-    return Picture(name, digest, image)
+    return InputImage(name, digest, image)
 
 
 def _decode(data: bytes, name: str) -> Image.Image:
     if not data:
-        raise RequestError(f"The picture {name} is empty.", FORMATS_HINT)
+        raise RequestError(f"The image {name} is empty.", FORMATS_HINT)
     Image.init()
     try:
         with warnings.catch_warnings():
@@ -124,10 +124,10 @@ def _decode(data: bytes, name: str) -> Image.Image:
             image.load()
             return ImageOps.exif_transpose(image)
     except UnidentifiedImageError:
-        raise RequestError(f"The file {name} is not a picture that can be read.", FORMATS_HINT) from None
+        raise RequestError(f"The file {name} is not an image that can be read.", FORMATS_HINT) from None
     except Image.DecompressionBombError:
-        raise RequestError(f"The picture {name} has more than {MAX_PIXELS} pixels.", "Use a smaller picture.") from None
+        raise RequestError(f"The image {name} has more than {MAX_PIXELS} pixels.", "Use a smaller image.") from None
     except MemoryError:
         raise
     except Exception as error:  # decoders of damaged files raise almost anything
-        raise RequestError(f"The picture {name} is damaged: {error}.", FORMATS_HINT) from None
+        raise RequestError(f"The image {name} is damaged: {error}.", FORMATS_HINT) from None

@@ -32,11 +32,11 @@ FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An input picture: RGB pixels with the name and hash by which a request refers to it.
+class InputImage:
+    """An input image: RGB pixels with the name and hash by which a request refers to it.
 
-    Equal pictures have equal pixels, whatever they are called. `image` is None where a request was read back from a
-    file: the picture itself does not travel with it.
+    Equal images have equal pixels, whatever they are called. `image` is None where a request was read back from a
+    file: the image itself does not travel with it.
     """
 
     name: str = field(compare=False)
@@ -48,10 +48,10 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class SavedStyle:
-    """A style kept under a name: what its pictures became, so that they are not needed any more.
+class StoredStyle:
+    """A style kept under a name: what its images became, so that they are not needed any more.
 
-    `tokens` holds an array (K, D) float32 for each picture and `strengths` a number for each; they fit only the model
+    `tokens` holds an array (K, D) float32 for each image and `strengths` a number for each; they fit only the model
     whose projector and vision tower have that `fingerprint`. A request that was read back has the name and hash alone.
     """
 
@@ -72,14 +72,14 @@ class GenerationRequest:
 
     Width and height are floored to multiples of 16, as the reference does. `seed=None` stays None until `with_seed()`;
     image j of `images` uses seed + j. `content_size` is the long side to which the content image is resized.
-    `content_strength` and `style_strengths` (one for each style, or none) go from 0, as if the picture were not there,
+    `content_strength` and `style_strengths` (one for each style, or none) go from 0, as if the image were not there,
     over 1, as trained, to 2; that of a saved style multiplies those saved in it. With `keep_size` the result gets the
     content image's own shape, its long side the model's default size.
     """
 
     prompt: str = ""
-    content: Picture | None = None
-    styles: tuple[Picture | SavedStyle, ...] = ()
+    content: InputImage | None = None
+    styles: tuple[InputImage | StoredStyle, ...] = ()
     width: int = 1024
     height: int = 1024
     steps: int = 25
@@ -106,7 +106,7 @@ class GenerationRequest:
         if self.seed is not None:
             object.__setattr__(self, "seed", whole("seed", self.seed, 0, MAX_SEED - self.images + 1))
         object.__setattr__(self, "styles", tuple(self.styles))
-        images = sum(len(style.tokens) or 1 if isinstance(style, SavedStyle) else 1 for style in self.styles)
+        images = sum(len(style.tokens) or 1 if isinstance(style, StoredStyle) else 1 for style in self.styles)
         if images > MAX_STYLES:
             raise RequestError(
                 f"{images} style images were given, the most is {MAX_STYLES}.", "Leave some of them out."
@@ -125,9 +125,9 @@ class GenerationRequest:
             )
 
     @property
-    def pictures(self) -> tuple[Picture, ...]:
-        """The content picture, if any, then the style pictures; saved styles are none."""
-        styles = tuple(style for style in self.styles if isinstance(style, Picture))
+    def input_images(self) -> tuple[InputImage, ...]:
+        """The content image, if any, then the style images; saved styles are none."""
+        styles = tuple(style for style in self.styles if isinstance(style, InputImage))
         return (self.content, *styles) if self.content else styles
 
     @property
@@ -144,7 +144,7 @@ class GenerationRequest:
         return self if self.seed is not None else dataclasses.replace(self, seed=secrets.randbelow(10**8))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values; pictures by name and hash. `from_dict` reads them back."""
+        """JSON-ready values; images by name and hash. `from_dict` reads them back."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values["content"] = self.content.to_dict() if self.content else None
         values["styles"] = [style.to_dict() for style in self.styles]
@@ -153,7 +153,7 @@ class GenerationRequest:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GenerationRequest:
-        """Reads `to_dict`'s form from a stranger: raises `RequestError` on an unknown version, key or type."""
+        """Reads `to_dict`'s form, which is untrusted: raises `RequestError` on an unknown version, key or type."""
         if not isinstance(values, dict):
             raise RequestError("The settings are not a JSON object.", "Use a file that this program wrote.")
         values = dict(values)
@@ -169,7 +169,7 @@ class GenerationRequest:
                 f"The settings hold an unknown entry {unknown[0]!r}.", "Use a file that this program wrote."
             )
         if values.get("content") is not None:
-            values["content"] = _picture(values["content"])
+            values["content"] = _image(values["content"])
         for name in ("styles", "style_strengths"):
             if not isinstance(values.get(name, []), list):
                 raise RequestError(f"{name} is {values[name]!r}, not a list.", "Use a file that this program wrote.")
@@ -243,16 +243,16 @@ def whole(name: str, value: object, low: int, high: int) -> int:
     return result
 
 
-def _picture(value: object) -> Picture:
+def _image(value: object) -> InputImage:
     if isinstance(value, dict) and set(value) == {"name", "sha256"} and all(isinstance(v, str) for v in value.values()):
-        return Picture(value["name"], value["sha256"])
-    raise RequestError(f"{value!r} does not describe a picture.", "A picture is given by its name and sha256.")
+        return InputImage(value["name"], value["sha256"])
+    raise RequestError(f"{value!r} does not describe an image.", "An image is given by its name and sha256.")
 
 
-def _style(value: object) -> Picture | SavedStyle:
+def _style(value: object) -> InputImage | StoredStyle:
     if not isinstance(value, dict) or "saved" not in value:
-        return _picture(value)
+        return _image(value)
     if value["saved"] is not True:
         raise RequestError(f"{value!r} does not describe a saved style.", "Use a file that this program wrote.")
-    named = _picture({key: each for key, each in value.items() if key != "saved"})
-    return SavedStyle(named.name, named.sha256)
+    named = _image({key: each for key, each in value.items() if key != "saved"})
+    return StoredStyle(named.name, named.sha256)

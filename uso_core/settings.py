@@ -172,7 +172,7 @@ def _parse(field: dataclasses.Field[Any], text: str, source: str) -> Any:
 
 
 def keep_compiled(settings: Settings) -> None:
-    """Lets PyTorch keep what it compiles beside the prepared weights; its own default does not outlive a reboot."""
+    """Lets PyTorch keep what it compiles beside the fused weights; its own default does not outlive a reboot."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.weights_folder.resolve() / "prepared" / "compiled"))
 
 

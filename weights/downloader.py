@@ -13,7 +13,7 @@ if __name__ == "__main__":
     # A process of its own finds the package from any working directory, which `.env` and relative paths refer to.
     search = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", "uso_core.catalog.download", *sys.argv[1:]]
-    try:
-        sys.exit(subprocess.call(command, env={**os.environ, "PYTHONPATH": search}))
-    except KeyboardInterrupt:  # the child was interrupted too, and has said so
-        sys.exit(130)
+    environment = {**os.environ, "PYTHONPATH": search}
+    if os.name == "posix":
+        os.execve(sys.executable, command, environment)  # signals reach it, its exit code is ours
+    sys.exit(subprocess.call(command, env=environment))

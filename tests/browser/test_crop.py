@@ -1,4 +1,4 @@
-"""Cropping a picture in its slot."""
+"""Cropping an image in its slot."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PHONE = {"width": 390, "height": 800}
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def photo(tmp_path: Path) -> Path:
     """Red on the left, blue on the right."""
     image = Image.new("RGB", (100, 80), "red")
     image.paste("blue", (50, 0, 100, 80))
@@ -31,16 +31,16 @@ def size(page: Page) -> list[int]:
     return image.evaluate("image => [image.naturalWidth, image.naturalHeight]")
 
 
-def open_crop(page: Page, picture: Path) -> None:
-    upload(page, "Content image", picture)
+def open_crop(page: Page, photo: Path) -> None:
+    upload(page, "Content image", photo)
     slot(page, "Content image").get_by_role("button", name="Crop").click()
     expect(page.locator("dialog.crop .bar span")).to_have_text("80 x 64")
 
 
-def test_a_part_that_was_drawn_goes_into_the_slot(served: Served, open_page: OpenPage, picture: Path) -> None:
+def test_a_part_that_was_drawn_goes_into_the_slot(served: Served, open_page: OpenPage, photo: Path) -> None:
     page = open_page(served)
     expect(page.get_by_role("button", name="Crop")).to_have_count(0)
-    open_crop(page, picture)
+    open_crop(page, photo)
     area = page.locator("dialog.crop .stage").bounding_box()
     assert area is not None
     places = [(area["x"] + 2, area["y"] + 2), (area["x"] + area["width"] / 2, area["y"] + area["height"] / 2)]
@@ -60,9 +60,9 @@ def test_a_part_that_was_drawn_goes_into_the_slot(served: Served, open_page: Ope
     assert pixels == [255, 0, 0, 255]
 
 
-def test_the_keyboard_crops_and_escape_leaves_it(served: Served, open_page: OpenPage, picture: Path) -> None:
+def test_the_keyboard_crops_and_escape_leaves_it(served: Served, open_page: OpenPage, photo: Path) -> None:
     page = open_page(served, viewport=PHONE)
-    open_crop(page, picture)
+    open_crop(page, photo)
     page.keyboard.press("Escape")
     expect(page.locator("dialog.crop")).to_have_count(0)
     assert size(page) == [100, 80]

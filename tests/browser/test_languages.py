@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import OpenPage
-from tests.browser.test_page import picture, status
+from tests.browser.test_page import image, status
 from tests.ui.test_app import Served
 
 pytestmark = pytest.mark.browser
@@ -39,7 +39,7 @@ def test_a_visitor_is_spoken_to_in_their_language(
     expect(page.get_by_role("group", name=slot, exact=True)).to_be_visible()
     expect(page.locator("#mode")).to_contain_text(mode)
     page.get_by_role("button", name=generate, exact=True).click()
-    expect(picture(page)).to_be_visible()
+    expect(image(page)).to_be_visible()
     expect(status(page)).to_have_text(re.compile(done))
     shot(page, f"language-{locale}")
     page.get_by_role("tab", name=history, exact=True).click()

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from tests.browser.conftest import OpenPage
-from tests.browser.test_page import Shot, expect_picture, number, press, set_number, shown
+from tests.browser.test_page import Shot, expect_image, number, press, set_number, shown
 from tests.catalog.hub_server import HubServer
 from tests.catalog.test_download import LORA, PROJECTOR, TOKEN, USO, content
 from tests.conftest import GOLDEN
@@ -67,7 +67,7 @@ def test_what_is_at_work_and_its_memory_given_back(served: Served, open_page: Op
     expect(page.locator("#model-files")).to_contain_text("weights/uso-tiny/flux.safetensors")
     create(page)
     press(page, "Generate")
-    expect_picture(page)
+    expect_image(page)
     open_tab(page)
     expect(at_work(page)).to_contain_text(re.compile(r"Model: uso-tiny, embedded \(cpu, (float32|bfloat16)\)"))
     shot(page, "model")
@@ -75,7 +75,7 @@ def test_what_is_at_work_and_its_memory_given_back(served: Served, open_page: Op
     expect(at_work(page)).to_contain_text("not in memory")
     create(page)
     press(page, "Generate")
-    expect_picture(page)
+    expect_image(page)
 
 
 def test_another_model_without_a_restart(served: Served, open_page: OpenPage) -> None:
@@ -95,7 +95,7 @@ def test_another_model_without_a_restart(served: Served, open_page: OpenPage) ->
         press(each, "More ▼")
         set_number(each, "Steps", 1)
         press(each, "Generate")
-        expect_picture(each)
+        expect_image(each)
     assert shown(page).model == "flux-dev"
     assert shown(before).model == "uso-tiny"  # it shows that model's settings until it is loaded anew
     press(page, "Generate")

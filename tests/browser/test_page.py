@@ -1,4 +1,4 @@
-"""The page as people use it: first visit, pictures, Stop, a queue of two, mistakes, phones, dark rooms, no mouse."""
+"""The page as people use it: first visit, images, Stop, a queue of two, mistakes, phones, dark rooms, no mouse."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def status(page: Page) -> Locator:
     return page.locator("#status [role=status]")
 
 
-def picture(page: Page) -> Locator:
+def image(page: Page) -> Locator:
     return page.locator("#result img")
 
 
@@ -94,20 +94,20 @@ def ask_for_little(page: Page) -> None:
 
 def shown(page: Page) -> GenerationRequest:
     """What the PNG that the page shows says of itself."""
-    source = picture(page).get_attribute("src")
+    source = image(page).get_attribute("src")
     assert source is not None
     reply = page.request.get(source)
-    with Image.open(io.BytesIO(reply.body())) as image:
-        assert image.format == "PNG"
-        values = json.loads(image.info["uso"])
+    with Image.open(io.BytesIO(reply.body())) as opened:
+        assert opened.format == "PNG"
+        values = json.loads(opened.info["uso"])
     return GenerationRequest.from_dict(
         {name: value for name, value in values.items() if name not in ("device", "dtype")}
     )
 
 
-def expect_picture(page: Page) -> None:
+def expect_image(page: Page) -> None:
     expect(status(page)).to_have_text(DONE)
-    expect(picture(page)).to_be_visible()
+    expect(image(page)).to_be_visible()
     page.wait_for_function("() => document.querySelector('#result img').naturalWidth > 0")
 
 
@@ -116,7 +116,7 @@ def of_seed(app: Served, seed: int) -> list[Path]:
     return [path for path in app.results if read_request(path).seed == seed]
 
 
-def pictures(folder: Path) -> dict[str, Path]:
+def images(folder: Path) -> dict[str, Path]:
     paths = {}
     for seed, (name, size) in enumerate({"subject": (120, 90), "ink": (64, 64), "silk": (64, 96)}.items()):
         levels = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), dtype=np.uint8)
@@ -140,7 +140,7 @@ def test_first_visit_to_first_image_with_no_settings_touched(fresh: Served, open
     press(page, "Generate")
     expect(status(page)).to_contain_text("Loading the model")
     shot(page, "loading")
-    expect_picture(page)
+    expect_image(page)
     shot(page, "first-image")
     request = shown(page)
     assert request.prompt == "A red house by the sea"
@@ -158,7 +158,7 @@ def test_stop_during_loading_then_a_run_that_succeeds(fresh: Served, open_page: 
     shot(page, "stopped-while-loading")
     assert fresh.results == []
     press(page, "Generate")
-    expect_picture(page)
+    expect_image(page)
     assert len(fresh.results) == 1
 
 
@@ -180,7 +180,7 @@ def test_stop_during_steps_then_a_run_that_succeeds(served: Served, open_page: O
     ask_for_little(page)
     set_number(page, "Images", 1)
     press(page, "Generate")
-    expect_picture(page)
+    expect_image(page)
     assert shown(page).steps == 2
     assert made() == before + 1  # nothing went on behind the page's back
 
@@ -195,19 +195,19 @@ def test_control_enter_generates(served: Served, open_page: OpenPage) -> None:
     page = open_page(served)
     prompt(page).fill("A boat on a lake")
     prompt(page).press("Control+Enter")
-    expect_picture(page)
+    expect_image(page)
     assert shown(page).prompt == "A boat on a lake"
     expect(prompt(page)).to_have_value("A boat on a lake")
 
 
-def test_content_and_style_pictures(served: Served, open_page: OpenPage, shot: Shot, tmp_path: Path) -> None:
-    page, files = open_page(served), pictures(tmp_path)
+def test_content_and_style_images(served: Served, open_page: OpenPage, shot: Shot, tmp_path: Path) -> None:
+    page, files = open_page(served), images(tmp_path)
     put(page, "Content image", files["subject"])
     put(page, "Style image 1", files["ink"])
     put(page, "Style image 2", files["silk"])
     prompt(page).fill("The subject walks through a market")
     press(page, "Generate")
-    expect_picture(page)
+    expect_image(page)
     shot(page, "content-and-styles")
     request = shown(page)
     assert request.content is not None
@@ -215,7 +215,7 @@ def test_content_and_style_pictures(served: Served, open_page: OpenPage, shot: S
     assert [style.name for style in request.styles] == ["ink.png", "silk.png"]
 
 
-def test_nothing_moves_when_the_first_picture_comes(served: Served, open_page: OpenPage) -> None:
+def test_nothing_moves_when_the_first_image_comes(served: Served, open_page: OpenPage) -> None:
     page = open_page(served)
 
     def places() -> list[dict[str, float] | None]:
@@ -225,7 +225,7 @@ def test_nothing_moves_when_the_first_picture_comes(served: Served, open_page: O
     before = places()
     prompt(page).fill("A boat on a lake")
     press(page, "Generate")
-    expect_picture(page)
+    expect_image(page)
     assert places() == before
 
 
@@ -240,7 +240,7 @@ def test_a_second_click_waits_its_turn(served: Served, open_page: OpenPage) -> N
     first, second = sorted(set(served.results) - before, key=ended)
     assert began(second) > (began(first) + ended(first)) / 2  # one after the other, give or take the saving
     expect(page.get_by_label("Seed used", exact=True)).to_have_value(str(read_request(second).seed))
-    expect_picture(page)
+    expect_image(page)
     assert shown(page) == read_request(second)
 
 
@@ -267,8 +267,8 @@ def test_a_second_visitor_waits_stops_only_the_own_run_and_is_served(
     expect(status(second)).to_have_text(STOPPED)
     set_number(second, "Seed", 303)
     press(second, "Generate")
-    expect_picture(second)
-    expect_picture(first)
+    expect_image(second)
+    expect_image(first)
     assert (shown(first).seed, shown(second).seed) == (301, 303)
     assert [len(of_seed(served, seed)) for seed in (301, 302, 303)] == [3, 0, 1]
     third, (last,) = max(of_seed(served, 301), key=ended), of_seed(served, 303)
@@ -283,7 +283,7 @@ def test_closing_the_tab_ends_its_runs(served: Served, open_page: OpenPage) -> N
     wait_until_stepping(leaving)
     leaving.close()
     press(staying, "Generate")
-    expect_picture(staying)
+    expect_image(staying)
     assert len(of_seed(served, 502)) == 1
     assert len(of_seed(served, 501)) < 3  # they came first: had they gone on, all three would be here
 
@@ -292,7 +292,7 @@ def test_a_bad_value_is_told_and_keeps_the_form(served: Served, open_page: OpenP
     page = open_page(served)
     prompt(page).fill("A boat on a lake")
     press(page, "Generate")
-    expect_picture(page)
+    expect_image(page)
     set_number(page, "Width", 0)
     press(page, "Generate")
     toast = page.get_by_test_id("toast-body")
@@ -303,7 +303,7 @@ def test_a_bad_value_is_told_and_keeps_the_form(served: Served, open_page: OpenP
     expect(status(page)).not_to_have_text(DONE)  # the words of the run before would read as if this one had succeeded
     set_number(page, "Width", 64)
     press(page, "Generate")
-    expect_picture(page)
+    expect_image(page)
     assert shown(page).width == 64
 
 
@@ -316,8 +316,8 @@ def test_no_request_leaves_this_machine(served: Served, open_page: OpenPage) -> 
     press(page, "More ▼")
     press(page, "More styles ▼")
     press(page, "Generate")
-    expect_picture(page)
-    assert len(addresses) > 10  # the page, its scripts and the picture were seen
+    expect_image(page)
+    assert len(addresses) > 10  # the page, its scripts and the image were seen
     strangers = [each for each in addresses if not each.startswith((f"{served.url}/", "data:", "blob:"))]
     assert strangers == []
 
@@ -329,28 +329,28 @@ def test_a_phone_shows_everything_without_scrolling_sideways(served: Served, ope
     expect(page.get_by_label("Style 4 strength").first).to_be_visible()
     prompt(page).fill("A boat on a lake")
     page.get_by_role("button", name="Generate").tap()
-    expect_picture(page)
+    expect_image(page)
     shot(page, "phone")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    for part in (prompt(page), page.locator("#generate"), page.locator("#stop"), picture(page), status(page)):
+    for part in (prompt(page), page.locator("#generate"), page.locator("#stop"), image(page), status(page)):
         box = part.bounding_box()
         assert box is not None
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= 390
 
 
-def test_on_a_phone_the_picture_comes_into_view_from_wherever_it_was_asked_for(
+def test_on_a_phone_the_image_comes_into_view_from_wherever_it_was_asked_for(
     served: Served, open_page: OpenPage
 ) -> None:
     page = open_page(served, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     expect(page.locator("#result")).not_to_be_in_viewport()
     page.get_by_text("Words alone", exact=True).tap()
-    expect_picture(page)
-    expect(picture(page)).to_be_in_viewport(ratio=0.8)
-    places = [part.bounding_box() for part in (page.locator("#status"), picture(page), number(page, "Width"))]
+    expect_image(page)
+    expect(image(page)).to_be_in_viewport(ratio=0.8)
+    places = [part.bounding_box() for part in (page.locator("#status"), image(page), number(page, "Width"))]
     tops = [place["y"] for place in places if place is not None]
     assert len(tops) == 3
-    assert tops == sorted(tops)  # the picture stands between the button and the settings
+    assert tops == sorted(tops)  # the image stands between the button and the settings
 
 
 @pytest.mark.parametrize(("scheme", "dark"), [("dark", True), ("light", False)])
@@ -359,7 +359,7 @@ def test_the_page_follows_dark_and_light(
 ) -> None:
     page = open_page(served, color_scheme=scheme)
     press(page, "Generate")
-    expect_picture(page)
+    expect_image(page)
     shot(page, scheme)
     ground = luminance(page, ".gradio-container", "backgroundColor")
     for part in ("#status [role=status]", "textarea", "h1"):
@@ -384,7 +384,7 @@ def test_keyboard_alone_suffices(served: Served, open_page: OpenPage) -> None:
     tab_to(page, prompt(page))
     page.keyboard.type("A lighthouse")
     page.keyboard.press("Control+Enter")
-    expect_picture(page)
+    expect_image(page)
     assert shown(page).prompt == "A lighthouse"
     seed_before = shown(page).seed
     tab_to(page, page.locator("#generate"))

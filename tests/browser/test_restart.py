@@ -1,4 +1,4 @@
-"""What was kept is there after a restart: images with their settings, and saved styles without their pictures."""
+"""What was kept is there after a restart: images with their settings, and saved styles without their images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, expect
 from tests.browser.conftest import DESKTOP, OpenPage, visit
 from tests.browser.test_studio import STYLE, day, fill, generate, press, said, save, status, tab, upload
 from tests.ui.test_app import Served, pixels, serve
-from uso_core.request import SavedStyle
+from uso_core.request import StoredStyle
 from uso_core.storage.png import read_request
 
 pytestmark = pytest.mark.browser
@@ -71,20 +71,20 @@ def test_history_is_still_there(app: Restarted, open_page: OpenPage) -> None:
     assert not app.made.exists()
 
 
-def test_a_style_is_used_without_its_picture(app: Restarted, open_page: OpenPage, tmp_path: Path) -> None:
+def test_a_style_is_used_without_its_image(app: Restarted, open_page: OpenPage, tmp_path: Path) -> None:
     page = open_page(app.served)
     tab(page, "Styles")
     page.locator("#style-cards button").click()
     expect(page.get_by_label("Chosen style", exact=True)).to_have_value(NAME)
     press(page, "Use in slot")
     expect(page.get_by_label("Saved style 1", exact=True)).to_have_value(NAME)
-    expect(page.locator(".saved-picture img").first).to_be_visible()
+    expect(page.locator(".saved-image img").first).to_be_visible()
     expect(page.locator("#mode")).to_contain_text("Style, without a prompt")
     fill(page, "Seed", 7)
     made = generate(page, app.served, STYLED)
     assert pixels(made) == app.styled
     (style,) = read_request(made).styles
-    assert isinstance(style, SavedStyle)
+    assert isinstance(style, StoredStyle)
 
     other = open_page(app.served)
     other.locator("input[type=file][accept*=json]").set_input_files(made)

@@ -1,4 +1,4 @@
-"""What a person does all day: watch, skip, reuse, drop a picture, look back, come from ComfyUI."""
+"""What a person does all day: watch, skip, reuse, drop an image, look back, come from ComfyUI."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.browser.conftest import OpenPage, eventually
 from tests.ui.test_app import Served, pixels
 from uso_core.catalog.examples import FOLDER
 from uso_core.comfy import export_workflow
-from uso_core.images import open_picture
+from uso_core.images import open_image
 from uso_core.request import GenerationRequest
 from uso_core.storage.png import read_request
 
@@ -165,7 +165,7 @@ def test_a_result_becomes_content_style_and_settings(page, served):
     request = read_request(second)
     assert request.content == request.styles[0]
     assert request.content is not None
-    assert request.content.sha256 == open_picture(first).sha256
+    assert request.content.sha256 == open_image(first).sha256
     page.locator("#visit button", has=page.locator("img")).nth(1).click()
     press(page, "Reuse settings")
     expect(page.get_by_label("Prompt")).to_have_value("to be used again")
@@ -180,15 +180,15 @@ def said(page: Page, words: str) -> None:
 
 
 def save(page: Page, name: str) -> None:
-    """Saves the pictures in the style slots as a style of that name."""
+    """Saves the images in the style slots as a style of that name."""
     tab(page, "Styles")
     page.get_by_label("Name of the style", exact=True).fill(name)
     press(page, "Save style")
 
 
-def test_a_style_without_a_picture_or_a_name_is_told(page, served):
+def test_a_style_without_a_image_or_a_name_is_told(page, served):
     save(page, "Nothing")
-    said(page, "no style picture in the slots")
+    said(page, "no style image in the slots")
     tab(page, "Create")
     upload(page, "Style image 1", STYLE)
     save(page, " ")
@@ -279,7 +279,7 @@ def day(path: Path) -> str:
 
 
 def test_a_comfyui_workflow_fills_the_form(page, tmp_path, drawing):
-    asked = GenerationRequest("a fox", open_picture(drawing), width=128, height=96, steps=12, guidance=3.0, seed=9,
+    asked = GenerationRequest("a fox", open_image(drawing), width=128, height=96, steps=12, guidance=3.0, seed=9,
                               content_size=64)  # fmt: skip
     path = tmp_path / "workflow.json"
     path.write_text(json.dumps(export_workflow(asked)))
@@ -317,7 +317,7 @@ def test_an_aspect_sets_width_and_height(page):
     expect(page.get_by_label("Aspect")).to_have_value("custom")
 
 
-def test_a_picture_that_is_none_of_ours_is_told(page, drawing):
+def test_a_image_that_is_none_of_ours_is_told(page, drawing):
     page.locator("input[type=file][accept*=json]").set_input_files(drawing)
     expect(page.get_by_test_id("toast-body")).to_contain_text("drawing.png holds no settings of ours.")
 

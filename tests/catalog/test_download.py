@@ -19,7 +19,7 @@ import pytest
 
 from tests.catalog.hub_server import HubServer
 from uso_core.catalog import download
-from uso_core.catalog.locate import take_stock
+from uso_core.catalog.locate import find_weights
 from uso_core.catalog.models import MODELS, Model
 from uso_core.errors import DownloadError, SettingsError
 from uso_core.settings import ROOT, Settings
@@ -99,9 +99,9 @@ def files_below(folder: Path) -> list[str]:
 
 def test_fetches_all_that_take_stock_looks_for(hub_server, model, settings, capsys):
     hub_server.gated.add(DEV)
-    assert not take_stock(model, settings).complete
+    assert not find_weights(model, settings).complete
     download.download(model, settings, hub(hub_server))
-    stock = take_stock(model, settings)
+    stock = find_weights(model, settings)
     assert stock.complete
     assert stock.paths["lora"].read_bytes() == content(LORA, BIG)
     fetched = files_below(Path(settings.weights))
@@ -127,7 +127,7 @@ def test_second_run_fetches_nothing(hub_server, model, settings, capsys):
 def test_connection_dropped_midway_is_taken_up_where_it_broke(hub_server, model, settings):
     hub_server.drop[LORA] = [3 * 4096, 2 * 4096]
     download.download(model, settings, hub(hub_server), only=["lora"])
-    assert take_stock(model, settings).paths["lora"].read_bytes() == content(LORA, BIG)
+    assert find_weights(model, settings).paths["lora"].read_bytes() == content(LORA, BIG)
     assert hub_server.body_bytes[LORA] == BIG
     assert hub_server.ranges == ["bytes=12288-", "bytes=20480-"]
 
@@ -136,13 +136,13 @@ def test_next_run_transfers_only_the_rest(hub_server, model, settings, capsys):
     hub_server.drop[LORA] = [5 * 4096, *[0] * 20]
     with pytest.raises(DownloadError, match="could not be reached"):
         download.download(model, settings, hub(hub_server), only=["lora"])
-    assert "lora" in take_stock(model, settings).missing
+    assert "lora" in find_weights(model, settings).missing
     del hub_server.drop[LORA]
     hub_server.body_bytes.clear()
     capsys.readouterr()
     download.download(model, settings, hub(hub_server), only=["lora"])
     assert hub_server.body_bytes[LORA] == BIG - 5 * 4096
-    assert take_stock(model, settings).paths["lora"].read_bytes() == content(LORA, BIG)
+    assert find_weights(model, settings).paths["lora"].read_bytes() == content(LORA, BIG)
     assert "partly (20.48 kB of 40.00 kB)" in capsys.readouterr().out
     assert files_below(Path(settings.weights)) == ["USO/" + LORA]
 
@@ -168,7 +168,7 @@ def test_other_content_than_listed_is_deleted(hub_server, model, settings, name)
     assert not [found for found in files_below(Path(settings.weights)) if name in found]
     hub_server.corrupt.clear()
     download.download(model, settings, hub(hub_server), only=[role])
-    assert role in take_stock(model, settings).paths
+    assert role in find_weights(model, settings).paths
 
 
 def test_hub_with_another_file_than_the_pinned_one_is_refused_before_the_first_byte(hub_server, model, settings):
@@ -180,7 +180,7 @@ def test_hub_with_another_file_than_the_pinned_one_is_refused_before_the_first_b
 
 def test_verify_finds_and_replaces_a_damaged_file_of_the_right_size(hub_server, model, settings, capsys):
     download.download(model, settings, hub(hub_server), only=["projector"])
-    path = take_stock(model, settings).paths["projector"]
+    path = find_weights(model, settings).paths["projector"]
     path.write_bytes(bytes(300))
     download.download(model, settings, hub(hub_server), only=["projector"])
     assert path.read_bytes() == bytes(300)
@@ -330,7 +330,7 @@ def test_dry_run_without_a_network_shows_the_catalog(model, settings, capsys):
 
 def test_only_and_what_it_refuses(hub_server, model, settings):
     download.download(model, settings, hub(hub_server), only=["clip", "projector"])
-    assert set(take_stock(model, settings).paths) == {"clip", "projector"}
+    assert set(find_weights(model, settings).paths) == {"clip", "projector"}
     with pytest.raises(SettingsError, match="no role 'unet'"):
         download.download(model, settings, hub(hub_server), only=["unet"])
 
@@ -345,7 +345,7 @@ def test_what_a_variable_or_the_cache_provides_is_not_fetched(hub_server, model,
     (cached.parents[3] / "refs" / "main").write_text("a" * 40)
     settings = dataclasses.replace(settings, flux_dev=str(mine))
     download.download(model, settings, hub(hub_server))
-    assert take_stock(model, settings).complete
+    assert find_weights(model, settings).complete
     assert "flux1-dev.safetensors" not in hub_server.body_bytes
     assert PROJECTOR not in hub_server.body_bytes
     assert f"there: {mine}" in capsys.readouterr().out

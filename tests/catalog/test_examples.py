@@ -40,7 +40,7 @@ def test_an_aspect_gives_the_sizes_that_suit_the_model():
             high = model.keeps_height and across > down
             assert (height == model.size) if high else (width * height == pytest.approx(model.size**2, rel=0.1))
     assert sides(16, 9, MODELS["flux-dev"]) == (1360, 768)
-    assert sides(16, 9, MODELS["uso-tiny"]) == (224, 128)  # it knows pictures that are 128 pixels high best
+    assert sides(16, 9, MODELS["uso-tiny"]) == (224, 128)  # it knows images that are 128 pixels high best
 
 
 def test_a_content_image_gives_its_shape_in_sizes_that_suit_the_model():

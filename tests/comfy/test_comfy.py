@@ -22,7 +22,7 @@ from uso_core.comfy import (
 )
 from uso_core.comfy.nodes import SIGNATURES
 from uso_core.errors import RequestError
-from uso_core.request import MAX_SEED, SCHEDULES, GenerationRequest, Picture
+from uso_core.request import MAX_SEED, SCHEDULES, GenerationRequest, InputImage
 
 # What ComfyUI's classes look like, written down apart from the code under test: widgets in the order in which they are
 # saved ("*" is the control behind a seed), types of the linked inputs, types of the outputs.
@@ -98,8 +98,8 @@ def recipe(content=None, styles=(), prompt="A fox in a library", size=(1024, 768
     }  # fmt: skip
     if content:
         nodes |= {
-            "picture": ["LoadImage", {"image": content, "upload": "image"}],
-            "scale": ["ImageScaleToMaxDimension", {"image": ("picture", 0), "upscale_method": "lanczos",
+            "image": ["LoadImage", {"image": content, "upload": "image"}],
+            "scale": ["ImageScaleToMaxDimension", {"image": ("image", 0), "upscale_method": "lanczos",
                                                    "largest_size": content_size}],
             "encode": ["VAEEncode", {"pixels": ("scale", 0), "vae": ("loader", 2)}],
             "reference": ["ReferenceLatent", {"conditioning": ("text", 0), "latent": ("encode", 0)}],
@@ -216,15 +216,15 @@ def test_every_mode_in_every_format(mode, form):
         ({"style1": 4, "seen1": 4, "image1": 4, "style2": 4, "seen2": 4, "image2": 4}, {"styles": ()}),
         ({"image2": 4}, {"styles": ("1.png",)}),
         ({"seen2": 2}, {"styles": ("1.png",)}),
-        ({"picture": 4}, {"content": None, "content_size": None}),
-        ({"picture": 2}, {"content": None, "content_size": None}),
+        ({"image": 4}, {"content": None, "content_size": None}),
+        ({"image": 2}, {"content": None, "content_size": None}),
         ({"encode": 4}, {"content": None, "content_size": None}),
         ({"reference": 4}, {"content": None, "content_size": None}),
         ({"scale": 4}, {"content_size": None}),
         ({"scale": 2}, {"content": None, "content_size": None}),
         ({"guidance": 4}, {"guidance": None}),
         ({"method": 4, "lora": 4}, {}),
-        ({"picture": 4, "scale": 4, "encode": 4, "reference": 4, "method": 4}, {"content": None, "content_size": None}),
+        ({"image": 4, "scale": 4, "encode": 4, "reference": 4, "method": 4}, {"content": None, "content_size": None}),
     ],
 )
 def test_bypassed_and_muted_nodes(modes, wanted):
@@ -245,7 +245,7 @@ def test_of_two_workflows_on_one_canvas_the_active_one_counts():
     assert read(scope(both, modes=dict.fromkeys(second, 4))).prompt == "first"
     muted = read(scope(both, modes={"save": 2}))
     assert (muted.prompt, muted.content, muted.styles) == ("second", None, ("a.png", "b.png"))
-    assert any("several pictures" in note for note in read(scope(both)).notes)
+    assert any("several images" in note for note in read(scope(both)).notes)
 
 
 def with_subgraphs(promoted=2.5, nested=False):
@@ -386,7 +386,7 @@ def test_values_fed_by_primitives_and_reroutes(form):
         "hop": ["Reroute", {"any": ("both", 0)}],
         "model": ["Reroute", {"any": ("style1", 0)}],
         "model2": ["Reroute", {"any": ("model", 0)}],
-        "pixels": ["Reroute", {"any": ("picture", 0)}],
+        "pixels": ["Reroute", {"any": ("image", 0)}],
     }
     nodes["sampler"][1] |= {"seed": ("seed", 0), "steps": ("steps", 0), "model": ("model2", 0)}
     nodes["text"][1]["text"] = ("hop", 0)
@@ -484,7 +484,7 @@ def test_a_size_that_follows_the_content(form):
 
 def test_a_size_that_an_image_is_scaled_to():
     nodes = recipe(content="me.png")
-    nodes["scale"] = ["ImageScale", {"image": ("picture", 0), "upscale_method": "lanczos", "width": 640, "height": 448,
+    nodes["scale"] = ["ImageScale", {"image": ("image", 0), "upscale_method": "lanczos", "width": 640, "height": 448,
                                      "crop": "center"}]  # fmt: skip
     nodes["sampler"][1]["latent_image"] = ("encode", 0)
     result = read(scope(nodes))
@@ -530,7 +530,7 @@ def test_flux_prompts_and_unknown_nodes():
     ],
 )
 def test_file_names_are_bare(given, wanted):
-    assert read(api(recipe(content="x.png") | {"picture": ["LoadImage", {"image": given}]})).content == wanted
+    assert read(api(recipe(content="x.png") | {"image": ["LoadImage", {"image": given}]})).content == wanted
 
 
 def test_wrapped_prompts_and_text_of_a_png(tmp_path):
@@ -670,8 +670,8 @@ def check_in_range(result):
     assert isinstance(result, ComfyImport)
     fields = {name: value for name, value in values(result).items() if value is not None}
     content, styles = fields.pop("content", None), fields.pop("styles")
-    pictures = [name for name in (content, *styles) if name is not None]
-    assert all(name and not set(name) & set("/\\\0\n") and len(name) <= 255 for name in pictures)
+    images = [name for name in (content, *styles) if name is not None]
+    assert all(name and not set(name) & set("/\\\0\n") and len(name) <= 255 for name in images)
     GenerationRequest(**fields, images=1 if result.seed else result.images or 1)
     assert all(isinstance(note, str) and len(note) < 400 for note in result.notes)
 
@@ -681,12 +681,12 @@ def check_in_range(result):
 
 def some_request(seed):
     draw = random.Random(seed)
-    content = Picture(f"c{seed}.png", "0") if draw.random() < 0.6 else None
+    content = InputImage(f"c{seed}.png", "0") if draw.random() < 0.6 else None
     prompt = draw.choice(("", "a fox", 'A "quoted" line,\nand another \\ one', "日本語 🦊", "x" * 3000))
     return GenerationRequest(
         prompt=prompt,
         content=content,
-        styles=tuple(Picture(f"{draw.random()}.webp", "1") for _ in range(draw.randint(0, 5))),
+        styles=tuple(InputImage(f"{draw.random()}.webp", "1") for _ in range(draw.randint(0, 5))),
         width=draw.randint(16, 4096),
         height=draw.randint(16, 4096),
         steps=draw.randint(1, 500),
@@ -725,8 +725,8 @@ def test_an_exported_request_comes_back(export):
 
 def test_an_exported_workflow_is_whole():
     """Every link is known at both its ends, every widget has its value, nothing lies on top of anything."""
-    request = GenerationRequest(prompt="a", content=Picture("/home/a/c.png", "0"), keep_size=True, seed=1,
-                                styles=tuple(Picture(f"{i}.png", "0") for i in range(3)))  # fmt: skip
+    request = GenerationRequest(prompt="a", content=InputImage("/home/a/c.png", "0"), keep_size=True, seed=1,
+                                styles=tuple(InputImage(f"{i}.png", "0") for i in range(3)))  # fmt: skip
     data = export_workflow(request, {"checkpoint": "mine.safetensors"})
     nodes = {one["id"]: one for one in data["nodes"]}
     assert data["version"] == 0.4

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.model.test_model import EMBEDDED, pictures, pipeline  # noqa: F401  (fixtures)
+from tests.model.test_model import EMBEDDED, images, pipeline  # noqa: F401  (fixtures)
 from tests.test_speed import generate, own  # noqa: F401
 from uso_core.catalog.models import EMBEDDED_FILES, get_model
 from uso_core.cpu import transformer as kernels
-from uso_core.cpu.transformer import PackedStep, Product, pack, packs
+from uso_core.cpu.transformer import CpuStep, Product, accelerate_transformer, has_kernels
 from uso_core.memory.planner import MemoryPlan
 from uso_core.model.pipeline import USOPipeline
 from uso_core.model.transformer import USOTransformer2DModel
@@ -74,8 +74,8 @@ def test_a_prediction_differs_by_rounding_alone(pipeline: USOPipeline, tokens: t
     exact, errors = pipeline.transformer, {}
     for dtype in DTYPES:
         plain, ours = copy.deepcopy(exact).to(dtype), copy.deepcopy(exact).to(dtype)
-        pack(ours, rows=64)
-        assert isinstance(ours.packed, PackedStep)
+        accelerate_transformer(ours, rows=64)
+        assert isinstance(ours.kernels, CpuStep)
         given = inputs(exact, dtype, *tokens)
         given = given if biased else {**given, "attention_bias": None}
         with torch.inference_mode():
@@ -95,35 +95,35 @@ def test_gelu_is_right_far_out_too() -> None:
 
 def test_several_samples_go_the_plain_way(pipeline: USOPipeline) -> None:  # noqa: F811
     ours = copy.deepcopy(pipeline.transformer)
-    pack(ours, rows=64)
+    accelerate_transformer(ours, rows=64)
     given = inputs(ours, torch.float32, 5, 6, batch=2)
     with torch.inference_mode():
         torch.testing.assert_close(ours(**given).sample, pipeline.transformer(**given).sample, atol=2e-5, rtol=0)
 
 
-def test_a_pipeline_makes_the_same_picture(own: USOPipeline, pictures) -> None:  # noqa: F811
-    before = generate(own, pictures)
+def test_a_pipeline_makes_the_same_image(own: USOPipeline, images) -> None:  # noqa: F811
+    before = generate(own, images)
     weights = {name: weight.clone() for name, weight in own.transformer.state_dict().items()}
     for _ in range(2):  # once more changes nothing
-        pack(own.transformer, rows=64)
-        torch.testing.assert_close(generate(own, pictures), before, atol=2e-4, rtol=0)
+        accelerate_transformer(own.transformer, rows=64)
+        torch.testing.assert_close(generate(own, images), before, atol=2e-4, rtol=0)
     after = own.transformer.state_dict()  # it can still be saved
     assert after.keys() == weights.keys()
     assert all(torch.equal(after[name], weights[name]) for name in weights)
 
 
-def test_fp8_layers_stay(own: USOPipeline, pictures) -> None:  # noqa: F811
+def test_fp8_layers_stay(own: USOPipeline, images) -> None:  # noqa: F811
     use_fp8(own.transformer, TRANSFORMER_MATRICES)
-    before = generate(own, pictures)
-    pack(own.transformer, rows=64)
-    assert own.transformer.packed is None
-    assert torch.equal(generate(own, pictures), before)
+    before = generate(own, images)
+    accelerate_transformer(own.transformer, rows=64)
+    assert own.transformer.kernels is None
+    assert torch.equal(generate(own, images), before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="oneDNN packs elsewhere as it can")
 def test_an_x86_processor_packs(dtype: torch.dtype) -> None:
-    assert packs(dtype) == (dtype == torch.float32 or BFLOAT16)
+    assert has_kernels(dtype) == (dtype == torch.float32 or BFLOAT16)
 
 
 def test_without_onednn_nothing_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ def test_without_onednn_nothing_is_packed(monkeypatch: pytest.MonkeyPatch) -> No
         raise NotImplementedError("no such operator")
 
     monkeypatch.setattr(kernels, "Product", missing)
-    assert not any(packs(dtype) for dtype in DTYPES)
+    assert not any(has_kernels(dtype) for dtype in DTYPES)
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -140,10 +140,10 @@ def test_the_plan_decides(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None
 
     def decided(*given: Any) -> MemoryPlan:
         made = planned(*given)
-        assert made.packed  # there is room for a second copy of the embedded model
-        return dataclasses.replace(made, packed=packed)
+        assert made.cpu_kernels  # there is room for a second copy of the embedded model
+        return dataclasses.replace(made, cpu_kernels=packed)
 
     monkeypatch.setattr(load, "plan_memory", decided)
     paths = {role: EMBEDDED / name for role, name in EMBEDDED_FILES.items()}
     made = load.assemble(paths, Settings(device="cpu", dtype="float32"), get_model("uso-tiny"))[0]
-    assert isinstance(made.transformer.packed, PackedStep) == packed
+    assert isinstance(made.transformer.kernels, CpuStep) == packed

@@ -1,4 +1,4 @@
-"""The VAE on a processor decodes and encodes what the library's own modules do."""
+"""The VAE on a CPU decodes and encodes what the library's own modules do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from uso_core.catalog.models import EMBEDDED, EMBEDDED_FILES, get_model
-from uso_core.cpu.vae import Doubling, hasten
+from uso_core.cpu.accelerate import accelerate
+from uso_core.cpu.vae import Doubling, accelerate_vae
 from uso_core.loaders import build
 from uso_core.runtime import load
 from uso_core.settings import ROOT, Settings
@@ -51,20 +52,20 @@ def test_a_doubling_is_repeated_pixels_convolved(channels: tuple[int, int], size
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_hastened_it_differs_by_rounding_alone(vae: AutoencoderKL, size: tuple[int, int]) -> None:
+def test_accelerated_it_differs_by_rounding_alone(vae: AutoencoderKL, size: tuple[int, int]) -> None:
     exact = both_ways(vae, *size)
     ours = copy.deepcopy(vae).to(memory_format=torch.channels_last)
-    hasten(ours)
+    accelerate_vae(ours)
     assert max(errors(both_ways(ours, *size), exact)) < 1e-5
     plain, ours = copy.deepcopy(vae).to(torch.bfloat16), copy.deepcopy(vae).to(torch.bfloat16)
-    hasten(ours)
+    accelerate_vae(ours)
     for mine, theirs in zip(*(errors(both_ways(each, *size), exact) for each in (ours, plain)), strict=True):
         assert mine < 1.2 * theirs  # no more rounding than before
 
 
 def test_arguments_and_weights_are_left_alone(vae: AutoencoderKL) -> None:
     ours = copy.deepcopy(vae)
-    hasten(ours)
+    accelerate_vae(ours)
     assert all(torch.equal(value, vae.state_dict()[name]) for name, value in ours.state_dict().items())
     latents = torch.randn(1, 16, 8, 8)
     before = latents.clone()
@@ -76,7 +77,7 @@ def test_arguments_and_weights_are_left_alone(vae: AutoencoderKL) -> None:
 
 def test_tiles_are_decoded_alike(vae: AutoencoderKL) -> None:
     plain, ours = copy.deepcopy(vae), copy.deepcopy(vae)
-    hasten(ours)
+    accelerate_vae(ours)
     for each in (plain, ours):
         each.tile_latent_min_size, each.tile_sample_min_size = 8, 64
         each.enable_tiling()
@@ -84,7 +85,27 @@ def test_tiles_are_decoded_alike(vae: AutoencoderKL) -> None:
     assert errors((result,), (exact,))[0] < 1e-5
 
 
-def test_a_processors_pipeline_is_hastened() -> None:
+def test_a_pipeline_on_a_cpu_is_accelerated() -> None:
     paths = {role: WEIGHTS / name for role, name in EMBEDDED_FILES.items()}
     made = load.assemble(paths, Settings(device="cpu", dtype="float32"), get_model(EMBEDDED))[0]
     assert any(isinstance(module.__dict__.get("forward"), Doubling) for module in made.vae.modules())
+
+
+def test_acceleration_can_be_undone(vae: AutoencoderKL) -> None:
+    """The pipeline is then what it was, bit for bit."""
+    paths = {role: WEIGHTS / name for role, name in EMBEDDED_FILES.items()}
+    made = load.assemble(paths, Settings(device="cpu", dtype="float32"), get_model(EMBEDDED))[0]
+    for module in made.vae.modules():
+        module.__dict__.pop("forward", None)
+    made.transformer.kernels = None
+
+    def latents() -> torch.Tensor:
+        return made("A red mug.", width=64, height=64, num_inference_steps=1, seed=1, output_type="pt").images
+
+    plain = latents()
+    undo = accelerate(made, tokens=64)
+    assert made.transformer.kernels is not None
+    assert not torch.equal(latents(), plain)  # rounded elsewhere
+    undo()
+    assert torch.equal(latents(), plain)
+    assert not any("forward" in module.__dict__ for module in made.vae.modules())

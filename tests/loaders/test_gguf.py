@@ -84,19 +84,19 @@ def test_what_is_not_quantized_gives_the_same_weights_bit_for_bit(kind, tmp_path
     same(transformer(path, LORA), transformer(SOURCE, LORA))
 
 
-def test_eight_bits_give_nearly_the_same_weights_and_picture(tmp_path):
+def test_eight_bits_give_nearly_the_same_weights_and_image(tmp_path):
     path = embedded(tmp_path / "flux1-dev-Q8_0.gguf", Kind.Q8_0)
     ours, plain = transformer(path).state_dict(), transformer(SOURCE).state_dict()
     for name, weight in plain.items():
         assert (ours[name] - weight).norm() <= 0.008 * weight.norm(), name
-    pictures = []
+    images = []
     for source in (path, SOURCE):
         paths = {role: EMBEDDED / name for role, name in EMBEDDED_FILES.items()} | {"transformer": source}
         pipeline, _ = assemble(paths, Settings(device="cpu", dtype="float32"), get_model("uso-tiny"))
         made = pipeline("a red mug on the beach", None, [Image.new("RGB", (64, 64), "teal")], 128, 128, 4, seed=1)
-        pictures.append(np.asarray(made.images[0], dtype=int))
-    assert pictures[1].std() > 30
-    assert np.abs(pictures[0] - pictures[1]).mean() < 2
+        images.append(np.asarray(made.images[0], dtype=int))
+    assert images[1].std() > 30
+    assert np.abs(images[0] - images[1]).mean() < 2
 
 
 @pytest.mark.parametrize("kind", READ, ids=lambda kind: kind.name)

@@ -11,7 +11,7 @@ from torch import nn
 from benchmarks import counts
 from benchmarks.counts import MODES, Counting, Tally, full_counts, full_size
 from tests.memory.test_plan import FLUX
-from uso_core.memory.pinned import HostMemory
+from uso_core.memory.pinned import PinnedMemory
 from uso_core.memory.planner import HOST_WASTE_PART
 from uso_core.memory.sizes import ENCODER_ACTIVATION_BYTES, Sizes, counts_of
 from uso_core.model.transformer import Modulation
@@ -19,7 +19,7 @@ from uso_core.model.transformer import Modulation
 SIZES = Sizes(FLUX)
 
 
-class Pieces(HostMemory):
+class Pieces(PinnedMemory):
     """Takes no memory."""
 
     def _empty(self, size: int, locked: bool) -> torch.Tensor:
@@ -140,12 +140,12 @@ def test_a_tile_takes_what_is_said():
 
 
 def test_the_embedded_model_is_counted_by_the_same_rules():
-    from uso_core.catalog.locate import take_stock
+    from uso_core.catalog.locate import find_weights
     from uso_core.catalog.models import MODELS
     from uso_core.loaders import build, encoders
     from uso_core.settings import Settings
 
-    paths = take_stock(MODELS["uso-tiny"], Settings()).require()
+    paths = find_weights(MODELS["uso-tiny"], Settings()).require()
     parts = {
         "transformer": build.build_transformer(paths["transformer"], paths["lora"], torch.float32),
         "t5": encoders.build_t5(paths["t5"], torch.float32)[0],

@@ -1,4 +1,4 @@
-"""The machine: memory and processors of a container, from the kernel's files as they are laid out there."""
+"""The machine: memory and CPUs of a container, from the kernel's files as they are laid out there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from tests.memory.test_plan import TINY
 from uso_core.memory import machine
 from uso_core.memory.machine import cpu_flags, fast_bfloat16, free_ram, look_at, macos_pages, suitable_threads, threads
-from uso_core.memory.planner import Wishes, plan
+from uso_core.memory.planner import PlanOptions, plan
 from uso_core.memory.sizes import GB, Sizes
 
 KB = 1024
@@ -158,7 +158,7 @@ def test_this_machine_holds_the_embedded_model():
     seen = look_at(torch.device("cpu"))
     assert seen.device == "cpu"
     assert 0 < seen.free_ram_bytes < 2**50
-    assert plan(seen, Sizes(TINY, 4), Wishes(width=128, height=128)).tier == "Embedded model"
+    assert plan(seen, Sizes(TINY, 4), PlanOptions(width=128, height=128)).tier == "Embedded model"
     assert threads() >= 1
 
 

@@ -1,4 +1,4 @@
-"""A plan carried out on a real pipeline: whatever is placed how, the picture is the same."""
+"""A plan carried out on a real pipeline: whatever is placed how, the image is the same."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from tests.model.test_model import pictures, pipeline  # noqa: F401  (fixtures)
+from tests.model.test_model import images, pipeline  # noqa: F401  (fixtures)
 from tests.test_speed import HEAVY, generate, own  # noqa: F401
 from uso_core.memory.placement import layers_of, place
-from uso_core.memory.plan import STAYS, STREAMS, VISITS, MemoryPlan, Placement
-from uso_core.memory.planner import Machine, Wishes, plan
+from uso_core.memory.plan import ON_DEMAND, STAYS, STREAMS, MemoryPlan, Placement
+from uso_core.memory.planner import Machine, PlanOptions, plan
 from uso_core.memory.sizes import Sizes, counts_of
 from uso_core.model.pipeline import USOPipeline
 
@@ -20,10 +20,10 @@ CPU = torch.device("cpu")
 
 
 def planned(pipeline: USOPipeline, where: dict[str, str], resident: int) -> MemoryPlan:  # noqa: F811
-    """A plan for this pipeline with some groups elsewhere than a processor needs them."""
+    """A plan for this pipeline with some groups elsewhere than a CPU needs them."""
     parts = {"transformer": pipeline.transformer, "t5": pipeline.text_encoder_2, "clip": pipeline.text_encoder,
              "siglip": pipeline.image_encoder, "projector": pipeline.style_projector, "vae": pipeline.vae}  # fmt: skip
-    made = plan(Machine("cpu", "", 10**11), Sizes(counts_of(parts), 4), Wishes())
+    made = plan(Machine("cpu", "", 10**11), Sizes(counts_of(parts), 4), PlanOptions())
     placements = tuple(
         Placement(each.group, where.get(each.group, each.where), each.bytes, each.device_bytes)
         for each in made.placements
@@ -36,20 +36,20 @@ def planned(pipeline: USOPipeline, where: dict[str, str], resident: int) -> Memo
     [
         ({}, 8),
         ({"t5": STREAMS}, 8),
-        ({"t5": STREAMS, "siglip": STREAMS, "clip": VISITS, "projector": VISITS, "vae_decoder": VISITS}, 8),
+        ({"t5": STREAMS, "siglip": STREAMS, "clip": ON_DEMAND, "projector": ON_DEMAND, "vae_decoder": ON_DEMAND}, 8),
         ({"modulation": STREAMS, "t5": STREAMS}, 3),
-        ({"modulation": STAYS, "vae_decoder": VISITS}, 0),
+        ({"modulation": STAYS, "vae_decoder": ON_DEMAND}, 0),
     ],
 )
-def test_every_placement_makes_the_same_picture(own, pictures, where, resident):  # noqa: F811
-    alone = own.decode(generate(own, pictures), 64, 48)
+def test_every_placement_makes_the_same_image(own, images, where, resident):  # noqa: F811
+    alone = own.decode(generate(own, images), 64, 48)
     own.encodings.clear()
     modules = {name: getattr(own, name) for name in HEAVY}
     made = planned(own, where, resident)
     own.offloader = place(modules, made, CPU)
     assert made.streams_blocks == (resident < 8)
     for _ in range(2):  # and once more, after everything has come and gone
-        assert torch.equal(own.decode(generate(own, pictures), 64, 48), alone)
+        assert torch.equal(own.decode(generate(own, images), 64, 48), alone)
         own.encodings.clear()
         own._prepared = None
     visitors = {name for what, name in own.offloader.events if what == "arrive"}
@@ -63,8 +63,8 @@ def test_the_blocks_of_an_encoder_are_its_longest_list(own):  # noqa: F811
     assert isinstance(layers_of(own.image_encoder), nn.ModuleList)
 
 
-def test_a_large_picture_is_decoded_in_tiles_where_the_plan_says_so(own, pictures):  # noqa: F811
-    packed = generate(own, pictures, width=128, height=128, num_inference_steps=1)
+def test_a_large_image_is_decoded_in_tiles_where_the_plan_says_so(own, images):  # noqa: F811
+    packed = generate(own, images, width=128, height=128, num_inference_steps=1)
     whole = own.decode(packed, 128, 128)
     place({name: getattr(own, name) for name in HEAVY}, planned(own, {}, 8), CPU)
     own.vae.tile_sample_min_size, own.vae.tile_latent_min_size = 64, 8
@@ -72,7 +72,7 @@ def test_a_large_picture_is_decoded_in_tiles_where_the_plan_says_so(own, picture
     tiled = own.decode(packed, 128, 128)
     assert not torch.equal(tiled, whole)
     assert (tiled - whole).abs().mean() < 0.1
-    small = generate(own, pictures)
+    small = generate(own, images)
     own.decodes_in_tiles = None
     assert torch.equal(own.decode(small, 64, 48), own.decode(small, 64, 48))
     assert not own.vae.use_tiling

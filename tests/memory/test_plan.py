@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from uso_core.errors import MemoryShortage, exit_code
-from uso_core.memory.plan import STAYS, STREAMS, VISITS, MemoryPlan
-from uso_core.memory.planner import HOST_WASTE_PART, Machine, Wishes, budget_of, plan, reserve
+from uso_core.memory.plan import ON_DEMAND, STAYS, STREAMS, MemoryPlan
+from uso_core.memory.planner import HOST_WASTE_PART, Machine, PlanOptions, budget_of, plan, reserve
 from uso_core.memory.sizes import GB, Counts, Piece, Sizes
 from uso_core.settings import ROOT
 
@@ -50,8 +50,8 @@ TINY = Counts(
     encoder_width=32,
     decoder_width=64,
 )
-LOSSLESS, FAST = Wishes(), Wishes(fp8=True)
-OFFLOAD, OFFLOAD_FAST = Wishes(offload=True), Wishes(fp8=True, offload=True)
+LOSSLESS, FAST = PlanOptions(), PlanOptions(fp8=True)
+OFFLOAD, OFFLOAD_FAST = PlanOptions(offload=True), PlanOptions(fp8=True, offload=True)
 
 
 def card(gibibytes: float, name: str = "NVIDIA GPU", ram: int = 64 * GB, multiplies_fp8: bool = True) -> Machine:
@@ -80,29 +80,29 @@ def places(made: MemoryPlan) -> tuple[str, str, str]:
         (24, LOSSLESS, "24 GB", (STREAMS, STREAMS, STAYS), 57, False),
         (24, FAST, "24 GB fast", (STAYS, STREAMS, STAYS), 57, False),
         (16, FAST, "16 GB", (STREAMS, STREAMS, STAYS), 57, False),
-        (12, FAST, "12 GB", (STREAMS, STREAMS, VISITS), 57, True),
-        (24, OFFLOAD_FAST, "12 GB", (STREAMS, STREAMS, VISITS), 57, True),
-        (24, OFFLOAD, "24 GB", (STREAMS, STREAMS, VISITS), 57, True),
+        (12, FAST, "12 GB", (STREAMS, STREAMS, ON_DEMAND), 57, True),
+        (24, OFFLOAD_FAST, "12 GB", (STREAMS, STREAMS, ON_DEMAND), 57, True),
+        (24, OFFLOAD, "24 GB", (STREAMS, STREAMS, ON_DEMAND), 57, True),
     ],
 )
-def test_the_ladder(gibibytes, wishes, tier, where, resident, tiled):
-    made = plan(card(gibibytes), Sizes(FLUX), wishes)
+def test_the_ladder(gibibytes, options, tier, where, resident, tiled):
+    made = plan(card(gibibytes), Sizes(FLUX), options)
     assert (made.tier, places(made), made.resident_blocks, made.tiled_decode) == (tier, where, resident, tiled)
-    assert made.fp8 == wishes.fp8
+    assert made.fp8 == options.fp8
     assert not made.t5_fp8
     assert not made.streams_blocks
     assert made.slots == 0
-    assert made.peak_bytes <= made.budget_bytes == budget_of(card(gibibytes), wishes)
+    assert made.peak_bytes <= made.budget_bytes == budget_of(card(gibibytes), options)
 
 
 @pytest.mark.parametrize(("gibibytes", "wishes"), [(8, FAST), (6, FAST), (16, LOSSLESS), (12, LOSSLESS), (8, LOSSLESS)])
-def test_blocks_stream_where_they_cannot_stay(gibibytes, wishes):
-    made = plan(card(gibibytes), Sizes(FLUX), wishes)
+def test_blocks_stream_where_they_cannot_stay(gibibytes, options):
+    made = plan(card(gibibytes), Sizes(FLUX), options)
     assert 0 < made.resident_blocks < 57
     assert made.slots == 3
     assert made.where("blocks") == STREAMS
-    assert places(made) == (STREAMS, STREAMS, VISITS)
-    assert made.fp8 == wishes.fp8
+    assert places(made) == (STREAMS, STREAMS, ON_DEMAND)
+    assert made.fp8 == options.fp8
     slots = 3 * max(Sizes(FLUX).blocks(made.fp8)[made.resident_blocks :])
     assert made.placements[0].device_bytes == sum(Sizes(FLUX).blocks(made.fp8)[: made.resident_blocks]) + slots
     one_more = sum(Sizes(FLUX).blocks(made.fp8)[made.resident_blocks :][:1])
@@ -115,7 +115,7 @@ def test_offload_in_fp8_stays_below_its_target(gibibytes):
     assert made.peak_bytes <= 10.5 * GB
     assert not made.streams_blocks
     assert {made.where(group) for group in ("t5", "clip", "siglip", "projector", "vae_encoder", "vae_decoder")} <= {
-        VISITS,
+        ON_DEMAND,
         STREAMS,
     }
 
@@ -131,7 +131,7 @@ def test_the_8_gb_tier_stays_below_its_target(machine):
     ("machine", "limit"), [(card(24), None), (free(24 * GB), None), (card(80), 24 * GB), (card(48), 24 * GB)]
 )
 def test_the_lossless_24_gb_tier_stays_below_its_target(machine, limit):
-    made = plan(machine, Sizes(FLUX), Wishes(vram_limit_bytes=limit))
+    made = plan(machine, Sizes(FLUX), PlanOptions(vram_limit_bytes=limit))
     assert made.peak_bytes <= 22.5 * GB
     assert not made.streams_blocks
     assert not made.fp8
@@ -140,21 +140,21 @@ def test_the_lossless_24_gb_tier_stays_below_its_target(machine, limit):
 
 @pytest.mark.parametrize("wishes", [LOSSLESS, FAST, OFFLOAD, OFFLOAD_FAST])
 @pytest.mark.parametrize("ram", [12 * GB, 64 * GB])
-def test_more_memory_never_gives_a_slower_plan_and_none_exceeds_it(wishes, ram):
+def test_more_memory_never_gives_a_slower_plan_and_none_exceeds_it(options, ram):
     before: tuple[int, ...] | None = None
     planned = 0
     for tenths in (*range(20, 120, 9), *range(120, 480, 30)):
         machine = free(tenths * GB // 10, ram)
         try:
-            made = plan(machine, Sizes(FLUX), wishes)
+            made = plan(machine, Sizes(FLUX), options)
         except MemoryShortage:
             assert before is None, "what fits in less does not fit in more"
             continue
         planned += 1
-        assert made.peak_bytes <= budget_of(machine, wishes)
+        assert made.peak_bytes <= budget_of(machine, options)
         assert made.host_bytes == 0 or made.host_bytes + 2 * GB <= ram
         assert before is None or made.order <= before
-        assert wishes.fp8 or not (made.fp8 or made.t5_fp8)
+        assert options.fp8 or not (made.fp8 or made.t5_fp8)
         before = made.order
     assert planned > 10
 
@@ -166,12 +166,12 @@ def test_more_ram_never_gives_a_slower_plan(fewer, more):
 
 
 @pytest.mark.parametrize("wishes", [LOSSLESS, FAST])
-def test_one_byte_decides(wishes):
-    everything = plan(card(80), Sizes(FLUX), wishes)
+def test_one_byte_decides(options):
+    everything = plan(card(80), Sizes(FLUX), options)
     peak = everything.peak_bytes
     enough = next(size for size in range(peak * 16 // 15 - 16, peak * 2) if size - reserve(size) >= peak)
-    assert plan(free(enough), Sizes(FLUX), wishes).order == everything.order
-    assert plan(free(enough - 1), Sizes(FLUX), wishes).order > everything.order
+    assert plan(free(enough), Sizes(FLUX), options).order == everything.order
+    assert plan(free(enough - 1), Sizes(FLUX), options).order > everything.order
 
 
 def test_the_limit_counts_where_it_is_lower_than_what_is_free():
@@ -183,9 +183,9 @@ def test_the_limit_counts_where_it_is_lower_than_what_is_free():
 
 
 def test_every_group_has_its_place_and_nothing_is_counted_twice():
-    for wishes in (LOSSLESS, FAST, OFFLOAD_FAST):
+    for options in (LOSSLESS, FAST, OFFLOAD_FAST):
         sizes = Sizes(FLUX)
-        made = plan(card(24), sizes, wishes)
+        made = plan(card(24), sizes, options)
         assert sum(each.bytes for each in made.placements) == sizes.total(made.fp8, made.t5_fp8)
         assert all(each.device_bytes <= each.bytes for each in made.placements)
         assert all((each.device_bytes == each.bytes) or each.where == STREAMS for each in made.placements)
@@ -259,9 +259,9 @@ def test_too_low_a_limit_is_named():
         (FAST, 2, "needs at least 2", "uso-tiny"),
     ],
 )
-def test_a_cpu_without_the_memory_is_refused(wishes, dtype_bytes, needed, hint):
+def test_a_cpu_without_the_memory_is_refused(options, dtype_bytes, needed, hint):
     with pytest.raises(MemoryShortage) as caught:
-        plan(Machine("cpu", "CPU", 16 * GB), Sizes(FLUX, dtype_bytes), wishes)
+        plan(Machine("cpu", "CPU", 16 * GB), Sizes(FLUX, dtype_bytes), options)
     assert needed in caught.value.message
     assert "16.0 GB are free, of which 2.0 GB are left alone" in caught.value.message
     assert hint in caught.value.hint
@@ -280,21 +280,21 @@ def test_a_cpu_keeps_everything_in_memory():
 
 def test_a_cpu_with_room_packs_copies_of_the_transformer():
     made = plan(Machine("cpu", "CPU", 128 * GB), Sizes(FLUX, 4), LOSSLESS)
-    assert made.packed
+    assert made.cpu_kernels
     assert made.sentence == (
         "CPU: everything stays in memory, blocks in float32 with packed copies; peak about 121.7 GB."
     )
     assert ("packed copies of the transformer", "stays in memory", "47.4 GB") in made.lines()
-    assert plan(Machine("cpu", "CPU", 4 * GB), Sizes(TINY), LOSSLESS).packed
-    for machine, wishes in (
+    assert plan(Machine("cpu", "CPU", 4 * GB), Sizes(TINY), LOSSLESS).cpu_kernels
+    for machine, options in (
         (Machine("cpu", "CPU", 96 * GB), LOSSLESS),  # no room
         (Machine("cpu", "CPU", 128 * GB), FAST),  # fp8 has products of its own
         (Machine("cpu", "CPU", 128 * GB), dataclasses.replace(LOSSLESS, compile=True)),
         (card(80), LOSSLESS),
         (Machine("mps", "M3", 256 * GB, 256 * GB, 256 * GB), LOSSLESS),
     ):
-        made = plan(machine, Sizes(FLUX, 4), wishes)
-        assert not made.packed
+        made = plan(machine, Sizes(FLUX, 4), options)
+        assert not made.cpu_kernels
         assert "packed" not in made.sentence
 
 
@@ -305,8 +305,8 @@ def test_a_cpu_may_hold_fp8():
 
 
 @pytest.mark.parametrize("wishes", [LOSSLESS, FAST, OFFLOAD_FAST])
-def test_an_apple_gpu_keeps_everything_and_never_fp8(wishes):
-    made = plan(Machine("mps", "Apple M3 Max", 60 * GB, 48 * GB, 48 * GB), Sizes(FLUX), wishes)
+def test_an_apple_gpu_keeps_everything_and_never_fp8(options):
+    made = plan(Machine("mps", "Apple M3 Max", 60 * GB, 48 * GB, 48 * GB), Sizes(FLUX), options)
     assert all(each.where == STAYS for each in made.placements)
     assert not made.fp8
     assert not made.t5_fp8
@@ -314,7 +314,7 @@ def test_an_apple_gpu_keeps_everything_and_never_fp8(wishes):
     assert made.sentence == "Apple GPU: everything stays in memory, blocks in bf16; peak about 38.1 GB."
     assert [note for note in made.notes if "fp8" in note] == [
         "Apple GPUs do not compute fp8: the weights stay as they are."
-    ] * wishes.fp8
+    ] * options.fp8
 
 
 def test_an_apple_gpu_takes_no_more_than_the_ram_that_is_free():
@@ -326,8 +326,8 @@ def test_an_apple_gpu_takes_no_more_than_the_ram_that_is_free():
     "machine", [Machine("cpu", "CPU", 3 * GB), Machine("mps", "M1", 4 * GB, 5 * GB), free(2 * GB, 3 * GB), card(80)]
 )
 @pytest.mark.parametrize("wishes", [LOSSLESS, FAST, OFFLOAD_FAST])
-def test_the_embedded_model_stays_anywhere(machine, wishes):
-    small = dataclasses.replace(wishes, width=128, height=128, content_size=128, steps=16)
+def test_the_embedded_model_stays_anywhere(machine, options):
+    small = dataclasses.replace(options, width=128, height=128, content_size=128, steps=16)
     made = plan(machine, Sizes(TINY), small)
     assert all(each.where == STAYS for each in made.placements)
     assert not made.fp8
@@ -346,8 +346,8 @@ def test_a_gpu_that_cannot_multiply_fp8_is_told():
 
 @pytest.mark.parametrize(("wish", "compiled"), [(None, True), (True, True), (False, False)])
 def test_compiling_is_a_wish(wish, compiled):
-    assert plan(card(24), Sizes(FLUX), Wishes(compile=wish)).compile is compiled
-    assert plan(Machine("cpu", "CPU", 99 * GB), Sizes(FLUX), Wishes(compile=wish)).compile is bool(wish)
+    assert plan(card(24), Sizes(FLUX), PlanOptions(compile=wish)).compile is compiled
+    assert plan(Machine("cpu", "CPU", 99 * GB), Sizes(FLUX), PlanOptions(compile=wish)).compile is bool(wish)
 
 
 def test_blocks_are_not_compiled_where_they_cannot_be():
@@ -363,10 +363,10 @@ def test_blocks_are_not_compiled_where_they_cannot_be():
 
 def test_compiling_the_embedded_model_would_take_longer_than_its_images():
     assert not plan(card(24), Sizes(TINY), LOSSLESS).compile
-    assert plan(card(24), Sizes(TINY), Wishes(compile=True)).compile
+    assert plan(card(24), Sizes(TINY), PlanOptions(compile=True)).compile
 
 
-def test_larger_pictures_are_decoded_in_tiles_where_they_would_not_fit():
+def test_larger_images_are_decoded_in_tiles_where_they_would_not_fit():
     made = plan(card(24), Sizes(FLUX), LOSSLESS)
     assert not made.decodes_in_tiles(1024, 1024)
     assert made.decodes_in_tiles(2048, 2048)
@@ -377,10 +377,10 @@ def test_larger_pictures_are_decoded_in_tiles_where_they_would_not_fit():
 
 
 def test_larger_wishes_need_more():
-    small, large = (plan(card(80), Sizes(FLUX), Wishes(width=side, height=side)) for side in (1024, 2048))
+    small, large = (plan(card(80), Sizes(FLUX), PlanOptions(width=side, height=side)) for side in (1024, 2048))
     assert large.stages["steps"] > small.stages["steps"]
     assert large.stages["decoding"] > small.stages["decoding"]
-    assert Wishes().tokens == 4096 + 1024 + 512 + 2 * 192
+    assert PlanOptions().tokens == 4096 + 1024 + 512 + 2 * 192
 
 
 @pytest.mark.parametrize(
@@ -404,8 +404,8 @@ def test_larger_wishes_need_more():
         ),
     ],
 )
-def test_the_sentence(machine, wishes, sentence):
-    assert plan(machine, Sizes(FLUX), wishes).sentence == sentence
+def test_the_sentence(machine, options, sentence):
+    assert plan(machine, Sizes(FLUX), options).sentence == sentence
 
 
 @pytest.mark.parametrize(
@@ -414,14 +414,14 @@ def test_the_sentence(machine, wishes, sentence):
         (card(16, "NVIDIA GeForce RTX 4070 Ti SUPER"), FAST),
         (card(24, "NVIDIA GeForce RTX 3090"), FAST),
         (card(24, "NVIDIA GeForce RTX 4090"), OFFLOAD_FAST),
-        (card(24, "NVIDIA GeForce RTX 4090"), Wishes(fp8=True, vram_limit_bytes=8 * GB)),
-        (card(24, "NVIDIA GeForce RTX 4090"), Wishes(fp8=True, compile=False)),
-        (card(24, "NVIDIA GeForce RTX 4090"), Wishes(fp8=True, width=768)),
+        (card(24, "NVIDIA GeForce RTX 4090"), PlanOptions(fp8=True, vram_limit_bytes=8 * GB)),
+        (card(24, "NVIDIA GeForce RTX 4090"), PlanOptions(fp8=True, compile=False)),
+        (card(24, "NVIDIA GeForce RTX 4090"), PlanOptions(fp8=True, width=768)),
         (card(16, "NVIDIA GeForce RTX 4080"), LOSSLESS),
     ],
 )
-def test_no_time_is_given_where_none_was_estimated(machine, wishes):
-    assert " s an image" not in plan(machine, Sizes(FLUX), wishes).sentence
+def test_no_time_is_given_where_none_was_estimated(machine, options):
+    assert " s an image" not in plan(machine, Sizes(FLUX), options).sentence
 
 
 def test_the_table_for_people():

@@ -27,12 +27,12 @@ def pipeline() -> USOPipeline:
     paths = {role: EMBEDDED / files.get(role, role) for role in (*files, "t5", "clip", "siglip")}
     paths["projector"] = EMBEDDED / "projector.safetensors"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("uso_core.runtime.load.packs", lambda dtype: False)  # the blocks as a GPU has them
+        patch.setattr("uso_core.cpu.accelerate.has_kernels", lambda dtype: False)  # the blocks as a GPU has them
         return assemble(paths, Settings(device="cpu", dtype="float32"), get_model("uso-tiny"))[0]
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     return [Image.open(GOLDEN / f"{name}.png").convert("RGB") for name in ("content_a", "style_a", "style_b")]
 
 
@@ -114,22 +114,22 @@ def test_without_style_the_transformer_is_the_base_class(guidance):
         assert torch.equal(ours(**inputs).sample, base(**inputs).sample)
 
 
-def test_the_same_request_gives_the_same_bytes(pipeline, pictures):
-    content, *styles = pictures
+def test_the_same_request_gives_the_same_bytes(pipeline, images):
+    content, *styles = images
     runs = [pipeline("a cat", content, styles, seed=5, content_size=64, **SMALL).images[0] for _ in range(2)]
     assert runs[0].tobytes() == runs[1].tobytes()
 
 
-def test_style_order_does_not_matter(pipeline, pictures):
+def test_style_order_does_not_matter(pipeline, images):
     one, other = (
         pipeline("a cat", None, styles, seed=5, output_type="latent", **SMALL).images
-        for styles in (pictures[1:], pictures[:0:-1])
+        for styles in (images[1:], images[:0:-1])
     )
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
-def test_every_input_matters(pipeline, pictures):
-    content, style, other = pictures
+def test_every_input_matters(pipeline, images):
+    content, style, other = images
     first = pipeline("a cat", content, [style], seed=5, content_size=64, output_type="latent", **SMALL).images
     for change in (
         ("a dog", content, [style]),
@@ -148,16 +148,16 @@ def test_sizes_are_floored_to_16(pipeline, width, height):
     assert image.size == (width // 16 * 16, height // 16 * 16)
 
 
-def test_several_generators_are_as_many_single_runs(pipeline, pictures):
+def test_several_generators_are_as_many_single_runs(pipeline, images):
     seeds = (3, 4)
     together = pipeline(
         "a cat",
-        pictures[0],
+        images[0],
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         content_size=64,
         **SMALL,
     ).images
-    alone = [pipeline("a cat", pictures[0], seed=seed, content_size=64, **SMALL).images[0] for seed in seeds]
+    alone = [pipeline("a cat", images[0], seed=seed, content_size=64, **SMALL).images[0] for seed in seeds]
     assert [image.tobytes() for image in together] == [image.tobytes() for image in alone]
 
 
@@ -203,10 +203,10 @@ def test_refuses_early_and_quotes_the_value(pipeline, options, quoted):
         pipeline("a cat", **options)
 
 
-def test_saves_and_loads_offline(pipeline, pictures, tmp_path):
+def test_saves_and_loads_offline(pipeline, images, tmp_path):
     pipeline.save_pretrained(tmp_path)
     again = USOPipeline.from_pretrained(tmp_path, local_files_only=True)
-    content, *styles = pictures
+    content, *styles = images
     one, other = (
         pipe("a cat", content, styles, seed=5, content_size=64, **SMALL).images[0] for pipe in (pipeline, again)
     )
@@ -215,8 +215,8 @@ def test_saves_and_loads_offline(pipeline, pictures, tmp_path):
 
 
 @pytest.mark.parametrize("strengths", [(), (1.0, 1.0)])
-def test_strength_1_is_no_strength_bit_for_bit(pipeline, pictures, strengths):
-    content, *styles = pictures
+def test_strength_1_is_no_strength_bit_for_bit(pipeline, images, strengths):
+    content, *styles = images
     plain, strong = (
         pipeline("a cat", content, styles, seed=5, content_size=64, output_type="latent", **options, **SMALL).images
         for options in ({}, {"content_strength": 1.0, "style_strengths": strengths})
@@ -224,18 +224,18 @@ def test_strength_1_is_no_strength_bit_for_bit(pipeline, pictures, strengths):
     assert torch.equal(plain, strong)
 
 
-def test_strength_0_of_a_style_is_the_style_left_out(pipeline, pictures):
-    content, one, other = pictures
+def test_strength_0_of_a_style_is_the_style_left_out(pipeline, images):
+    content, one, other = images
     silenced = pipeline("a cat", None, [one, other], seed=5, style_strengths=(1, 0), output_type="latent", **SMALL)
     left_out = pipeline("a cat", None, [one], seed=5, output_type="latent", **SMALL)
     torch.testing.assert_close(silenced.images, left_out.images, rtol=1e-3, atol=1e-4)
 
 
-def test_strength_acts_smoothly_and_in_order(pipeline, pictures):
+def test_strength_acts_smoothly_and_in_order(pipeline, images):
     """The farther from 1, the farther the latents move; a small change of strength moves them a little."""
 
     def latents_at(strength):
-        return pipeline("a cat", pictures[0], [pictures[1]], seed=5, content_size=64, output_type="latent",
+        return pipeline("a cat", images[0], [images[1]], seed=5, content_size=64, output_type="latent",
                         content_strength=strength, style_strengths=(strength,), **SMALL).images  # fmt: skip
 
     base = latents_at(1)
@@ -247,6 +247,6 @@ def test_strength_acts_smoothly_and_in_order(pipeline, pictures):
 @pytest.mark.parametrize(
     "options", [{"content_strength": 2.1}, {"style_strengths": (1,)}, {"style_strengths": (1, float("nan"))}]
 )
-def test_bad_strengths_are_refused(pipeline, pictures, options):
+def test_bad_strengths_are_refused(pipeline, images, options):
     with pytest.raises(RequestError, match="strength"):
-        pipeline("a cat", None, pictures[1:], **options)
+        pipeline("a cat", None, images[1:], **options)

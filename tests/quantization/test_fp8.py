@@ -1,4 +1,4 @@
-"""Linear layers in fp8: quanto's numbers, our products, bias, and what they cost in the picture."""
+"""Linear layers in fp8: quanto's numbers, our products, bias, and what they cost in the image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch._dynamo.backends.common import aot_autograd
 from benchmarks.counts import full_size
 from benchmarks.loading import FLUX_DEV
 from tests.conftest import GOLDEN
-from tests.test_golden import CASES, FILES, distance, picture
+from tests.test_golden import CASES, FILES, distance, image
 from tests.test_speed import inputs
 from training.measure import load_measurer
 from training.trials import RELEASED, make_trial
@@ -39,7 +39,7 @@ from uso_core.settings import Settings
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 FLUX, LORA = GOLDEN / "flux.safetensors", GOLDEN / "dit_lora.safetensors"
 # With every block's matrices quantized; e4m3fn itself puts every weight off by 0.026. The goldens' random weights:
-# relative L2 of the last latents (0.049 seen). The embedded model: mean levels of 255 in its pictures (0.8-3.3 seen).
+# relative L2 of the last latents (0.049 seen). The embedded model: mean levels of 255 in its images (0.8-3.3 seen).
 PRODUCTS = [partial(fp8_product, way=way) for way in fp8.WAYS] + [fp8.dequantized_product]
 GOLDEN_BOUND, EMBEDDED_LEVELS = 0.06, 6
 
@@ -184,7 +184,7 @@ def test_a_device_multiplies_in_the_first_way_that_works(way, monkeypatch):
     assert fp8._first_way.__wrapped__(0) == way
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
     assert fp8._first_way.__wrapped__(0) is None
-    assert fp8.fp8_way(here) is None  # a processor's product in fp8 is slower than one in its own dtype
+    assert fp8.fp8_way(here) is None  # a CPU's product in fp8 is slower than one in its own dtype
 
 
 @pytest.mark.parametrize("broken", [lambda right: right * 1.1, lambda right: right * torch.nan, torch.zeros_like])
@@ -391,7 +391,7 @@ def last_latents(pipeline: USOPipeline, prompt: str, styles: list[Image.Image], 
     def keep(pipe: USOPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
         after.append(tensors["latents"])
 
-    content = picture("content_a").resize((side, side))
+    content = image("content_a").resize((side, side))
     pipeline(prompt, content, styles, side, side, 6, 4.0, seed=11, content_size=side, output_type="pt",
              callback_on_step_end=keep)  # fmt: skip
     return after[-1]
@@ -400,22 +400,22 @@ def last_latents(pipeline: USOPipeline, prompt: str, styles: list[Image.Image], 
 def test_the_reduced_model_of_the_goldens_makes_nearly_the_same_latents():
     plain, reduced = pipelines(GOLDEN, FILES)
     for case in (CASES["subject"], CASES["style_subject"]):
-        styles = [picture(name) for name in case["styles"]]
+        styles = [image(name) for name in case["styles"]]
         ours, theirs = (last_latents(one, case["prompt"], styles, 96) for one in (reduced, plain))
         assert 0 < distance(ours, theirs) < GOLDEN_BOUND
 
 
-def test_the_embedded_models_pictures_mean_the_same():
+def test_the_embedded_models_images_mean_the_same():
     both, measurer = pipelines(RELEASED, EMBEDDED_FILES), load_measurer()
     for mode, number in (("subject", 0), ("both", 2), ("both", 5), ("text", 4)):
-        trial, pictures = make_trial(mode, number), []
+        trial, images = make_trial(mode, number), []
         content = None if trial.content is None else Image.fromarray(trial.content)
         for one in both:
             made = one(trial.prompt, content, [Image.fromarray(style) for style in trial.styles], 128, 128, 16, 4.0,
                        seed=number, content_size=128)  # fmt: skip
-            pictures.append(np.asarray(made.images[0]))
-        assert 0 < np.abs(pictures[0].astype(int) - pictures[1]).mean() < EMBEDDED_LEVELS
-        chances = measurer.log_chances(np.stack(pictures))
+            images.append(np.asarray(made.images[0]))
+        assert 0 < np.abs(images[0].astype(int) - images[1]).mean() < EMBEDDED_LEVELS
+        chances = measurer.log_chances(np.stack(images))
         for question in ("subject", "colour", "scene", "technique"):
             plain, reduced = chances[question].argmax(1)
             assert plain == reduced, (mode, number, question)

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uso_core.catalog.locate import take_stock
+from uso_core.catalog.locate import find_weights
 from uso_core.catalog.models import get_model
 from uso_core.errors import RequestError, SettingsError, UsoError, WeightsError
 from uso_core.events import Cancelled, Done, Encoding, Event, Failed, ImageReady, Loading, Queued, Skipped, Step
-from uso_core.images import open_picture
-from uso_core.request import GenerationRequest, Picture
+from uso_core.images import open_image
+from uso_core.request import GenerationRequest, InputImage
 from uso_core.runtime.engine import Engine, Job, Stop
 from uso_core.runtime.load import assemble
 from uso_core.settings import Settings
@@ -104,10 +104,10 @@ def images_of(events: list[Event]) -> list[Image.Image]:
     return [event.image for event in events if isinstance(event, ImageReady)]
 
 
-def picture(seed: int, width: int = 96, height: int = 80) -> Picture:
-    """A blocky coloured picture, different for each seed."""
+def image(seed: int, width: int = 96, height: int = 80) -> InputImage:
+    """A blocky coloured image, different for each seed."""
     levels = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    return open_picture(Image.fromarray(levels).resize((width, height), Image.Resampling.NEAREST), f"{seed}.png")
+    return open_image(Image.fromarray(levels).resize((width, height), Image.Resampling.NEAREST), f"{seed}.png")
 
 
 def pixels(image: Image.Image) -> np.ndarray:
@@ -171,7 +171,7 @@ def test_steps_count_up_and_say_how_long_is_left(engine: Engine) -> None:
 
 
 def test_several_images_are_the_single_runs_of_running_seeds(engine: Engine) -> None:
-    request = dataclasses.replace(SMALL, content=picture(1), styles=(picture(2),))
+    request = dataclasses.replace(SMALL, content=image(1), styles=(image(2),))
     events = run(engine, dataclasses.replace(request, images=3))
     ready = [event for event in events if isinstance(event, ImageReady)]
     assert [event.index for event in ready] == [0, 1, 2]
@@ -263,7 +263,7 @@ def test_a_guidance_that_the_model_was_not_taught_is_refused(
 
 
 def test_a_loading_that_was_stopped_goes_on_where_it_was() -> None:
-    paths = take_stock(get_model("uso-tiny"), SETTINGS).require()
+    paths = find_weights(get_model("uso-tiny"), SETTINGS).require()
     parts: dict[str, object] = {}
 
     def stop_at_the_transformer(fraction: float, message: str) -> None:
@@ -359,7 +359,7 @@ def test_a_failing_request_leaves_the_loaded_model_at_work(tmp_path: Path) -> No
 
 def test_a_content_image_of_which_nothing_would_be_left_is_refused_on_submission(engine: Engine) -> None:
     with pytest.raises(RequestError, match="2000 x 1 ") as caught:
-        engine.submit(dataclasses.replace(SMALL, content=picture(1, 2000, 1)))
+        engine.submit(dataclasses.replace(SMALL, content=image(1, 2000, 1)))
     assert caught.value.hint
     assert images_of(run(engine, SMALL))
 
@@ -371,12 +371,12 @@ def test_an_unknown_model_is_refused_on_submission(engine: Engine) -> None:
         Engine(Settings(name="flux-mini"))
 
 
-def test_a_picture_that_is_only_named_is_refused_on_submission(engine: Engine) -> None:
-    named = Picture("holiday.jpg", "0" * 64)
+def test_a_image_that_is_only_named_is_refused_on_submission(engine: Engine) -> None:
+    named = InputImage("holiday.jpg", "0" * 64)
     with pytest.raises(RequestError, match=r"holiday\.jpg"):
         engine.submit(dataclasses.replace(SMALL, content=named))
     with pytest.raises(RequestError, match=r"holiday\.jpg"):
-        engine.submit(dataclasses.replace(SMALL, styles=(picture(1), named)))
+        engine.submit(dataclasses.replace(SMALL, styles=(image(1), named)))
 
 
 def test_a_missing_weight_file_is_named_and_another_model_still_runs(tmp_path: Path) -> None:
@@ -403,14 +403,14 @@ def test_an_unknown_device_fails_in_words(tmp_path: Path) -> None:
 def test_keep_size_gives_the_content_images_shape(
     engine: Engine, shape: tuple[int, int], size: tuple[int, int]
 ) -> None:
-    request = dataclasses.replace(SMALL, content=picture(3, *shape), keep_size=True, width=256, height=96)
+    request = dataclasses.replace(SMALL, content=image(3, *shape), keep_size=True, width=256, height=96)
     ready = wait_for(engine.submit(request), ImageReady)
     assert ready.image.size == size
     assert (ready.result.request.width, ready.result.request.height) == size
 
 
 def test_the_order_of_styles_does_not_matter_but_the_styles_do(engine: Engine) -> None:
-    one, two = picture(4), picture(5)
+    one, two = image(4), image(5)
     (forward,) = images_of(run(engine, dataclasses.replace(SMALL, styles=(one, two))))
     (backward,) = images_of(run(engine, dataclasses.replace(SMALL, styles=(two, one))))
     (single,) = images_of(run(engine, dataclasses.replace(SMALL, styles=(one,))))

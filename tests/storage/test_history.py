@@ -11,7 +11,7 @@ from PIL import Image
 
 from uso_core.catalog.models import get_model
 from uso_core.errors import OutputError, RequestError
-from uso_core.images import open_picture
+from uso_core.images import open_image
 from uso_core.request import GenerationRequest, Result
 from uso_core.storage.files import save_image
 from uso_core.storage.history import History
@@ -20,7 +20,7 @@ from uso_core.ui import text
 from uso_core.ui.form import Form, build_form
 from uso_core.ui.results import restored
 
-RED, BLUE = (open_picture(Image.new("RGB", (20, 30), colour), f"{colour}.png") for colour in ("red", "blue"))
+RED, BLUE = (open_image(Image.new("RGB", (20, 30), colour), f"{colour}.png") for colour in ("red", "blue"))
 
 
 def result(seed: int = 1, **values) -> Result:
@@ -47,17 +47,17 @@ def words_of(history: History, path: Path) -> str:
     return put_back(history, path)[2]
 
 
-def test_what_is_added_is_restored_with_its_pictures(history):
+def test_what_is_added_is_restored_with_its_images(history):
     path = add(history, seed=7, prompt="a mug", content=RED, styles=(BLUE,), guidance=3.0)
     request, kept = history.restore(path)
     assert (request.prompt, request.seed, request.guidance) == ("a mug", 7, 3.0)
-    assert [open_picture(kept[picture.sha256]) for picture in (request.content, *request.styles)] == [
+    assert [open_image(kept[image.sha256]) for image in (request.content, *request.styles)] == [
         dataclasses.replace(RED, name=f"{RED.sha256}.png"),
         dataclasses.replace(BLUE, name=f"{BLUE.sha256}.png"),
     ]
 
 
-def test_a_picture_that_is_gone_is_named(history, tmp_path):
+def test_a_image_that_is_gone_is_named(history, tmp_path):
     path, elsewhere = add(history, content=RED), History(tmp_path / "elsewhere", 1, 1)
     assert elsewhere.restore(path)[1] == {}
     assert words_of(history, path) == text.restored([], [])
@@ -65,7 +65,7 @@ def test_a_picture_that_is_gone_is_named(history, tmp_path):
 
 
 def test_styles_for_which_the_page_has_no_place_are_named(history, tmp_path):
-    styles = [open_picture(Image.new("RGB", (20, 30), (shade, 0, 0)), f"{shade}.png") for shade in range(6)]
+    styles = [open_image(Image.new("RGB", (20, 30), (shade, 0, 0)), f"{shade}.png") for shade in range(6)]
     path = add(history, content=RED, styles=styles)
     form, updates, words = put_back(history, path)
     slots = dict(zip(form.fields, updates, strict=True))
@@ -136,7 +136,7 @@ def test_damaged_records_do_no_harm(history):
         history.delete(history.folder / "nothing.png")
 
 
-def test_a_hostile_picture_name_leads_nowhere(history, tmp_path):
+def test_a_hostile_image_name_leads_nowhere(history, tmp_path):
     (tmp_path / "secret.png").write_bytes(b"x")
     hostile = dataclasses.replace(RED, sha256="../../secret", image=None)
     path = history.add(Image.new("RGB", (8, 8)), result(content=hostile))

@@ -1,4 +1,4 @@
-"""Saved styles: kept and found again, the same picture without the pictures, and what a stranger's file may not do."""
+"""Saved styles: kept and found again, the same image without the images, and what a stranger's file may not do."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from tests.runtime.test_engine import SETTINGS, SMALL, images_of, listen, picture, run
+from tests.runtime.test_engine import SETTINGS, SMALL, image, images_of, listen, run
 from uso_core.errors import OutputError, RequestError
 from uso_core.events import Done, Failed, StylesReady
 from uso_core.memory.offload import Offloader
 from uso_core.memory.placement import layers_of
 from uso_core.memory.streaming import BlockStream
-from uso_core.request import MAX_STYLES, GenerationRequest, Result, SavedStyle
+from uso_core.request import MAX_STYLES, GenerationRequest, Result, StoredStyle
 from uso_core.runtime.engine import Engine
 from uso_core.runtime.style_tokens import encoded, fingerprint
 from uso_core.storage.history import History
@@ -118,15 +118,15 @@ HOSTILE = {
     "no time": lambda t, m: m.update(created="yesterday"),
     "no name": lambda t, m: m.update(name=""),
     "a long model": lambda t, m: m.update(model="x" * 200),
-    "no small picture": lambda t, m: t.pop("thumbnail"),
-    "a small picture that is none": lambda t, m: t.update(thumbnail=np.zeros(50, np.uint8)),
+    "no thumbnail": lambda t, m: t.pop("thumbnail"),
+    "a thumbnail that is none": lambda t, m: t.update(thumbnail=np.zeros(50, np.uint8)),
     "no tokens": lambda t, m: t.pop("tokens.0"),
     "tokens not a number": lambda t, m: t.update({"tokens.0": np.full((6, 8), np.nan, np.float32)}),
     "tokens of another type": lambda t, m: t.update({"tokens.0": ONE.astype(np.float64)}),
     "tokens of another rank": lambda t, m: t.update({"tokens.0": ONE[None]}),
     "two widths": lambda t, m: t.update({"tokens.1": np.zeros((6, 9), np.float32)}),
     "no rows": lambda t, m: t.update({"tokens.0": np.zeros((0, 8), np.float32)}),
-    "too many pictures": lambda t, m: t.update({f"tokens.{n}": ONE for n in range(MAX_STYLES + 1)}),
+    "too many images": lambda t, m: t.update({f"tokens.{n}": ONE for n in range(MAX_STYLES + 1)}),
     "something else": lambda t, m: t.update(other=ONE),
 }
 
@@ -169,7 +169,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 6])
-def test_the_small_picture_shows_the_pictures(count):
+def test_the_small_image_shows_the_images(count):
     colours = ["red", "lime", "blue", "white", "black", "yellow"][:count]
     square = mosaic([Image.new("RGB", (90, 60), colour) for colour in colours])
     assert square.size == (256, 256)
@@ -177,13 +177,13 @@ def test_the_small_picture_shows_the_pictures(count):
 
 
 def test_a_request_with_a_saved_style_comes_back_from_its_json():
-    style = SavedStyle("Ink", "a" * 64, (ONE,), (0.5,), "uso-tiny", "f" * 64)
-    request = GenerationRequest("a mug", None, (picture(1), style), style_strengths=(1.0, 0.5))
+    style = StoredStyle("Ink", "a" * 64, (ONE,), (0.5,), "uso-tiny", "f" * 64)
+    request = GenerationRequest("a mug", None, (image(1), style), style_strengths=(1.0, 0.5))
     again = GenerationRequest.from_dict(json.loads(json.dumps(request.to_dict())))
     assert again == request
-    assert isinstance(again.styles[1], SavedStyle)
+    assert isinstance(again.styles[1], StoredStyle)
     assert (again.styles[1].name, again.styles[1].tokens) == ("Ink", ())
-    assert [each.sha256 for each in again.pictures] == [picture(1).sha256]
+    assert [each.sha256 for each in again.input_images] == [image(1).sha256]
     assert request.mode == "2 styles"
     values = request.to_dict()
     for saved in (False, 1, "yes"):
@@ -192,8 +192,8 @@ def test_a_request_with_a_saved_style_comes_back_from_its_json():
             GenerationRequest.from_dict(values)
 
 
-def test_the_pictures_within_saved_styles_count():
-    style = SavedStyle("Ink", "a" * 64, (ONE,) * 5, (1.0,) * 5)
+def test_the_images_within_saved_styles_count():
+    style = StoredStyle("Ink", "a" * 64, (ONE,) * 5, (1.0,) * 5)
     with pytest.raises(RequestError, match="10 style images"):
         GenerationRequest(styles=(style, dataclasses.replace(style, sha256="b" * 64)))
 
@@ -210,19 +210,19 @@ def ready_styles(engine: Engine, request: GenerationRequest) -> StylesReady:
     return ready
 
 
-def test_a_saved_style_gives_the_pictures_own_result_bit_for_bit(engine, store):
-    one, two, content = picture(1), picture(2), picture(3)
-    with_pictures = dataclasses.replace(SMALL, content=content, styles=(one, two), style_strengths=(1.0, 0.5))
-    ready = ready_styles(engine, dataclasses.replace(with_pictures, content=None))
+def test_a_saved_style_gives_the_images_own_result_bit_for_bit(engine, store):
+    one, two, content = image(1), image(2), image(3)
+    with_images = dataclasses.replace(SMALL, content=content, styles=(one, two), style_strengths=(1.0, 0.5))
+    ready = ready_styles(engine, dataclasses.replace(with_images, content=None))
     entry = store.add("Both", ready.tokens, ready.strengths, ready.model, ready.fingerprint, SMALL_PICTURE)
     with_style = dataclasses.replace(SMALL, content=content, styles=(store.get(entry.sha256),))
-    (expected,) = images_of(run(engine, with_pictures))
+    (expected,) = images_of(run(engine, with_images))
     (got,) = images_of(run(engine, with_style))
     assert got.tobytes() == expected.tobytes()
 
     halved = dataclasses.replace(with_style, style_strengths=(0.5,))
     (got,) = images_of(run(engine, halved))
-    (expected,) = images_of(run(engine, dataclasses.replace(with_pictures, style_strengths=(0.5, 0.25))))
+    (expected,) = images_of(run(engine, dataclasses.replace(with_images, style_strengths=(0.5, 0.25))))
     assert got.tobytes() == expected.tobytes()
 
     again = ready_styles(engine, dataclasses.replace(SMALL, styles=(store.get(entry.sha256), one)))
@@ -242,16 +242,16 @@ def test_a_style_of_another_model_is_refused_by_name(engine, store):
 
 def test_a_saved_style_that_is_only_named_is_refused_on_submission(engine):
     with pytest.raises(RequestError, match="saved style Ink is not there"):
-        engine.submit(dataclasses.replace(SMALL, styles=(SavedStyle("Ink", "a" * 64),)))
+        engine.submit(dataclasses.replace(SMALL, styles=(StoredStyle("Ink", "a" * 64),)))
 
 
-def test_history_keeps_the_pictures_and_the_styles_hash(tmp_path):
+def test_history_keeps_the_images_and_the_styles_hash(tmp_path):
     history = History(tmp_path / "output", 100, 10**9)
-    request = GenerationRequest("a mug", styles=(picture(1), SavedStyle("Ink", "a" * 64, (ONE,), (1.0,))))
+    request = GenerationRequest("a mug", styles=(image(1), StoredStyle("Ink", "a" * 64, (ONE,), (1.0,))))
     path = history.add(Image.new("RGB", (8, 8)), Result(request, 1, "uso-tiny", "cpu", "float32", 0.5))
     read, kept = history.restore(path)
     assert read.styles == request.styles
-    assert set(kept) == {picture(1).sha256}
+    assert set(kept) == {image(1).sha256}
 
 
 def test_the_fingerprint_does_not_depend_on_where_the_weights_are(engine):
@@ -262,10 +262,10 @@ def test_the_fingerprint_does_not_depend_on_where_the_weights_are(engine):
     stream = BlockStream(list(layers_of(tower)), torch.device("cpu")).attach()
     pipeline.offloader = Offloader(
         torch.device("cpu"), {"image_encoder": tower, "style_projector": pipeline.style_projector},
-        visitors=["image_encoder"], held=stream.carried, on_leave=lambda name: stream.release(),
+        on_demand=["image_encoder"], held=stream.carried, on_leave=lambda name: stream.release(),
     )  # fmt: skip
     try:
-        encoded([picture(99).image], pipeline)
+        encoded([image(99).image], pipeline)
         assert stream.copies > 0
         assert fingerprint(pipeline) == resident
         next(tower.parameters()).data.add_(1)

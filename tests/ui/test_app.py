@@ -111,7 +111,7 @@ def client(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture
 def drawn(tmp_path: Path) -> dict[str, Path]:
-    """Three small pictures as files."""
+    """Three thumbnails as files."""
     paths = {}
     for number, name in enumerate(("content", "style_1", "style_2")):
         levels = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
@@ -225,13 +225,13 @@ def test_the_png_holds_the_settings_asked_for(client: Client, served: Served) ->
 
 def test_content_and_styles_are_heard(client: Client, drawn: dict[str, Path]) -> None:
     small = {"prompt": "a boat", "seed": 3, "width": 64, "height": 64, "steps": 2}
-    pictures = {name: handle_file(drawn[name]) for name in drawn}
-    path, _, _ = generate(client, **small, **pictures)
+    images = {name: handle_file(drawn[name]) for name in drawn}
+    path, _, _ = generate(client, **small, **images)
     request = read_request(path)
     assert request.content is not None
     assert request.content.name == "content.png"
     assert [style.name for style in request.styles] == ["style_1.png", "style_2.png"]
-    alone = {pixels(generate(client, **small, **{name: pictures[name]})[0]) for name in ("content", "style_1")}
+    alone = {pixels(generate(client, **small, **{name: images[name]})[0]) for name in ("content", "style_1")}
     assert len({pixels(path), pixels(generate(client, **small)[0]), *alone}) == 4
 
 
@@ -280,14 +280,14 @@ def test_a_bad_value_is_answered_by_a_sentence_that_names_it(
     assert [word for word in words if word not in message.lower()] == [], message
 
 
-def test_a_file_that_is_no_picture_is_named(client: Client, tmp_path: Path) -> None:
+def test_a_file_that_is_no_image_is_named(client: Client, tmp_path: Path) -> None:
     page = tmp_path / "page.png"
     page.write_text("<html>not found</html>")
     with pytest.raises(AppError) as caught:
         generate(client, prompt="a boat", content=handle_file(page))
     message = str(caught.value)
     assert "page.png" in message
-    assert "picture" in message
+    assert "image" in message
     assert "preprocess" not in message  # words about the inside help nobody
 
 

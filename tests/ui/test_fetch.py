@@ -1,4 +1,4 @@
-"""Addresses that strangers give: only public hosts are asked, redirects included, no more than a picture taken."""
+"""Addresses that strangers give: only public hosts are asked, redirects included, no more than an image taken."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from uso_core.errors import RequestError
 from uso_core.ui import fetch as module
 from uso_core.ui.fetch import fetch, is_public
 
-BODY = b"not a picture, but bytes"
+BODY = b"not an image, but bytes"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -60,7 +60,7 @@ def test_what_is_not_taken(address: str, path: str, words: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_no_more_than_a_picture(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_than_a_image(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_FILE_BYTES", 10)
     with pytest.raises(RequestError, match="more than 10 bytes"):
         fetch(f"{address}/a.png")

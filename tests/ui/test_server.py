@@ -22,7 +22,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from tests.ui.test_app import REPLY_SECONDS, Served, serve
-from uso_core.images import open_picture
+from uso_core.images import open_image
 from uso_core.request import GenerationRequest
 from uso_core.storage.png import read_request
 
@@ -129,8 +129,8 @@ def test_every_way_makes_the_same_file(served: Served, client: Client, drawing: 
 
     uploaded = uploaded_address(client, drawing)
     content = call_tool(served, "generate", **asked, content=uploaded, style_1=uploaded)
-    pictures = [base64.b64decode(each.data) for each in content if each.type == "image"]
-    assert pictures == [one, two]
+    images = [base64.b64decode(each.data) for each in content if each.type == "image"]
+    assert images == [one, two]
     texts = [json.loads(each.text) for each in content if each.type == "text" and each.text.startswith("{")]
     assert texts[0]["seeds"] == [7, 8]
 
@@ -162,7 +162,7 @@ def test_the_settings_are_complete_and_come_back(client: Client, drawing: Path, 
     path.write_bytes(image)
     values = client.predict(image=handle_file(path), api_name="/settings_from_image")
     assert GenerationRequest.from_dict(values) == read_request(path)
-    assert values["content"] == open_picture(drawing).to_dict()
+    assert values["content"] == open_image(drawing).to_dict()
 
 
 def test_settings_come_back_by_http_and_mcp(served: Served, client: Client, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_settings_come_back_by_http_and_mcp(served: Served, client: Client, tmp_
     assert json.loads(content.text) == values
 
 
-def test_a_stranger_s_picture_has_no_settings(client: Client, drawing: Path) -> None:
+def test_a_stranger_s_image_has_no_settings(client: Client, drawing: Path) -> None:
     with pytest.raises(AppError, match="drawing.png holds no settings of ours"):
         client.predict(image=handle_file(drawing), api_name="/settings_from_image")
     with pytest.raises(AppError, match="No image was given"):
@@ -292,7 +292,7 @@ def test_no_path_of_a_caller_is_opened(served: Served, drawing: Path) -> None:
 
 
 @pytest.mark.parametrize("given", ["data:image/png;base64,!!!", "x" * 200, {"url": None}, {"path": ""}])
-def test_what_is_no_picture_is_told_in_a_sentence(served: Served, given: Any) -> None:
+def test_what_is_no_image_is_told_in_a_sentence(served: Served, given: Any) -> None:
     before = len(served.log.read_text())
     name, reply = by_http(served, "generate", content=given, **SMALL)
     assert name == "error"
@@ -304,7 +304,7 @@ def test_base64_alone_will_do(served: Served, drawing: Path) -> None:
     name, data = by_http(served, "generate", content=base64.b64encode(drawing.read_bytes()).decode(), seed=2, **SMALL)
     assert name == "complete"
     with Image.open(io.BytesIO(files(data)[0])) as image:
-        assert json.loads(image.info["uso"])["content"]["sha256"] == open_picture(drawing).sha256
+        assert json.loads(image.info["uso"])["content"]["sha256"] == open_image(drawing).sha256
 
 
 def test_tools_say_what_they_do(served: Served) -> None:

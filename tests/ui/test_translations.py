@@ -14,7 +14,7 @@ from gradio.context import LocalContext
 
 from uso_core.catalog.locate import choose_model
 from uso_core.catalog.models import EMBEDDED_FILES, MODELS
-from uso_core.request import GenerationRequest, Picture
+from uso_core.request import GenerationRequest, InputImage
 from uso_core.settings import ROOT, Settings
 from uso_core.ui import text
 from uso_core.ui.language import ENGLISH, from_below, in_english, label, languages, preferred, say, translations
@@ -137,10 +137,10 @@ def test_words_in_braces_are_no_blanks():
 
 
 def test_what_comes_from_below_is_known():
-    picture = Picture("a.png", "0" * 64)
+    image = InputImage("a.png", "0" * 64)
     requests = [
         GenerationRequest(prompt, content, styles)
-        for prompt in ("", "a") for content in (None, picture) for styles in ((), (picture,), (picture, picture))
+        for prompt in ("", "a") for content in (None, image) for styles in ((), (image,), (image, image))
     ]  # fmt: skip
     reason = choose_model(Settings(name="uso-tiny"))[1]
     modes = {request.mode for request in requests}

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from uso_core.catalog import fused_files
 from uso_core.catalog.hub import RESUME, Hub, HubUnreachable, RemoteFile, Watch
-from uso_core.catalog.locate import take_stock
+from uso_core.catalog.locate import find_weights
 from uso_core.catalog.models import ROLES, Model, WeightFile, get_model
 from uso_core.errors import DownloadError, SettingsError, UsoError, exit_code
 from uso_core.settings import Parser, Settings, env_name, load_settings
@@ -79,7 +79,7 @@ def download(
     say: Say = PRINT,
     progress: Progress | None = None,
 ) -> None:
-    """Says where each file stands and fetches what is missing. Afterwards `take_stock` finds all that was asked for.
+    """Says where each file stands and fetches what is missing. Afterwards `find_weights` finds all that was asked for.
 
     `only` restricts to roles; `verify` hashes what lies in the weights folder instead of trusting its size; `dry_run`
     stops after the table. With `progress`, nothing is shown on the terminal while a file comes; what it raises ends
@@ -135,13 +135,13 @@ def survey(
 
     Asks the hub what a row consists of; without an answer, `catalog_will_do` falls back to the catalog's numbers.
     """
-    stock, unreachable = take_stock(model, settings), False
+    report, unreachable = find_weights(model, settings), False
     items: list[Item] = []
     for row in model.files:
         if only and row.role not in only:
             continue
         target = settings.weights_folder / row.local
-        found, value = stock.paths.get(row.role), getattr(settings, row.setting)
+        found, value = report.paths.get(row.role), getattr(settings, row.setting)
         if found is not None and found.resolve() != target.resolve():
             items.append(Item(row, f"there: {found}"))
             continue
@@ -258,9 +258,9 @@ def raise_write_error(error: OSError, folder: Path) -> NoReturn:
     ) from None
 
 
-def remove_prepared(weights: Path) -> None:
-    """Deletes the prepared weights; the next start that wants them makes them again."""
-    print(f"Deleted {size_text(fused_files.remove(fused_files.folder_in(weights)))} of prepared weights.")
+def remove_fused(weights: Path) -> None:
+    """Deletes the fused cache; the next start that wants them makes them again."""
+    print(f"Deleted {size_text(fused_files.remove(fused_files.folder_in(weights)))} of fused weights.")
 
 
 def free_bytes(folder: Path) -> int:
@@ -314,7 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser().parse_args(argv)
         settings = load_settings({"weights": arguments.weights})
         if arguments.remove_prepared:
-            remove_prepared(settings.weights_folder)
+            remove_fused(settings.weights_folder)
             return 0
         hub = Hub(settings.hf_token)
         download(

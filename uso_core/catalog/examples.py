@@ -15,8 +15,8 @@ from typing import Any
 
 from uso_core.catalog.models import Model
 from uso_core.errors import RequestError
-from uso_core.images import content_crop, kept_size, open_picture
-from uso_core.request import SIZE_MULTIPLE, GenerationRequest, Picture
+from uso_core.images import content_crop, kept_size, open_image
+from uso_core.request import SIZE_MULTIPLE, GenerationRequest, InputImage
 from uso_core.settings import ROOT
 
 FOLDER = ROOT / "examples"
@@ -33,14 +33,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Example:
-    """One example, its pictures read; `paths` are their files by sha256."""
+    """One example, its images read; `paths` are their files by sha256."""
 
     name: str
     title: str
     prompt: str
     seed: int
-    content: Picture | None
-    styles: tuple[Picture, ...]
+    content: InputImage | None
+    styles: tuple[InputImage, ...]
     aspect: str = "1:1"
     content_strength: float = 1.0
     style_strengths: tuple[float, ...] = ()
@@ -104,15 +104,15 @@ def read_example(path: Path) -> Example:
             raise RequestError(f"{key} in {path} is {values[key]!r}.", HINT)
     if values.get("aspect", "1:1") not in (*ASPECTS, AS_CONTENT):
         raise RequestError(f"aspect in {path} is {values['aspect']!r}.", f"Use {', '.join((*ASPECTS, AS_CONTENT))}.")
-    content = _picture(values, "image_ref1", path)
-    styles = [_picture(values, key, path) for key in sorted(key for key in values if key.startswith("image_ref"))
+    content = _image(values, "image_ref1", path)
+    styles = [_image(values, key, path) for key in sorted(key for key in values if key.startswith("image_ref"))
               if key != "image_ref1"]  # fmt: skip
-    pictures = [each for each in (content, *styles) if each is not None]
+    images = [each for each in (content, *styles) if each is not None]
     example = Example(
         path.parent.name, values.get("title", path.parent.name), values["prompt"], values.get("seed", 0),
         content[0] if content else None, tuple(each[0] for each in styles if each), values.get("aspect", "1:1"),
         values.get("content_strength", 1.0), tuple(values.get("style_strengths", ())),
-        {picture.sha256: file for picture, file in pictures},
+        {image.sha256: file for image, file in images},
     )  # fmt: skip
     GenerationRequest(
         example.prompt, example.content, example.styles, seed=example.seed,
@@ -121,11 +121,11 @@ def read_example(path: Path) -> Example:
     return example
 
 
-def _picture(values: dict[str, Any], key: str, config: Path) -> tuple[Picture, Path] | None:
-    """The picture under a key and its file, which must lie beside the config."""
+def _image(values: dict[str, Any], key: str, config: Path) -> tuple[InputImage, Path] | None:
+    """The image under a key and its file, which must lie beside the config."""
     name = values.get(key)
     if name in (None, ""):
         return None
     if not isinstance(name, str) or name != Path(name).name or "\\" in name:
         raise RequestError(f"{key} in {config} is {str(name)[:80]!r}, not a file beside it.", HINT)
-    return open_picture(config.parent / name), config.parent / name
+    return open_image(config.parent / name), config.parent / name

@@ -10,12 +10,12 @@ PREFIX, WEIGHTS, MANIFEST, LOCK, PART = "transformer-", ".safetensors", ".json",
 
 
 def folder_in(weights: Path) -> Path:
-    """Where prepared weights lie in a weights folder."""
+    """Where fused weights lie in a weights folder."""
     return weights / "prepared"
 
 
 def remove(folder: Path) -> int:
-    """Deletes every prepared file in the folder, and nothing else; returns the bytes freed.
+    """Deletes every file of the fused cache in the folder, and nothing else; returns the bytes freed.
 
     A program that has one open keeps it until it ends. Raises `WeightsError` where a file cannot be deleted.
     """

@@ -16,7 +16,7 @@ FLUX_FOLDERS = {"vae": "vae", "t5": "text_encoder_2", "clip": "text_encoder"}  #
 
 
 @dataclass(frozen=True)
-class Inventory:
+class WeightsReport:
     """Where each role of a model was found, and a sentence for each that was not."""
 
     model: Model
@@ -38,7 +38,7 @@ class Inventory:
         )
 
 
-def take_stock(model: Model, settings: Settings) -> Inventory:
+def find_weights(model: Model, settings: Settings) -> WeightsReport:
     """Looks for each file of a model: where its variable points, in the weights folder, in the Hugging Face cache."""
     paths: dict[str, Path] = {}
     missing: dict[str, str] = {}
@@ -49,26 +49,26 @@ def take_stock(model: Model, settings: Settings) -> Inventory:
                 paths[role] = folder / name
             else:
                 missing[role] = f"{role} ({folder / name} is not there)"
-        return Inventory(model, paths, missing)
+        return WeightsReport(model, paths, missing)
     for file in model.files:
         found = _find(file, settings, paths.get("transformer"))
         if isinstance(found, Path):
             paths[file.role] = found
         else:
             missing[file.role] = found
-    return Inventory(model, paths, missing)
+    return WeightsReport(model, paths, missing)
 
 
 def choose_model(settings: Settings) -> tuple[Model, str]:
     """The model to start with and why, in words: the one named, else flux-dev if complete, else the embedded one."""
     if settings.name:
         return get_model(settings.name), "as asked"
-    stock = take_stock(MODELS["flux-dev"], settings)
-    if stock.complete:
-        return stock.model, "its files were found"
-    if not stock.paths:
+    report = find_weights(MODELS["flux-dev"], settings)
+    if report.complete:
+        return report.model, "its files were found"
+    if not report.paths:
         return MODELS[EMBEDDED], "the files of flux-dev were not found"
-    return MODELS[EMBEDDED], f"flux-dev still lacks {', '.join(stock.missing)}"
+    return MODELS[EMBEDDED], f"flux-dev still lacks {', '.join(report.missing)}"
 
 
 def names_flux_dev(settings: Settings) -> bool:

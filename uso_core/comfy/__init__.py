@@ -1,6 +1,6 @@
 """ComfyUI workflow <-> request: what a workflow means for the form, and the present request as a workflow.
 
-A workflow is a stranger's text: it is parsed, never run, and no path in it is opened.
+A workflow is untrusted text: it is parsed, never run, and no path in it is opened.
 """
 
 from uso_core.comfy.formats import workflow_in_png_text

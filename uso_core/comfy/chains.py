@@ -1,4 +1,4 @@
-"""The chains behind a sampler, read one after the other: sampling, conditioning, model, latent, pictures.
+"""The chains behind a sampler, read one after the other: sampling, conditioning, model, latent, images.
 
 Whatever has no counterpart here becomes a note, one sentence each.
 """
@@ -38,8 +38,8 @@ Place = tuple[Node, str]  # an input of a node
 
 
 @dataclass
-class Picture:
-    """An input picture as the graph gives it: its name, and what scales it, nearest to the file first."""
+class InputImage:
+    """An input image as the graph gives it: its name, and what scales it, nearest to the file first."""
 
     name: str | None = None
     scalers: list[Node] = field(default_factory=list)
@@ -63,7 +63,7 @@ class Reader(Values):
                 if node is not None and self.has(node, name):
                     self.keep_whole("seed", node, name, 0, MAX_SEED)
         if self.word(sampler, "add_noise") == "disable" or (noise is not None and noise.kind == "DisableNoise"):
-            self.note("Sampling without added noise has no counterpart: the picture starts from pure noise.")
+            self.note("Sampling without added noise has no counterpart: the image starts from pure noise.")
         self._read_steps(sampler)
         select = self.node(sampler, "sampler")
         name = self.word(select or sampler, "sampler_name") or (label(select) if select else "")
@@ -94,7 +94,7 @@ class Reader(Values):
             self.note(f"Scheduler {scheduler} has no counterpart: the steps are those of the schedule chosen here.")
         denoise = self.number(node, "denoise", "Denoise", 0, 1)
         if denoise is not None and denoise < 1:
-            self.note(f"Denoise {denoise:g} has no counterpart: the picture starts from pure noise.")
+            self.note(f"Denoise {denoise:g} has no counterpart: the image starts from pure noise.")
         start, end = (self.number(node, name, "Step", 0, 1e9) for name in ("start_at_step", "end_at_step"))
         if start or (end is not None and end < self.found.get("steps", 0)):
             self.note("Sampling only some of the steps has no counterpart: all are run.")
@@ -167,18 +167,18 @@ class Reader(Values):
                 if "pixels" not in found.node.links:
                     self.note(f"{label(found.node)} on the content image is ignored.")
                     continue
-                picture = self.picture(found.node, "pixels", "content image")
-                if picture is None or picture.name is None:
+                image = self.image(found.node, "pixels", "content image")
+                if image is None or image.name is None:
                     break
                 if "content" in self.found:
-                    self.note(f"Only one content image is used: {picture.name} is left out.")
+                    self.note(f"Only one content image is used: {image.name} is left out.")
                     break
-                self.keep("content", picture.name)
-                self._read_content_size(picture)
+                self.keep("content", image.name)
+                self._read_content_size(image)
 
-    def _read_content_size(self, picture: Picture) -> None:
+    def _read_content_size(self, image: InputImage) -> None:
         size: float | None = None
-        for scaler in picture.scalers:
+        for scaler in image.scalers:
             method = self.word(scaler, "upscale_method")
             if method not in ("", "lanczos"):
                 self.note(f"The content image is scaled with {method} there, with Lanczos here.")
@@ -191,7 +191,7 @@ class Reader(Values):
             self.note(f"Content size {size:g} is out of range here ({SIZE_MULTIPLE} to {MAX_SIDE}): set it by hand.")
 
     def _long_side(self, scaler: Node, before: float | None) -> float | None:
-        """The long side after a scaler, pixels; None where only the picture itself would tell."""
+        """The long side after a scaler, pixels; None where only the image itself would tell."""
         if scaler.kind in LONG_SIDE:
             sides = [self.number(scaler, name, "Content size", 0, 1e9) for name in LONG_SIDE[scaler.kind]]
             known = [side for side in sides if side]
@@ -201,23 +201,23 @@ class Reader(Values):
             return None if factor is None else before * factor
         return None
 
-    # --- pictures
+    # --- images
 
-    def picture(self, node: Node, name: str, what: str) -> Picture | None:
-        """The picture behind an input; None where nothing is connected. Its name is None where a node makes it."""
-        picture = Picture()
+    def image(self, node: Node, name: str, what: str) -> InputImage | None:
+        """The image behind an input; None where nothing is connected. Its name is None where a node makes it."""
+        image = InputImage()
         for found in self.graph.chain(node, name, "IMAGE"):
             here = found.node
             if here.kind in LONG_SIDE or here.kind in OTHER_SCALERS:
-                picture.scalers.insert(0, here)
+                image.scalers.insert(0, here)
             elif here.kind not in IMAGE_LOADERS and self.graph.onward(found, "IMAGE") is not None:
                 self.note(f"{label(here)} on the {what} is ignored.")
             else:
                 values = (self.graph.value(here, file) for file in FILE_INPUTS)
-                picture.name = next((file_name(value) for value in values if isinstance(value, str)), None)
-                if picture.name is None:
+                image.name = next((file_name(value) for value in values if isinstance(value, str)), None)
+                if image.name is None:
                     self.note(f"The {what} comes from {label(here)} and has no file name: choose it by hand.")
-                return picture
+                return image
         return None
 
     # --- model: styles, other people's LoRAs, caches
@@ -243,10 +243,10 @@ class Reader(Values):
     def _style(self, node: Node) -> str | None:
         for found in self.graph.chain(node, "clip_vision_output", "CLIP_VISION_OUTPUT"):
             if "image" in found.node.links:
-                picture = self.picture(found.node, "image", "style image")
-                if picture is not None and self.word(found.node, "crop") == "center":
-                    self.note("Style images are cropped to a square there; here the whole picture is squeezed into it.")
-                return picture.name if picture else None
+                image = self.image(found.node, "image", "style image")
+                if image is not None and self.word(found.node, "crop") == "center":
+                    self.note("Style images are cropped to a square there; here the whole image is squeezed into it.")
+                return image.name if image else None
         return None
 
     def _is_uso_lora(self, node: Node) -> bool:
@@ -270,12 +270,12 @@ class Reader(Values):
             if self.has(here, "width") and self.has(here, "height"):
                 sized = self.node(here, "width")
                 if sized is not None and "imagesize" in sized.kind.lower() and "image" in sized.links:
-                    self._follow(self.picture(sized, "image", "picture that gives the size"))
+                    self._follow(self.image(sized, "image", "image that gives the size"))
                 else:
                     self._read_size(here)
                 return
             if "pixels" in here.links:
-                self._follow(self.picture(here, "pixels", "picture that gives the size"))
+                self._follow(self.image(here, "pixels", "image that gives the size"))
                 return
             if here.kind != "RepeatLatentBatch":
                 self.note(f"{label(here)} has no counterpart and is ignored.")
@@ -292,19 +292,19 @@ class Reader(Values):
         for side in ("width", "height"):
             self.keep_whole(side, node, side, SIZE_MULTIPLE, MAX_SIDE)
 
-    def _follow(self, picture: Picture | None) -> None:
-        """The size follows a picture: by number where it is scaled to one, else by shape if it is the content."""
-        last = picture.scalers[-1] if picture is not None and picture.scalers else None
+    def _follow(self, image: InputImage | None) -> None:
+        """The size follows an image: by number where it is scaled to one, else by shape if it is the content."""
+        last = image.scalers[-1] if image is not None and image.scalers else None
         if last is not None and last.kind == "ImageScale" and self.graph.value(last, "width"):
             self._read_size(last)
             return
-        name = picture.name if picture is not None else None
+        name = image.name if image is not None else None
         if name is None or name != self.found.get("content"):
-            self.note(f"The size follows the picture {name or 'of another node'}: set it by hand.")
+            self.note(f"The size follows the image {name or 'of another node'}: set it by hand.")
             return
         self.found["keep_size"] = True
         size: float | None = None
-        for scaler in picture.scalers if picture is not None else ():
+        for scaler in image.scalers if image is not None else ():
             size = self._long_side(scaler, size)
         there = "" if size == KEPT_LONG_SIDE else f", with a long side of {KEPT_LONG_SIDE} here"
         self.note(f"The size follows the content image{there}.")

@@ -1,4 +1,4 @@
-"""A stranger's workflow text -> a flat graph.
+"""An untrusted workflow -> a flat graph.
 
 Both of ComfyUI's formats are read: the frontend's (version 0.4 with links as lists, 1.0 with links as objects,
 subgraphs in either) and the API's ({id: {class_type, inputs}}). Nothing is trusted: whatever has the wrong type counts

@@ -15,7 +15,7 @@ from uso_core.errors import RequestError
 
 @dataclass(frozen=True)
 class ComfyImport:
-    """The form's values in a workflow; None where it does not say. Pictures are bare file names, never opened.
+    """The form's values in a workflow; None where it does not say. Images are bare file names, never opened.
 
     `keep_size` is True where the size follows the content image. Each of `notes` is a sentence on something that has
     no counterpart here. Values lie within the ranges of `request.py`; sizes need not be multiples of 16.
@@ -42,7 +42,7 @@ def import_workflow(text: str) -> ComfyImport:
     reader = Reader(graph)
     sampler, after, several = _choose(graph)
     if several:
-        reader.note("The workflow makes several pictures: the settings are those of one of them.")
+        reader.note("The workflow makes several images: the settings are those of one of them.")
     first = _first_pass(graph, sampler)
     if first is not sampler:
         reader.note("The workflow samples in more than one pass: the settings are those of the first.")

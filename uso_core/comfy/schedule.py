@@ -16,7 +16,7 @@ NEAR = 0.06  # mu; the two are farther apart wherever the difference can be seen
 
 
 def shifts(schedule: str) -> tuple[float, float]:
-    """max_shift and base_shift of ModelSamplingFlux that give a schedule, at the picture's own width and height."""
+    """max_shift and base_shift of ModelSamplingFlux that give a schedule, at the image's own width and height."""
     slope = (MAX_MU - BASE_MU) / (MAX_TOKENS - BASE_TOKENS)
     offset = BASE_MU - slope * BASE_TOKENS
     low, high = (offset + slope * tokens / DIVISORS[schedule] for tokens in (BASE_TOKENS, MAX_TOKENS))
@@ -32,7 +32,7 @@ def mu(max_shift: float, base_shift: float, width: float, height: float) -> floa
 def nearest_schedule(values: Sequence[float | None], target: tuple[float | None, float | None]) -> str | None:
     """The schedule nearest to a ModelSamplingFlux's max_shift, base_shift, width and height, None if none is near.
 
-    `target` is the picture's size; where it is not known, the node's own shifts decide.
+    `target` is the image's size; where it is not known, the node's own shifts decide.
     """
     max_shift, base_shift, width, height = values
     if max_shift is None or base_shift is None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from uso_core.comfy.formats import file_name
 from uso_core.comfy.nodes import SIGNATURES
 from uso_core.comfy.schedule import shifts
-from uso_core.request import GenerationRequest, Picture, SavedStyle
+from uso_core.request import GenerationRequest, InputImage, StoredStyle
 
 MODEL_FILES = {  # role: ComfyUI's repackaged file
     "checkpoint": "flux1-dev-fp8.safetensors",
@@ -36,7 +36,7 @@ DOWNLOADS = {  # file: folder under ComfyUI's models, and where the frontend off
 KEPT_LONG_SIDE = 1024
 COLUMNS = ("Models", "Content image", "Style images", "Style", "Prompt", "Sampling", "Result")
 NODE_WIDTH, COLUMN_WIDTH, TITLE_HEIGHT, ROW_HEIGHT, GAP = 320, 400, 30, 26, 30  # pixels on ComfyUI's canvas
-TALL = {"LoadImage": 320, "CLIPTextEncode": 200, "SaveImage": 400}  # nodes that show a picture or a text field
+TALL = {"LoadImage": 320, "CLIPTextEncode": 200, "SaveImage": 400}  # nodes that show an image or a text field
 
 
 class _Output(NamedTuple):
@@ -165,8 +165,8 @@ class _Sheet:
         return positive, size
 
 
-def _name(picture: Picture | SavedStyle, otherwise: str) -> str:
-    return file_name(picture.name) or otherwise
+def _name(image: InputImage | StoredStyle, otherwise: str) -> str:
+    return file_name(image.name) or otherwise
 
 
 def _laid_out(sheet: list[_Placed], control: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -229,19 +229,19 @@ def _downloads(values: list[object]) -> dict[str, Any]:
 
 def _note(request: GenerationRequest, key: int) -> dict[str, Any]:
     """A note on the canvas: what to do first, and what ComfyUI does otherwise."""
-    pictures = [_name(request.content, "content.png")] if request.content else []
-    pictures += [_name(style, f"style{number}.png") for number, style in enumerate(request.styles, 1)]
-    lines = ["The same seed gives another picture than here: ComfyUI draws its noise on the CPU in float32."]
-    if pictures:
-        lines.insert(0, f"Put into ComfyUI's input folder, or choose in the nodes: {', '.join(pictures)}.")
+    images = [_name(request.content, "content.png")] if request.content else []
+    images += [_name(style, f"style{number}.png") for number, style in enumerate(request.styles, 1)]
+    lines = ["The same seed gives another image than here: ComfyUI draws its noise on the CPU in float32."]
+    if images:
+        lines.insert(0, f"Put into ComfyUI's input folder, or choose in the nodes: {', '.join(images)}.")
     if request.model not in TEMPLATE_MODELS:
         lines.append(f"The model was {request.model}; the loader names {MODEL_FILES['checkpoint']} in its place.")
     if request.content is not None:
         lines.append("The content image was cropped to multiples of 16 pixels; ComfyUI crops to multiples of 8.")
-    saved = [style.name for style in request.styles if isinstance(style, SavedStyle)]
+    saved = [style.name for style in request.styles if isinstance(style, StoredStyle)]
     if saved:
         lines.append(
-            f"Saved styles have no counterpart in ComfyUI; put their pictures in their place: {', '.join(saved)}."
+            f"Saved styles have no counterpart in ComfyUI; put their images in their place: {', '.join(saved)}."
         )
     if request.keep_size:
         lines.append(f"The size follows the content image, its long side {KEPT_LONG_SIDE}; it was cropped to 16 there.")

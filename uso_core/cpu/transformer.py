@@ -1,6 +1,6 @@
-"""The transformer's step on a processor: the same numbers up to rounding, with weights that oneDNN has packed.
+"""The transformer's step on a CPU: the same numbers up to rounding, with weights that oneDNN has reordered.
 
-`nn.Linear` gives float32 products to MKL, which does not use AVX512 on processors that Intel did not make, and bfloat16
+`nn.Linear` gives float32 products to MKL, which does not use AVX512 on CPUs that Intel did not make, and bfloat16
 ones to oneDNN, which rearranges the weight at every call. Here the weights are rearranged once, q, k and v are one
 product, GELU is part of the product before it or written out, and rotary positions are one multiplication of complex
 numbers. A small model's step is otherwise half bookkeeping, so it is written for one sample, without the dimension of
@@ -38,10 +38,10 @@ class Product:
     def __init__(self, *layers: nn.Linear, rows: int, gelu: bool = False) -> None:
         weight, bias = (torch.cat([getattr(layer, name) for layer in layers]).detach() for name in ("weight", "bias"))
         if by_onednn(weight.dtype):
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+            reordered = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
             activation: tuple[str, list[float], str] = ("gelu", [], "tanh") if gelu else ("none", [], "")
             multiply = torch.ops.mkldnn._linear_pointwise.default
-            self._call = lambda x: multiply(x, packed, bias, *activation)
+            self._call = lambda x: multiply(x, reordered, bias, *activation)
         elif gelu:
             self._call = lambda x: gelu_(F.linear(x, weight, bias))
         else:
@@ -58,7 +58,7 @@ class Product:
 def by_onednn(dtype: torch.dtype) -> bool:
     """Whether products are oneDNN's here, rather than those that PyTorch takes by itself.
 
-    With AVX2 alone MKL is near the processor's limit in float32 (90 GFLOP/s on a core of an AMD EPYC, where oneDNN
+    With AVX2 alone MKL is near the CPU's limit in float32 (90 GFLOP/s on a core of an AMD EPYC, where oneDNN
     reaches 80), and oneDNN's GELU takes as long as the product before it.
     """
     return dtype != torch.float32 or torch.backends.cpu.get_cpu_capability() != "AVX2"
@@ -200,7 +200,7 @@ class LastBlock(_Single):
         return self.out(x[wanted], gate, asking, attention.attend((query, key, joint[:, 1].transpose(0, 1))))
 
 
-class PackedStep:
+class CpuStep:
     """`USOTransformer2DModel.step` for one sample."""
 
     def __init__(self, transformer: USOTransformer2DModel, rows: int) -> None:
@@ -250,26 +250,26 @@ class PackedStep:
         return self._attention
 
 
-def pack(transformer: USOTransformer2DModel, rows: int) -> None:
-    """Lets the transformer compute with packed copies of its weights; its modules stay as they are.
+def accelerate_transformer(transformer: USOTransformer2DModel, rows: int) -> None:
+    """Lets the transformer compute with CPU kernels, from copies of its weights; its modules stay as they are.
 
     The copies take as many bytes again, and do not follow later changes of the weights. `rows` is the usual number of
     tokens. A transformer with products that are no plain `nn.Linear` (fp8 ones) is left as it is.
     """
     if all(_is_plain(block) for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks)):
-        transformer.packed = PackedStep(transformer, rows)
+        transformer.kernels = CpuStep(transformer, rows)
 
 
-def packs(dtype: torch.dtype) -> bool:
-    """Whether this build of PyTorch packs weights of a dtype for this processor, and multiplies them right."""
+def has_kernels(dtype: torch.dtype) -> bool:
+    """Whether this build of PyTorch has kernels for weights of a dtype on this CPU, and multiplies them right."""
     layer = nn.Linear(48, 32).to(dtype)
     x = torch.linspace(-1, 1, 7 * 48).view(1, 7, 48).to(dtype)
     try:
-        packed = Product(layer, rows=7, gelu=True)(x)
+        reordered = Product(layer, rows=7, gelu=True)(x)
     except (AttributeError, NotImplementedError, RuntimeError):  # without oneDNN, or a dtype that it does not know
         return False
     expected = F.gelu(F.linear(x.float(), layer.weight.float(), layer.bias.float()), approximate="tanh")
-    return bool(torch.allclose(packed.float(), expected, atol=4 * torch.finfo(dtype).eps, rtol=0.02))
+    return bool(torch.allclose(reordered.float(), expected, atol=4 * torch.finfo(dtype).eps, rtol=0.02))
 
 
 def turned(pairs: torch.Tensor, turns: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:

@@ -35,9 +35,9 @@ def build_transformer(
 ) -> USOTransformer2DModel:
     """The transformer with the LoRA fused in float32, in `dtype`, from an original file or a diffusers folder.
 
-    With `fp8` the blocks' matrices are quantized, each when it is read. With a `cache` folder the result is kept there
-    and used the next time (`prepared`). Raises `WeightsError` where a file is not what it should be, or the two do not
-    fit each other.
+    With `fp8` the blocks' matrices are quantized, each when it is read. With a `cache` folder the result is kept
+    there and used the next time (`fused_cache`). Raises `WeightsError` where a file is not what it should be, or the
+    two do not fit each other.
     """
     adapter = LoRA(expect(inspect(lora), "lora")) if lora is not None else None
     files = _files(path, "transformer", "diffusers transformer")

@@ -92,7 +92,7 @@ class Checkpoint:
     def count(self, pattern: str) -> int:
         """How many numbers from 0 the pattern's group matches in the tensors' names.
 
-        Raises `WeightsError` where one is missing: nothing is sized by a number that a stranger wrote.
+        Raises `WeightsError` where one is missing: nothing is sized by an untrusted number.
         """
         matches = {int(match[1]): match[0] for name in self.tensors if (match := re.match(pattern, name))}
         last = max(matches, default=-1)

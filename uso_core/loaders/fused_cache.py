@@ -1,4 +1,4 @@
-"""Prepared weights: a transformer fused with its LoRA and quantized, kept on disk so that the next start opens it.
+"""The fused cache: a transformer fused with its LoRA and quantized, kept on disk so that the next start opens it.
 
 One safetensors file and one manifest for each (files, dtype, quantization). The manifest is written last; a file
 without a fitting one counts for nothing. No trouble here ends a loading: weights are then converted in memory.
@@ -53,14 +53,14 @@ def fill(conversion: Conversion, sources: Sequence[Path], folder: Path, progress
             assign(conversion.model, [(name, file.get_tensor(name)) for name in conversion.layout()])
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        log.warning("Prepared weights cannot be kept in %s (%s): converting in memory at every start.", folder, reason)
+        log.warning("The fused cache cannot be kept in %s (%s): converting in memory at every start.", folder, reason)
         fill_in_memory(conversion, progress)
     progress(1.0)
 
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of one prepared transformer; `identity` is what must be equal for it to be used."""
+    """The place of one fused transformer; `identity` is what must be equal for it to be used."""
 
     folder: Path
     name: str
@@ -73,7 +73,7 @@ class Slot:
         kind = "fp8" if conversion.quantized else "plain"
         dtype = str(conversion.dtype).removeprefix("torch.")
         key = hashlib.sha256("\0".join(map(str, paths)).encode()).hexdigest()[:12]
-        identity = {"format": FORMAT, "kind": kind, "dtype": dtype, "sources": [fingerprint(path) for path in paths]}
+        identity = {"format": FORMAT, "kind": kind, "dtype": dtype, "sources": [sources_key(path) for path in paths]}
         return cls(folder, f"{PREFIX}{kind}-{dtype}-{key}", identity)
 
     @property
@@ -90,7 +90,7 @@ class Slot:
             return False
         wrong = self._what_is_wrong(conversion)
         if wrong:
-            log.info("The prepared weights %s %s: they are made anew.", self.weights, wrong)
+            log.info("The fused weights %s %s: they are made anew.", self.weights, wrong)
         return not wrong
 
     def _what_is_wrong(self, conversion: Conversion) -> str:
@@ -123,7 +123,7 @@ class Slot:
         free = shutil.disk_usage(self.folder).free
         if free < writer.bytes + RESERVE:
             raise OSError(f"{writer.bytes / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
-        log.info("Preparing the transformer once, for the next start: %s.", self.weights)
+        log.info("Fusing the transformer once, for the next start: %s.", self.weights)
         try:
             with writer:
                 for name, tensor in conversion.tensors(progress):
@@ -153,7 +153,7 @@ class Slot:
             lock.release()
 
 
-def fingerprint(source: Path) -> dict[str, Any]:
+def sources_key(source: Path) -> dict[str, Any]:
     """What tells a weight file from another: its size, its time and its header (names, shapes, offsets)."""
     found = source.stat()
     with source.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The machine as it is: what is free on the device and in RAM, how many threads suit it, what its processor is fast at.
+"""The machine as it is: what is free on the device and in RAM, how many threads suit it, what its CPU is fast at.
 
 Containers are given less than their host has: cgroup limits (version 1 and 2) bound the memory and the threads.
 """
@@ -85,7 +85,7 @@ def suitable_threads(processors: int, cores: int, quotas: Collection[float]) -> 
 
 
 def cpu_flags(proc: Path = PROC) -> frozenset[str]:
-    """Names of what the first processor can do, as Linux calls them; elsewhere those of bfloat16 that PyTorch sees."""
+    """Names of what the first CPU can do, as Linux calls them; elsewhere those of bfloat16 that PyTorch sees."""
     for line in _text(proc / "cpuinfo").splitlines():
         name, _, values = line.partition(":")
         if name.strip() in ("flags", "Features"):
@@ -98,7 +98,7 @@ def cpu_flags(proc: Path = PROC) -> frozenset[str]:
 
 
 def fast_bfloat16(flags: Collection[str]) -> bool:
-    """Whether a processor with these flags multiplies bfloat16 faster than float32."""
+    """Whether a CPU with these flags multiplies bfloat16 faster than float32."""
     return not FAST_BFLOAT16_FLAGS.isdisjoint(flags)
 
 

@@ -1,6 +1,6 @@
-"""Which modules lie on the device: some stay, the others visit it one at a time and leave no copy to bring back.
+"""Which components lie on the device: some stay, the others come on demand, one at a time, and are never copied back.
 
-Weights do not change, so a visitor's host copy is kept and its leaving costs nothing.
+Weights do not change, so the host's copy of a component stays valid and taking it off the device costs nothing.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 import torch
 from torch import nn
 
-from uso_core.memory.pinned import HostMemory
+from uso_core.memory.pinned import PinnedMemory
 
 
 class Offloader:
     """Brings modules to `device` when they are used.
 
-    `modules` are named; those in `visitors` are there only while they are used, at most one of them at a time, all
+    `modules` are named; those `on_demand` are there only while they are used, at most one of them at a time, all
     others always. `held` are parts that never move: who uses them brings their weights along (adaLN layers, streamed
-    blocks). Visitors wait in `host`, without one where they are. `events` logs every arrival and departure, ("arrive"
+    blocks). They wait in `host`, without one where they are. `events` logs every arrival and departure, ("arrive"
     or "leave", name).
     """
 
@@ -26,49 +26,52 @@ class Offloader:
         self,
         device: torch.device,
         modules: Mapping[str, nn.Module],
-        visitors: Collection[str] = (),
+        on_demand: Collection[str] = (),
         held: Iterable[torch.Tensor] = (),
         on_leave: Callable[[str], None] | None = None,
-        host: HostMemory | None = None,
+        host: PinnedMemory | None = None,
     ) -> None:
-        unknown = set(visitors) - set(modules)
+        unknown = set(on_demand) - set(modules)
         if unknown:
             raise ValueError(f"no module is named {sorted(unknown)}")
         self.device = device
         self.modules = dict(modules)
-        self.visitors = frozenset(visitors)
+        self.on_demand = frozenset(on_demand)
         self.events: list[tuple[str, str]] = []
         self._held = {id(tensor) for tensor in held}
         self._on_leave, self._host = on_leave, host
         self._hosts: dict[int, torch.Tensor] = {}  # by id of the parameter or buffer: its data on the host
-        self._visiting: str | None = None
+        self._arrived: str | None = None
         for name, module in self.modules.items():
-            if name in self.visitors:
+            if name in self.on_demand:
                 self._keep_on_host(module)
             else:
                 self._bring(module)
 
     def use(self, name: str) -> nn.Module:
-        """The module of that name, on the device; a visitor that it is not leaves, whether it needs the room or not."""
+        """The module of that name, on the device.
+
+        Another one that came on demand leaves, whether its room is needed or not.
+        """
         module = self.modules[name]
-        if self._visiting != name:
+        if self._arrived != name:
             self.leave()
-        if name in self.visitors and self._visiting != name:
+        if name in self.on_demand and self._arrived != name:
             self._bring(module)
-            self._visiting = name
+            self._arrived = name
             self.events.append(("arrive", name))
         return module
 
     def leave(self) -> None:
-        """Sends the visitor home, if there is one."""
-        if self._visiting is None:
+        """Takes off the device what came on demand, if anything did."""
+        if self._arrived is None:
             return
-        for tensor in self._movable(self.modules[self._visiting]):
+        for tensor in self._movable(self.modules[self._arrived]):
             tensor.data = self._hosts[id(tensor)]
         if self._on_leave is not None:
-            self._on_leave(self._visiting)
-        self.events.append(("leave", self._visiting))
-        self._visiting = None
+            self._on_leave(self._arrived)
+        self.events.append(("leave", self._arrived))
+        self._arrived = None
 
     def bytes_on_device(self, name: str) -> int:
         """Bytes of the module's weights that lie on the device now."""
@@ -79,8 +82,8 @@ class Offloader:
 
     def _bring(self, module: nn.Module) -> None:
         for tensor in self._movable(module):
-            visits = id(tensor) in self._hosts
-            tensor.data = tensor.data.to(self.device, non_blocking=True, copy=visits)
+            on_demand = id(tensor) in self._hosts
+            tensor.data = tensor.data.to(self.device, non_blocking=True, copy=on_demand)
 
     def _keep_on_host(self, module: nn.Module) -> None:
         for tensor in self._movable(module):

@@ -1,4 +1,4 @@
-"""Page-locked memory of the host, from which a GPU copies at full speed and beside its other work.
+"""Pinned (page-locked) memory, from which a GPU copies at full speed and beside its other work.
 
 PyTorch takes each page-locked tensor's bytes rounded up to a power of two: 537 MB for a block of T5 that has 386. So it
 is asked for a few large pieces of such sizes here, and those are filled.
@@ -17,7 +17,7 @@ PIECE_BYTES = 2**30
 SMALLEST_PIECE_BYTES = 2**20
 
 
-class HostMemory:
+class PinnedMemory:
     """Copies of tensors in page-locked memory, in the order in which they come; without a GPU in ordinary memory.
 
     `expected_bytes` is about what will come, so that the last piece is no larger than it needs to be. Where the system

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from uso_core.memory.offload import Offloader
-from uso_core.memory.pinned import HostMemory
-from uso_core.memory.planner import HOST_WASTE_PART, STAYS, STREAMED_SLOTS, VISITOR_SLOTS, MemoryPlan
+from uso_core.memory.pinned import PinnedMemory
+from uso_core.memory.planner import HOST_WASTE_PART, ON_DEMAND_SLOTS, STAYS, STREAMED_SLOTS, MemoryPlan
 from uso_core.memory.sizes import TILE_PIXELS
 from uso_core.memory.streaming import BlockStream
 from uso_core.model.transformer import Modulation
@@ -37,8 +37,8 @@ def place(modules: Mapping[str, Any], plan: MemoryPlan, device: torch.device) ->
     """
     transformer = modules["transformer"]
     modulation = [each for part in transformer.modules() if isinstance(part, Modulation) for each in part.parameters()]
-    host = HostMemory(device, plan.host_bytes - plan.host_bytes // (HOST_WASTE_PART + 1))
-    waiting = host if plan.pinned else None  # for what visits; blocks that stream in every step always wait there
+    host = PinnedMemory(device, plan.host_bytes - plan.host_bytes // (HOST_WASTE_PART + 1))
+    waiting = host if plan.pinned else None  # for what is on demand; streamed blocks always wait there
     held: list[torch.Tensor] = []
     if plan.where("modulation") != STAYS:
         held += modulation
@@ -50,12 +50,12 @@ def place(modules: Mapping[str, Any], plan: MemoryPlan, device: torch.device) ->
             list(transformer.blocks), device, plan.resident_blocks, STREAMED_SLOTS, modulation, host
         )
         held += transformer.blocks.carried
-    visitors = [name for name, group in GROUPS.items() if plan.where(group) != STAYS]
+    on_demand = [name for name, group in GROUPS.items() if plan.where(group) != STAYS]
     streams = {}
     for name in ("text_encoder_2", "image_encoder"):
-        if name in visitors:
+        if name in on_demand:
             stream = BlockStream(
-                list(layers_of(modules[name])), device, slots=VISITOR_SLOTS, host=waiting, loops=False
+                list(layers_of(modules[name])), device, slots=ON_DEMAND_SLOTS, host=waiting, loops=False
             ).attach()
             streams[name] = stream
             held += stream.carried
@@ -66,9 +66,9 @@ def place(modules: Mapping[str, Any], plan: MemoryPlan, device: torch.device) ->
 
     vae = modules["vae"]
     vae.tile_sample_min_size, vae.tile_latent_min_size = TILE_PIXELS, LATENT_TILE
-    if device.type in ("cuda", "cpu"):  # on a processor 1.2 to 1.5 times as fast; on Apple's GPUs not tried
+    if device.type in ("cuda", "cpu"):  # on a CPU 1.2 to 1.5 times as fast; on Apple's GPUs not tried
         vae.to(memory_format=torch.channels_last)
-    offloader = Offloader(device, modules, visitors, held, on_leave, waiting)
+    offloader = Offloader(device, modules, on_demand, held, on_leave, waiting)
     if plan.compile:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
         transformer.compile_repeated_blocks()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from uso_core.memory.sizes import GB, TILE_PIXELS
 
 STAYS = "stays"  # on the device from loading to the end
-VISITS = "visits"  # comes to the device whole when its turn is, and leaves; nothing that stays makes room for it
+ON_DEMAND = "on demand"  # comes to the device whole when its turn is, and leaves; nothing that stays makes room for it
 STREAMS = "streams"  # passes through a few slots on the device, piece by piece, as it is computed
 
 
@@ -36,15 +36,14 @@ class MemoryPlan:
     slots: int  # on the device for the blocks that do not stay; 0 where all stay
     tiled_decode: bool
     compile: bool
-    pinned: bool  # groups that visit wait in pinned RAM; else in mapped files. Streamed blocks always wait in RAM
+    pinned: bool  # groups on demand wait in pinned RAM; else in mapped files. Streamed blocks always wait in RAM
     host_bytes: int  # RAM that waiting takes
     budget_bytes: int
     stages: dict[str, int]
     order: tuple[int, ...]
     notes: tuple[str, ...] = ()
-    seconds: str = ""
     dtype: str = "bf16"
-    packed: bool = False  # the blocks compute from copies of their weights in a processor's own layout
+    cpu_kernels: bool = False  # the blocks compute from copies of their weights in a CPU's own layout
     decode_bytes: tuple[int, int] = (0, 0)  # (resident at decoding, decoder's bytes per pixel untiled)
 
     @property
@@ -60,30 +59,28 @@ class MemoryPlan:
         return self.resident_blocks < self.blocks
 
     def where(self, group: str) -> str:
-        """STAYS, VISITS or STREAMS for a group: blocks, modulation, ends, t5, clip, siglip, projector, vae_*."""
+        """STAYS, ON_DEMAND or STREAMS for a group: blocks, modulation, ends, t5, clip, siglip, projector, vae_*."""
         return next(placement.where for placement in self.placements if placement.group == group)
 
     def decodes_in_tiles(self, width: int, height: int) -> bool:
-        """Whether a picture of this size is decoded in tiles: as planned, and any that would not fit otherwise."""
+        """Whether an image of this size is decoded in tiles: as planned, and any that would not fit otherwise."""
         resident, per_pixel = self.decode_bytes
         large = resident + per_pixel * width * height > self.budget_bytes
         return width * height > TILE_PIXELS**2 and (self.tiled_decode or large)
 
     @property
     def sentence(self) -> str:
-        """The plan in words: "12 GB: fp8 blocks stay, text encoders visit, decoder in tiles; peak about 10.3 GB." """
+        """The plan in words: "12 GB: fp8 blocks stay, T5 on demand, decoder in tiles; peak about 10.3 GB." """
         peak = f"peak about {gigabytes(self.peak_bytes)}"
-        if self.seconds:
-            peak += f", {self.seconds}"
         return f"{self.tier}: {', '.join(self._words())}; {peak}."
 
     def lines(self) -> list[tuple[str, str, str]]:
         """A table for people: group, where it lies, size."""
-        words = {STAYS: "stays on the device", VISITS: "comes when needed", STREAMS: "passes through in pieces"}
+        words = {STAYS: "stays on the device", ON_DEMAND: "comes when needed", STREAMS: "passes through in pieces"}
         if self.device != "cuda":
             words[STAYS] = "stays in memory"
         elif not self.pinned:
-            words |= {VISITS: "is read from disk when needed", STREAMS: "is read from disk in pieces"}
+            words |= {ON_DEMAND: "is read from disk when needed", STREAMS: "is read from disk in pieces"}
         rows = []
         for each in self.placements:
             where = words[each.where]
@@ -98,22 +95,22 @@ class MemoryPlan:
     def _words(self) -> Iterator[str]:
         if all(placement.where == STAYS for placement in self.placements):
             yield "everything stays in memory" if self.device != "cuda" else "everything stays on the GPU"
-            yield f"blocks in {_format(self.fp8, self.dtype)}{' with packed copies' if self.packed else ''}"
+            yield f"blocks in {_format(self.fp8, self.dtype)}{' with CPU kernels' if self.cpu_kernels else ''}"
         else:
             kind = _format(self.fp8, self.dtype)
             stay = f"{self.resident_blocks} of {self.blocks} {kind} blocks stay and the others stream"
             yield stay if self.streams_blocks else f"{kind} blocks stay"
             away = [name for name, group in _PARTS.items() if self.where(group) != STAYS]
             if len(away) == len(_PARTS):
-                yield "the rest visits"
+                yield "the rest on demand"
             elif away:
-                yield f"{' and '.join(away)} {'visit' if len(away) > 1 or away[0].endswith('s') else 'visits'}"
+                yield f"{' and '.join(away)} on demand"
         if self.t5_fp8:
             yield "T5 in fp8"
         if self.tiled_decode:
             yield "decoder in tiles"
         if not self.pinned:
-            yield "what visits is read from disk"
+            yield "what is on demand is read from disk"
 
 
 _PARTS = {"T5": "t5", "modulation": "modulation", "small encoders": "clip"}  # names in the sentence
@@ -127,7 +124,7 @@ def _title(group: str, plan: MemoryPlan) -> str:
     quantized = {"blocks": plan.fp8, "t5": plan.t5_fp8}.get(group)
     titles = {
         "blocks": "transformer blocks",
-        "packed": "packed copies of the transformer",
+        "cpu_kernels": "copies of the transformer for CPU kernels",
         "modulation": "transformer modulation",
         "ends": "transformer embedders and output",
         "t5": "T5",

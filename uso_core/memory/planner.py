@@ -8,16 +8,15 @@ slower plan, and nothing is left to a driver that would spill. No torch.
 from __future__ import annotations
 
 import heapq
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import accumulate, product
 
 from uso_core.errors import MemoryShortage
-from uso_core.memory.plan import STAYS, STREAMS, VISITS, MemoryPlan, Placement, gigabytes
+from uso_core.memory.plan import ON_DEMAND, STAYS, STREAMS, MemoryPlan, Placement, gigabytes
 from uso_core.memory.sizes import GB, PIXELS_PER_TOKEN, Sizes
 
-STREAMED_SLOTS, VISITOR_SLOTS = 3, 2  # slots for the blocks (two copies ahead); for T5, SigLIP and the modulation
+STREAMED_SLOTS, ON_DEMAND_SLOTS = 3, 2  # slots for the blocks (two copies ahead); for T5, SigLIP and the modulation
 
 SMALL_BYTES = GB  # a model below this is never taken apart: the embedded one
 RESERVE_BYTES, RESERVE_PART = 1_400_000_000, 16  # left free at least, and a sixteenth: fragments, the desktop
@@ -32,17 +31,6 @@ T5_FP8_HANDICAP, MAPPED_HANDICAP, TILES_COST = GB // 2, GB, 2 * GB
 
 EMBEDDED = "Embedded model"
 RUNGS = (8, 12, 16, 24, 32, 40, 48, 80)  # cards by their nominal size, GiB
-# Estimates, never measured here: seconds for text only and for content + style, 1024 x 1024, 25 steps, compiled.
-SECONDS = {
-    ("H100", False): ("3.4-3.9", "4.5-5.2"),
-    ("H100", True): ("2.7", "3.6"),
-    ("4090", False): ("12-13", "16-17"),
-    ("4090", True): ("7.1", "9.6"),
-    ("4080", True): ("12", "16"),
-    ("4070", True): ("20", "27"),
-    ("4060", True): ("41", "55"),
-}
-STREAMING_CARDS = ("4060",)  # those whose estimate is for streamed blocks
 
 
 @dataclass(frozen=True)
@@ -59,7 +47,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Wishes:
+class PlanOptions:
     """What the user and the chosen model ask for; sizes in pixels, the largest that is to fit without a new plan."""
 
     fp8: bool = False
@@ -83,45 +71,45 @@ class Wishes:
         return images + TEXT_TOKENS + self.styles * STYLE_TOKENS
 
 
-def plan(machine: Machine, sizes: Sizes, wishes: Wishes) -> MemoryPlan:
+def plan(machine: Machine, sizes: Sizes, options: PlanOptions) -> MemoryPlan:
     """The fastest way to place a model that fits.
 
     Raises `MemoryShortage` with what is needed at the least, what is free and what to do.
     """
-    budget = budget_of(machine, wishes)
+    budget = budget_of(machine, options)
     lowest: MemoryPlan | None = None  # on the device
     lightest: MemoryPlan | None = None  # in RAM, of those that fit the device
-    for candidate in candidates(machine, sizes, wishes, budget):
+    for candidate in candidates(machine, sizes, options, budget):
         if candidate.peak_bytes <= budget:
             if machine.device != "cuda" or _ram(candidate) <= machine.free_ram_bytes:
-                return _packed(candidate, sizes) if machine.device == "cpu" else candidate
+                return _with_cpu_kernels(candidate, sizes) if machine.device == "cpu" else candidate
             if lightest is None or candidate.host_bytes < lightest.host_bytes:
                 lightest = candidate
         elif lowest is None or candidate.peak_bytes < lowest.peak_bytes:
             lowest = candidate
     if lightest is not None:
-        raise _ram_shortage(lightest, machine, wishes)
+        raise _ram_shortage(lightest, machine, options)
     assert lowest is not None  # there is always one way, however large
-    raise _device_shortage(lowest, machine, wishes)
+    raise _device_shortage(lowest, machine, options)
 
 
-def compiles(machine: Machine, sizes: Sizes, wishes: Wishes) -> bool:
-    """Whether blocks are to be compiled if they can be: as wished, else on an NVIDIA GPU.
+def compiles(machine: Machine, sizes: Sizes, options: PlanOptions) -> bool:
+    """Whether blocks are to be compiled if they can be: as asked, else on an NVIDIA GPU.
 
     The embedded model's images take less time than compiling it.
     """
-    if wishes.compile is not None:
-        return wishes.compile
+    if options.compile is not None:
+        return options.compile
     return machine.device == "cuda" and sizes.total() > SMALL_BYTES
 
 
-def budget_of(machine: Machine, wishes: Wishes) -> int:
+def budget_of(machine: Machine, options: PlanOptions) -> int:
     """Bytes on the device that a plan may use: what is free or allowed, less the reserve; never below 0."""
     if machine.device == "cpu":
         return max(machine.free_ram_bytes - RAM_RESERVE_BYTES, 0)
     free = _free(machine)
-    if wishes.vram_limit_bytes is not None:
-        free = min(free, wishes.vram_limit_bytes)
+    if options.vram_limit_bytes is not None:
+        free = min(free, options.vram_limit_bytes)
     return max(free - reserve(free), 0)
 
 
@@ -137,10 +125,10 @@ def reserve(free: int) -> int:
     return max(RESERVE_BYTES, free // RESERVE_PART)
 
 
-def candidates(machine: Machine, sizes: Sizes, wishes: Wishes, budget: int) -> Iterator[MemoryPlan]:
+def candidates(machine: Machine, sizes: Sizes, options: PlanOptions, budget: int) -> Iterator[MemoryPlan]:
     """Every way to place the model, the fastest first (with offload: the one with the lowest peak first)."""
     small = sizes.total() <= SMALL_BYTES
-    fp8 = wishes.fp8 and not small and machine.device != "mps"
+    fp8 = options.fp8 and not small and machine.device != "mps"
     together = small or machine.device != "cuda"
     blocks = len(sizes.counts.blocks)
     held = (0, *accumulate(sizes.blocks(fp8)))
@@ -149,8 +137,8 @@ def candidates(machine: Machine, sizes: Sizes, wishes: Wishes, budget: int) -> I
     def kind(t5_fp8: bool, pinned: bool) -> Iterator[MemoryPlan]:
         """Candidates of one kind; within it, fewer resident blocks are always slower, so that few need be built."""
         for resident in (blocks,) if together else counts:
-            ways = _ways(t5_fp8, pinned, together, wishes.offload)
-            built = [_build(machine, sizes, wishes, budget, fp8, way, resident) for way in ways]
+            ways = _ways(t5_fp8, pinned, together, options.offload)
+            built = [_build(machine, sizes, options, budget, fp8, way, resident) for way in ways]
             yield from sorted(built, key=lambda each: each.order)
 
     kinds = [(False, True), *([(True, True)] if fp8 else []), *([] if together else [(False, False)])]
@@ -171,29 +159,29 @@ class Way:
 
 def _ways(t5_fp8: bool, pinned: bool, together: bool, offload: bool) -> Iterator[Way]:
     heavy = (STAYS,) if together else (STREAMS,) if offload else (STAYS, STREAMS)
-    light = (STAYS,) if together else (VISITS,) if offload else (STAYS, VISITS)
+    light = (STAYS,) if together else (ON_DEMAND,) if offload else (STAYS, ON_DEMAND)
     for t5, modulation, small, tiled in product(heavy, heavy, light, (False, True)):
         yield Way(t5_fp8, t5, modulation, small, tiled, pinned)
 
 
 def _build(
-    machine: Machine, sizes: Sizes, wishes: Wishes, budget: int, fp8: bool, way: Way, resident: int
+    machine: Machine, sizes: Sizes, options: PlanOptions, budget: int, fp8: bool, way: Way, resident: int
 ) -> MemoryPlan:
     """The plan of one way in numbers: where each group lies, the peak of each stage, what it moves."""
     placements = _placements(sizes, fp8, way, resident)
     by_group = {placement.group: placement for placement in placements}
     stays = sum(each.device_bytes for each in placements if each.where == STAYS or each.group == "blocks")
-    stages = _stages(sizes, wishes, fp8, way, by_group, stays)
+    stages = _stages(sizes, options, fp8, way, by_group, stays)
     block_sizes = sizes.blocks(fp8)
     streamed = sum(block_sizes[resident:])
     waiting = sum(each.bytes for each in placements if each.where != STAYS and each.group != "blocks")
     locked = streamed + (waiting if way.pinned else 0)
     handicap = T5_FP8_HANDICAP * way.t5_fp8 + MAPPED_HANDICAP * (not way.pinned)
     cost, peak = waiting + TILES_COST * way.tiled, max(stages.values())
-    lowest_first = wishes.offload and way.t5 != STAYS  # where nothing can leave, offload changes nothing
+    lowest_first = options.offload and way.t5 != STAYS  # where nothing can leave, offload changes nothing
     order = (streamed + handicap, *((peak, cost) if lowest_first else (cost, peak)))
-    compiled = compiles(machine, sizes, wishes) and not machine.obstacle
-    visiting = sum(by_group[half].device_bytes for half in VAE) if way.light != STAYS else 0
+    compiled = compiles(machine, sizes, options) and not machine.obstacle
+    on_demand = sum(by_group[half].device_bytes for half in VAE) if way.light != STAYS else 0
     return MemoryPlan(
         device=machine.device,
         tier=_tier(machine, sizes, fp8, peak),
@@ -210,10 +198,9 @@ def _build(
         budget_bytes=budget,
         stages=stages,
         order=order,
-        notes=tuple(_notes(machine, sizes, wishes, fp8, way, streamed)),
-        seconds=_seconds(machine, wishes, fp8, compiled, streamed),
+        notes=tuple(_notes(machine, sizes, options, fp8, way, streamed)),
         dtype="bf16" if sizes.dtype_bytes == 2 else "float32",
-        decode_bytes=(stays + visiting, -(-sizes.decode(wishes.pixels, False) // wishes.pixels)),
+        decode_bytes=(stays + on_demand, -(-sizes.decode(options.pixels, False) // options.pixels)),
     )
 
 
@@ -221,7 +208,7 @@ def _placements(sizes: Sizes, fp8: bool, way: Way, resident: int) -> tuple[Place
     def place(group: str, where: str, pieces: tuple[int, ...], whole: int = 0) -> Placement:
         """`whole` is what is on the device at the group's turn however its pieces come."""
         size = sum(pieces) + whole
-        in_slots = sum(sorted(pieces)[-VISITOR_SLOTS:]) + whole
+        in_slots = sum(sorted(pieces)[-ON_DEMAND_SLOTS:]) + whole
         return Placement(group, where, size, in_slots if where == STREAMS else size)
 
     blocks = sizes.blocks(fp8)
@@ -232,39 +219,39 @@ def _placements(sizes: Sizes, fp8: bool, way: Way, resident: int) -> tuple[Place
         place("modulation", way.modulation, sizes.modulation),
         place("ends", STAYS, (sizes.ends,)),
         place("t5", way.t5, sizes.t5_blocks(way.t5_fp8), sizes.t5_rest),
-        place("siglip", STREAMS if way.light == VISITS else STAYS, sizes.siglip_layers, sizes.siglip_rest),
+        place("siglip", STREAMS if way.light == ON_DEMAND else STAYS, sizes.siglip_layers, sizes.siglip_rest),
         *(place(group, way.light, (size,)) for group, size in sizes.light.items()),
     )
 
 
 def _stages(
-    sizes: Sizes, wishes: Wishes, fp8: bool, way: Way, groups: dict[str, Placement], stays: int
+    sizes: Sizes, options: PlanOptions, fp8: bool, way: Way, groups: dict[str, Placement], stays: int
 ) -> dict[str, int]:
     """Bytes on the device at the most in each stage: what stays, what has its turn, and the activations."""
 
     def turn(*names: str) -> int:
         return stays + sum(groups[name].device_bytes for name in names if groups[name].where != STAYS)
 
-    table = sizes.modulation_table(wishes.steps)
+    table = sizes.modulation_table(options.steps)
     small = max(turn("clip"), turn("siglip", "projector")) + sizes.encoder(groups["siglip"].bytes)
     return {
         "text": turn("t5") + sizes.encoder(groups["t5"].bytes) + sizes.workspace,
-        "pictures": max(small, turn(*VAE) + sizes.encode(wishes.content_size**2)) + sizes.workspace,
+        "images": max(small, turn(*VAE) + sizes.encode(options.content_size**2)) + sizes.workspace,
         "modulation": turn("modulation") + table + sizes.workspace,
-        "steps": stays + table + sizes.step(wishes.tokens, fp8) + sizes.workspace,
-        "decoding": turn(*VAE) + sizes.decode(wishes.pixels, way.tiled) + sizes.workspace,
+        "steps": stays + table + sizes.step(options.tokens, fp8) + sizes.workspace,
+        "decoding": turn(*VAE) + sizes.decode(options.pixels, way.tiled) + sizes.workspace,
     }
 
 
-def _packed(candidate: MemoryPlan, sizes: Sizes) -> MemoryPlan:
-    """The same with packed copies of the transformer's weights beside them, where they have room and can be used."""
+def _with_cpu_kernels(candidate: MemoryPlan, sizes: Sizes) -> MemoryPlan:
+    """The same with the CPU kernels' copies of the transformer's weights, where they have room and can be used."""
     copies = sum(sizes.blocks(False)) + sum(sizes.modulation)
     if candidate.fp8 or candidate.compile or candidate.peak_bytes + copies > candidate.budget_bytes:
         return candidate
     return replace(
         candidate,
-        packed=True,
-        placements=(*candidate.placements, Placement("packed", STAYS, copies, copies)),
+        cpu_kernels=True,
+        placements=(*candidate.placements, Placement("cpu_kernels", STAYS, copies, copies)),
         stages={stage: size + copies for stage, size in candidate.stages.items()},
         decode_bytes=(candidate.decode_bytes[0] + copies, candidate.decode_bytes[1]),
     )
@@ -275,19 +262,19 @@ def _ram(candidate: MemoryPlan) -> int:
     return candidate.host_bytes + RAM_RESERVE_BYTES if candidate.host_bytes else 0
 
 
-def _ram_shortage(lightest: MemoryPlan, machine: Machine, wishes: Wishes) -> MemoryShortage:
+def _ram_shortage(lightest: MemoryPlan, machine: Machine, options: PlanOptions) -> MemoryShortage:
     return MemoryShortage(
         f"The model needs at least {gigabytes(_ram(lightest))} of RAM beside the GPU; "
         f"{gigabytes(machine.free_ram_bytes)} are free.",
-        _smaller(lightest, machine, wishes),
+        _smaller(lightest, machine, options),
     )
 
 
-def _device_shortage(lowest: MemoryPlan, machine: Machine, wishes: Wishes) -> MemoryShortage:
+def _device_shortage(lowest: MemoryPlan, machine: Machine, options: PlanOptions) -> MemoryShortage:
     """Names what binds: the limit that was set, or what is free."""
     where = "GPU memory" if machine.device == "cuda" else "memory"
     free = _free(machine)
-    limit = wishes.vram_limit_bytes if machine.device != "cpu" else None
+    limit = options.vram_limit_bytes if machine.device != "cpu" else None
     if limit is not None and limit <= free:
         there, first = f"the limit is {gigabytes(limit)}", "Raise --vram-limit"
     else:
@@ -297,15 +284,15 @@ def _device_shortage(lowest: MemoryPlan, machine: Machine, wishes: Wishes) -> Me
     return MemoryShortage(
         f"The model needs at least {gigabytes(lowest.peak_bytes)} of {where} during {_at(lowest)}; "
         f"{there}, of which {gigabytes(kept)} are left alone.",
-        _smaller(lowest, machine, wishes, first),
+        _smaller(lowest, machine, options, first),
     )
 
 
-def _smaller(candidate: MemoryPlan, machine: Machine, wishes: Wishes, first: str = "") -> str:
+def _smaller(candidate: MemoryPlan, machine: Machine, options: PlanOptions, first: str = "") -> str:
     """What to do about a shortage."""
     large = candidate.tier != EMBEDDED
     hints = [first]
-    if large and not wishes.fp8 and machine.device != "mps":
+    if large and not options.fp8 and machine.device != "mps":
         hints.append("use --name flux-dev-fp8, which needs about half")
     elif large and candidate.dtype == "float32":
         hints.append("use --dtype bfloat16")
@@ -315,7 +302,7 @@ def _smaller(candidate: MemoryPlan, machine: Machine, wishes: Wishes, first: str
 
 
 def _at(candidate: MemoryPlan) -> str:
-    words = {"text": "text encoding", "pictures": "picture encoding", "steps": "the steps"}
+    words = {"text": "text encoding", "images": "image encoding", "steps": "the steps"}
     return words.get(candidate.peak_stage, candidate.peak_stage)
 
 
@@ -332,10 +319,10 @@ def _tier(machine: Machine, sizes: Sizes, fp8: bool, peak: int) -> str:
     return f"Over {RUNGS[-1]} GB"
 
 
-def _notes(machine: Machine, sizes: Sizes, wishes: Wishes, fp8: bool, way: Way, streamed: int) -> Iterator[str]:
+def _notes(machine: Machine, sizes: Sizes, options: PlanOptions, fp8: bool, way: Way, streamed: int) -> Iterator[str]:
     """What the user should know beside the plan, a sentence each."""
     large = sizes.total() > SMALL_BYTES
-    if wishes.fp8 and not fp8 and large:
+    if options.fp8 and not fp8 and large:
         yield "Apple GPUs do not compute fp8: the weights stay as they are."
     if fp8 and machine.device == "cuda" and not machine.multiplies_fp8:
         yield f"{machine.name} does not multiply fp8: it saves memory here, not time."
@@ -343,19 +330,7 @@ def _notes(machine: Machine, sizes: Sizes, wishes: Wishes, fp8: bool, way: Way, 
         yield (
             f"{gigabytes(streamed)} of blocks pass through in every step; --name flux-dev-fp8 needs half the memory."
         )
-    if compiles(machine, sizes, wishes) and machine.obstacle:
+    if compiles(machine, sizes, options) and machine.obstacle:
         yield f"The blocks are not compiled, which makes steps slower: {machine.obstacle}"
     if not way.pinned:
-        yield "There is too little RAM to keep what visits at hand: every new prompt reads it from disk."
-
-
-def _seconds(machine: Machine, wishes: Wishes, fp8: bool, compiled: bool, streamed: int) -> str:
-    """The estimate for this card used as the estimate supposes, where there is one."""
-    usual = (wishes.width, wishes.height, wishes.steps) == (1024, 1024, 25)
-    if machine.device != "cuda" or not compiled or wishes.offload or wishes.vram_limit_bytes or not usual:
-        return ""
-    for (card, quantized), (_, both) in SECONDS.items():
-        supposed = quantized == fp8 and bool(streamed) == (card in STREAMING_CARDS)
-        if supposed and re.search(rf"\b{card}\b(?! (Ti|Super|Laptop|D))", machine.name, re.IGNORECASE):
-            return f"about {both} s an image with content and style (estimate)"
-    return ""
+        yield "There is too little RAM to keep what comes on demand at hand: every new prompt reads it from disk."

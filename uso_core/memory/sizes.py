@@ -205,7 +205,7 @@ class Sizes:
         return int(pixels * tensors * CONVOLUTION_WORKSPACE)
 
     def decode(self, pixels: int, tiled: bool) -> int:
-        """Activations of the VAE's decoder, over the whole picture or tile by tile."""
+        """Activations of the VAE's decoder, over the whole image or tile by tile."""
         at_once = min(pixels, TILE_PIXELS**2) if tiled else pixels
         tensors = VAE_DECODE_TENSORS * self.counts.decoder_width * self.dtype_bytes
         return int(at_once * tensors * CONVOLUTION_WORKSPACE) + pixels * PICTURE_BYTES

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from uso_core.memory.offload import tensors_of
-from uso_core.memory.pinned import ALIGNMENT, HostMemory
+from uso_core.memory.pinned import ALIGNMENT, PinnedMemory
 
 
 class BlockStream:
@@ -33,7 +33,7 @@ class BlockStream:
         resident: int = 0,
         slots: int = 2,
         held: Iterable[torch.Tensor] = (),
-        host: HostMemory | None = None,
+        host: PinnedMemory | None = None,
         loops: bool = True,
     ) -> None:
         if slots < 2:
@@ -127,7 +127,7 @@ def _call(act: Callable[[int], None], index: int, *_: object) -> None:
 class Parcel:
     """One block's weights, with a place for each in a slot on the device."""
 
-    def __init__(self, block: nn.Module, kept: set[int], host: HostMemory | None) -> None:
+    def __init__(self, block: nn.Module, kept: set[int], host: PinnedMemory | None) -> None:
         self.tensors = [each for each in tensors_of(block) if id(each) not in kept]
         self.nbytes = 0  # in a slot
         self._spans: list[tuple[torch.Tensor, int, torch.Tensor]] = []  # parameter, first byte there, host's weights

@@ -39,7 +39,7 @@ def by_speed(
 
 
 @contextlib.contextmanager
-def preferring(kernels: Sequence[SDPBackend] | None, biased: bool = False) -> Iterator[None]:
+def sdpa_backends(kernels: Sequence[SDPBackend] | None, biased: bool = False) -> Iterator[None]:
     """Attention takes the first of these kernels that can; without any, PyTorch's own choice.
 
     `biased` attention, which adds something to its logits, leaves cuDNN's out: it was timed without, and is known to

@@ -1,4 +1,4 @@
-"""What was encoded before, by what it was encoded from: the same prompt or picture is not encoded twice."""
+"""What was encoded before, by what it was encoded from: the same prompt or image is not encoded twice."""
 
 from __future__ import annotations
 
@@ -42,6 +42,6 @@ class Encodings:
         self._kept.clear()
 
 
-def picture_key(image: Image.Image) -> Hashable:
+def image_key(image: Image.Image) -> Hashable:
     """Equal exactly for equal pixels."""
     return image.mode, image.size, hashlib.sha256(image.tobytes()).digest()

@@ -47,7 +47,7 @@ def image_ids(
 
     References are shifted diagonally: the offsets begin at the target's size and grow by each reference's
     (bytedance/USO b6784d7, `prepare_multi_ip` with pe "d"). `most_columns` bounds the first offset to the right, for
-    a model that was taught to find references at the distance of a square picture; rows keep the two apart.
+    a model that was taught to find references at the distance of a square image; rows keep the two apart.
     """
     row_offset, column_offset = target
     if most_columns is not None:
@@ -69,7 +69,7 @@ def schedule_tokens(width: int, height: int, schedule: str = "uso") -> int:
     """The number of tokens from which the schedule's shift is computed.
 
     "uso" divides the latent area by 256 where a token covers 4 latents, so it names 64 times too few: 64 at
-    1024 x 1024, mu 0.4675. The published pictures were made with it (bytedance/USO b6784d7, uso/flux/pipeline.py,
+    1024 x 1024, mu 0.4675. The published images were made with it (bytedance/USO b6784d7, uso/flux/pipeline.py,
     the call of `get_schedule`). "flux" is the true count: 4096 and mu 1.15 there, as FluxPipeline and ComfyUI use.
     """
     latent_area = (width // PIXELS_PER_LATENT) * (height // PIXELS_PER_LATENT)

@@ -19,13 +19,13 @@ from torch.nn.attention import SDPBackend
 from transformers import CLIPTextModel, PreTrainedTokenizerBase, SiglipVisionModel, T5EncoderModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from uso_core import images as pictures
 from uso_core import request as rules
 from uso_core.errors import RequestError
+from uso_core.images import prepare_content
 from uso_core.model import latents as tokens
 from uso_core.model import preview
-from uso_core.model.attention import preferring
-from uso_core.model.encoding_cache import Encodings, picture_key
+from uso_core.model.attention import sdpa_backends
+from uso_core.model.encoding_cache import Encodings, image_key
 from uso_core.model.step_cache import StepCache
 from uso_core.model.style_projector import StyleProjector
 from uso_core.model.transformer import Fixed, USOTransformer2DModel
@@ -139,7 +139,7 @@ class USOPipeline(DiffusionPipeline):
     offloader: ComponentOffloader | None = (
         None  # who brings the components to the device; without one they are used in place
     )
-    attention_kernels: Sequence[SDPBackend] | None = None  # for the steps, by preference; None: PyTorch's own choice
+    sdpa_backends: Sequence[SDPBackend] | None = None  # for the steps, by preference; None: PyTorch's own choice
     decodes_in_tiles: Callable[[int, int], bool] | None = None  # whether for this width and height; None: never
 
     def __init__(
@@ -209,7 +209,7 @@ class USOPipeline(DiffusionPipeline):
             schedule: "uso" (the reference's) or "flux"; see `schedule_tokens`.
             content_strength, style_strengths: from 0 (as if not there) over 1 (as trained) to 2; one number for each
                 style image, or none.
-            fast: leaves out steps in which little changes (`step_cache.py`); pictures change a little.
+            fast: leaves out steps in which little changes (`step_cache.py`); images change a little.
             output_type: "pil", "pt" or "latent".
             callback_on_step_end: called after each step with (pipeline, step, sigma * 1000, {"latents": packed,
                 "denoised": packed}); may return {"latents": other}; what it raises ends the call.
@@ -254,12 +254,12 @@ class USOPipeline(DiffusionPipeline):
         with ThreadPoolExecutor(1) as beside:  # a photograph is resized while the prompt is encoded
             resized = None
             if content_image is not None:
-                resized = beside.submit(pictures.prepare_content, content_image, content_size)
+                resized = beside.submit(prepare_content, content_image, content_size)
             text, pooled = self.encodings.get(("text", prompt), lambda: self.encode_prompt(prompt))
         references: tuple[torch.Tensor, ...] = ()
         if resized is not None:
             content = resized.result()
-            key = ("content", picture_key(content))
+            key = ("content", image_key(content))
             references = self.encodings.get(key, lambda: (self.encode_content(content),))
         return Conditioning(text, pooled, tuple(map(self.style_tokens, styles)), references)
 
@@ -267,7 +267,7 @@ class USOPipeline(DiffusionPipeline):
         """The tokens of a style image (1, K, D), or those given."""
         if isinstance(style, torch.Tensor):
             return style
-        return self.encodings.get(("style", picture_key(style)), lambda: (self.encode_style(style),))[0]
+        return self.encodings.get(("style", image_key(style)), lambda: (self.encode_style(style),))[0]
 
     def encode_prompt(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
         """T5's last hidden state (1, T, T5 width), padding attended, and CLIP's pooled output (1, CLIP width)."""
@@ -355,7 +355,7 @@ class USOPipeline(DiffusionPipeline):
         pace = Pace(device)
         for step in range(sampling.steps):
             rows = prepared.rows(transformer, step)
-            with preferring(self.attention_kernels, biased=bool(prepared.fixed.attention)):
+            with sdpa_backends(self.sdpa_backends, biased=bool(prepared.fixed.attention)):
                 velocity = transformer.step(latents, prepared.fixed, rows, cache)
             before = latents
             latents = (before.float() + strides[step] * velocity).to(dtype)
@@ -429,7 +429,7 @@ class USOPipeline(DiffusionPipeline):
         return [Image.fromarray(image) for image in levels.cpu().numpy()]
 
     def preview(self, packed: torch.Tensor, width: int, height: int) -> Image.Image | None:
-        """A small picture of packed latents, an eighth of width and height, without the decoder."""
+        """A thumbnail of packed latents, an eighth of width and height, without the decoder."""
         return preview.draw(tokens.unpack(packed, height, width), self.config.preview_factors)
 
     def _generators(

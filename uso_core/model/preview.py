@@ -1,4 +1,4 @@
-"""A picture of latents without the decoder: one linear map from latent channels to RGB.
+"""An image of latents without the decoder: one linear map from latent channels to RGB.
 
 Letters: C latent channels, H W latent height and width.
 """
@@ -24,7 +24,7 @@ FLUX_FACTORS = (
 def fit(latents: torch.Tensor, pixels: torch.Tensor) -> list[list[float]]:
     """The least-squares map for another autoencoder, in the form of `FLUX_FACTORS`.
 
-    `latents` (N, C, H, W) are normalised, `pixels` (N, 3, H, W) their pictures in [-1, 1], reduced to the same size.
+    `latents` (N, C, H, W) are normalised, `pixels` (N, 3, H, W) their images in [-1, 1], reduced to the same size.
     """
     rows = latents.permute(0, 2, 3, 1).flatten(0, 2).double()  # (N H W, C)
     rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)

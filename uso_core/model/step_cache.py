@@ -1,6 +1,6 @@
 """Leaving out most of a step whose first block says that little has changed since the last one computed in full.
 
-The idea of a first-block cache is that of ParaAttention (github.com/chengzeyi/ParaAttention). It changes pictures,
+The idea of a first-block cache is that of ParaAttention (github.com/chengzeyi/ParaAttention). It changes images,
 so it is off unless asked for. Only the target's tokens count: text and references hardly move, and would hide it.
 Letters: B batch, S target tokens, D width.
 """

@@ -52,8 +52,8 @@ class Fixed:
     attention: dict[str, torch.Tensor]  # the blocks' keyword arguments for attention
 
 
-class Packed(Protocol):
-    """What computes in the transformer's place on a processor (`packed.py`)."""
+class Kernels(Protocol):
+    """What computes in the transformer's place on a CPU (`cpu/transformer.py`)."""
 
     def __call__(
         self, latents: torch.Tensor, fixed: Fixed, rows: tuple[torch.Tensor, ...], cache: StepCache | None
@@ -85,7 +85,7 @@ class USOTransformer2DModel(FluxTransformer2DModel):
             if isinstance(getattr(module, "linear", None), Modulation):
                 module.silu = nn.Identity()  # applied once, in `modulation`
         self.blocks: Iterable[Callable[..., Any]] = (*self.transformer_blocks, *self.single_transformer_blocks)
-        self.packed: Packed | None = None
+        self.kernels: Kernels | None = None
 
     def forward(
         self,
@@ -147,8 +147,8 @@ class USOTransformer2DModel(FluxTransformer2DModel):
         """
         values = [value.to(dtype) * 1000 for value in (timesteps, guidance) if value is not None]
         condition = F.silu(self.time_text_embed(*values, pooled))  # (N, D)
-        if self.packed is not None:
-            return self.packed.tables(condition)
+        if self.kernels is not None:
+            return self.kernels.tables(condition)
         return tuple(torch.cat([layer.rows(condition) for layer in layers], dim=1) for layers in modulations(self))
 
     def step(
@@ -162,8 +162,8 @@ class USOTransformer2DModel(FluxTransformer2DModel):
 
         `rows` are this step's of the table, each (B, ...); a `cache` may stand in for all blocks but the first.
         """
-        if self.packed is not None and len(latents) == 1:
-            return self.packed(latents, fixed, rows, cache)
+        if self.kernels is not None and len(latents) == 1:
+            return self.kernels(latents, fixed, rows, cache)
         image = self.x_embedder(latents)  # (B, S, D)
         target = image.shape[1]
         if fixed.references is not None:

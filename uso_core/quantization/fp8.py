@@ -22,11 +22,11 @@ FP8_CAPABILITY = (8, 9)  # the first NVIDIA generation that multiplies fp8 (Ada)
 FP8 = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8).max  # 448
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # a row of zeros has no scale of its own
-ELEMENTS_AT_ONCE = 2**20  # quantized together: what stays in a processor's cache
+ELEMENTS_AT_ONCE = 2**20  # quantized together: what stays in a CPU's cache
 FP8_ALIGNMENT = 16  # its product takes inputs and outputs in multiples of this
 _INTEGERS = {"weight": torch.int8, "scale": torch.int32}  # of the same width as the buffers' own dtypes
 
-# Linear layers worth quantizing, by name. What is left out is small, or moves the picture more than the rest together:
+# Linear layers worth quantizing, by name. What is left out is small, or moves the image more than the rest together:
 # embedders, modulation and output of the transformer, T5's `wo` (which T5 itself wants in a wide format: it casts its
 # activations to that weight's dtype).
 _ATTENTION = r"attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)"

@@ -21,7 +21,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from uso_core import images
-from uso_core.catalog.locate import choose_model, take_stock
+from uso_core.catalog.locate import choose_model, find_weights
 from uso_core.catalog.models import Model, get_model
 from uso_core.errors import InternalError, OutOfMemory, RequestError, UsoError
 from uso_core.events import (
@@ -38,8 +38,8 @@ from uso_core.events import (
     Step,
     StylesReady,
 )
-from uso_core.request import GenerationRequest, Result, SavedStyle, number
-from uso_core.runtime.startup import uncollected
+from uso_core.request import GenerationRequest, Result, StoredStyle, number
+from uso_core.runtime.startup import gc_paused
 from uso_core.settings import Settings
 
 if TYPE_CHECKING:
@@ -159,15 +159,15 @@ class Engine:
         """Refuses what can be refused without the model.
 
         Raises `SettingsError` for an unknown model name, `RequestError` for a guidance that the model was not taught, a
-        picture or saved style that is only named, or a content image of which nothing would be left.
+        image or saved style that is only named, or a content image of which nothing would be left.
         """
         model = get_model(request.model) if request.model is not None else self.model
         number("guidance", request.guidance, *model.guidances)
-        for picture in request.pictures:
-            if picture.image is None:
-                raise RequestError(f"The picture {picture.name} is not there.", "Give the picture itself again.")
+        for given in request.input_images:
+            if given.image is None:
+                raise RequestError(f"The image {given.name} is not there.", "Give the image itself again.")
         for style in request.styles:
-            if isinstance(style, SavedStyle) and not style.tokens:
+            if isinstance(style, StoredStyle) and not style.tokens:
                 raise RequestError(f"The saved style {style.name} is not there.", "Choose another, or save it again.")
         if request.content is not None and request.content.image is not None:
             images.content_crop(*request.content.image.size, request.content_size)
@@ -178,7 +178,7 @@ class Engine:
         Raises `SettingsError` for an unknown name, `WeightsError` that says what is missing of its files.
         """
         model = get_model(name)
-        take_stock(model, self.settings).require()
+        find_weights(model, self.settings).require()
         self.model, self.reason = model, "as chosen on the page"
 
     def get_ready(self) -> None:
@@ -282,7 +282,7 @@ class Engine:
         model = get_model(job.request.model) if job.request.model else self.model
         if self._pipeline is not None and self._begun == model.name:
             return self._pipeline, model
-        paths = take_stock(model, self.settings).require()
+        paths = find_weights(model, self.settings).require()
         if self._begun != model.name:
             self._drop()
             self._begun = model.name
@@ -324,7 +324,7 @@ class Engine:
 
 @cache
 def _import_pytorch() -> None:
-    with uncollected():
+    with gc_paused():
         import uso_core.runtime.load  # noqa: F401
 
 

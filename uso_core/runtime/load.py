@@ -13,13 +13,12 @@ from torch import nn
 
 from uso_core.catalog import fused_files
 from uso_core.catalog.models import Model
-from uso_core.cpu.transformer import pack, packs
-from uso_core.cpu.vae import hasten
+from uso_core.cpu.accelerate import accelerate
 from uso_core.errors import MemoryShortage, SettingsError, WeightsError
 from uso_core.loaders import build, encoders, fused_cache
 from uso_core.memory.machine import cpu_flags, fast_bfloat16, look_at, obstacle_to_compiling, threads
 from uso_core.memory.placement import place
-from uso_core.memory.planner import MemoryPlan, Wishes, compiles, plan
+from uso_core.memory.planner import MemoryPlan, PlanOptions, compiles, plan
 from uso_core.memory.sizes import GB, Sizes, counts_of
 from uso_core.model.attention import by_speed
 from uso_core.model.pipeline import USOPipeline
@@ -27,7 +26,7 @@ from uso_core.quantization.fp8 import T5_MATRICES, use_fp8
 from uso_core.settings import Settings, keep_compiled
 
 GPU_BUILD = (
-    "This machine has an NVIDIA GPU, but this PyTorch is the build for processors alone: install the one for CUDA, as "
+    "This machine has an NVIDIA GPU, but this is the CPU-only build of PyTorch: install the one for CUDA, as "
     "pytorch.org says under Get Started."
 )
 Tell = Callable[[float, str], None]
@@ -71,15 +70,13 @@ def assemble(
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
     pipeline.offloader = place(modules, memory, device)
     pipeline.decodes_in_tiles = memory.decodes_in_tiles
+    tokens = PlanOptions(width=model.size, height=model.size).tokens
     if device.type == "cpu":
-        hasten(pipeline.vae)
-    tokens = Wishes(width=model.size, height=model.size).tokens
-    if memory.packed and packs(dtype):
-        pack(pipeline.transformer, tokens)
+        accelerate(pipeline, tokens, memory.cpu_kernels)
     if device.type == "cuda":
         config = pipeline.transformer.config
         shape = (1, config.num_attention_heads, tokens, config.attention_head_dim)
-        pipeline.attention_kernels = by_speed(shape, dtype, device)
+        pipeline.sdpa_backends = by_speed(shape, dtype, device)
     if memory.compile:
         tell(1.0, "compiling the transformer's blocks (--no-compile leaves that out)")
         pipeline.warm_up(model.size, model.size, model.content_size)
@@ -99,7 +96,7 @@ def plan_memory(
         "projector": build.build_projector(paths["projector"], torch.float32),
         **encoders.empty_encoders(paths["t5"], paths["clip"], paths["siglip"]),
     }
-    wishes = Wishes(
+    options = PlanOptions(
         fp8=model.quantize == "fp8",
         offload=settings.offload,
         vram_limit_bytes=None if settings.vram_limit is None else round(settings.vram_limit * GB),
@@ -110,15 +107,15 @@ def plan_memory(
         steps=model.steps,
     )
     machine, sizes = look_at(device), Sizes(counts_of(described), dtype.itemsize)
-    if compiles(machine, sizes, wishes):
+    if compiles(machine, sizes, options):
         keep_compiled(settings)
         machine = replace(machine, obstacle=obstacle_to_compiling(device, dtype))
-    if machine.obstacle and wishes.compile:
+    if machine.obstacle and options.compile:
         raise SettingsError(
             f"The transformer's blocks cannot be compiled here: {machine.obstacle}", "Leave out --compile on."
         )
     try:
-        return plan(machine, sizes, wishes)
+        return plan(machine, sizes, options)
     except MemoryShortage as error:
         if device.type == "cpu" and overlooks_gpu():
             raise MemoryShortage(error.message, GPU_BUILD) from None
@@ -221,7 +218,7 @@ def overlooks_gpu() -> bool:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype named, or for "auto" bfloat16 where it is fast: NVIDIA GPUs, and processors that multiply it."""
+    """The dtype named, or for "auto" bfloat16 where it is fast: NVIDIA GPUs, and CPUs that multiply it."""
     if name == "auto":
         fast = device.type == "cuda" or (device.type == "cpu" and fast_bfloat16(cpu_flags()))
         return torch.bfloat16 if fast else torch.float32

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """For imports, whose hundreds of thousands of objects stay: going through them again and again takes a quarter of
     PyTorch's and diffusers' time. Afterwards no later collection goes through them either.
     """

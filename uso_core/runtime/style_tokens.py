@@ -1,4 +1,4 @@
-"""The styles of a request as the pipeline takes them: pictures, and tokens that were made earlier."""
+"""The styles of a request as the pipeline takes them: images, and tokens that were made earlier."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 from uso_core.catalog.models import Model
 from uso_core.errors import RequestError
 from uso_core.model.pipeline import USOPipeline
-from uso_core.request import GenerationRequest, SavedStyle
+from uso_core.request import GenerationRequest, StoredStyle
 
 SAMPLES = 4096  # values of each weight that the fingerprint looks at
 
@@ -23,18 +23,18 @@ def styles_of(
 
     Raises `RequestError` naming a saved style whose tokens another projector or vision tower made.
     """
-    saved = any(isinstance(style, SavedStyle) for style in request.styles)
+    saved = any(isinstance(style, StoredStyle) for style in request.styles)
     ours = fingerprint(pipeline) if saved else ""
     styles: list[Image.Image | torch.Tensor] = []
     strengths: list[float] = []
     given = request.style_strengths or (1.0,) * len(request.styles)
     for style, strength in zip(request.styles, given, strict=True):
-        if isinstance(style, SavedStyle):
+        if isinstance(style, StoredStyle):
             if style.fingerprint != ours:
                 made_for = f"other weights of {model.name}" if style.model == model.name else f"model {style.model}"
                 raise RequestError(
                     f"The saved style {style.name} was made for {made_for}; {model.name} as it is here cannot read it.",
-                    "Choose the model it was made for, or save the style again from its pictures.",
+                    "Choose the model it was made for, or save the style again from its images.",
                 )
             placed = (torch.tensor(tokens).to(pipeline.compute_device) for tokens in style.tokens)
             styles += [tokens[None] for tokens in placed]
@@ -53,7 +53,7 @@ def encoded(styles: list[Image.Image | torch.Tensor], pipeline: USOPipeline) -> 
 
 @torch.inference_mode()
 def fingerprint(pipeline: USOPipeline) -> str:
-    """64 hex digits over name, shape and evenly spaced values of the weights that turn a picture into style tokens.
+    """64 hex digits over name, shape and evenly spaced values of the weights that turn an image into style tokens.
 
     The same whatever file and layout the weights came from and wherever they are placed. The 428 M parameters of
     SigLIP so400m take a fraction of a second.

@@ -1,7 +1,7 @@
 """Every image the page made, kept in the output folder: found again by day and prompt, bounded in count and bytes.
 
 20261123-120000-7.png    the image with its request inside     20261123-120000-7.json   the same as JSON
-thumbnails/*.webp        small ones for the gallery            inputs/<sha256>.png      input pictures, each once
+thumbnails/*.webp        small ones for the gallery            inputs/<sha256>.png      input images, each once
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Entry:
 
     @property
     def thumbnail(self) -> Path:
-        """The small picture, or the image itself where that is lost."""
+        """The thumbnail, or the image itself where that is lost."""
         small = self.path.parent / THUMBNAILS / f"{self.path.stem}.webp"
         return small if small.is_file() else self.path
 
@@ -48,15 +48,15 @@ class History:
         self._max_images, self._max_bytes = max_images, max_bytes
 
     def add(self, image: Image.Image, result: Result) -> Path:
-        """Keeps an image with its input pictures; raises `OutputError` if it cannot be written."""
+        """Keeps an image with its input images; raises `OutputError` if it cannot be written."""
         path = save_image(image, result, new_path(self.folder, result.seed))
         small = image.copy()
         small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
         write_whole(self.folder / THUMBNAILS / f"{path.stem}.webp", lambda file: small.save(file, "WEBP"))
-        for picture in result.request.pictures:
-            place = self._input(picture.sha256)
-            if picture.image is not None and not place.exists():
-                write_whole(place, partial(picture.image.save, format="PNG"))
+        for given in result.request.input_images:
+            place = self._input(given.sha256)
+            if given.image is not None and not place.exists():
+                write_whole(place, partial(given.image.save, format="PNG"))
         self._prune()
         return path
 
@@ -76,16 +76,16 @@ class History:
         self._sweep()
 
     def restore(self, path: Path) -> tuple[GenerationRequest, dict[str, Path]]:
-        """The request in a PNG of ours, and those of its input pictures that are still kept, by sha256.
+        """The request in a PNG of ours, and those of its input images that are still kept, by sha256.
 
         Raises `RequestError` if the file is none of ours.
         """
         request = read_request(path)
-        places = {picture.sha256: self._input(picture.sha256) for picture in request.pictures}
+        places = {each.sha256: self._input(each.sha256) for each in request.input_images}
         return request, {sha256: place for sha256, place in places.items() if place.is_file()}
 
     def _input(self, sha256: str) -> Path:
-        """Only the hex digits make the name, whatever a stranger's file calls its picture."""
+        """Only the hex digits make the name, whatever an untrusted file calls its image."""
         name = sha256 if len(sha256) == 64 and set(sha256) <= set("0123456789abcdef") else "none"
         return self.folder / INPUTS / f"{name}.png"
 
@@ -102,7 +102,7 @@ class History:
                 self.delete(path)
 
     def _sweep(self) -> None:
-        """Removes input pictures that no kept image refers to."""
+        """Removes input images that no kept image refers to."""
         used = {name for path in self._images() for name in _input_names(_record(path))}
         for path in (self.folder / INPUTS).glob("*.png"):
             if path.stem not in used:
@@ -127,8 +127,8 @@ def _record(path: Path) -> dict[str, Any]:
 
 def _input_names(record: dict[str, Any]) -> set[str]:
     styles = record.get("styles")
-    pictures = [record.get("content"), *(styles if isinstance(styles, list) else [])]
-    return {str(picture.get("sha256")) for picture in pictures if isinstance(picture, dict)}
+    images = [record.get("content"), *(styles if isinstance(styles, list) else [])]
+    return {str(image.get("sha256")) for image in images if isinstance(image, dict)}
 
 
 def _bytes(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""A picture that knows how it was made: the request as versioned JSON in PNG's text."""
+"""An image that knows how it was made: the request as versioned JSON in PNG's text."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def png_text(result: Result) -> PngImagePlugin.PngInfo:
 
 
 def png_texts(path: Path) -> dict[str, str]:
-    """The texts in a stranger's PNG by their keys; raises `RequestError` if it is none that can be read."""
+    """The texts in an untrusted PNG by their keys; raises `RequestError` if it is none that can be read."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
             image.load()  # text may also stand behind the pixels
@@ -40,7 +40,7 @@ def png_texts(path: Path) -> dict[str, str]:
 
 
 def read_request(path: Path) -> GenerationRequest:
-    """The request in a PNG of ours. The file is a stranger's: raises `RequestError` for anything but our own format."""
+    """The request in a PNG of ours. The file is untrusted: raises `RequestError` for anything but our own format."""
     text = png_texts(path).get(KEY)
     if text is None:
         raise RequestError(f"{path.name} holds no settings of ours.", "Use a PNG that this program wrote.")

@@ -1,6 +1,6 @@
-"""Saved styles: each one file of style tokens, with a name, a small picture, and what is needed to refuse it.
+"""Saved styles: each one file of style tokens, with a name, a thumbnail, and what is needed to refuse it.
 
-<sha256>.safetensors     tokens.0, tokens.1, ... (K, D) float32, one for each picture; thumbnail, a WebP's bytes;
+<sha256>.safetensors     tokens.0, tokens.1, ... (K, D) float32, one for each image; thumbnail, a WebP's bytes;
                          metadata: format, version, name, model, fingerprint, strengths (JSON), created (ISO 8601)
 The hash is that of tokens, strengths and fingerprint, so that a style keeps it under any name and on any machine.
 """
@@ -25,18 +25,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from uso_core.errors import RequestError
-from uso_core.images import open_picture
-from uso_core.request import MAX_STYLES, SavedStyle, check_strengths
+from uso_core.images import open_image
+from uso_core.request import MAX_STYLES, StoredStyle, check_strengths
 from uso_core.storage.files import write_whole
 
 FORMAT, VERSION = "uso-style", "1"
 SUFFIX = ".safetensors"
 THUMBNAIL_SIDE = 256
-MAX_FILE_BYTES = 64 * 2**20  # eight pictures at FLUX's size have 19 MB
+MAX_FILE_BYTES = 64 * 2**20  # eight images at FLUX's size have 19 MB
 MAX_THUMBNAIL_BYTES = 2**20
-MAX_TOKENS, MAX_WIDTH = 4096, 16384  # of one picture; FLUX has 192 x 3072
+MAX_TOKENS, MAX_WIDTH = 4096, 16384  # of one image; FLUX has 192 x 3072
 MAX_NAME_CHARACTERS = 80
-MAX_KEPT = 500
+MAX_STORED = 500
 FOREIGN_HINT = "Use a style file that this program exported."
 
 
@@ -75,7 +75,7 @@ class StyleStore:
         is kept already, `OutputError` if it cannot be written."""
         name = checked_name(name)
         if not tokens:
-            raise RequestError("There is no style picture to save.", "Fill a style slot first.")
+            raise RequestError("There is no style image to save.", "Fill a style slot first.")
         arrays = tuple(np.ascontiguousarray(each, np.float32) for each in tokens)
         checked = check_strengths(strengths, len(arrays)) or (1.0,) * len(arrays)
         sha256 = _hash(arrays, checked, fingerprint)
@@ -94,11 +94,11 @@ class StyleStore:
                 found.append(_read(path, with_tokens=False).entry)
         return sorted(found, key=lambda entry: entry.created, reverse=True)
 
-    def get(self, sha256: str) -> SavedStyle:
+    def get(self, sha256: str) -> StoredStyle:
         """The style with its tokens; raises `RequestError` if it is not there or damaged."""
         content = self._content(sha256)
         entry = content.entry
-        return SavedStyle(entry.name, sha256, content.tokens, entry.strengths, entry.model, content.fingerprint)
+        return StoredStyle(entry.name, sha256, content.tokens, entry.strengths, entry.model, content.fingerprint)
 
     def holds(self, sha256: str) -> bool:
         """Whether the style is there."""
@@ -129,14 +129,14 @@ class StyleStore:
             self.path(sha256).unlink(missing_ok=True)
 
     def take_in(self, path: Path) -> StyleEntry:
-        """Keeps a stranger's style file, written anew; raises `RequestError` for anything but our own format.
+        """Stores an untrusted style file, written anew; raises `RequestError` for anything but our own format.
 
         A name that is taken gets a number.
         """
         content = _read(path, with_tokens=True)
-        picture = open_picture(content.entry.thumbnail, "the style's small picture").image
-        if picture is None:
-            raise RequestError(f"{path.name} has no small picture.", FOREIGN_HINT)
+        image = open_image(content.entry.thumbnail, "the style's thumbnail").image
+        if image is None:
+            raise RequestError(f"{path.name} has no thumbnail.", FOREIGN_HINT)
         if self.holds(content.entry.sha256):
             return self._content(content.entry.sha256).entry
         names = {entry.name.casefold() for entry in self.entries()}
@@ -145,7 +145,7 @@ class StyleStore:
             name, number = f"{content.entry.name[: MAX_NAME_CHARACTERS - 6]} ({number})", number + 1
         return self.add(
             name, content.tokens, content.entry.strengths, content.entry.model, content.fingerprint,
-            ImageOps.fit(picture, (THUMBNAIL_SIDE, THUMBNAIL_SIDE)),
+            ImageOps.fit(image, (THUMBNAIL_SIDE, THUMBNAIL_SIDE)),
         )  # fmt: skip
 
     def _content(self, sha256: str) -> _Content:
@@ -163,13 +163,15 @@ class StyleStore:
         return []
 
     def _refuse_twins(self, entry: StyleEntry) -> None:
-        kept = self.entries()
-        for other in kept:
+        stored = self.entries()
+        for other in stored:
             if other.sha256 == entry.sha256:
                 raise RequestError(f"This style is saved already, as {other.name}.", "Rename that one if you like.")
         self.free_name(entry.name)
-        if len(kept) >= MAX_KEPT:
-            raise RequestError(f"{MAX_KEPT} styles are saved, which is the most.", "Delete some that you do not need.")
+        if len(stored) >= MAX_STORED:
+            raise RequestError(
+                f"{MAX_STORED} styles are saved, which is the most.", "Delete some that you do not need."
+            )
 
     def _write(self, content: _Content) -> None:
         entry = content.entry
@@ -184,16 +186,16 @@ class StyleStore:
         write_whole(self.path(entry.sha256), lambda file: file.write(data))
 
 
-def mosaic(pictures: Sequence[Image.Image]) -> Image.Image:
-    """A small square picture of up to four pictures side by side."""
-    side, shown = THUMBNAIL_SIDE, list(pictures)[:4]
+def mosaic(images: Sequence[Image.Image]) -> Image.Image:
+    """A small square image of up to four images side by side."""
+    side, shown = THUMBNAIL_SIDE, list(images)[:4]
     square = Image.new("RGB", (side, side))
     columns, rows = (1, 1) if len(shown) == 1 else (2, 1) if len(shown) == 2 else (2, 2)
     width, height = side // columns, side // rows
-    for index, picture in enumerate(shown):
+    for index, image in enumerate(shown):
         across = side if len(shown) == 3 and index == 2 else width  # the third of three has the lower half
         square.paste(
-            ImageOps.fit(picture.convert("RGB"), (across, height)), (index % columns * width, index // columns * height)
+            ImageOps.fit(image.convert("RGB"), (across, height)), (index % columns * width, index // columns * height)
         )
     return square
 
@@ -217,7 +219,7 @@ def _hash(tokens: Sequence[np.ndarray], strengths: Sequence[float], fingerprint:
 
 
 def _read(path: Path, with_tokens: bool) -> _Content:
-    """A style file, perhaps a stranger's: raises `RequestError` for any but our own format.
+    """A style file, perhaps untrusted: raises `RequestError` for any but our own format.
 
     Without tokens the hash is the file's name, and only header and thumbnail are read.
     """
@@ -240,15 +242,15 @@ def _read(path: Path, with_tokens: bool) -> _Content:
             f"{path.name} has format version {version}, this program reads {VERSION}.", "Update this program."
         )
     if not all(np.isfinite(each).all() for each in tokens):
-        raise RequestError(f"{path.name} holds numbers that are none.", FOREIGN_HINT)
+        raise RequestError(f"{path.name} contains NaN or infinite values.", FOREIGN_HINT)
     try:
         given: Any = json.loads(values["strengths"])
         created = datetime.fromisoformat(values["created"]).replace(tzinfo=None)
         name, model, fingerprint = values["name"], values["model"], values["fingerprint"]
     except (KeyError, ValueError, RecursionError):
-        raise RequestError(f"{path.name} lacks what a style says of itself.", FOREIGN_HINT) from None
+        raise RequestError(f"{path.name} lacks style metadata.", FOREIGN_HINT) from None
     if not isinstance(given, list) or len(given) != count or max(len(model), len(fingerprint)) > 100:
-        raise RequestError(f"{path.name} says of itself what no style says.", FOREIGN_HINT)
+        raise RequestError(f"{path.name} has invalid style metadata.", FOREIGN_HINT)
     strengths = check_strengths(given, count) or (1.0,) * count
     sha256 = _hash(tokens, strengths, fingerprint) if with_tokens else path.stem
     entry = StyleEntry(checked_name(name), sha256, checked_name(model), strengths, created, thumbnail)
@@ -256,7 +258,7 @@ def _read(path: Path, with_tokens: bool) -> _Content:
 
 
 def _checked_shapes(file: Any, name: str) -> int:
-    """How many pictures the style has; raises `RequestError` unless all tensors are of ours and of one width."""
+    """How many images the style has; raises `RequestError` unless all tensors are of ours and of one width."""
     keys = set(file.keys())
     count = len(keys) - 1
     slices = {key: file.get_slice(key) for key in keys}

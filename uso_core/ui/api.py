@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_function_description
 
-from uso_core.catalog.locate import take_stock
+from uso_core.catalog.locate import find_weights
 from uso_core.catalog.models import MODELS, Model, get_model
 from uso_core.errors import RequestError, UsoError
 from uso_core.request import SCHEDULES, Result
@@ -19,7 +19,7 @@ from uso_core.settings import Settings
 from uso_core.storage.history import History
 from uso_core.storage.png import read_request
 from uso_core.ui.form import STYLES, Status, request_of
-from uso_core.ui.inputs import NumberInput, PictureInput, refusal
+from uso_core.ui.inputs import ImageInput, NumberInput, refusal
 from uso_core.ui.language import in_english
 from uso_core.ui.run import Sessions, follow
 from uso_core.ui.temporary_files import PrivateImages
@@ -41,7 +41,7 @@ def build(
             gr.Image(label="preview: a small one while it runs", format="png", type="pil", visible=False),
         ],
     )  # fmt: skip
-    image = PictureInput(label="A PNG made by this program.", type="filepath", image_mode=None, visible=False)
+    image = ImageInput(label="A PNG made by this program.", type="filepath", image_mode=None, visible=False)
     _endpoint(settings_from_image, "settings_from_image", [image], [gr.JSON(label="settings", visible=False)])
     _endpoint(_models(engine, settings), "models", [], [gr.JSON(label="models", visible=False)])
 
@@ -67,12 +67,12 @@ def _generate(
         """Makes images from a prompt, a content image or none, and up to four style images.
 
         With a content image its subject is kept; with an empty prompt too its layout. Style images decide how the
-        result looks. Give pictures as files, as http(s) addresses, or as base64.
+        result looks. Give images as files, as http(s) addresses, or as base64.
 
         Parameters:
             prompt: What is to be seen, as a natural sentence; may be empty.
-            content: The picture whose subject is kept.
-            style_1: A picture that decides how the result looks.
+            content: The image whose subject is kept.
+            style_1: An image that decides how the result looks.
             style_2: A second style, blended with the first.
             style_3: A third style.
             style_4: A fourth style.
@@ -90,7 +90,7 @@ def _generate(
             style_2_strength: 0 as if style 2 were not there, 1 as trained, up to 2.
             style_3_strength: 0 as if style 3 were not there, 1 as trained, up to 2.
             style_4_strength: 0 as if style 4 were not there, 1 as trained, up to 2.
-            fast: Whether steps in which little changes are left out: sooner done, and a slightly other picture.
+            fast: Whether steps in which little changes are left out: sooner done, and a slightly other image.
             model: A name from /models; null for the one at work.
             private: Whether nothing is kept: not in the history, and the files only until the caller has gone.
         """
@@ -164,7 +164,7 @@ def _models(engine: Engine, settings: Settings) -> Callable[[], list[dict[str, A
 
 def describe(model: Model, engine: Engine, settings: Settings) -> dict[str, Any]:
     """A model of the catalog for programs: its sizes in pixels, what is missing of its files, whether it is loaded."""
-    stock = take_stock(model, settings)
+    report = find_weights(model, settings)
     loaded = engine.loaded
     here = loaded if loaded is not None and loaded.model.name == model.name else None
     return {
@@ -174,9 +174,9 @@ def describe(model: Model, engine: Engine, settings: Settings) -> dict[str, Any]
         "loaded": here is not None,
         "device": here.device if here else None,
         "dtype": here.dtype if here else None,
-        "complete": stock.complete,
-        "missing": list(stock.missing),
-        "download": f"python weights/downloader.py --variant {model.name}" if stock.missing and model.files else None,
+        "complete": report.complete,
+        "missing": list(report.missing),
+        "download": f"python weights/downloader.py --variant {model.name}" if report.missing and model.files else None,
         "bytes": sum(row.bytes for row in model.files) or None,
         "licences": licences(model),
         "size": model.size,
@@ -204,7 +204,7 @@ def switchable(engine: Engine, settings: Settings, name: str | None) -> Model:
             f"This server works with {engine.model.name}, and visitors may not switch it to {model.name}.",
             "Ask the server's owner to start it with --allow-switch.",
         )
-    take_stock(model, settings).require()
+    find_weights(model, settings).require()
     return model
 
 
@@ -225,7 +225,7 @@ def _generate_inputs(words: dict[str, str]) -> list[Any]:
         elif name in ("keep_size", "fast", "private"):
             inputs.append(gr.Checkbox(value=False, **options))
         elif name == "content" or name.removeprefix("style_").isdigit():
-            inputs.append(PictureInput(type="filepath", image_mode=None, **options))
+            inputs.append(ImageInput(type="filepath", image_mode=None, **options))
         else:
             inputs.append(NumberInput(value=numbers.get(name), **options))
     return inputs

@@ -1,6 +1,6 @@
-"""Pictures with words to choose from, in groups with headings: buttons, so that a keyboard reaches each.
+"""Images with words to choose from, in groups with headings: buttons, so that a keyboard reaches each.
 
-The words may be a stranger's: they are escaped here, and Gradio puts a component's value into the page as it is. (What
+The text may be untrusted: it is escaped here, and Gradio puts a component's value into the page as it is. (What
 a handlebars template yields, it evaluates once more as JavaScript.)
 """
 
@@ -24,17 +24,17 @@ element.addEventListener("click", (event) => {
   trigger("click", { key: card.dataset.key });
 });
 """
-WORDS_ONLY = "<i>Aa</i>"  # in the place of pictures, where there are none
+WORDS_ONLY = "<i>Aa</i>"  # in the place of images, where there are none
 
 
 @dataclass(frozen=True)
 class Card:
-    """One thing to choose: `key` comes back when it is; `pictures` are addresses."""
+    """One thing to choose: `key` comes back when it is; `images` are addresses."""
 
     key: str
     title: str
     words: str = ""
-    pictures: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
 
 
 def cards(elem_id: str, label: str, value: str = "") -> gr.HTML:
@@ -66,10 +66,10 @@ def data_address(data: bytes, kind: str = "image/webp") -> str:
 
 
 def _html(card: Card) -> str:
-    images = "".join(f'<img src="{escape(each)}" alt="" loading="lazy">' for each in card.pictures) or WORDS_ONLY
+    images = "".join(f'<img src="{escape(each)}" alt="" loading="lazy">' for each in card.images) or WORDS_ONLY
     said = f"{card.title}: {card.words}" if card.words else card.title
     return (
         f'<button type="button" data-key="{escape(card.key)}" aria-pressed="false" title="{escape(said)}">'
-        f'<span class="pictures">{images}</span><b>{escape(card.title)}</b> '
+        f'<span class="images">{images}</span><b>{escape(card.title)}</b> '
         f"<small>{escape(card.words)}</small></button>"
     )

@@ -1,4 +1,4 @@
-"""The Create tab: the form, what happens between Generate and the picture, and what to do with it."""
+"""The Create tab: the form, what happens between Generate and the image, and what to do with it."""
 
 from __future__ import annotations
 

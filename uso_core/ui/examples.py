@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from uso_core.catalog.examples import ASPECTS, Example, read_examples
 from uso_core.catalog.models import Model, get_model
-from uso_core.request import Picture
+from uso_core.request import InputImage
 from uso_core.ui.card_grid import Card, cards, chosen, data_address, html
 from uso_core.ui.form import CUSTOM, QUIET, Form
 from uso_core.ui.language import label, say, say_on_load
@@ -20,7 +20,7 @@ START = "(go) => { if (go) document.querySelector('#generate').click() }"
 
 
 def lay_out(model: Model) -> gr.HTML:
-    """The examples as a row of cards, each with its input pictures."""
+    """The examples as a row of cards, each with its input images."""
     with gr.Accordion(label("examples_run" if quick(model) else "examples_fill"), open=True, elem_id="examples"):
         return cards("example-cards", label("examples"), _cards(read_examples()))
 
@@ -44,7 +44,7 @@ def wire(page: gr.Blocks, shelf: gr.HTML, form: Form) -> None:
 
 
 def quick(model: Model) -> bool:
-    """Whether a picture takes seconds on any machine, so that a click may start one."""
+    """Whether an image takes seconds on any machine, so that a click may start one."""
     return model.folder is not None
 
 
@@ -53,12 +53,12 @@ def _cards(examples: Sequence[Example]) -> str:
 
 
 def _card(example: Example) -> Card:
-    pictures = [each for each in (example.content, *example.styles) if each is not None]
-    return Card(example.name, example.title, example.prompt or say("empty_prompt"), tuple(map(_small, pictures)))
+    images = [each for each in (example.content, *example.styles) if each is not None]
+    return Card(example.name, example.title, example.prompt or say("empty_prompt"), tuple(map(_small, images)))
 
 
-def _small(picture: Picture) -> str:
+def _small(given: InputImage) -> str:
     file = io.BytesIO()
-    image = picture.image or Image.new("RGB", (1, 1))
+    image = given.image or Image.new("RGB", (1, 1))
     ImageOps.fit(image, (THUMBNAIL_SIDE, THUMBNAIL_SIDE)).save(file, "WEBP", quality=75)
     return data_address(file.getvalue())

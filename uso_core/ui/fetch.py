@@ -1,4 +1,4 @@
-"""A picture from a stranger's address, without becoming the stranger's hands inside the network."""
+"""SSRF-safe image download."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from uso_core.images import MAX_FILE_BYTES
 
 PATIENCE_SECONDS = 20.0  # for each answer, and for each piece of it
 MAX_REDIRECTS = 4
-INSTEAD = "Give the picture as a file or as base64 instead."
+INSTEAD = "Give the image as a file or as base64 instead."
 
 
 def fetch(url: str) -> tuple[str, bytes]:
@@ -37,7 +37,7 @@ def fetch(url: str) -> tuple[str, bytes]:
                     continue
                 if reply.status_code != 200:
                     raise RequestError(f"{_short(url)} answers {reply.status_code}.", INSTEAD)
-                return PurePosixPath(unquote(urlsplit(url).path)).name or "picture", _body(reply, url)
+                return PurePosixPath(unquote(urlsplit(url).path)).name or "image", _body(reply, url)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             raise RequestError(f"{_short(url)} cannot be fetched ({type(error).__name__}).", INSTEAD) from None
     raise RequestError(f"{_short(url)} leads on more than {MAX_REDIRECTS} times.", INSTEAD)
@@ -77,7 +77,7 @@ def _body(reply: httpx.Response, url: str) -> bytes:
     for chunk in reply.iter_bytes():
         data += chunk
         if len(data) > MAX_FILE_BYTES:
-            raise RequestError(f"{_short(url)} has more than {MAX_FILE_BYTES} bytes.", "Use a smaller picture.")
+            raise RequestError(f"{_short(url)} has more than {MAX_FILE_BYTES} bytes.", "Use a smaller image.")
     return bytes(data)
 
 

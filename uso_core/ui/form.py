@@ -14,16 +14,16 @@ from uso_core import images
 from uso_core.catalog.examples import AS_CONTENT, ASPECTS, sides, sides_of_content
 from uso_core.catalog.models import Model, get_model
 from uso_core.comfy import ComfyImport
-from uso_core.request import MAX_STRENGTH, SCHEDULES, GenerationRequest, Picture, SavedStyle, whole
+from uso_core.request import MAX_STRENGTH, SCHEDULES, GenerationRequest, InputImage, StoredStyle, whole
 from uso_core.storage.styles import StyleStore
 from uso_core.ui import text
 from uso_core.ui.card_grid import data_address
-from uso_core.ui.inputs import ChoiceInput, NumberInput, PictureInput, SliderInput
+from uso_core.ui.inputs import ChoiceInput, ImageInput, NumberInput, SliderInput
 from uso_core.ui.language import label, say, say_on_load
 
 STYLES = 4
 HIGHEST_GUIDANCE = 20.0  # of the slider, where the model takes any
-SAVED = 2  # places for saved styles; each may hold several pictures
+STORED = 2  # places for saved styles; each may hold several images
 CUSTOM = "custom"
 QUIET: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 TOLD = {**QUIET, "queue": True}  # Gradio shows errors and infos of an event only where it went through the queue
@@ -32,7 +32,7 @@ STATUS = """
   String(value.text).replaceAll("&", "&amp;").replaceAll("<", "&lt;")
 }</div>
 <div class="track"><div class="bar" style="width: ${Number(value.percent)}%"></div></div>
-"""  # not {{}}: what handlebars yields is evaluated once more, and the words may be a stranger's
+"""  # not {{}}: what handlebars yields is evaluated once more, and the text may be untrusted
 
 Status = dict[str, Any]  # {"text": a sentence, "percent": of the bar}
 
@@ -41,7 +41,7 @@ Status = dict[str, Any]  # {"text": a sentence, "percent": of the bar}
 class Form:
     """The fields by name, the buttons and the status. The field `model` holds the name of the model it is set for.
 
-    `saved` is what shows the saved styles in use: a row, and for each place its field and small picture. `private` and
+    `saved` is what shows the saved styles in use: a row, and for each place its field and thumbnail. `private` and
     `aspect` stand beside the fields: no request holds them.
     """
 
@@ -56,13 +56,13 @@ class Form:
 
     @property
     def saved_fields(self) -> list[Any]:
-        return [self.fields[f"saved_{number}"] for number in range(1, SAVED + 1)]
+        return [self.fields[f"saved_{number}"] for number in range(1, STORED + 1)]
 
     def refreshed(self, styles: StyleStore) -> list[Any]:
         """Updates for `saved`, so that they offer the styles that are there now."""
         entries = styles.entries()
         choices = [(label("no_saved_style"), ""), *((entry.name, entry.sha256) for entry in entries)]
-        return [gr.Column(visible=bool(entries)), *(gr.Dropdown(choices=choices) for _ in range(SAVED))]
+        return [gr.Column(visible=bool(entries)), *(gr.Dropdown(choices=choices) for _ in range(STORED))]
 
     @property
     def order(self) -> list[gr.components.Component]:
@@ -84,33 +84,33 @@ class Form:
         }
 
     def imported(self, workflow: ComfyImport) -> list[Any]:
-        """Values for every field from a ComfyUI workflow; what it does not say stays, pictures are to be chosen."""
+        """Values for every field from a ComfyUI workflow; what it does not say stays, images are to be chosen."""
         names = ("prompt", "seed", "steps", "guidance", "width", "height", "content_size", "schedule", "images",
                  "keep_size")  # fmt: skip
         given = {name: getattr(workflow, name) for name in names}
         return [gr.skip() if given.get(name) is None else given[name] for name in self.fields]
 
     def updates(
-        self, request: GenerationRequest, pictures: dict[str, Path], kept: Collection[str] = ()
+        self, request: GenerationRequest, paths: dict[str, Path], kept: Collection[str] = ()
     ) -> list[Any]:  # fmt: skip
         """Values for every field from a request.
 
-        `pictures` are its input files by sha256 and `kept` its saved styles' hashes; others are left empty.
+        `paths` are its input files by sha256 and `kept` its saved styles' hashes; others are left empty.
         """
 
-        def path(picture: Any) -> str | None:
-            return str(pictures[picture.sha256]) if picture is not None and picture.sha256 in pictures else None
+        def path(given: Any) -> str | None:
+            return str(paths[given.sha256]) if given is not None and given.sha256 in paths else None
 
         strengths = request.style_strengths or (1.0,) * len(request.styles)
         styles: list[tuple[str | None, float]] = []
         saved: list[tuple[str | None, float]] = []
         for style, strength in zip(request.styles, strengths, strict=True):
-            if isinstance(style, SavedStyle):
+            if isinstance(style, StoredStyle):
                 saved.append((style.sha256 if style.sha256 in kept else "", strength))
             else:
                 styles.append((path(style), strength))
         styles += [(None, 1.0)] * STYLES
-        saved += [("", 1.0)] * SAVED
+        saved += [("", 1.0)] * STORED
         values: dict[str, Any] = {
             "prompt": request.prompt,
             "content": path(request.content),
@@ -129,24 +129,24 @@ class Form:
         }
         for number in range(1, STYLES + 1):
             values[f"style_{number}"], values[f"style_{number}_strength"] = styles[number - 1]
-        for number in range(1, SAVED + 1):
+        for number in range(1, STORED + 1):
             values[f"saved_{number}"], values[f"saved_{number}_strength"] = saved[number - 1]
         return [values[name] for name in self.fields]
 
 
-def request_of(values: dict[str, Any], kept: StyleStore | None = None) -> GenerationRequest:
-    """The request that named values ask for, the page's and the API's alike; pictures are paths or empty.
+def request_of(values: dict[str, Any], stored_styles: StyleStore | None = None) -> GenerationRequest:
+    """The request that named values ask for, the page's and the API's alike; images are paths or empty.
 
-    `kept` holds the saved styles, where values may name any. Raises `RequestError` for what is out of range or no
-    picture, `SettingsError` for a model that is none.
+    `stored_styles` holds those that values may name. Raises `RequestError` for what is out of range or no
+    image, `SettingsError` for a model that is none.
     """
     model = get_model(values["model"])
     for side in ("width", "height"):
         whole(side, values[side], *model.sides)
-    styles, strengths = chosen_styles(values, kept)
+    styles, strengths = chosen_styles(values, stored_styles)
     return GenerationRequest(
         prompt=values["prompt"] or "",
-        content=images.open_picture(values["content"]) if values["content"] else None,
+        content=images.open_image(values["content"]) if values["content"] else None,
         styles=styles,
         width=values["width"],
         height=values["height"],
@@ -165,19 +165,19 @@ def request_of(values: dict[str, Any], kept: StyleStore | None = None) -> Genera
 
 
 def chosen_styles(
-    values: dict[str, Any], kept: StyleStore | None
-) -> tuple[tuple[Picture | SavedStyle, ...], tuple[float, ...]]:
-    """The styles that the fields hold, pictures first, and their strengths.
+    values: dict[str, Any], stored_styles: StyleStore | None
+) -> tuple[tuple[InputImage | StoredStyle, ...], tuple[float, ...]]:
+    """The styles that the fields hold, images first, and their strengths.
 
-    Raises `RequestError` for what is no picture, or a saved style that is not there any more.
+    Raises `RequestError` for what is no image, or a saved style that is not there any more.
     """
-    given: list[tuple[Picture | SavedStyle, float]] = []
+    given: list[tuple[InputImage | StoredStyle, float]] = []
     for number in range(1, STYLES + 1):
         if path := values[f"style_{number}"]:
-            given.append((images.open_picture(path), values[f"style_{number}_strength"]))
-    for number in range(1, SAVED + 1):
-        if kept is not None and (sha256 := values.get(f"saved_{number}")):
-            given.append((kept.get(str(sha256)), values[f"saved_{number}_strength"]))
+            given.append((images.open_image(path), values[f"style_{number}_strength"]))
+    for number in range(1, STORED + 1):
+        if stored_styles is not None and (sha256 := values.get(f"saved_{number}")):
+            given.append((stored_styles.get(str(sha256)), values[f"saved_{number}_strength"]))
     return tuple(style for style, _ in given), tuple(strength for _, strength in given)
 
 
@@ -189,7 +189,7 @@ def build_form(page: gr.Blocks, model: Model, styles: StyleStore) -> Form:
         laid["style_1"], laid["style_1_strength"] = _slot("style", "style_hint", "style_strength", 1)
         laid["style_2"], laid["style_2_strength"] = _slot("style", "slot_hint", "style_strength", 2)
     with gr.Column(visible=False, elem_id="saved-styles") as saved_row:
-        places = [_saved_place(laid, number) for number in range(1, SAVED + 1)]
+        places = [_saved_place(laid, number) for number in range(1, STORED + 1)]
     with gr.Accordion(label("more_styles"), open=False), gr.Row(elem_classes="slots"):
         for number in (3, 4):
             slot = _slot("style", "slot_hint", "style_strength", number)
@@ -208,11 +208,11 @@ def build_form(page: gr.Blocks, model: Model, styles: StyleStore) -> Form:
         laid["width"], laid["height"] = _side("width", model), _side("height", model)
     _settings(laid, model)
     strengths = ["content_strength", *(f"style_{number}_strength" for number in range(1, STYLES + 1))]
-    saved = [f"saved_{number}{part}" for number in range(1, SAVED + 1) for part in ("", "_strength")]
+    saved = [f"saved_{number}{part}" for number in range(1, STORED + 1) for part in ("", "_strength")]
     first = ["prompt", "content", *(f"style_{number}" for number in range(1, STYLES + 1))]
     rest = [name for name in laid if name not in (*first, *strengths, *saved)]
     fields = {name: laid[name] for name in (*first, *rest, *strengths, *saved)}
-    offered = [saved_row, *(laid[f"saved_{number}"] for number in range(1, SAVED + 1))]
+    offered = [saved_row, *(laid[f"saved_{number}"] for number in range(1, STORED + 1))]
     form = Form(fields, start, stop, skip, status, offered, private, aspect)
     _wire(form, mode, aspect)
     say_on_load(page, lambda: [text.mode(False, 0, ""), {"text": say("idle"), "percent": 0}], [mode, status])
@@ -268,7 +268,7 @@ def _wire(form: Form, mode: gr.Markdown, aspect: gr.Dropdown) -> None:
 
     def resize(choice: str, content: str | None, content_size: int, model: str) -> tuple[Any, Any, Any]:
         if choice == AS_CONTENT and content:
-            image = images.open_picture(content).image
+            image = images.open_image(content).image
             if image is not None:
                 return sides_of_content(*image.size, content_size, get_model(model))
         if choice in ASPECTS:
@@ -281,22 +281,22 @@ def _wire(form: Form, mode: gr.Markdown, aspect: gr.Dropdown) -> None:
 
 
 def _wire_saved(form: Form, places: list[tuple[gr.Row, gr.HTML]], styles: StyleStore) -> None:
-    """Each place shows the small picture of the style that it holds, and appears when those before it are taken."""
+    """Each place shows the small thumbnail of the style that it holds, and appears when those before it are taken."""
 
     def show(*used: str) -> list[Any]:
         small = {entry.sha256: entry.thumbnail for entry in styles.entries()}
-        pictures = [f'<img src="{data_address(small[each])}" alt="">' if each in small else "" for each in used]
+        thumbnails = [f'<img src="{data_address(small[each])}" alt="">' if each in small else "" for each in used]
         rows = [gr.Row(visible=not index or bool(each or used[index - 1])) for index, each in enumerate(used)]
-        return [*rows, *pictures]
+        return [*rows, *thumbnails]
 
-    shown = [*(row for row, _ in places), *(picture for _, picture in places)]
+    shown = [*(row for row, _ in places), *(thumbnail for _, thumbnail in places)]
     gr.on([field.change for field in form.saved_fields], show, form.saved_fields, shown,
           trigger_mode="always_last", **QUIET)  # fmt: skip
 
 
 def _slot(name: str, hint: str, strength: str, number: int | None = None) -> tuple[gr.Image, gr.Slider]:
     with gr.Column(min_width=140, elem_classes="slot"):
-        image = PictureInput(
+        image = ImageInput(
             label=label(name, number), type="filepath", image_mode=None, sources=["upload", "clipboard", "webcam"],
             height=168, placeholder=label(hint), buttons=["fullscreen"], elem_classes="slot",
         )  # fmt: skip
@@ -305,9 +305,9 @@ def _slot(name: str, hint: str, strength: str, number: int | None = None) -> tup
 
 
 def _saved_place(laid: dict[str, Any], number: int) -> tuple[gr.Row, gr.HTML]:
-    """A place for a saved style: its field and strength, and the small picture beside them."""
+    """A place for a saved style: its field and strength, and the thumbnail beside them."""
     with gr.Row(elem_classes="saved-style", visible=number == 1) as place:
-        small = gr.HTML("", show_label=False, elem_classes="saved-picture", min_width=64)
+        small = gr.HTML("", show_label=False, elem_classes="saved-image", min_width=64)
         laid[f"saved_{number}"] = ChoiceInput(
             [(label("no_saved_style"), "")], value="", label=label("saved_style", number), min_width=120
         )

@@ -1,4 +1,4 @@
-"""What comes from outside: pictures as files, addresses or base64, and numbers as they were sent."""
+"""What comes from outside: images as files, addresses or base64, and numbers as they were sent."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from uso_core.ui.language import say
 
 FILE_ROUTE = "/gradio_api/file="  # under it Gradio serves uploads and results
 SHORTEST_BASE64 = 40  # characters
-NOT_HERE = "Upload the picture, or give its address on the web or its content as base64."
+NOT_HERE = "Upload the image, or give its address on the web or its content as base64."
 
 
-class PictureData(ImageData):
-    """A picture as Gradio's clients send it, or a plain text: an address, a data URL, or base64."""
+class ImageInputData(ImageData):
+    """An image as Gradio's clients send it, or a plain text: an address, a data URL, or base64."""
 
     @model_validator(mode="before")
     @classmethod
@@ -69,13 +69,13 @@ class ChoiceInput(gr.Dropdown, metaclass=_WithoutStub):
         return payload
 
 
-class PictureInput(gr.Image, metaclass=_WithoutStub):
+class ImageInput(gr.Image, metaclass=_WithoutStub):
     """An image slot whose value is the path of a file that Gradio received, as it was sent, or None.
 
     Gradio's own reads any path that a caller names, and answers an unreachable address with words about its inside.
     """
 
-    data_model = PictureData
+    data_model = ImageInputData
     is_template = True
 
     def preprocess(self, payload: ImageData | None) -> str | None:
@@ -136,13 +136,13 @@ def _is_address(source: str) -> bool:
 
 def _decode(content: str) -> bytes:
     if len(content) > MAX_FILE_BYTES * 4 // 3 + 4:
-        raise RequestError(f"The picture has more than {MAX_FILE_BYTES} bytes.", "Use a smaller picture.")
+        raise RequestError(f"The image has more than {MAX_FILE_BYTES} bytes.", "Use a smaller image.")
     try:
         if len(content) < SHORTEST_BASE64:
-            raise ValueError("no picture is as short")
+            raise ValueError("no image is as short")
         return base64.b64decode("".join(content.split()), validate=True)
     except (binascii.Error, ValueError):
         raise RequestError(
-            f"The picture {content[:200]!r} was not given to this server, and it is neither an address nor base64.",
+            f"The image {content[:200]!r} was not given to this server, and it is neither an address nor base64.",
             NOT_HERE,
         ) from None

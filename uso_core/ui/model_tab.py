@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from uso_core.catalog.download import size_text
-from uso_core.catalog.locate import Inventory, take_stock
+from uso_core.catalog.locate import WeightsReport, find_weights
 from uso_core.catalog.models import EMBEDDED_FILES, MODELS, Model, get_model
 from uso_core.errors import UsoError
 from uso_core.runtime.engine import Engine
@@ -60,14 +60,14 @@ class Panel:
         """New values for all that is shown, with the model named in the dropdown; `seen` are the dropdown's lines."""
         engine, settings, now = self._engine, self._settings, self.downloads.now
         model = get_model(name)
-        stock = take_stock(model, settings)
+        report = find_weights(model, settings)
         busy = now is not None and now.running
-        lacks = bool(stock.missing) and model.folder is None
+        lacks = bool(report.missing) and model.folder is None
         entries, at_work = self.entries(), model.name == engine.model.name
         return [
             text.model_at_work(engine.model.title, engine.loaded, engine.plan),
             gr.Button(interactive=engine.loaded is not None),
-            text.files_table(_rows(stock, settings), _summary(stock)),
+            text.files_table(_rows(report, settings), _summary(report)),
             gr.Button(say("model_in_use" if at_work else "use_model"), interactive=not at_work),
             gr.Code(value=f"python weights/downloader.py --variant {name}", visible=lacks),
             gr.Button(
@@ -86,8 +86,8 @@ class Panel:
         """The dropdown's lines: title, size, licence, whether files are missing; and the names behind them."""
         lines = []
         for model in MODELS.values():
-            stock = take_stock(model, self._settings)
-            missing = f" · {text.missing_count(stock)}" if stock.missing else ""
+            report = find_weights(model, self._settings)
+            missing = f" · {text.missing_count(report)}" if report.missing else ""
             lines.append((f"{model.title} · {size_text(_bytes(model))} · {licences(model)[0]}{missing}", model.name))
         return lines
 
@@ -146,30 +146,30 @@ def build(
     say_on_load(page, lambda: [line_now()], [line])
 
 
-def _rows(stock: Inventory, settings: Settings) -> list[tuple[str, str, str, bool]]:
+def _rows(report: WeightsReport, settings: Settings) -> list[tuple[str, str, str, bool]]:
     """What each part is, where it lies or comes from, its size, and whether it is there."""
     rows = []
-    for row in stock.model.files:
-        path = stock.paths.get(row.role)
+    for row in report.model.files:
+        path = report.paths.get(row.role)
         where = text.origin(row.repo, row.gated) if path is None else _place(path, settings)
         size = row.bytes if path is None else _disk_bytes(path)
         rows.append((say(f"role_{row.role}"), where, size_text(size), path is not None))
-    if stock.model.folder is not None:
+    if report.model.folder is not None:
         for role in EMBEDDED_FILES:
-            path = stock.paths.get(role)
+            path = report.paths.get(role)
             where = say("not_there") if path is None else _place(path, settings)
             rows.append((say(f"role_{role}"), where, size_text(_disk_bytes(path) if path else 0), path is not None))
     return rows
 
 
-def _summary(stock: Inventory) -> str:
-    model = stock.model
-    lacking = sum(row.bytes for row in model.files if row.role in stock.missing)
-    return text.model_summary(model, licences(model), text.missing_count(stock), size_text(lacking), stock.complete)
+def _summary(report: WeightsReport) -> str:
+    model = report.model
+    lacking = sum(row.bytes for row in model.files if row.role in report.missing)
+    return text.model_summary(model, licences(model), text.missing_count(report), size_text(lacking), report.complete)
 
 
 def _place(path: Path, settings: Settings) -> str:
-    """A path for people: within the project from its folder on; of others only the name where strangers may read it."""
+    """A path for people: within the project from its folder on; of others only the name where others may read it."""
     if path.is_relative_to(ROOT):
         return str(path.relative_to(ROOT))
     return str(path) if settings.may_switch else path.name

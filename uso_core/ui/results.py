@@ -12,12 +12,12 @@ import gradio as gr
 
 from uso_core.comfy import export_workflow, import_workflow, workflow_in_png_text
 from uso_core.errors import UsoError
-from uso_core.request import Picture, SavedStyle
+from uso_core.request import InputImage, StoredStyle
 from uso_core.storage.history import History
 from uso_core.storage.png import png_texts
 from uso_core.storage.styles import StyleStore
 from uso_core.ui import text
-from uso_core.ui.form import QUIET, SAVED, STYLES, TOLD, Form
+from uso_core.ui.form import QUIET, STORED, STYLES, TOLD, Form
 from uso_core.ui.inputs import refusal
 from uso_core.ui.language import label, say
 from uso_core.ui.temporary_files import passing_path
@@ -119,14 +119,14 @@ def restored(form: Form, history: History, saved: StyleStore, path: Path) -> tup
 
     Raises `RequestError` if the file is none of ours.
     """
-    request, pictures = history.restore(path)
-    given: list[Picture | SavedStyle] = [style for style in request.styles if isinstance(style, Picture)]
-    stored = [style for style in request.styles if isinstance(style, SavedStyle)]
+    request, images = history.restore(path)
+    given: list[InputImage | StoredStyle] = [style for style in request.styles if isinstance(style, InputImage)]
+    stored = [style for style in request.styles if isinstance(style, StoredStyle)]
     kept = {style.sha256 for style in stored if saved.holds(style.sha256)}
-    placed = [*([request.content] if request.content else []), *given[:STYLES], *stored[:SAVED]]
-    lost = [each.name for each in placed if each.sha256 not in {*pictures, *kept}]
-    beyond = [each.name for each in [*given[STYLES:], *stored[SAVED:]]]
-    return form.updates(request, pictures, kept), text.restored(lost, beyond)
+    placed = [*([request.content] if request.content else []), *given[:STYLES], *stored[:STORED]]
+    lost = [each.name for each in placed if each.sha256 not in {*images, *kept}]
+    beyond = [each.name for each in [*given[STYLES:], *stored[STORED:]]]
+    return form.updates(request, images, kept), text.restored(lost, beyond)
 
 
 def _describer(history: History) -> Any:

@@ -16,7 +16,7 @@ from uso_core.runtime.engine import Engine
 from uso_core.storage.styles import StyleEntry, StyleStore, mosaic
 from uso_core.ui import text
 from uso_core.ui.card_grid import Card, cards, chosen, data_address, html
-from uso_core.ui.form import QUIET, SAVED, TOLD, Form, Status, chosen_styles, status_line
+from uso_core.ui.form import QUIET, STORED, TOLD, Form, Status, chosen_styles, status_line
 from uso_core.ui.inputs import refusal
 from uso_core.ui.language import label, say
 from uso_core.ui.run import PATIENCE, Sessions, describe
@@ -58,7 +58,7 @@ def build(tabs: gr.Tabs, tab: gr.Tab, engine: Engine, styles: StyleStore, form: 
         free = next((index for index, slot in enumerate(slots) if not slot or slot == sha256), None)
         if free is None:
             raise refusal(RequestError(say("style_slots_full"), ""))
-        return [*(sha256 if index == free else gr.skip() for index in range(SAVED)), gr.Tabs(selected="create")]
+        return [*(sha256 if index == free else gr.skip() for index in range(STORED)), gr.Tabs(selected="create")]
 
     def change_name(sha256: str, words: str) -> tuple[Any, ...]:
         with _told():
@@ -101,11 +101,11 @@ def _saver(engine: Engine, styles: StyleStore, form: Form, sessions: Sessions) -
         unchanged = [gr.skip()] * (2 + len(form.saved))
         try:
             free = styles.free_name(name)
-            asked, pictures = _asked(dict(zip(form.fields, values, strict=True)), styles)
+            asked, thumbnails = _asked(dict(zip(form.fields, values, strict=True)), styles)
             for event in _encode(engine, asked, sessions, request.session_hash or ""):
                 if isinstance(event, StylesReady):
                     entry = styles.add(
-                        free, event.tokens, event.strengths, event.model, event.fingerprint, mosaic(pictures)
+                        free, event.tokens, event.strengths, event.model, event.fingerprint, mosaic(thumbnails)
                     )
                     said = {"text": say("style_saved", name=entry.name), "percent": 100}
                     yield said, "", _cards(styles), *form.refreshed(styles)
@@ -138,15 +138,15 @@ def _encode(
 
 
 def _asked(values: dict[str, Any], styles: StyleStore) -> tuple[GenerationRequest, list[Any]]:
-    """A request with the styles in the slots alone, and a picture to show of each."""
+    """A request with the styles in the slots alone, and an image to show of each."""
     used, strengths = chosen_styles(values, styles)
     if not used:
-        raise RequestError(say("no_style_pictures"), say("fill_a_slot"))
+        raise RequestError(say("no_style_images"), say("fill_a_slot"))
     small = {entry.sha256: entry.thumbnail for entry in styles.entries()}
-    pictures = [
-        getattr(style, "image", None) or images.open_picture(small[style.sha256], style.name).image for style in used
+    thumbnails = [
+        getattr(style, "image", None) or images.open_image(small[style.sha256], style.name).image for style in used
     ]
-    return GenerationRequest(styles=used, style_strengths=strengths, model=values["model"]), pictures
+    return GenerationRequest(styles=used, style_strengths=strengths, model=values["model"]), thumbnails
 
 
 def _cards(styles: StyleStore) -> str:

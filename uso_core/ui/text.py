@@ -7,9 +7,9 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from uso_core.catalog.download import size_text
-from uso_core.catalog.locate import Inventory
+from uso_core.catalog.locate import WeightsReport
 from uso_core.catalog.models import Model
-from uso_core.request import GenerationRequest, SavedStyle
+from uso_core.request import GenerationRequest, StoredStyle
 from uso_core.ui.language import from_below, say
 
 if TYPE_CHECKING:
@@ -83,9 +83,11 @@ def entry(when: datetime, prompt: str) -> str:
     return f"{when:%Y-%m-%d %H:%M}  {prompt[:SHOWN_CHARACTERS] or say('no_prompt')}"
 
 
-def saved_style(model: str, pictures: int, created: datetime) -> str:
+def saved_style(model: str, images: int, created: datetime) -> str:
     """What is known of a saved style besides its name."""
-    return say("one_picture" if pictures == 1 else "pictures", model=model, count=pictures, date=f"{created:%Y-%m-%d}")
+    return say(
+        "style_one_image" if images == 1 else "style_images", model=model, count=images, date=f"{created:%Y-%m-%d}"
+    )
 
 
 def duration(seconds: float) -> str:
@@ -118,13 +120,13 @@ def settings(request: GenerationRequest) -> str:
         name, given = request.content.name, f"{request.content_strength:g}"
         lines.append(say("settings_content", name=name, side=request.content_size, strength=given))
     for place, (style, strength) in enumerate(zip(request.styles, strengths, strict=True), 1):
-        key = "settings_saved_style" if isinstance(style, SavedStyle) else "settings_style"
+        key = "settings_saved_style" if isinstance(style, StoredStyle) else "settings_style"
         lines.append(say(key, place=place, name=style.name, strength=f"{strength:g}"))
     return "\n".join([*lines, say("settings_model", model=request.model)])
 
 
 def imported(content: str | None, styles: tuple[str, ...], notes: tuple[str, ...]) -> str:
-    """What was read from a ComfyUI workflow: the pictures to choose, and what has no counterpart here."""
+    """What was read from a ComfyUI workflow: the images to choose, and what has no counterpart here."""
     parts = [say("imported")]
     if content:
         parts.append(say("imported_content", name=content))
@@ -134,7 +136,7 @@ def imported(content: str | None, styles: tuple[str, ...], notes: tuple[str, ...
 
 
 def restored(lost: list[str], beyond: list[str]) -> str:
-    """What was restored from a picture, which inputs were lost, and for which styles the page has no place."""
+    """What was restored from an image, which inputs were lost, and for which styles the page has no place."""
     words = [say("restored_without", names=", ".join(lost))] if lost else []
     words += [say("restored_beyond", names=", ".join(beyond))] if beyond else []
     return " ".join(words) or say("restored")
@@ -172,9 +174,9 @@ def model_summary(model: Model, licences: list[str], missing: str, to_fetch: str
     return " ".join(parts)
 
 
-def missing_count(stock: Inventory) -> str:
+def missing_count(report: WeightsReport) -> str:
     """How many files are missing, as 3 of 7 files missing."""
-    return say("files_missing", missing=len(stock.missing), all=len(stock.missing) + len(stock.paths))
+    return say("files_missing", missing=len(report.missing), all=len(report.missing) + len(report.paths))
 
 
 def origin(repo: str, gated: bool) -> str:

@@ -1,0 +1,116 @@
+"""What the program says, by keys: a `Message` carries a key and its values, and is put into words here alone.
+
+translations/en.json holds every English text and each other file there a translation: a new language is one file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+FOLDER = Path(__file__).parent / "translations"
+ENGLISH = "en"
+LONGEST_VALUE = 200  # characters that a text quotes of a value
+
+
+class Bytes(int):
+    """A number of bytes, which a text shows as "10.3 GB", below a tenth in megabytes. 1 GB is 10^9 bytes."""
+
+
+class Shown(str):
+    """A value as Python shows it, which a text never puts into quotes once more."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+@dataclass(frozen=True)
+class Message:
+    """Something to say: the key of its text, and the values that the text names.
+
+    Values are kept as plain data, so that a message can be pickled and compared; one may be a message itself, or a
+    sequence of them. `str()` is the English text.
+    """
+
+    key: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", {name: _plain(value) for name, value in self.values.items()})
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __str__(self) -> str:
+        return words(self)
+
+
+def message(key: str, /, **values: Any) -> Message:
+    """A message with its values by name."""
+    return Message(key, values)
+
+
+def words(said: Message, language: str = ENGLISH) -> str:
+    """A message in a language; raises `KeyError` for a key that the language lacks."""
+    return _Words(language).vformat(languages()[language][said.key], (), said.values)
+
+
+@cache
+def languages() -> dict[str, dict[str, str]]:
+    """The texts by key, by language ("de", "zh")."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))}
+
+
+def size_text(size: int, language: str = ENGLISH) -> str:
+    """Bytes for people, as `Bytes` describes."""
+    if size >= 10**8:
+        return f"{size / 10**9:.1f} GB".replace(".", decimal_point(language))
+    return f"{max(round(size / 10**6), 1)} MB"
+
+
+def decimal_point(language: str) -> str:
+    """What stands between whole and part in the numbers of a language."""
+    return languages()[language]["decimal_point"]
+
+
+class _Words(Formatter):
+    """Fills a text in as its language writes values, none of them longer than people read."""
+
+    def __init__(self, language: str) -> None:
+        self._language = language
+
+    def convert_field(self, value: Any, conversion: Any) -> Any:
+        if conversion == "r" and isinstance(value, str) and len(value) > LONGEST_VALUE:
+            value = value[:LONGEST_VALUE] + "…"
+        return super().convert_field(value, conversion)
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if isinstance(value, Message):
+            return words(value, self._language)
+        if isinstance(value, tuple):
+            return ", ".join(self.format_field(each, format_spec) for each in value)
+        if isinstance(value, Bytes):
+            return size_text(value, self._language)
+        text = format(value, format_spec)
+        if isinstance(value, float):
+            return text.replace(".", decimal_point(self._language))
+        return text
+
+
+def _plain(value: Any) -> Any:
+    """A value as data: what is no text, number or message is kept as it is shown."""
+    if value is None or isinstance(value, str | int | float | Message):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Sequence) and any(isinstance(each, Message) for each in value):
+        return tuple(_plain(each) for each in value)
+    shown = str(value) if isinstance(value, BaseException) else repr(value)
+    return Shown(shown if len(shown) <= LONGEST_VALUE else shown[:LONGEST_VALUE] + "…")
