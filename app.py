@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsoError as error:
         return exit_code(error)
     except OSError as error:  # Gradio's words when the port is taken
-        return exit_code(UsageError(f"{error}.", "Choose another --port, or end the program that uses it."))
+        return exit_code(UsageError("port", reason=error))
     return 0
 
 

@@ -104,21 +104,19 @@ def read_tasks(args: argparse.Namespace) -> list[Task]:
     """The prompts of an eval file, or the one on the command line."""
     if args.eval_json_path is None:
         if args.prompt is None:
-            raise UsageError(
-                "Neither --prompt nor --eval_json_path was given.", 'Give a prompt; --prompt "" is an empty one.'
-            )
+            raise UsageError("no_prompt_given")
         return [Task(args.prompt, tuple(args.image_paths), "0", Path())]
     path = args.eval_json_path
     try:
         if path.stat().st_size > MAX_EVAL_BYTES:
-            raise RequestError(f"{path} is larger than {MAX_EVAL_BYTES} bytes.", "Split it.")
+            raise RequestError("eval_too_large", path=path, most=MAX_EVAL_BYTES)
         entries = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise RequestError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from None
+        raise RequestError("file_unreadable", path=path, reason=error.strerror) from None
     except (ValueError, RecursionError):
-        raise RequestError(f"{path} is not JSON.", "Write a JSON list of {prompt, image_paths, save_dir?}.") from None
+        raise RequestError("eval_no_json", hint="eval_format", path=path) from None
     if not isinstance(entries, list) or not entries:
-        raise RequestError(f"{path} holds no list.", "Write a JSON list of {prompt, image_paths, save_dir?}.")
+        raise RequestError("eval_no_list", hint="eval_format", path=path)
     return [_task(entry, index, path) for index, entry in enumerate(entries)]
 
 
@@ -167,7 +165,7 @@ class Bar:
 
     def show(self, event: Event | None) -> None:
         if isinstance(event, Loading):
-            self._at(event.fraction, 1.0, event.message, "{desc}: {bar} {percentage:3.0f}%")
+            self._at(event.fraction, 1.0, str(event.message), "{desc}: {bar} {percentage:3.0f}%")
         elif isinstance(event, Step):
             while self._notes:
                 self.say(self._notes.pop(0))
@@ -228,33 +226,33 @@ def _save(event: ImageReady, task: Task, request: GenerationRequest, args: argpa
 
 
 def _task(entry: object, index: int, path: Path) -> Task:
-    hint = 'Each entry needs "prompt" (text) and may have "image_paths" (list of texts) and "save_dir" (text).'
+    hint = "eval_entry"
     if not isinstance(entry, dict):
-        raise RequestError(f"Entry {index} of {path} is not an object.", hint)
+        raise RequestError("entry_no_object", hint=hint, index=index, path=path)
     prompt, paths, stem = entry.get("prompt"), entry.get("image_paths", []), entry.get("save_dir", str(index))
     if not isinstance(prompt, str) or not isinstance(stem, str) or not stem:
-        raise RequestError(f"Entry {index} of {path} has no usable prompt or save_dir.", hint)
+        raise RequestError("entry_no_prompt", hint=hint, index=index, path=path)
     if not isinstance(paths, list) or not all(isinstance(each, str) for each in paths):
-        raise RequestError(f"Entry {index} of {path} has image_paths {paths!r}.", hint)
+        raise RequestError("entry_image_paths", hint=hint, index=index, path=path, paths=paths)
     if any("\ud800" <= character <= "\udfff" for character in "".join((stem, *paths))):
-        raise RequestError(f"Entry {index} of {path} holds half a character in a file name.", hint)
+        raise RequestError("entry_half_character", hint=hint, index=index, path=path)
     if Path(stem).is_absolute() or ".." in Path(stem).parts or "\0" in stem:
-        raise RequestError(f"Entry {index} of {path} would be saved outside the save path ({stem!r}).", hint)
+        raise RequestError("entry_outside", hint=hint, index=index, path=path, stem=stem)
     return Task(prompt, tuple(paths), stem, path.parent)
 
 
 def _writable(folder: Path, stem: str) -> None:
     """Raises `OutputError` before anything is computed if the task's files could not be written."""
-    hint = "Choose another --save_path or save_dir."
+    hint = "other_save_path"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             (folder / f"{stem}_0.json").stat()  # a name that is too long fails here
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"{folder / stem} cannot be written: {reason}.", hint) from None
+        raise OutputError("file_not_writable", hint=hint, path=folder / stem, reason=reason) from None
     if not os.access(folder, os.W_OK):
-        raise OutputError(f"{folder} cannot be written to.", hint)
+        raise OutputError("folder_not_writable", hint=hint, folder=folder)
 
 
 if __name__ == "__main__":

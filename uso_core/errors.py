@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from uso_core.messages import Message
+from uso_core.messages import Message, message
 
 
 class UsoError(Exception):
@@ -30,6 +30,11 @@ class UsoError(Exception):
         return dict(self.problem.values)
 
     @property
+    def told(self) -> Message:
+        """Both sentences."""
+        return message("sentences", parts=(self.problem, self.remedy))
+
+    @property
     def message(self) -> str:
         return str(self.problem)
 
@@ -38,7 +43,7 @@ class UsoError(Exception):
         return str(self.remedy)
 
     def __str__(self) -> str:
-        return f"{self.message} {self.hint}"
+        return str(self.told)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (type(self), self.key, self.hint_key, self.values)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from uso_core.errors import UsoError
+from uso_core.messages import Message
 from uso_core.request import Result
 
 if TYPE_CHECKING:
@@ -23,10 +24,10 @@ class Queued:
 
 @dataclass(frozen=True)
 class Loading:
-    """The model is being read; `fraction` in [0, 1] of its bytes."""
+    """The model is being read; `fraction` in [0, 1] of its bytes, `message` says what is done."""
 
     fraction: float
-    message: str
+    message: Message
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from uso_core.errors import RequestError
+from uso_core.messages import Bytes
 from uso_core.request import SIZE_MULTIPLE, InputImage
 
 MAX_FILE_BYTES = 200 * 2**20
 MAX_PIXELS = 200_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
-FORMATS_HINT = "Use an image as PNG, JPEG or WebP."
 
 
 def open_image(source: str | Path | bytes | Image.Image, name: str = "") -> InputImage:
@@ -31,17 +31,17 @@ def open_image(source: str | Path | bytes | Image.Image, name: str = "") -> Inpu
     try:
         path = Path(source).expanduser()
         if not path.is_file():
-            kind = "is not there" if not path.exists() else "is a folder" if path.is_dir() else "is not a file"
-            raise RequestError(f"The image {path} {kind}.", "Check the path, which is taken from where you started.")
+            key = "image_not_there" if not path.exists() else "image_is_folder" if path.is_dir() else "image_no_file"
+            raise RequestError(key, hint="check_start_path", path=path)
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
             raise RequestError(
-                f"The image {path} has {size} bytes, the most is {MAX_FILE_BYTES}.", "Use a smaller image."
+                "image_too_large", hint="smaller_image", path=path, size=Bytes(size), most=Bytes(MAX_FILE_BYTES)
             )
         data = path.read_bytes()
     except (OSError, RuntimeError, ValueError) as error:  # also a home that is unknown, a name that no disk takes
         reason = getattr(error, "strerror", None) or error
-        raise RequestError(f"The image {str(source)[:200]!r} cannot be read: {reason}.", "Check the path.") from None
+        raise RequestError("image_unreadable", hint="check_path", path=str(source), reason=reason) from None
     return _image(_decode(data, str(path)), name or path.name)
 
 
@@ -64,9 +64,13 @@ def content_crop(width: int, height: int, long_side: int) -> tuple[int, int]:
     cropped = resized[0] // SIZE_MULTIPLE * SIZE_MULTIPLE, resized[1] // SIZE_MULTIPLE * SIZE_MULTIPLE
     if min(cropped) < SIZE_MULTIPLE:
         raise RequestError(
-            f"The content image of {width} x {height} becomes {resized[0]} x {resized[1]} pixels at content size "
-            f"{long_side}; less than {SIZE_MULTIPLE} are left of its short side.",
-            "Crop it to a less extreme shape, or raise the content size.",
+            "content_too_narrow",
+            width=width,
+            height=height,
+            resized_width=resized[0],
+            resized_height=resized[1],
+            long_side=long_side,
+            size_multiple=SIZE_MULTIPLE,
         )
     return cropped
 
@@ -106,14 +110,14 @@ def _image(image: Image.Image, name: str) -> InputImage:
         image = image.convert("I").point(lambda level: level * (1 / 257)).convert("L")
     image = image.convert("RGB")
     if image.width * image.height == 0:
-        raise RequestError(f"The image {name} has no pixels.", FORMATS_HINT)
+        raise RequestError("image_no_pixels", hint="image_formats", name=name)
     digest = hashlib.sha256(f"{image.width}x{image.height}:".encode() + image.tobytes()).hexdigest()
     return InputImage(name, digest, image)
 
 
 def _decode(data: bytes, name: str) -> Image.Image:
     if not data:
-        raise RequestError(f"The image {name} is empty.", FORMATS_HINT)
+        raise RequestError("image_empty", hint="image_formats", name=name)
     Image.init()
     try:
         with warnings.catch_warnings():
@@ -124,10 +128,10 @@ def _decode(data: bytes, name: str) -> Image.Image:
             image.load()
             return ImageOps.exif_transpose(image)
     except UnidentifiedImageError:
-        raise RequestError(f"The file {name} is not an image that can be read.", FORMATS_HINT) from None
+        raise RequestError("no_image", hint="image_formats", name=name) from None
     except Image.DecompressionBombError:
-        raise RequestError(f"The image {name} has more than {MAX_PIXELS} pixels.", "Use a smaller image.") from None
+        raise RequestError("image_too_many_pixels", hint="smaller_image", name=name, most=MAX_PIXELS) from None
     except MemoryError:
         raise
     except Exception as error:  # decoders of damaged files raise almost anything
-        raise RequestError(f"The image {name} is damaged: {error}.", FORMATS_HINT) from None
+        raise RequestError("image_damaged", hint="image_formats", name=name, reason=error) from None

@@ -36,7 +36,7 @@ class Message:
     """Something to say: the key of its text, and the values that the text names.
 
     Values are kept as plain data, so that a message can be pickled and compared; one may be a message itself, or a
-    sequence of them. `str()` is the English text.
+    sequence of them: phrases are then set apart by commas, sentences by spaces. `str()` is the English text.
     """
 
     key: str
@@ -95,7 +95,8 @@ class _Words(Formatter):
         if isinstance(value, Message):
             return words(value, self._language)
         if isinstance(value, tuple):
-            return ", ".join(self.format_field(each, format_spec) for each in value)
+            parts = [self.format_field(each, format_spec) for each in value]
+            return (" " if all(part.endswith(".") for part in parts) else ", ").join(parts)
         if isinstance(value, Bytes):
             return size_text(value, self._language)
         text = format(value, format_spec)

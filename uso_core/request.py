@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from uso_core.errors import RequestError
+from uso_core.messages import Message, message
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,21 +109,16 @@ class GenerationRequest:
         object.__setattr__(self, "styles", tuple(self.styles))
         images = sum(len(style.tokens) or 1 if isinstance(style, StoredStyle) else 1 for style in self.styles)
         if images > MAX_STYLES:
-            raise RequestError(
-                f"{images} style images were given, the most is {MAX_STYLES}.", "Leave some of them out."
-            )
+            raise RequestError("too_many_styles", images=images, most=MAX_STYLES)
         strength = number("content strength", self.content_strength, 0.0, MAX_STRENGTH)
         object.__setattr__(self, "content_strength", strength)
         object.__setattr__(self, "style_strengths", check_strengths(self.style_strengths, len(self.styles)))
         if self.schedule not in SCHEDULES:
             raise RequestError(
-                f"The schedule {self.schedule!r} is not known.", f"Choose one of: {', '.join(SCHEDULES)}."
+                "no_such_schedule", hint="choose_one_of", value=self.schedule, choices=", ".join(SCHEDULES)
             )
         if self.keep_size and self.content is None:
-            raise RequestError(
-                "Keeping the input size needs a content image, and none was given.",
-                "Give a content image, or switch keep size (--instruct_edit) off.",
-            )
+            raise RequestError("keep_size_without_content")
 
     @property
     def input_images(self) -> tuple[InputImage, ...]:
@@ -131,13 +127,13 @@ class GenerationRequest:
         return (self.content, *styles) if self.content else styles
 
     @property
-    def mode(self) -> str:
-        """The mode that follows from what is filled in, in words."""
-        styles = {0: "", 1: "style"}.get(len(self.styles), f"{len(self.styles)} styles")
-        if self.content is None:
-            return styles or "text to image"
-        layout = " (layout kept)" if styles and not self.prompt.strip() else ""
-        return f"{styles} + subject{layout}" if styles else "subject"
+    def mode(self) -> Message:
+        """The mode that follows from what is filled in."""
+        parts = ["style" if len(self.styles) == 1 else "styles"] if self.styles else []
+        parts += ["subject"] if self.content else [] if parts else ["text"]
+        if self.styles and self.content and not self.prompt.strip():
+            parts.append("layout")
+        return message(f"request_{'_'.join(parts)}", styles=len(self.styles))
 
     def with_seed(self) -> GenerationRequest:
         """The same request with a seed: a random one below 10^8, easy to read aloud, where none was given."""
@@ -155,30 +151,25 @@ class GenerationRequest:
     def from_dict(cls, values: dict[str, Any]) -> GenerationRequest:
         """Reads `to_dict`'s form, which is untrusted: raises `RequestError` on an unknown version, key or type."""
         if not isinstance(values, dict):
-            raise RequestError("The settings are not a JSON object.", "Use a file that this program wrote.")
+            raise RequestError("settings_no_object", hint="our_file")
         values = dict(values)
         version = values.pop("version", None)
         if version != FORMAT_VERSION or isinstance(version, bool):
-            raise RequestError(
-                f"The settings have format version {version!r}, this program reads {FORMAT_VERSION}.",
-                "Update this program, or enter the settings by hand.",
-            )
+            raise RequestError("settings_version", version=version, format_version=FORMAT_VERSION)
         unknown = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})
         if unknown:
-            raise RequestError(
-                f"The settings hold an unknown entry {unknown[0]!r}.", "Use a file that this program wrote."
-            )
+            raise RequestError("settings_unknown_entry", hint="our_file", value=unknown[0])
         if values.get("content") is not None:
             values["content"] = _image(values["content"])
         for name in ("styles", "style_strengths"):
             if not isinstance(values.get(name, []), list):
-                raise RequestError(f"{name} is {values[name]!r}, not a list.", "Use a file that this program wrote.")
+                raise RequestError("no_list", hint="our_file", name=name, value=values[name])
         values["styles"] = tuple(_style(style) for style in values.get("styles", []))
         for name in ("keep_size", "fast"):
             if not isinstance(values.get(name, False), bool):
-                raise RequestError(f"{name} is {values[name]!r}, not true or false.", "Use true or false.")
+                raise RequestError("no_flag", name=name, value=values[name])
         if not isinstance(values.get("model"), str | None):
-            raise RequestError(f"model is {values['model']!r}, not a name.", "Use a model's name.")
+            raise RequestError("model_no_name", value=values["model"])
         return cls(**values)
 
 
@@ -200,22 +191,18 @@ class Result:
 
 def check_prompt(prompt: object) -> None:
     if not isinstance(prompt, str):
-        raise RequestError(f"The prompt is {prompt!r}, not a text.", "Write the prompt as text; it may be empty.")
+        raise RequestError("prompt_no_text", prompt=prompt)
     if any("\ud800" <= character <= "\udfff" for character in prompt):
-        raise RequestError("The prompt holds half a character.", "Type it anew; it was cut in the middle of a symbol.")
+        raise RequestError("prompt_half_character")
     if len(prompt) > MAX_PROMPT_CHARACTERS:
-        raise RequestError(
-            f"The prompt has {len(prompt)} characters, the most is {MAX_PROMPT_CHARACTERS}.", "Shorten it."
-        )
+        raise RequestError("prompt_too_long", characters=len(prompt), most=MAX_PROMPT_CHARACTERS)
 
 
 def check_strengths(strengths: Sequence[float], styles: int) -> tuple[float, ...]:
     """The strengths as floats, () where all are 1; raises `RequestError` unless there is one for each style image."""
     checked = tuple(number("style strength", strength, 0.0, MAX_STRENGTH) for strength in strengths)
     if checked and len(checked) != styles:
-        raise RequestError(
-            f"{len(checked)} style strengths were given for {styles} style images.", "Give one for each, or none."
-        )
+        raise RequestError("strengths_count", strengths=len(checked), styles=styles)
     return checked if any(strength != 1.0 for strength in checked) else ()
 
 
@@ -226,7 +213,7 @@ def number(name: str, value: object, low: float, high: float) -> float:
     except OverflowError:
         result = math.nan
     if not (math.isfinite(result) and low <= result <= high):
-        raise RequestError(f"{name} is {value!r}, which is out of range.", f"Use a number from {low:g} to {high:g}.")
+        raise RequestError("out_of_range", hint="number_range", name=name, value=value, low=low, high=high)
     return result
 
 
@@ -237,22 +224,22 @@ def whole(name: str, value: object, low: int, high: int) -> int:
     elif isinstance(value, float) and value.is_integer():
         result = int(value)
     else:
-        raise RequestError(f"{name} is {value!r}, which is not a whole number.", f"Use one from {low} to {high}.")
+        raise RequestError("no_whole_number", hint="whole_range", name=name, value=value, low=low, high=high)
     if not low <= result <= high:
-        raise RequestError(f"{name} is {value!r}, which is out of range.", f"Use a whole number from {low} to {high}.")
+        raise RequestError("out_of_range", hint="whole_range", name=name, value=value, low=low, high=high)
     return result
 
 
 def _image(value: object) -> InputImage:
     if isinstance(value, dict) and set(value) == {"name", "sha256"} and all(isinstance(v, str) for v in value.values()):
         return InputImage(value["name"], value["sha256"])
-    raise RequestError(f"{value!r} does not describe an image.", "An image is given by its name and sha256.")
+    raise RequestError("no_image_reference", value=value)
 
 
 def _style(value: object) -> InputImage | StoredStyle:
     if not isinstance(value, dict) or "saved" not in value:
         return _image(value)
     if value["saved"] is not True:
-        raise RequestError(f"{value!r} does not describe a saved style.", "Use a file that this program wrote.")
+        raise RequestError("no_style_reference", hint="our_file", value=value)
     named = _image({key: each for key, each in value.items() if key != "saved"})
     return StoredStyle(named.name, named.sha256)

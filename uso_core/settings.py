@@ -66,11 +66,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not 1 <= self.port <= 65535:
-            raise SettingsError(f"The port is {self.port}, which is out of range.", "Use a port from 1 to 65535.")
+            raise SettingsError("port_range", port=self.port)
         if self.vram_limit is not None and not 0 < self.vram_limit < math.inf:
-            raise SettingsError(
-                f"The limit of GPU memory is {self.vram_limit} GB, which is out of range.", "Use a number above 0."
-            )
+            raise SettingsError("vram_limit_range", limit=self.vram_limit)
 
     @property
     def weights_folder(self) -> Path:
@@ -105,7 +103,7 @@ def load_settings(arguments: Mapping[str, Any] | None = None, dotenv: Path | Non
     try:
         from_file = dotenv_values(dotenv) if dotenv else {}
     except (OSError, ValueError):
-        raise SettingsError(f"{dotenv} cannot be read as text.", "Save it as UTF-8, one NAME=value a line.") from None
+        raise SettingsError("dotenv_unreadable", dotenv=dotenv) from None
     sources: list[tuple[str, Mapping[str, str | None]]] = [
         (str(dotenv), from_file),
         ("the environment", os.environ),
@@ -125,7 +123,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         text = " ".join(message.split()).rstrip(".")
-        raise UsageError(f"{text[:1].upper()}{text[1:]}.", f"`python {self.prog} --help` lists every flag.")
+        raise UsageError("usage", text=f"{text[:1].upper()}{text[1:]}", program=self.prog)
 
 
 def add_arguments(parser: argparse.ArgumentParser, *names: str) -> None:
@@ -164,10 +162,10 @@ def _parse(field: dataclasses.Field[Any], text: str, source: str) -> Any:
     try:
         value = parse_flag(text) if field.type == "bool" else _KINDS.get(str(field.type), str)(text)
     except ValueError:
-        words = {"bool": "true or false", "int": "a whole number"}.get(str(field.type), "a number")
-        raise SettingsError(f"{source} is {text!r}.", f"It must be {words}.") from None
+        hint = {"bool": "setting_flag", "int": "setting_whole"}.get(str(field.type), "setting_number")
+        raise SettingsError("setting_value", hint=hint, source=source, text=text) from None
     if choices and value not in choices:
-        raise SettingsError(f"{source} is {text!r}.", f"It must be one of: {', '.join(choices)}.")
+        raise SettingsError("setting_value", hint="choose_one_of", source=source, text=text, choices=", ".join(choices))
     return value
 
 

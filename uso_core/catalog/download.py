@@ -25,10 +25,11 @@ from typing import NoReturn
 from filelock import FileLock, Timeout
 
 from uso_core.catalog import fused_files
-from uso_core.catalog.hub import RESUME, Hub, HubUnreachable, RemoteFile, Watch
+from uso_core.catalog.hub import Hub, HubUnreachable, RemoteFile, Watch
 from uso_core.catalog.locate import find_weights
 from uso_core.catalog.models import ROLES, Model, WeightFile, get_model
 from uso_core.errors import DownloadError, SettingsError, UsoError, exit_code
+from uso_core.messages import Bytes
 from uso_core.settings import Parser, Settings, env_name, load_settings
 
 Say = Callable[[str], None]  # a sentence, or a table, for people
@@ -91,7 +92,7 @@ def download(
         return
     roles = [row.role for row in model.files]
     if unknown := [role for role in only if role not in roles]:
-        raise SettingsError(f"{model.name} has no role {unknown[0]!r}.", f"Choose from: {', '.join(roles)}.")
+        raise SettingsError("no_such_role", model=model.name, value=unknown[0], choices=", ".join(roles))
     items = survey(model, settings, hub, only, verify, catalog_will_do=dry_run, say=say)
     weights = settings.weights_folder
     needed, free = sum(item.bytes_to_fetch for item in items), free_bytes(weights)
@@ -100,10 +101,7 @@ def download(
     if dry_run or not needed:
         return
     if needed > free:
-        raise DownloadError(
-            f"To fetch are {needed} bytes ({size_text(needed)}), free in {weights} are {free} ({size_text(free)}).",
-            "Make room, or choose another disk with --weights DIR (then set USO_WEIGHTS to it as well).",
-        )
+        raise DownloadError("disk_too_small", needed=Bytes(needed), free=Bytes(free), weights=weights)
     with weights_folder(weights):
         wanted = [(item.row, part) for item in items for part in item.parts if part.state != "there"]
         for repo in dict.fromkeys(part.remote.repo for _, part in wanted):
@@ -147,10 +145,7 @@ def survey(
             continue
         if found is None and value and Path(value).expanduser().resolve() != target.resolve():
             variable = env_name(row.setting)
-            raise SettingsError(
-                f"{variable} points to {value}, which is not there; a download would not be looked for.",
-                f"Correct {variable}, or unset it and run again to fetch {target}.",
-            )
+            raise SettingsError("variable_leads_nowhere", variable=variable, value=value, target=target)
         try:
             if not unreachable:
                 items.append(inspect_parts(row, hub.list_files(row), settings.weights_folder, verify))
@@ -205,10 +200,7 @@ def fetch_part(part: Part, hub: Hub, gated: bool, say: Say, watch: Watch | None 
             say("Checking its content ...")
         if not is_intact(part.incomplete, part.remote):
             part.incomplete.unlink()
-            raise DownloadError(
-                f"{name} arrived with other content than the hub lists (wrong sha256): deleted.",
-                "Run again to fetch it anew; if that repeats, suspect a proxy or the mirror in HF_ENDPOINT.",
-            )
+            raise DownloadError("wrong_sha256", name=name)
         os.replace(part.incomplete, part.path)
         for older in part.path.parent.glob(f"{glob.escape(part.path.name)}.*.part"):
             older.unlink()
@@ -237,7 +229,7 @@ def weights_folder(weights: Path) -> Iterator[None]:
         weights.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
-        raise DownloadError(f"Another download is running in {weights}.", "Wait for it, or stop it first.") from None
+        raise DownloadError("download_locked", weights=weights) from None
     except NotImplementedError:  # a file system without locks: go on without
         pass
     except OSError as error:
@@ -251,11 +243,8 @@ def weights_folder(weights: Path) -> Iterator[None]:
 def raise_write_error(error: OSError, folder: Path) -> NoReturn:
     """Raises the `DownloadError` for a file system that refuses."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise DownloadError(f"The disk is full: {folder}.", f"Make room. {RESUME}") from None
-    raise DownloadError(
-        f"{folder} cannot be written to ({error.strerror or type(error).__name__}).",
-        "Choose a folder of yours with --weights DIR, or change its permissions.",
-    ) from None
+        raise DownloadError("disk_full", folder=folder) from None
+    raise DownloadError("weights_not_writable", folder=folder, reason=error.strerror or type(error).__name__) from None
 
 
 def remove_fused(weights: Path) -> None:
@@ -326,7 +315,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped: what was fetched so far is kept; run the same command again to resume.", file=sys.stderr)
         return 130
     except OSError as error:
-        return exit_code(DownloadError(f"{error.filename or 'The disk'}: {error.strerror}.", "Check its permissions."))
+        return exit_code(
+            DownloadError(
+                "disk_error", hint="check_permissions", file=error.filename or "The disk", reason=error.strerror
+            )
+        )
     except Exception:
         logging.exception("a fault of the downloader itself")
         return 1

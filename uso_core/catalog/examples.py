@@ -26,7 +26,6 @@ MAX_CONFIG_BYTES = 64 * 1024
 KEYS: dict[str, type | tuple[type, ...]] = {
     "prompt": str, "seed": int, "title": str, "aspect": str, "content_strength": (int, float), "style_strengths": list,
 }  # fmt: skip
-HINT = "Examples are read from examples/<name>/config.json; compare it with one that works."
 
 log = logging.getLogger(__name__)
 
@@ -93,17 +92,19 @@ def read_example(path: Path) -> Example:
     """One example from its config.json; raises `RequestError` naming the file and what is wrong with it."""
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise RequestError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes.", HINT)
+            raise RequestError("example_too_large", hint="example", path=path, most=MAX_CONFIG_BYTES)
         values: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        raise RequestError(f"{path} is not JSON that can be read.", HINT) from None
+        raise RequestError("example_no_json", hint="example", path=path) from None
     if not isinstance(values, dict) or not isinstance(values.get("prompt"), str):
-        raise RequestError(f"{path} has no prompt.", HINT)
+        raise RequestError("example_no_prompt", hint="example", path=path)
     for key, kind in KEYS.items():
         if key in values and (not isinstance(values[key], kind) or isinstance(values[key], bool)):
-            raise RequestError(f"{key} in {path} is {values[key]!r}.", HINT)
+            raise RequestError("example_value", hint="example", key=key, path=path, value=values[key])
     if values.get("aspect", "1:1") not in (*ASPECTS, AS_CONTENT):
-        raise RequestError(f"aspect in {path} is {values['aspect']!r}.", f"Use {', '.join((*ASPECTS, AS_CONTENT))}.")
+        raise RequestError(
+            "example_aspect", path=path, value=values["aspect"], choices=", ".join((*ASPECTS, AS_CONTENT))
+        )
     content = _image(values, "image_ref1", path)
     styles = [_image(values, key, path) for key in sorted(key for key in values if key.startswith("image_ref"))
               if key != "image_ref1"]  # fmt: skip
@@ -127,5 +128,5 @@ def _image(values: dict[str, Any], key: str, config: Path) -> tuple[InputImage, 
     if name in (None, ""):
         return None
     if not isinstance(name, str) or name != Path(name).name or "\\" in name:
-        raise RequestError(f"{key} in {config} is {str(name)[:80]!r}, not a file beside it.", HINT)
+        raise RequestError("example_image_not_beside", hint="example", key=key, config=config, value=name)
     return open_image(config.parent / name), config.parent / name

@@ -26,8 +26,6 @@ def remove(folder: Path) -> int:
                 size = path.stat().st_size
                 path.unlink(missing_ok=True)
             except OSError as error:
-                raise WeightsError(
-                    f"{path} cannot be deleted: {error.strerror}.", "Stop the programs that use it."
-                ) from None
+                raise WeightsError("fused_not_deletable", path=path, reason=error.strerror) from None
             freed += size
     return freed

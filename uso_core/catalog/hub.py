@@ -29,12 +29,12 @@ from tqdm import tqdm
 
 from uso_core.catalog.models import WeightFile
 from uso_core.errors import DownloadError, SettingsError
+from uso_core.messages import message
 from uso_core.settings import env_name
 
 HUB_PAGE = "https://huggingface.co"
 ANSWER_SECONDS = 10  # to wait for the hub's first answer
-NEW_TOKEN = f"create a read token at {HUB_PAGE}/settings/tokens and set HF_TOKEN to it (environment or .env)"
-RESUME = "What was fetched so far is kept: run the same command again to resume."
+TOKEN_PAGE = f"{HUB_PAGE}/settings/tokens"
 
 
 Watch = Callable[[int], None]  # told how many bytes of a file are there; may raise to stop, and they stay there
@@ -65,7 +65,7 @@ class Hub:
 
     def __init__(self, token: str | None, endpoint: str | None = None) -> None:
         if token is not None and not re.fullmatch(r"[!-~]+", token):
-            raise SettingsError("HF_TOKEN holds a space or a character that no token has.", "Copy the token again.")
+            raise SettingsError("token_malformed")
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its warnings quote signed addresses
         self._token: str | bool = token or False  # False: not the one of `hf auth login` either
         self._api = HfApi(endpoint=endpoint, token=self._token)
@@ -84,8 +84,7 @@ class Hub:
             named = [file for file in self._listings[row.repo] if fnmatch.fnmatchcase(file.name, pattern)]
             if not named:
                 raise DownloadError(
-                    f"{row.repo} holds no {pattern}.",
-                    f"Look at {HUB_PAGE}/{row.repo}; fetch it by hand and set {env_name(row.setting)} to its path.",
+                    "hub_lacks", repo=row.repo, pattern=pattern, hub=HUB_PAGE, variable=env_name(row.setting)
                 )
             chosen += named
         if row.sha256 is None:
@@ -93,9 +92,14 @@ class Hub:
         listed = chosen[0]
         if listed.bytes != row.bytes or listed.sha256 not in (None, row.sha256):
             raise DownloadError(
-                f"{row.repo} now lists another {listed.name} ({listed.bytes} bytes, sha256 {str(listed.sha256)[:12]}) "
-                f"than the one known here ({row.bytes} bytes, sha256 {row.sha256[:12]}); nothing was fetched.",
-                f"Update this project; or fetch it by hand and set {env_name(row.setting)} to its path.",
+                "hub_changed",
+                repo=row.repo,
+                file=listed.name,
+                listed_bytes=listed.bytes,
+                listed_sha256=str(listed.sha256)[:12],
+                known_bytes=row.bytes,
+                known_sha256=row.sha256[:12],
+                variable=env_name(row.setting),
             )
         return [dataclasses.replace(listed, sha256=row.sha256)]
 
@@ -158,37 +162,31 @@ class Hub:
         except OfflineModeIsEnabled:
             raise HubUnreachable("HF_HUB_OFFLINE keeps the client offline.", "Unset it and run again.") from None
         except HTTPError as error:
-            raise HubUnreachable(
-                f"{self._api.endpoint} could not be reached ({type(error).__name__}).",
-                f"Check the network, the proxy and HF_ENDPOINT. {RESUME}",
-            ) from None
+            raise HubUnreachable("hub_unreachable", endpoint=self._api.endpoint, reason=type(error).__name__) from None
         except OSError as error:
             if error.errno is not None:
                 raise
-            raise DownloadError(f"{name} of {repo} did not arrive whole.", RESUME) from None
+            raise DownloadError("download_incomplete", hint="resume", name=name, repo=repo) from None
 
     def _explain_refusal(self, error: HfHubHTTPError, repo: str, gated: bool, name: str) -> NoReturn:
         """Raises the `DownloadError` for a status that is not success. The client's text may quote signed addresses."""
         status, page = error.response.status_code, f"{HUB_PAGE}/{repo}"
         gated = gated or isinstance(error, GatedRepoError)
         if gated and status in (401, 403) and not self._token:
-            message = f"{repo} is gated and no token is set."
-            hint = f"Accept the licence at {page}, then {NEW_TOKEN}."
+            key = "gated_no_token"
         elif status == 401 and not isinstance(error, GatedRepoError) and self._token:
-            message = "The hub does not accept the token in HF_TOKEN."
-            hint = f"It may be expired or mistyped: {NEW_TOKEN}."
+            key = "token_refused"
         elif gated and status in (401, 403):
-            message = f"{repo} is gated and the account behind HF_TOKEN has no access to it."
-            hint = f"Accept the licence at {page} with that account; a fine-grained token also needs gated access."
+            key = "gated_no_access"
         elif isinstance(error, EntryNotFoundError):
-            message, hint = f"{repo} no longer holds {name}.", f"Look at {page}, and update this project."
+            key = "hub_file_gone"
         elif isinstance(error, RepositoryNotFoundError) or status in (401, 404):
-            message, hint = f"There is no repository {repo}, or it is private.", f"Look at {page}; check HF_ENDPOINT."
-        elif status == 429:
-            message, hint = "The hub refuses more requests for now.", f"Wait a few minutes. {RESUME}"
+            key = "no_repository"
         else:
-            message, hint = f"The hub answers {status} to {name} of {repo}.", f"Try again later. {RESUME}"
-        raise DownloadError(message, hint) from None
+            key = "hub_too_many" if status == 429 else "hub_status"
+        raise DownloadError(
+            key, repo=repo, page=page, name=name, status=status, new_token=message("token_how", page=TOKEN_PAGE)
+        ) from None
 
 
 class _Watched(io.BufferedWriter):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from uso_core.catalog.models import EMBEDDED, EMBEDDED_FILES, MODELS, Model, WeightFile, get_model
 from uso_core.errors import WeightsError
+from uso_core.messages import Message, message
 from uso_core.settings import ROOT, Settings, env_name
 
 ONE_FILE = ("lora", "projector")  # never a folder
@@ -17,11 +18,11 @@ FLUX_FOLDERS = {"vae": "vae", "t5": "text_encoder_2", "clip": "text_encoder"}  #
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """Where each role of a model was found, and a sentence for each that was not."""
+    """Where each role of a model was found, and what to say of each that was not."""
 
     model: Model
     paths: dict[str, Path]
-    missing: dict[str, str]
+    missing: dict[str, Message]
 
     @property
     def complete(self) -> bool:
@@ -31,24 +32,24 @@ class WeightsReport:
         """The paths by role; raises `WeightsError` that lists what is missing and how to get it."""
         if self.complete:
             return self.paths
-        count = f"{len(self.missing)} of {len(self.missing) + len(self.paths)} weight files"
+        count, known = len(self.missing), len(self.missing) + len(self.paths)
+        files = tuple(self.missing.values())
         raise WeightsError(
-            f"{self.model.name} lacks {count}: {'; '.join(self.missing.values())}.",
-            f"Get them with `python weights/downloader.py --variant {self.model.name}`, or set the variables named.",
+            "lacks_weights", hint="get_weights", model=self.model.name, missing=count, all=known, files=files
         )
 
 
 def find_weights(model: Model, settings: Settings) -> WeightsReport:
     """Looks for each file of a model: where its variable points, in the weights folder, in the Hugging Face cache."""
     paths: dict[str, Path] = {}
-    missing: dict[str, str] = {}
+    missing: dict[str, Message] = {}
     if model.folder is not None:
         folder = ROOT / "weights" / model.folder
         for role, name in EMBEDDED_FILES.items():
             if (folder / name).exists():
                 paths[role] = folder / name
             else:
-                missing[role] = f"{role} ({folder / name} is not there)"
+                missing[role] = message("missing_embedded", role=role, path=folder / name)
         return WeightsReport(model, paths, missing)
     for file in model.files:
         found = _find(file, settings, paths.get("transformer"))
@@ -59,16 +60,16 @@ def find_weights(model: Model, settings: Settings) -> WeightsReport:
     return WeightsReport(model, paths, missing)
 
 
-def choose_model(settings: Settings) -> tuple[Model, str]:
+def choose_model(settings: Settings) -> tuple[Model, Message]:
     """The model to start with and why, in words: the one named, else flux-dev if complete, else the embedded one."""
     if settings.name:
-        return get_model(settings.name), "as asked"
+        return get_model(settings.name), message("reason_as_asked")
     report = find_weights(MODELS["flux-dev"], settings)
     if report.complete:
-        return report.model, "its files were found"
+        return report.model, message("reason_files_found")
     if not report.paths:
-        return MODELS[EMBEDDED], "the files of flux-dev were not found"
-    return MODELS[EMBEDDED], f"flux-dev still lacks {', '.join(report.missing)}"
+        return MODELS[EMBEDDED], message("reason_no_files")
+    return MODELS[EMBEDDED], message("reason_lacks", files=", ".join(report.missing))
 
 
 def names_flux_dev(settings: Settings) -> bool:
@@ -76,7 +77,7 @@ def names_flux_dev(settings: Settings) -> bool:
     return any(getattr(settings, file.setting) for file in MODELS["flux-dev"].files)
 
 
-def _find(file: WeightFile, settings: Settings, transformer: Path | None) -> Path | str:
+def _find(file: WeightFile, settings: Settings, transformer: Path | None) -> Path | Message:
     variable, value = env_name(file.setting), getattr(settings, file.setting)
     if value:
         path = _existing(value)
@@ -85,7 +86,7 @@ def _find(file: WeightFile, settings: Settings, transformer: Path | None) -> Pat
         cached = _cached(value, None) if re.fullmatch(r"[\w.-]+/[\w.-]+", value) else None
         if cached:
             return _inside(cached, file.role)
-        return f"{file.role} ({variable} points to {value}, which is not there)"
+        return message("missing_variable", role=file.role, variable=variable, value=value)
     if transformer is not None and transformer.is_dir() and file.role in FLUX_FOLDERS:
         sibling = transformer.parent / FLUX_FOLDERS[file.role]
         if sibling.is_dir():
@@ -100,7 +101,7 @@ def _find(file: WeightFile, settings: Settings, transformer: Path | None) -> Pat
     snapshot = _cached(file.repo, None)
     if snapshot and file.role not in ONE_FILE and _holds(_inside(snapshot, file.role)):
         return _inside(snapshot, file.role)
-    return f"{file.role} (variable {variable}, {file.repo})"
+    return message("missing_source", role=file.role, variable=variable, repo=file.repo)
 
 
 def _existing(value: str) -> Path | None:

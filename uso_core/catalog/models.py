@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from uso_core.errors import SettingsError
+from uso_core.messages import Message, message
 
 ROLES = ("transformer", "lora", "projector", "vae", "t5", "clip", "siglip")
 
@@ -45,7 +46,7 @@ class Model:
     guidances: tuple[float, float] = (0.0, 100.0)  # what the model was taught; beyond, it makes noise
     content_size: int = 512
     quantize: str = ""  # "fp8": the transformer's large matrices in one byte a number
-    note: str = ""
+    note: Message | None = None
 
 
 DEV, SCHNELL, KREA = (f"black-forest-labs/FLUX.1-{name}" for name in ("dev", "schnell", "Krea-dev"))
@@ -83,8 +84,6 @@ SHARED = (
                ("config.json", "preprocessor_config.json", "model.safetensors"), 3_511_951_568, APACHE),
 )  # fmt: skip
 
-TINY_NOTE = "a toy world of twelve things in eight scenes and ten styles; shapes are still a little rough"
-
 MODELS = {
     model.name: model
     for model in (
@@ -93,7 +92,7 @@ MODELS = {
         Model("flux-schnell", "USO on FLUX.1-schnell", (FLUX_SCHNELL, *SHARED), steps=4),
         Model("flux-krea-dev", "USO on FLUX.1-Krea-dev", (FLUX_KREA_DEV, *SHARED)),
         Model("uso-tiny", "uso-tiny, embedded", folder="uso-tiny", size=128, keeps_height=True,
-              sides=(64, 256), steps=16, guidances=(1.0, 7.0), content_size=128, note=TINY_NOTE),
+              sides=(64, 256), steps=16, guidances=(1.0, 7.0), content_size=128, note=message("note_uso_tiny")),
     )
 }  # fmt: skip
 
@@ -112,5 +111,5 @@ EMBEDDED_FILES = {  # the original layout, as it lies in the folder of an embedd
 def get_model(name: str) -> Model:
     """The model of that name; raises `SettingsError` listing those that exist."""
     if name not in MODELS:
-        raise SettingsError(f"There is no model named {name!r}.", f"Choose one of: {', '.join(MODELS)}.")
+        raise SettingsError("no_such_model", hint="choose_one_of", name=name, choices=", ".join(MODELS))
     return MODELS[name]

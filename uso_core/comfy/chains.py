@@ -20,6 +20,7 @@ from uso_core.comfy.nodes import (
 )
 from uso_core.comfy.schedule import nearest_schedule
 from uso_core.comfy.values import Values, as_number, label
+from uso_core.messages import message
 from uso_core.request import (
     MAX_GUIDANCE,
     MAX_IMAGES,
@@ -38,7 +39,7 @@ Place = tuple[Node, str]  # an input of a node
 
 
 @dataclass
-class InputImage:
+class ImageSource:
     """An input image as the graph gives it: its name, and what scales it, nearest to the file first."""
 
     name: str | None = None
@@ -63,16 +64,16 @@ class Reader(Values):
                 if node is not None and self.has(node, name):
                     self.keep_whole("seed", node, name, 0, MAX_SEED)
         if self.word(sampler, "add_noise") == "disable" or (noise is not None and noise.kind == "DisableNoise"):
-            self.note("Sampling without added noise has no counterpart: the image starts from pure noise.")
+            self.note("no_noise")
         self._read_steps(sampler)
         select = self.node(sampler, "sampler")
         name = self.word(select or sampler, "sampler_name") or (label(select) if select else "")
         if name not in ("", "euler"):
-            self.note(f"Sampler {name} has no counterpart: Euler is used.")
+            self.note("sampler", name=name)
         for node in (guide, sampler):
-            cfg = self.number(node, "cfg", "CFG", 0, 1000) if self.has(node, "cfg") else 1
+            cfg = self.number(node, "cfg", "cfg", 0, 1000) if self.has(node, "cfg") else 1
             if cfg not in (None, 1):
-                self.note(f"CFG {cfg:g} is ignored: guidance steers the model here.")
+                self.note("cfg", cfg=cfg)
         positive = "conditioning" if "conditioning" in guide.links else "positive"
         return (guide, "model"), (guide, positive), (guide, "negative")
 
@@ -86,18 +87,18 @@ class Reader(Values):
                     self._sigmas_model = (node, "model")
                 return
             if node is not sampler:
-                self.note(f"{label(node)} has no counterpart: all steps are run.")
+                self.note("all_steps", node=label(node))
 
     def _note_steps(self, node: Node) -> None:
         scheduler = self.word(node, "scheduler")
         if scheduler not in ("", "simple"):
-            self.note(f"Scheduler {scheduler} has no counterpart: the steps are those of the schedule chosen here.")
-        denoise = self.number(node, "denoise", "Denoise", 0, 1)
+            self.note("scheduler", scheduler=scheduler)
+        denoise = self.number(node, "denoise", "denoise", 0, 1)
         if denoise is not None and denoise < 1:
-            self.note(f"Denoise {denoise:g} has no counterpart: the image starts from pure noise.")
-        start, end = (self.number(node, name, "Step", 0, 1e9) for name in ("start_at_step", "end_at_step"))
+            self.note("denoise", denoise=denoise)
+        start, end = (self.number(node, name, "step", 0, 1e9) for name in ("start_at_step", "end_at_step"))
         if start or (end is not None and end < self.found.get("steps", 0)):
-            self.note("Sampling only some of the steps has no counterpart: all are run.")
+            self.note("some_steps")
 
     # --- conditioning: prompt, guidance, content
 
@@ -113,17 +114,17 @@ class Reader(Values):
             elif here.kind == "FluxKontextMultiReferenceLatentMethod":
                 method = method or self.word(here, "reference_latents_method")
             elif here.kind == "ConditioningZeroOut":
-                self.note("The workflow blanks the prompt (ConditioningZeroOut); here it is used.")
+                self.note("prompt_blanked")
             elif not self._read_prompt(here, self.graph.onward(found, "CONDITIONING") is None):
-                self.note(f"{label(here)} has no counterpart and is ignored.")
+                self.note("node_ignored", node=label(here))
         if "guidance" not in self.found:
-            self.note("The workflow sets no guidance: ComfyUI uses 3.5 there.")
+            self.note("no_guidance")
         self._read_content(references)
         if "content" in self.found and not (method and ("uso" in method or "uxo" in method)):
-            self.note(f'Reference method "{method or "offset"}" has no counterpart: USO\'s own is used.')
+            self.note("reference_method", method=method or "offset")
 
     def _guidance(self, node: Node) -> float | None:
-        value = self.number(node, "guidance", "Guidance", 0, MAX_GUIDANCE)
+        value = self.number(node, "guidance", "guidance", 0, MAX_GUIDANCE)
         return None if value is None else float(value)
 
     def _read_prompt(self, node: Node, last: bool) -> bool:
@@ -140,14 +141,14 @@ class Reader(Values):
             if value == "" and isinstance(clip, str):
                 value = clip
             elif isinstance(clip, str) and clip.strip() and clip != value:
-                self.note("The separate prompt for CLIP is ignored: one prompt serves both encoders.")
+                self.note("clip_prompt")
         if isinstance(value, Found):
-            self.note(f"The prompt comes from {label(value.node)}, which is not computed here: write it by hand.")
+            self.note("prompt_computed", node=label(value.node))
         elif isinstance(value, str):
             if len(value) > MAX_PROMPT_CHARACTERS:
-                self.note(f"The prompt is cut to {MAX_PROMPT_CHARACTERS} characters.")
+                self.note("prompt_cut", most=MAX_PROMPT_CHARACTERS)
             if PROMPT_WEIGHT.search(value[:MAX_PROMPT_CHARACTERS]):
-                self.note("Weights in the prompt, as in (word:1.2), are read as plain text.")
+                self.note("prompt_weights")
             self.keep("prompt", _whole_characters(value[:MAX_PROMPT_CHARACTERS]))
         return True
 
@@ -158,65 +159,65 @@ class Reader(Values):
                 return
             texts = (self.graph.value(here, text) for text in ("text", "t5xxl", "clip_l", "prompt"))
             if any(isinstance(text, Found) or (isinstance(text, str) and text.strip()) for text in texts):
-                self.note("Negative prompt is ignored.")
+                self.note("negative_prompt")
                 return
 
     def _read_content(self, references: list[Node]) -> None:
         for reference in references:
             for found in self.graph.chain(reference, "latent", "LATENT"):
                 if "pixels" not in found.node.links:
-                    self.note(f"{label(found.node)} on the content image is ignored.")
+                    self.note("content_node_ignored", node=label(found.node))
                     continue
-                image = self.image(found.node, "pixels", "content image")
+                image = self.image(found.node, "pixels", "content_image")
                 if image is None or image.name is None:
                     break
                 if "content" in self.found:
-                    self.note(f"Only one content image is used: {image.name} is left out.")
+                    self.note("one_content", name=image.name)
                     break
                 self.keep("content", image.name)
                 self._read_content_size(image)
 
-    def _read_content_size(self, image: InputImage) -> None:
+    def _read_content_size(self, image: ImageSource) -> None:
         size: float | None = None
         for scaler in image.scalers:
             method = self.word(scaler, "upscale_method")
             if method not in ("", "lanczos"):
-                self.note(f"The content image is scaled with {method} there, with Lanczos here.")
+                self.note("content_scaling", method=method)
             size = self._long_side(scaler, size)
         if size is None:
-            self.note("The workflow does not say the content image's long side: the content size is yours to choose.")
+            self.note("no_content_size")
         elif SIZE_MULTIPLE <= size <= MAX_SIDE:
             self.keep("content_size", round(size))
         else:
-            self.note(f"Content size {size:g} is out of range here ({SIZE_MULTIPLE} to {MAX_SIDE}): set it by hand.")
+            self.note("content_size_range", size=size, low=SIZE_MULTIPLE, high=MAX_SIDE)
 
     def _long_side(self, scaler: Node, before: float | None) -> float | None:
         """The long side after a scaler, pixels; None where only the image itself would tell."""
         if scaler.kind in LONG_SIDE:
-            sides = [self.number(scaler, name, "Content size", 0, 1e9) for name in LONG_SIDE[scaler.kind]]
+            sides = [self.number(scaler, name, "content_size", 0, 1e9) for name in LONG_SIDE[scaler.kind]]
             known = [side for side in sides if side]
             return max(known) if len(known) == len(sides) else None
         if scaler.kind == "ImageScaleBy" and before is not None:
-            factor = self.number(scaler, "scale_by", "Scale", 0, 100)
+            factor = self.number(scaler, "scale_by", "scale", 0, 100)
             return None if factor is None else before * factor
         return None
 
     # --- images
 
-    def image(self, node: Node, name: str, what: str) -> InputImage | None:
+    def image(self, node: Node, name: str, what: str) -> ImageSource | None:
         """The image behind an input; None where nothing is connected. Its name is None where a node makes it."""
-        image = InputImage()
+        image = ImageSource()
         for found in self.graph.chain(node, name, "IMAGE"):
             here = found.node
             if here.kind in LONG_SIDE or here.kind in OTHER_SCALERS:
                 image.scalers.insert(0, here)
             elif here.kind not in IMAGE_LOADERS and self.graph.onward(found, "IMAGE") is not None:
-                self.note(f"{label(here)} on the {what} is ignored.")
+                self.note("image_node_ignored", node=label(here), what=message(f"what_{what}"))
             else:
                 values = (self.graph.value(here, file) for file in FILE_INPUTS)
                 image.name = next((file_name(value) for value in values if isinstance(value, str)), None)
                 if image.name is None:
-                    self.note(f"The {what} comes from {label(here)} and has no file name: choose it by hand.")
+                    self.note("image_unnamed", what=message(f"what_{what}"), node=label(here))
                 return image
         return None
 
@@ -233,31 +234,31 @@ class Reader(Values):
             elif here.kind in LORAS:
                 uso_lora |= self._is_uso_lora(here)
             elif here.kind != "ModelSamplingFlux" and self.graph.onward(found, "MODEL") is not None:
-                self.note(f"{label(here)} is ignored.")
+                self.note("node_ignored_here", node=label(here))
         if not uso_lora:
-            self.note("The workflow does not load USO's LoRA; here it is always used.")
+            self.note("no_uso_lora")
         if len(styles) > MAX_STYLES:
-            self.note(f"Of {len(styles)} style images the first {MAX_STYLES} are used.")
+            self.note("too_many_styles", count=len(styles), most=MAX_STYLES)
         self.found["styles"] = tuple(styles[:MAX_STYLES])
 
     def _style(self, node: Node) -> str | None:
         for found in self.graph.chain(node, "clip_vision_output", "CLIP_VISION_OUTPUT"):
             if "image" in found.node.links:
-                image = self.image(found.node, "image", "style image")
+                image = self.image(found.node, "image", "style_image")
                 if image is not None and self.word(found.node, "crop") == "center":
-                    self.note("Style images are cropped to a square there; here the whole image is squeezed into it.")
+                    self.note("style_crop")
                 return image.name if image else None
         return None
 
     def _is_uso_lora(self, node: Node) -> bool:
         name = self.word(node, "lora_name")
-        strength = self.number(node, "strength_model", "LoRA strength", -100, 100)
+        strength = self.number(node, "strength_model", "lora_strength", -100, 100)
         if not any(part in name.lower() for part in USO_LORA_NAMES):
             if strength != 0:
-                self.note(f"LoRA {name or 'without a name'} is ignored.")
+                self.note("lora_ignored", name=name) if name else self.note("lora_unnamed")
             return False
         if strength not in (None, 1):
-            self.note(f"USO's LoRA has strength {strength:g} there, always 1 here.")
+            self.note("lora_strength", strength=strength)
         return True
 
     # --- latent: size and batch
@@ -270,15 +271,15 @@ class Reader(Values):
             if self.has(here, "width") and self.has(here, "height"):
                 sized = self.node(here, "width")
                 if sized is not None and "imagesize" in sized.kind.lower() and "image" in sized.links:
-                    self._follow(self.image(sized, "image", "image that gives the size"))
+                    self._follow(self.image(sized, "image", "size_image"))
                 else:
                     self._read_size(here)
                 return
             if "pixels" in here.links:
-                self._follow(self.image(here, "pixels", "image that gives the size"))
+                self._follow(self.image(here, "pixels", "size_image"))
                 return
             if here.kind != "RepeatLatentBatch":
-                self.note(f"{label(here)} has no counterpart and is ignored.")
+                self.note("node_ignored", node=label(here))
 
     def _read_batch(self, node: Node) -> None:
         name = "amount" if node.kind == "RepeatLatentBatch" else "batch_size"
@@ -286,13 +287,13 @@ class Reader(Values):
             self.keep_whole("images", node, name, 1, MAX_IMAGES)
             if self.found.get("images", 1) > 1:
                 count = self.found["images"]
-                self.note(f"Batch size {count} becomes {count} images with running seeds, from other noise.")
+                self.note("batch", count=count)
 
     def _read_size(self, node: Node) -> None:
         for side in ("width", "height"):
             self.keep_whole(side, node, side, SIZE_MULTIPLE, MAX_SIDE)
 
-    def _follow(self, image: InputImage | None) -> None:
+    def _follow(self, image: ImageSource | None) -> None:
         """The size follows an image: by number where it is scaled to one, else by shape if it is the content."""
         last = image.scalers[-1] if image is not None and image.scalers else None
         if last is not None and last.kind == "ImageScale" and self.graph.value(last, "width"):
@@ -300,14 +301,16 @@ class Reader(Values):
             return
         name = image.name if image is not None else None
         if name is None or name != self.found.get("content"):
-            self.note(f"The size follows the image {name or 'of another node'}: set it by hand.")
+            self.note("size_of_image", name=name) if name else self.note("size_of_other")
             return
         self.found["keep_size"] = True
         size: float | None = None
         for scaler in image.scalers if image is not None else ():
             size = self._long_side(scaler, size)
-        there = "" if size == KEPT_LONG_SIDE else f", with a long side of {KEPT_LONG_SIDE} here"
-        self.note(f"The size follows the content image{there}.")
+        if size == KEPT_LONG_SIDE:
+            self.note("size_of_content")
+        else:
+            self.note("size_of_content_here", side=KEPT_LONG_SIDE)
 
     # --- schedule
 
@@ -317,13 +320,13 @@ class Reader(Values):
         patches = (found.node for found in self.graph.chain(node, name, "MODEL"))
         patch = next((patch for patch in patches if patch.kind == "ModelSamplingFlux"), None)
         if patch is None:
-            self.note('The workflow has ComfyUI\'s own schedule, to which "flux" is the nearest here.')
+            self.note("own_schedule")
             return
         values = [as_number(self.graph.value(patch, name)) for name in ("max_shift", "base_shift", "width", "height")]
         target = (self.found.get("width"), self.found.get("height"))
         schedule = nearest_schedule(values, target)
         if schedule is None:
-            self.note("The shift that ModelSamplingFlux sets has no counterpart: choose the schedule by hand.")
+            self.note("shift")
         self.keep("schedule", schedule)
 
 

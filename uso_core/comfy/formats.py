@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from uso_core.comfy.graph import BYPASSED, HINT, MUTED, Graph, Node, Origin
+from uso_core.comfy.graph import BYPASSED, MUTED, Graph, Node, Origin
 from uso_core.comfy.nodes import CONTROL, CONTROL_WORDS, SIGNATURES, WIDGET_TYPES
 from uso_core.errors import RequestError
 
@@ -35,11 +35,11 @@ def workflow_in_png_text(info: Mapping[str, Any]) -> str | None:
 def parse(text: str) -> Graph:
     """The graph in a workflow's text; raises `RequestError` where it is too large or holds no workflow."""
     if len(text) > MAX_TEXT_CHARACTERS:
-        raise RequestError("The workflow is larger than 10 MB.", HINT)
+        raise RequestError("workflow_too_large", hint="workflow")
     try:
         data = json.loads(text)
     except (ValueError, RecursionError):  # ValueError also for a number of thousands of digits
-        raise RequestError("The workflow is not JSON.", HINT) from None
+        raise RequestError("workflow_no_json", hint="workflow") from None
     for _ in range(3):  # as it comes from /prompt, /history or a saved reply: wrapped
         if not isinstance(data, dict):
             break
@@ -48,7 +48,7 @@ def parse(text: str) -> Graph:
         if any(isinstance(node, dict) and isinstance(node.get("class_type"), str) for node in data.values()):
             return _api(data)
         data = next((data[key] for key in ("workflow", "prompt", "output") if isinstance(data.get(key), dict)), None)
-    raise RequestError("The text holds no ComfyUI workflow.", HINT)
+    raise RequestError("no_workflow", hint="workflow")
 
 
 def file_name(text: str) -> str | None:
@@ -93,7 +93,7 @@ class _Frontend:
     def _open(self, scope: dict[str, Any], prefix: str, promoted: dict[str, dict[str, object]], depth: int) -> None:
         """Adds a scope's nodes; `promoted` holds values that its node outside sets on widgets inside."""
         if depth > MAX_DEPTH:
-            raise RequestError(f"The workflow's subgraphs lie more than {MAX_DEPTH} deep in each other.", HINT)
+            raise RequestError("workflow_too_deep", hint="workflow", most=MAX_DEPTH)
         self._count(scope, "nodes", "links", "inputs")
         origins = self._origins(scope, prefix)
         for raw in _dicts(scope.get("nodes")):
@@ -121,7 +121,7 @@ class _Frontend:
     def _count(self, holder: dict[str, Any], *names: str) -> None:
         self._parts += sum(len(holder[name]) for name in names if isinstance(holder.get(name), list | dict))
         if self._parts > MAX_PARTS:
-            raise RequestError("The workflow has more links and values than can be read.", HINT)
+            raise RequestError("workflow_too_many_links", hint="workflow")
 
     def _enter(self, node: Node, raw: dict[str, Any], definition: dict[str, Any], depth: int) -> None:
         if node.mode in (MUTED, BYPASSED):  # nothing inside runs

@@ -18,7 +18,6 @@ MAX_HOPS = 50_000  # links followed in all; a real workflow needs some hundreds
 MAX_DEPTH = 24  # texts joined of texts
 MAX_JOINED_CHARACTERS = 100_000
 MUTED, BYPASSED = 2, 4
-HINT = "Use a workflow that ComfyUI saved (JSON), or a PNG that it wrote."
 
 
 class Origin(NamedTuple):
@@ -62,13 +61,13 @@ class Graph:
     def add(self, node: Node) -> None:
         self._added += 1  # those that share a key count too
         if self._added > MAX_NODES:
-            raise RequestError(f"The workflow has more than {MAX_NODES} nodes.", HINT)
+            raise RequestError("workflow_too_many_nodes", hint="workflow", most=MAX_NODES)
         self.nodes.setdefault(node.key, node)
 
     def _spend(self, hops: int) -> None:
         self._hops += hops
         if self._hops > MAX_HOPS:
-            raise RequestError("The workflow's links are too tangled to follow.", HINT)
+            raise RequestError("workflow_tangled", hint="workflow")
 
     def feed(self, node: Node, name: str) -> Found | None:
         """What really feeds an input; None where nothing does (no link, muted, bypassed into nothing, a circle)."""

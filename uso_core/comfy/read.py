@@ -7,18 +7,19 @@ from dataclasses import dataclass
 
 from uso_core.comfy.chains import Reader
 from uso_core.comfy.formats import parse
-from uso_core.comfy.graph import BYPASSED, HINT, MUTED, Graph, Node
+from uso_core.comfy.graph import BYPASSED, MUTED, Graph, Node
 from uso_core.comfy.nodes import QUIET_AFTER_SAMPLING, SAMPLERS, SAVERS
 from uso_core.comfy.values import label
 from uso_core.errors import RequestError
+from uso_core.messages import Message
 
 
 @dataclass(frozen=True)
 class ComfyImport:
     """The form's values in a workflow; None where it does not say. Images are bare file names, never opened.
 
-    `keep_size` is True where the size follows the content image. Each of `notes` is a sentence on something that has
-    no counterpart here. Values lie within the ranges of `request.py`; sizes need not be multiples of 16.
+    `keep_size` is True where the size follows the content image. Each of `notes` speaks of something that has no
+    counterpart here. Values lie within the ranges of `request.py`; sizes need not be multiples of 16.
     """
 
     prompt: str | None = None
@@ -30,7 +31,7 @@ class ComfyImport:
     content_size: int | None = None
     content: str | None = None
     styles: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[Message, ...] = ()
     schedule: str | None = None
     images: int | None = None
     keep_size: bool | None = None
@@ -42,10 +43,10 @@ def import_workflow(text: str) -> ComfyImport:
     reader = Reader(graph)
     sampler, after, several = _choose(graph)
     if several:
-        reader.note("The workflow makes several images: the settings are those of one of them.")
+        reader.note("several_images")
     first = _first_pass(graph, sampler)
     if first is not sampler:
-        reader.note("The workflow samples in more than one pass: the settings are those of the first.")
+        reader.note("several_passes")
     model, positive, negative = reader.read_sampling(first)
     reader.read_positive(*positive)
     reader.read_model(*model)
@@ -54,7 +55,7 @@ def import_workflow(text: str) -> ComfyImport:
     reader.read_negative(*negative)
     for node in after:
         if node.kind not in QUIET_AFTER_SAMPLING:
-            reader.note(f"{label(node)} after the sampling is ignored.")
+            reader.note("after_sampling", node=label(node))
     return ComfyImport(**reader.found, notes=tuple(reader.notes))
 
 
@@ -90,7 +91,7 @@ def _choose(graph: Graph) -> tuple[Node, list[Node], bool]:
     ends += [node for node in active if node.kind not in SAVERS and node.key not in feeding and not _is_sampler(node)]
     reached, parents = _reach(graph, ends)
     if not reached:
-        raise RequestError("No sampler of the workflow reaches an output, so there is nothing to take over.", HINT)
+        raise RequestError("workflow_no_sampler", hint="workflow")
     chosen = next((node for node in reached if _uses_uso(graph, node)), reached[0])
     after: list[Node] = []
     step = parents[chosen.key]

@@ -6,21 +6,23 @@ import math
 from typing import Any
 
 from uso_core.comfy.graph import Found, Graph, Node
+from uso_core.messages import Message, message
 
 MAX_NOTES = 60
 
 
 class Values:
-    """Collects the form's values in `found` and the sentences on what has no counterpart in `notes`."""
+    """Collects the form's values in `found` and in `notes` what to say of things without a counterpart."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.found: dict[str, Any] = {}
-        self.notes: list[str] = []
+        self.notes: list[Message] = []
 
-    def note(self, sentence: str) -> None:
-        if sentence not in self.notes and len(self.notes) < MAX_NOTES:
-            self.notes.append(sentence)
+    def note(self, key: str, **values: object) -> None:
+        said = message(f"note_{key}", **values)
+        if said not in self.notes and len(self.notes) < MAX_NOTES:
+            self.notes.append(said)
 
     def has(self, node: Node, name: str) -> bool:
         return name in node.values or name in node.links
@@ -30,15 +32,15 @@ class Values:
         return found.node if found is not None and found.slot >= 0 else None
 
     def number(self, node: Node, name: str, what: str, low: float, high: float) -> int | float | None:
-        """An input's value in [low, high]; None where it says nothing, with a note where it says something else."""
+        """An input's value in [low, high]; None where it says nothing, with a note on `what` where it is another."""
         value = self.graph.value(node, name)
         if isinstance(value, Found):
-            self.note(f"{what} comes from {label(value.node)}, which is not computed here: set it by hand.")
+            self.note("computed", what=message(f"what_{what}"), node=label(value.node))
             return None
         result = as_number(value)
         if result is None or low <= result <= high:
             return result
-        self.note(f"{what} {_shown(result)} is out of range here ({_shown(low)} to {_shown(high)}): set it by hand.")
+        self.note("range", what=message(f"what_{what}"), value=_shown(result), low=_shown(low), high=_shown(high))
         return None
 
     def keep(self, name: str, value: object) -> None:
@@ -46,7 +48,7 @@ class Values:
             self.found.setdefault(name, value)
 
     def keep_whole(self, name: str, node: Node, source: str, low: int, high: int) -> None:
-        value = self.number(node, source, name.capitalize().replace("_", " "), low, high)
+        value = self.number(node, source, name, low, high)
         self.keep(name, None if value is None else int(value))
 
     def word(self, node: Node, name: str) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 from uso_core.errors import WeightsError
 from uso_core.loaders import fused_cache, keys
 from uso_core.loaders.convert import LoRA, Progress, fill, match, no_progress, prefix_of
-from uso_core.loaders.files import DOWNLOAD_AGAIN, Checkpoint, TensorInfo, expect, inspect, role_of
+from uso_core.loaders.files import Checkpoint, TensorInfo, expect, inspect, role_of
 from uso_core.model import latents, preview
 from uso_core.model.style_projector import DEPTHS, StyleProjector
 from uso_core.model.transformer import USOTransformer2DModel
@@ -87,7 +87,7 @@ def build_projector(path: Path, dtype: torch.dtype) -> StyleProjector:
     width, vision_width = checkpoint.shape("feature_embedder.high_projection.weight", 2)
     depths = notes(checkpoint).get("depths", list(DEPTHS))
     if not (isinstance(depths, list) and len(depths) == 3 and all(isinstance(depth, int) for depth in depths)):
-        raise WeightsError(f"{path} names the depths {depths!r}, three numbers are needed.", DOWNLOAD_AGAIN)
+        raise WeightsError("projector_depths", hint="download_again", path=path, depths=depths)
     model = _empty(lambda: StyleProjector(tokens_in, tokens_out, vision_width, width, depths), path)
     rows = tuple(keys.Rename(f"feature_embedder.{name}", (name,)) for name in model.state_dict())
     fill(match(model, [checkpoint], rows, dtype))
@@ -110,7 +110,7 @@ def text_tokens(path: Path) -> int:
     """The number of T5 tokens that a transformer was trained with: 512, or what its file notes."""
     tokens = notes(inspect(path)).get("text_tokens", 512) if path.is_file() else 512
     if not (isinstance(tokens, int) and 1 <= tokens <= 512):
-        raise WeightsError(f"{path} names {tokens!r} text tokens, 1 to 512 are possible.", DOWNLOAD_AGAIN)
+        raise WeightsError("text_tokens", hint="download_again", path=path, tokens=tokens)
     return tokens
 
 
@@ -121,7 +121,7 @@ def reference_columns(path: Path) -> int | None:
     """
     columns = notes(inspect(path)).get("reference_columns") if path.is_file() else None
     if not (columns is None or (isinstance(columns, int) and columns >= 1)):
-        raise WeightsError(f"{path} begins references at column {columns!r}, 1 or more are possible.", DOWNLOAD_AGAIN)
+        raise WeightsError("reference_columns", hint="download_again", path=path, columns=columns)
     return columns
 
 
@@ -134,7 +134,7 @@ def preview_factors(path: Path) -> list[list[float]]:
     if not rows or not all(
         isinstance(row, list) and len(row) == 3 and all(isinstance(value, float | int) for value in row) for row in rows
     ):
-        raise WeightsError(f"{path} holds an unreadable preview map.", DOWNLOAD_AGAIN)
+        raise WeightsError("preview_map", hint="download_again", path=path)
     return rows
 
 
@@ -144,10 +144,7 @@ def transformer_config(checkpoint: Checkpoint) -> dict[str, Any]:
     width, channels = checkpoint.shape(f"{prefix}img_in.weight", 2)
     head = checkpoint.shape(f"{prefix}double_blocks.0.img_attn.norm.query_norm.scale", 1)[0]
     if head % 32 or width % head:  # RoPE needs even axes of head x (1/8, 7/16, 7/16)
-        raise WeightsError(
-            f"{checkpoint.path} has width {width} and head size {head}; heads must be a multiple of 32 and divide it.",
-            "Use a transformer of FLUX.1's architecture.",
-        )
+        raise WeightsError("head_size", path=checkpoint.path, width=width, head=head)
     return {
         "in_channels": channels,
         "num_layers": checkpoint.count(rf"{prefix}double_blocks\.(\d+)\."),
@@ -177,9 +174,13 @@ def vae_config(checkpoint: Checkpoint) -> dict[str, Any]:
     right = all(isinstance(value, float | int) for value in (scale, shift)) and isinstance(groups, int)
     if not right or scale == 0 or groups < 1 or any(width % groups for width in widths):
         raise WeightsError(
-            f"{checkpoint.path} cannot be built: widths {widths}, scale {scale!r}, shift {shift!r}, "
-            f"{groups!r} norm groups.",
-            DOWNLOAD_AGAIN,
+            "vae_config",
+            hint="download_again",
+            path=checkpoint.path,
+            widths=widths,
+            scale=scale,
+            shift=shift,
+            groups=groups,
         )
     return {
         "down_block_types": ("DownEncoderBlock2D",) * levels,
@@ -203,7 +204,7 @@ def notes(checkpoint: Checkpoint) -> dict[str, Any]:
     except (ValueError, RecursionError):
         noted = None
     if not isinstance(noted, dict):
-        raise WeightsError(f"{checkpoint.path} has unreadable metadata.", DOWNLOAD_AGAIN)
+        raise WeightsError("metadata_unreadable", hint="download_again", path=checkpoint.path)
     return noted
 
 
@@ -217,7 +218,7 @@ def _files(path: Path, role: str, folder_role: str) -> list[Checkpoint]:
         shards = {name for name in listed.values() if _plain(name)} if isinstance(listed, dict) else set()
         files = [path / name for name in sorted(shards)]
     if not files:
-        raise WeightsError(f"{path} holds no safetensors file.", "Point to a file, or to a complete diffusers folder.")
+        raise WeightsError("no_safetensors", path=path)
     checkpoints = [inspect(file) for file in files]
     names: dict[str, TensorInfo] = {}
     for checkpoint in checkpoints:
@@ -239,11 +240,11 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}.", "Download the whole folder again.") from None
+        raise WeightsError("file_unreadable", hint="download_folder_again", path=path, reason=error.strerror) from None
     except (ValueError, RecursionError):
-        raise WeightsError(f"{path} is not JSON.", "Download the whole folder again.") from None
+        raise WeightsError("no_json", hint="download_folder_again", path=path) from None
     if not isinstance(values, dict):
-        raise WeightsError(f"{path} is not a JSON object.", "Download the whole folder again.")
+        raise WeightsError("no_json_object", hint="download_folder_again", path=path)
     return values
 
 
@@ -253,10 +254,10 @@ def _empty(make: Callable[[], Module], path: Path) -> Module:
         with torch.device("meta"):
             return make()
     except Exception as error:  # whatever a configuration provokes in a library's constructor
-        raise WeightsError(f"{path} describes no model that can be built: {error}.", DOWNLOAD_AGAIN) from None
+        raise WeightsError("no_model_described", hint="download_again", path=path, reason=error) from None
 
 
 def _check_rope(model: USOTransformer2DModel, path: Path) -> None:
     axes, head = model.config.axes_dims_rope, model.config.attention_head_dim
     if not isinstance(axes, list | tuple) or len(axes) != 3 or sum(axes) != head or any(axis % 2 for axis in axes):
-        raise WeightsError(f"{path} has RoPE axes {axes!r} for heads of {head}.", "Download the whole folder again.")
+        raise WeightsError("rope_axes", hint="download_folder_again", path=path, axes=axes, head=head)

@@ -139,7 +139,7 @@ def _match(
             jobs.append((file, name, targets, found[0].halves_swapped))
     missing = sorted({keys.original_name(name, table, levels) for name in shapes if name not in filled})
     if missing or unknown or misshapen:
-        raise misfit(files[0].path, "what its other tensors describe", missing, unknown, misshapen)
+        raise misfit(files[0].path, "fit_own_tensors", missing, unknown, misshapen)
     return jobs
 
 

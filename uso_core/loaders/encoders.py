@@ -18,6 +18,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.utils import logging
 
 from uso_core.errors import WeightsError
+from uso_core.messages import message
 
 # Tensors of a published model's other half, by model type: T5's decoder, CLIP's and SigLIP's other tower.
 OTHER_HALF = {
@@ -47,7 +48,7 @@ def build_siglip(folder: Path, dtype: torch.dtype) -> tuple[SiglipVisionModel, S
     except MemoryError:
         raise
     except Exception as error:  # a damaged file surfaces as whatever reads it raises
-        raise _broken(folder, "image preprocessing", error) from None
+        raise _broken(folder, "part_image_preprocessing", error) from None
     return model, processor
 
 
@@ -72,14 +73,14 @@ def _empty(kind: type[Any], folder: Path, model_type: str) -> Any:
     except WeightsError:
         raise
     except Exception as error:  # whatever a configuration provokes in a library's constructor
-        raise _broken(folder, "configuration", error) from None
+        raise _broken(folder, "part_configuration", error) from None
 
 
 def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
-        raise WeightsError(f"{folder} is a file, the folder of the text or vision encoder is needed.", _FOLDER_HINT)
+        raise WeightsError("encoder_is_file", hint="encoder_folder", folder=folder)
     if not (folder / "config.json").is_file():
-        raise WeightsError(f"{folder} has no config.json.", _FOLDER_HINT)
+        raise WeightsError("no_config", hint="encoder_folder", folder=folder)
 
 
 def _pretrained(kind: type[Any], folder: Path, dtype: torch.dtype, model_type: str) -> Any:
@@ -95,7 +96,7 @@ def _pretrained(kind: type[Any], folder: Path, dtype: torch.dtype, model_type: s
     except (WeightsError, MemoryError):
         raise
     except Exception as error:  # transformers raises OSError, ValueError, safetensors' own and more for a bad folder
-        raise _broken(folder, "weights", error) from None
+        raise _broken(folder, "part_weights", error) from None
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
@@ -107,9 +108,13 @@ def _pretrained(kind: type[Any], folder: Path, dtype: torch.dtype, model_type: s
     if missing or unknown or report["mismatched_keys"]:
         first = next(iter((*missing, *unknown, *map(str, report["mismatched_keys"]))))
         raise WeightsError(
-            f"{folder} does not fit its config.json: {len(missing)} tensors missing, {len(unknown)} unknown, "
-            f"{len(report['mismatched_keys'])} misshapen (first {first}).",
-            _FOLDER_HINT,
+            "encoder_misfit",
+            hint="encoder_folder",
+            folder=folder,
+            missing=len(missing),
+            unknown=len(unknown),
+            misshapen=len(report["mismatched_keys"]),
+            first=first,
         )
     return model.eval().requires_grad_(False)
 
@@ -119,9 +124,7 @@ def _check_type(folder: Path, model_type: str) -> None:
 
     found = str(PretrainedConfig.get_config_dict(folder, local_files_only=True)[0].get("model_type", "nothing"))
     if not found.startswith(model_type) and not (model_type == "t5" and found == "umt5"):
-        raise WeightsError(
-            f"{folder} holds a model of type {found!r}, {model_type!r} is needed.", "Check which variable points here."
-        )
+        raise WeightsError("encoder_type", folder=folder, found=found, model_type=model_type)
 
 
 def _tokenizer(kind: type[PreTrainedTokenizerBase], folder: Path) -> PreTrainedTokenizerBase:
@@ -129,16 +132,13 @@ def _tokenizer(kind: type[PreTrainedTokenizerBase], folder: Path) -> PreTrainedT
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         place = folder.parent / folder.name.replace("text_encoder", "tokenizer")  # the diffusers layout
     if not any((place / name).is_file() for name in TOKENIZER_FILES):
-        raise WeightsError(f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES)}).", _FOLDER_HINT)
+        raise WeightsError("no_tokenizer", hint="encoder_folder", folder=folder, choices=", ".join(TOKENIZER_FILES))
     try:
         return kind.from_pretrained(place, local_files_only=True)
     except Exception as error:  # a damaged tokenizer file surfaces as whatever its parser raises
-        raise _broken(place, "tokenizer", error) from None
+        raise _broken(place, "part_tokenizer", error) from None
 
 
-_FOLDER_HINT = "Point to a complete folder in the transformers layout, or download it again."
-
-
-def _broken(folder: Path, what: str, error: Exception) -> WeightsError:
+def _broken(folder: Path, part: str, error: Exception) -> WeightsError:
     first = str(error).strip().split("\n")[0][:200].rstrip(".") or type(error).__name__
-    return WeightsError(f"The {what} in {folder} cannot be read: {first}.", _FOLDER_HINT)
+    return WeightsError("encoder_unreadable", hint="encoder_folder", part=message(part), folder=folder, reason=first)

@@ -14,13 +14,13 @@ from typing import IO
 
 from uso_core.errors import WeightsError
 from uso_core.loaders import gguf
+from uso_core.messages import Message, message
 
 MAX_HEADER_BYTES = 100 * 2**20  # the format's own limit
 DTYPE_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
     "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
-DOWNLOAD_AGAIN = "Delete it and download it again."
 
 # What the names of its tensors say a file is; the first row of which every pattern occurs wins.
 ROLES: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -39,15 +39,7 @@ ROLES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("SigLIP vision tower", (r"^(vision_model\.)?encoder\.layers\.\d+\..*", r"patch_embedding\.bias$")),
     ("CLIP text encoder", (r"^(text_model\.)?encoder\.layers\.\d+\.", r"token_embedding\.weight$")),
 )
-SPOKEN = {
-    "projector": "USO's style projector",
-    "lora": "USO's LoRA",
-    "foreign lora": "a LoRA in another format",
-    "transformer": "a FLUX transformer",
-    "diffusers transformer": "a FLUX transformer in the diffusers layout",
-    "vae": "a VAE",
-    "diffusers vae": "a VAE in the diffusers layout",
-}
+SPOKEN = ("projector", "lora", "foreign lora", "transformer", "diffusers transformer", "vae", "diffusers vae")
 
 
 @dataclass(frozen=True)
@@ -70,22 +62,26 @@ class Checkpoint:
     metadata: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
-    def spoken(self) -> str:
-        """What the file seems to be, in words."""
+    def kind(self) -> Message:
+        """What the file seems to be."""
         if self.role == "unknown":
-            first = next(iter(self.tensors), "no tensor at all")
-            return f"something unknown (first tensor: {first})"
-        return SPOKEN.get(self.role, f"a {self.role}")
+            first = next(iter(self.tensors), None)
+            return message("kind_empty") if first is None else message("kind_unknown", tensor=first)
+        return kind_of(self.role)
 
     def shape(self, name: str, dimensions: int) -> tuple[int, ...]:
         """The shape of a tensor; raises `WeightsError` if the file lacks it or it has other dimensions, or none."""
         if name not in self.tensors:
-            raise WeightsError(f"{self.path} lacks the tensor {name}.", DOWNLOAD_AGAIN)
+            raise WeightsError("tensor_missing", hint="download_again", path=self.path, name=name)
         shape = self.tensors[name].shape
         if len(shape) != dimensions or 0 in shape:
             raise WeightsError(
-                f"{self.path} holds {name} with shape {list(shape)}, {dimensions} dimensions are needed.",
-                DOWNLOAD_AGAIN,
+                "tensor_dimensions",
+                hint="download_again",
+                path=self.path,
+                name=name,
+                shape=list(shape),
+                dimensions=dimensions,
             )
         return shape
 
@@ -98,7 +94,11 @@ class Checkpoint:
         last = max(matches, default=-1)
         if last + 1 != len(matches):
             raise WeightsError(
-                f"{self.path} goes up to {matches[last]} but has only {len(matches)} of these.", DOWNLOAD_AGAIN
+                "tensors_not_consecutive",
+                hint="download_again",
+                path=self.path,
+                tensor=matches[last],
+                count=len(matches),
             )
         return len(matches)
 
@@ -109,9 +109,9 @@ def inspect(path: Path) -> Checkpoint:
     Nothing in the file is trusted: sizes are checked against the file's own before anything is allocated.
     """
     if path.is_dir():
-        raise WeightsError(f"{path} is a folder, a safetensors file is needed here.", "Point to the file inside it.")
+        raise WeightsError("folder_not_file", path=path)
     if not path.is_file():
-        raise WeightsError(f"{path} is not there.", "Check the path, or download the file again.")
+        raise WeightsError("weights_missing", path=path)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -123,15 +123,15 @@ def inspect(path: Path) -> Checkpoint:
             header_bytes = int.from_bytes(start[:8], "little")
             if header_bytes > size - 8:
                 raise WeightsError(
-                    f"{path} is cut off: its header names {header_bytes} bytes, the file has {size}.", DOWNLOAD_AGAIN
+                    "header_cut_off", hint="download_again", path=path, header_bytes=header_bytes, size=size
                 )
             file.seek(8)
             header = json.loads(file.read(header_bytes))
         tensors, metadata = _read_header(path, header, 8 + header_bytes, size)
     except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from None
+        raise WeightsError("file_unreadable", hint="check_permissions", path=path, reason=error.strerror) from None
     except (ValueError, RecursionError):
-        raise WeightsError(f"{path} is damaged: its header is not readable.", DOWNLOAD_AGAIN) from None
+        raise WeightsError("header_unreadable", hint="download_again", path=path) from None
     return Checkpoint(path, role_of(tensors), tensors, metadata)
 
 
@@ -147,24 +147,26 @@ def expect(checkpoint: Checkpoint, *roles: str) -> Checkpoint:
     """The checkpoint itself if it has one of the roles; else raises `WeightsError` saying what it seems to be."""
     if checkpoint.role in roles:
         return checkpoint
-    wanted = SPOKEN.get(roles[0], f"a {roles[0]}")
-    hint = f"Give {wanted} here."
-    if checkpoint.role in ("lora", "projector"):
-        hint += " LORA takes dit_lora.safetensors, PROJECTION_MODEL takes projector.safetensors."
-    raise WeightsError(f"{checkpoint.path} is not {wanted}: it seems to be {checkpoint.spoken}.", hint)
+    hint = "wanted_kind_of_two" if checkpoint.role in ("lora", "projector") else "wanted_kind"
+    raise WeightsError("wrong_kind", hint=hint, path=checkpoint.path, wanted=kind_of(roles[0]), found=checkpoint.kind)
+
+
+def kind_of(role: str) -> Message:
+    """A role of `ROLES` for a sentence."""
+    return message(f"kind_{role.replace(' ', '_')}") if role in SPOKEN else message("kind_other", role=role)
 
 
 def misfit(path: Path, what: str, missing: list[str], unknown: list[str], misshapen: list[str]) -> WeightsError:
-    """The error that names how many tensors of a file do not fit, each kind with its first."""
-    parts = [
-        f"{len(names)} {word} (first {names[0]})"
-        for names, word in ((missing, "missing"), (unknown, "unknown"), (misshapen, "misshapen"))
+    """The error that names how many tensors of a file do not fit, each kind with its first.
+
+    `what` is the key of what they should fit.
+    """
+    parts = tuple(
+        message(f"tensors_{kind}", count=len(names), first=names[0])
+        for kind, names in (("missing", missing), ("unknown", unknown), ("misshapen", misshapen))
         if names
-    ]
-    return WeightsError(
-        f"{path} does not fit {what}: tensors {', '.join(parts)}.",
-        "Use the file of this model, or download it again if it is damaged.",
     )
+    return WeightsError("misfit", hint="right_file", path=path, what=message(what), parts=parts)
 
 
 def _refuse_other_formats(path: Path, start: bytes, size: int) -> None:
@@ -173,27 +175,24 @@ def _refuse_other_formats(path: Path, start: bytes, size: int) -> None:
         return
     text = start.lstrip().lower()
     if size == 0:
-        what, hint = "is empty", DOWNLOAD_AGAIN
+        key, hint = "file_empty", "download_again"
     elif text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        what = "is a web page saved under this name, not weights"
-        hint = "Log in, accept the model's licence, and download the file itself (python weights/downloader.py)."
+        key, hint = "web_page", ""
     elif start.startswith(b"version https://git-lfs"):
-        what = "is a Git LFS pointer, not the weights themselves"
-        hint = "Run `git lfs pull` in its repository, or download the file again."
+        key, hint = "lfs_pointer", ""
     elif start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")):
-        what = "is a pickled PyTorch checkpoint, which could run code when opened"
-        hint = "Use the safetensors file of the same model."
+        key, hint = "pickle", ""
     elif text.startswith((b"{", b"[")):
-        what, hint = "is a JSON file, not weights", "Point to the .safetensors file."
+        key, hint = "json_file", ""
     elif size < 8:
-        what, hint = f"is cut off after {size} bytes", DOWNLOAD_AGAIN
+        key, hint = "cut_off_early", "download_again"
     else:
-        what, hint = "is not a safetensors file", "Use the safetensors file of the model."
-    raise WeightsError(f"{path} {what}.", hint)
+        key, hint = "no_safetensors_file", ""
+    raise WeightsError(key, hint=hint, path=path, size=size)
 
 
 def _cut_off(path: Path, name: str, end: int, size: int) -> WeightsError:
-    return WeightsError(f"{path} is cut off: {name} ends at byte {end}, the file has {size}.", DOWNLOAD_AGAIN)
+    return WeightsError("tensor_cut_off", hint="download_again", path=path, name=name, end=end, size=size)
 
 
 def _read_gguf(path: Path, file: IO[bytes], size: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
@@ -213,7 +212,7 @@ def _read_header(
     path: Path, header: object, data_begin: int, size: int
 ) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     data_bytes = size - data_begin
-    damaged = WeightsError(f"{path} is damaged: its header is not a safetensors header.", DOWNLOAD_AGAIN)
+    damaged = WeightsError("header_invalid", hint="download_again", path=path)
     if not isinstance(header, dict):
         raise damaged
     metadata = header.pop("__metadata__", None) or {}

@@ -25,12 +25,12 @@ class LoRA:
                    if rows[stem] and f"{stem}.{part}.weight" not in checkpoint.tensors]  # fmt: skip
         unknown = [stem for stem in rows if rows[stem] is None]
         if missing or unknown:
-            raise misfit(self.path, "the format of USO's LoRA", missing, unknown, [])
+            raise misfit(self.path, "fit_lora_format", missing, unknown, [])
         for stem, (row, values) in ((stem, found) for stem, found in rows.items() if found):
             down, up = (checkpoint.tensors[f"{stem}.{part}.weight"].shape for part in ("down", "up"))
             targets = row.target_names(values)
             if len(down) != 2 or len(up) != 2 or up[1] != down[0] or up[0] % len(targets):
-                raise misfit(self.path, "the format of USO's LoRA", [], [], [stem])
+                raise misfit(self.path, "fit_lora_format", [], [], [stem])
             for index, target in enumerate(targets):
                 self._pairs[target] = (stem, index, len(targets))
                 self._shapes[target] = (up[0] // len(targets), down[1])
@@ -46,7 +46,7 @@ class LoRA:
             if name in shapes and shapes[name] != shape
         ]
         if missing or extra or misshapen:
-            raise misfit(self.path, "this transformer", missing, extra, misshapen)
+            raise misfit(self.path, "fit_transformer", missing, extra, misshapen)
 
     def fuse(self, target: str, weight: torch.Tensor) -> torch.Tensor:
         """`weight` plus the LoRA's part of it, in float32; weights without one are returned as they are."""

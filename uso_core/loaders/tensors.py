@@ -15,7 +15,7 @@ import torch
 
 from uso_core.errors import WeightsError
 from uso_core.loaders import gguf
-from uso_core.loaders.files import DOWNLOAD_AGAIN, Checkpoint
+from uso_core.loaders.files import Checkpoint
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -55,8 +55,7 @@ class TensorReader:
             return gguf.dequantize(data, info.dtype, info.shape)
         except (KeyError, ValueError, NotImplementedError):
             raise WeightsError(
-                f"{self.checkpoint.path} holds {name} as {info.dtype}, a quantization that cannot be read.",
-                "Use the bf16, fp8 or Q8_0 file.",
+                "quantization_unreadable", path=self.checkpoint.path, name=name, dtype=info.dtype
             ) from None
 
     def _bytes(self, offset: int, count: int) -> torch.Tensor:
@@ -67,7 +66,7 @@ class TensorReader:
             while done < len(space):
                 count = self._file.readinto(space[done:])
                 if not count:
-                    raise WeightsError(f"{self.checkpoint.path} became shorter while it was read.", DOWNLOAD_AGAIN)
+                    raise WeightsError("file_became_shorter", hint="download_again", path=self.checkpoint.path)
                 done += count
         except OSError as error:
             raise self._unreadable(error) from None
@@ -75,7 +74,7 @@ class TensorReader:
 
     def _unreadable(self, error: OSError) -> WeightsError:
         return WeightsError(
-            f"{self.checkpoint.path} cannot be read: {error.strerror}.", "Check its permissions and its disk."
+            "file_unreadable", hint="check_permissions", path=self.checkpoint.path, reason=error.strerror
         )
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from uso_core.memory.sizes import GB, TILE_PIXELS
+from uso_core.memory.sizes import TILE_PIXELS
+from uso_core.messages import Bytes, Message, message
+
+EMBEDDED = "Embedded model"  # the tier of a small model
 
 STAYS = "stays"  # on the device from loading to the end
 ON_DEMAND = "on demand"  # comes to the device whole when its turn is, and leaves; nothing that stays makes room for it
@@ -41,7 +44,7 @@ class MemoryPlan:
     budget_bytes: int
     stages: dict[str, int]
     order: tuple[int, ...]
-    notes: tuple[str, ...] = ()
+    notes: tuple[Message, ...] = ()
     dtype: str = "bf16"
     cpu_kernels: bool = False  # the blocks compute from copies of their weights in a CPU's own layout
     decode_bytes: tuple[int, int] = (0, 0)  # (resident at decoding, decoder's bytes per pixel untiled)
@@ -69,74 +72,70 @@ class MemoryPlan:
         return width * height > TILE_PIXELS**2 and (self.tiled_decode or large)
 
     @property
-    def sentence(self) -> str:
-        """The plan in words: "12 GB: fp8 blocks stay, T5 on demand, decoder in tiles; peak about 10.3 GB." """
-        peak = f"peak about {gigabytes(self.peak_bytes)}"
-        return f"{self.tier}: {', '.join(self._words())}; {peak}."
+    def summary(self) -> Message:
+        """The plan in a sentence: "12 GB: fp8 blocks stay, T5 on demand, decoder in tiles; peak about 10.3 GB." """
+        return message("plan_summary", tier=self._tier(), parts=tuple(self._parts()), peak=Bytes(self.peak_bytes))
 
-    def lines(self) -> list[tuple[str, str, str]]:
+    def lines(self) -> list[tuple[Message, Message, Bytes]]:
         """A table for people: group, where it lies, size."""
-        words = {STAYS: "stays on the device", ON_DEMAND: "comes when needed", STREAMS: "passes through in pieces"}
+        keys = {STAYS: "place_device", ON_DEMAND: "place_on_demand", STREAMS: "place_streamed"}
         if self.device != "cuda":
-            words[STAYS] = "stays in memory"
+            keys[STAYS] = "place_memory"
         elif not self.pinned:
-            words |= {ON_DEMAND: "is read from disk when needed", STREAMS: "is read from disk in pieces"}
+            keys |= {ON_DEMAND: "place_disk", STREAMS: "place_disk_streamed"}
         rows = []
         for each in self.placements:
-            where = words[each.where]
+            where = message(keys[each.where])
             if each.group == "blocks" and self.streams_blocks:
-                where = f"{self.resident_blocks} of {self.blocks} stay, the others stream in every step"
-            rows.append((_title(each.group, self), where, gigabytes(each.bytes)))
-        stages = [(f"at most while: {name}", "estimate", gigabytes(size)) for name, size in self.stages.items()]
+                where = message("place_some_blocks", resident=self.resident_blocks, blocks=self.blocks)
+            rows.append((self._title(each.group), where, Bytes(each.bytes)))
+        for stage, size in self.stages.items():
+            peak = message("plan_peak", stage=message(f"stage_{stage}"))
+            rows.append((peak, message("plan_estimate"), Bytes(size)))
         if self.device == "cuda":
-            stages.append(("RAM for what waits", "pinned", gigabytes(self.host_bytes)))
-        return [*rows, *stages]
+            rows.append((message("plan_ram"), message("plan_pinned"), Bytes(self.host_bytes)))
+        return rows
 
-    def _words(self) -> Iterator[str]:
+    def _tier(self) -> Message:
+        names = {EMBEDDED: "tier_embedded", "CPU": "tier_cpu", "Apple GPU": "tier_apple"}
+        if self.tier in names:
+            return message(names[self.tier])
+        card = self.tier.removeprefix("Over ").removesuffix(" fast")
+        fast, over = self.tier.endswith(" fast"), self.tier.startswith("Over ")
+        return message("tier_fast" if fast else "tier_over" if over else "tier_card", card=card)
+
+    def _parts(self) -> Iterator[Message]:
+        kind = _format(self.fp8, self.dtype)
         if all(placement.where == STAYS for placement in self.placements):
-            yield "everything stays in memory" if self.device != "cuda" else "everything stays on the GPU"
-            yield f"blocks in {_format(self.fp8, self.dtype)}{' with CPU kernels' if self.cpu_kernels else ''}"
+            yield message("plan_all_stay" if self.device != "cuda" else "plan_all_stay_gpu")
+            yield message("plan_blocks_kernels" if self.cpu_kernels else "plan_blocks", format=kind)
         else:
-            kind = _format(self.fp8, self.dtype)
-            stay = f"{self.resident_blocks} of {self.blocks} {kind} blocks stay and the others stream"
-            yield stay if self.streams_blocks else f"{kind} blocks stay"
-            away = [name for name, group in _PARTS.items() if self.where(group) != STAYS]
-            if len(away) == len(_PARTS):
-                yield "the rest on demand"
-            elif away:
-                yield f"{' and '.join(away)} on demand"
+            if self.streams_blocks:
+                yield message("plan_blocks_stream", resident=self.resident_blocks, blocks=self.blocks, format=kind)
+            else:
+                yield message("plan_blocks_stay", format=kind)
+            away = [group for group in _MOVABLE if self.where(group) != STAYS]
+            if len(away) == len(_MOVABLE):
+                yield message("plan_rest_on_demand")
+            else:
+                yield from (message(f"plan_{group}_on_demand") for group in away)
         if self.t5_fp8:
-            yield "T5 in fp8"
+            yield message("plan_t5_fp8")
         if self.tiled_decode:
-            yield "decoder in tiles"
+            yield message("plan_tiles")
         if not self.pinned:
-            yield "what is on demand is read from disk"
+            yield message("plan_from_disk")
+
+    def _title(self, group: str) -> Message:
+        quantized = {"blocks": self.fp8, "t5": self.t5_fp8}.get(group)
+        title = message(f"group_{group}")
+        if quantized is None:
+            return title
+        return message("group_format", group=title, format=_format(quantized, self.dtype))
 
 
-_PARTS = {"T5": "t5", "modulation": "modulation", "small encoders": "clip"}  # names in the sentence
+_MOVABLE = ("t5", "modulation", "clip")  # what the summary names of the groups that may be on demand
 
 
 def _format(fp8: bool, dtype: str) -> str:
     return "fp8" if fp8 else dtype
-
-
-def _title(group: str, plan: MemoryPlan) -> str:
-    quantized = {"blocks": plan.fp8, "t5": plan.t5_fp8}.get(group)
-    titles = {
-        "blocks": "transformer blocks",
-        "cpu_kernels": "copies of the transformer for CPU kernels",
-        "modulation": "transformer modulation",
-        "ends": "transformer embedders and output",
-        "t5": "T5",
-        "clip": "CLIP",
-        "siglip": "SigLIP",
-        "projector": "style projector",
-        "vae_encoder": "VAE encoder",
-        "vae_decoder": "VAE decoder",
-    }
-    return titles[group] if quantized is None else f"{titles[group]}, {_format(quantized, plan.dtype)}"
-
-
-def gigabytes(size: int) -> str:
-    """Bytes for people: "10.3 GB", below a tenth in megabytes."""
-    return f"{size / GB:.1f} GB" if size >= GB / 10 else f"{max(round(size / 10**6), 1)} MB"

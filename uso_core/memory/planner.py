@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, product
 
 from uso_core.errors import MemoryShortage
-from uso_core.memory.plan import ON_DEMAND, STAYS, STREAMS, MemoryPlan, Placement, gigabytes
+from uso_core.memory.plan import EMBEDDED, ON_DEMAND, STAYS, STREAMS, MemoryPlan, Placement
 from uso_core.memory.sizes import GB, PIXELS_PER_TOKEN, Sizes
+from uso_core.messages import Bytes, Message, message
 
 STREAMED_SLOTS, ON_DEMAND_SLOTS = 3, 2  # slots for the blocks (two copies ahead); for T5, SigLIP and the modulation
 
@@ -29,7 +30,6 @@ VAE = ("vae_encoder", "vae_decoder")  # come and go together
 # a mapped file is read for every new prompt. Tiles compute their overlaps twice, the time of so many bytes over PCIe.
 T5_FP8_HANDICAP, MAPPED_HANDICAP, TILES_COST = GB // 2, GB, 2 * GB
 
-EMBEDDED = "Embedded model"
 RUNGS = (8, 12, 16, 24, 32, 40, 48, 80)  # cards by their nominal size, GiB
 
 
@@ -263,47 +263,41 @@ def _ram(candidate: MemoryPlan) -> int:
 
 
 def _ram_shortage(lightest: MemoryPlan, machine: Machine, options: PlanOptions) -> MemoryShortage:
-    return MemoryShortage(
-        f"The model needs at least {gigabytes(_ram(lightest))} of RAM beside the GPU; "
-        f"{gigabytes(machine.free_ram_bytes)} are free.",
-        _smaller(lightest, machine, options),
-    )
+    needed, free = Bytes(_ram(lightest)), Bytes(machine.free_ram_bytes)
+    remedies = _remedies(lightest, machine, options)
+    return MemoryShortage("ram_shortage", hint="memory_shortage", needed=needed, free=free, remedies=remedies)
 
 
 def _device_shortage(lowest: MemoryPlan, machine: Machine, options: PlanOptions) -> MemoryShortage:
     """Names what binds: the limit that was set, or what is free."""
-    where = "GPU memory" if machine.device == "cuda" else "memory"
     free = _free(machine)
     limit = options.vram_limit_bytes if machine.device != "cpu" else None
-    if limit is not None and limit <= free:
-        there, first = f"the limit is {gigabytes(limit)}", "Raise --vram-limit"
-    else:
-        there, first = f"{gigabytes(free)} are free", ""
-        limit = free
-    kept = RAM_RESERVE_BYTES if machine.device == "cpu" else reserve(limit)
+    limited = limit is not None and limit <= free
+    size = limit if limit is not None and limited else free
+    kept = RAM_RESERVE_BYTES if machine.device == "cpu" else reserve(size)
     return MemoryShortage(
-        f"The model needs at least {gigabytes(lowest.peak_bytes)} of {where} during {_at(lowest)}; "
-        f"{there}, of which {gigabytes(kept)} are left alone.",
-        _smaller(lowest, machine, options, first),
+        "memory_shortage",
+        needed=Bytes(lowest.peak_bytes),
+        where=message("where_gpu_memory" if machine.device == "cuda" else "where_memory"),
+        stage=message(f"stage_{lowest.peak_stage}"),
+        limit=message("limit_set" if limited else "limit_free", size=Bytes(size)),
+        kept=Bytes(kept),
+        remedies=_remedies(lowest, machine, options, limited),
     )
 
 
-def _smaller(candidate: MemoryPlan, machine: Machine, options: PlanOptions, first: str = "") -> str:
-    """What to do about a shortage."""
+def _remedies(
+    candidate: MemoryPlan, machine: Machine, options: PlanOptions, limited: bool = False
+) -> tuple[Message, ...]:
+    """What to do about a shortage, a sentence each."""
     large = candidate.tier != EMBEDDED
-    hints = [first]
+    keys = ["vram_limit"] if limited else []
     if large and not options.fp8 and machine.device != "mps":
-        hints.append("use --name flux-dev-fp8, which needs about half")
+        keys.append("fp8")
     elif large and candidate.dtype == "float32":
-        hints.append("use --dtype bfloat16")
-    hints += ["close other programs", "or use --name uso-tiny" if large else "or make smaller images"]
-    text = ", ".join(filter(None, hints))
-    return f"{text[0].upper()}{text[1:]}."
-
-
-def _at(candidate: MemoryPlan) -> str:
-    words = {"text": "text encoding", "images": "image encoding", "steps": "the steps"}
-    return words.get(candidate.peak_stage, candidate.peak_stage)
+        keys.append("bfloat16")
+    keys += ["programs", "tiny" if large else "smaller"]
+    return tuple(message(f"remedy_{key}") for key in keys)
 
 
 def _tier(machine: Machine, sizes: Sizes, fp8: bool, peak: int) -> str:
@@ -319,18 +313,18 @@ def _tier(machine: Machine, sizes: Sizes, fp8: bool, peak: int) -> str:
     return f"Over {RUNGS[-1]} GB"
 
 
-def _notes(machine: Machine, sizes: Sizes, options: PlanOptions, fp8: bool, way: Way, streamed: int) -> Iterator[str]:
+def _notes(
+    machine: Machine, sizes: Sizes, options: PlanOptions, fp8: bool, way: Way, streamed: int
+) -> Iterator[Message]:
     """What the user should know beside the plan, a sentence each."""
     large = sizes.total() > SMALL_BYTES
     if options.fp8 and not fp8 and large:
-        yield "Apple GPUs do not compute fp8: the weights stay as they are."
+        yield message("plan_note_no_fp8")
     if fp8 and machine.device == "cuda" and not machine.multiplies_fp8:
-        yield f"{machine.name} does not multiply fp8: it saves memory here, not time."
+        yield message("plan_note_fp8_is_slow", gpu=machine.name)
     if streamed and not fp8:
-        yield (
-            f"{gigabytes(streamed)} of blocks pass through in every step; --name flux-dev-fp8 needs half the memory."
-        )
+        yield message("plan_note_streamed", size=Bytes(streamed))
     if compiles(machine, sizes, options) and machine.obstacle:
-        yield f"The blocks are not compiled, which makes steps slower: {machine.obstacle}"
+        yield message("plan_note_not_compiled", obstacle=machine.obstacle)
     if not way.pinned:
-        yield "There is too little RAM to keep what comes on demand at hand: every new prompt reads it from disk."
+        yield message("plan_note_from_disk")

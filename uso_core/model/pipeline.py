@@ -224,7 +224,7 @@ class USOPipeline(DiffusionPipeline):
         )  # fmt: skip
         strengths = rules.check_strengths(style_strengths, len(style_images))
         if output_type not in ("pil", "pt", "latent"):
-            raise RequestError(f"output_type is {output_type!r}.", "Use 'pil', 'pt' or 'latent'.")
+            raise RequestError("output_type", output_type=output_type)
         generators = self._generators(generator, seed)
         # 2. Encode prompt, style images and content image
         condition = self.encode(prompt, content_image, style_images, content_size)
@@ -436,12 +436,12 @@ class USOPipeline(DiffusionPipeline):
         self, generator: torch.Generator | Sequence[torch.Generator] | None, seed: int | None
     ) -> list[torch.Generator]:
         if generator is not None and seed is not None:
-            raise RequestError("Both a generator and a seed were given.", "Give one of them.")
+            raise RequestError("generator_and_seed")
         if isinstance(generator, torch.Generator):
             return [generator]
         if generator is not None:
             if not generator:
-                raise RequestError("An empty list of generators was given.", "Give one generator for each image.")
+                raise RequestError("no_generators")
             return list(generator)
         return [self.generator(seed)]
 

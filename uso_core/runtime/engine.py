@@ -38,6 +38,7 @@ from uso_core.events import (
     Step,
     StylesReady,
 )
+from uso_core.messages import Message, message
 from uso_core.request import GenerationRequest, Result, StoredStyle, number
 from uso_core.runtime.startup import gc_paused
 from uso_core.settings import Settings
@@ -165,10 +166,10 @@ class Engine:
         number("guidance", request.guidance, *model.guidances)
         for given in request.input_images:
             if given.image is None:
-                raise RequestError(f"The image {given.name} is not there.", "Give the image itself again.")
+                raise RequestError("image_missing", name=given.name)
         for style in request.styles:
             if isinstance(style, StoredStyle) and not style.tokens:
-                raise RequestError(f"The saved style {style.name} is not there.", "Choose another, or save it again.")
+                raise RequestError("style_missing", hint="style_again", name=style.name)
         if request.content is not None and request.content.image is not None:
             images.content_crop(*request.content.image.size, request.content_size)
 
@@ -179,7 +180,7 @@ class Engine:
         """
         model = get_model(name)
         find_weights(model, self.settings).require()
-        self.model, self.reason = model, "as chosen on the page"
+        self.model, self.reason = model, message("reason_chosen")
 
     def get_ready(self) -> None:
         """Begins to import PyTorch, so that the first request finds it there; returns at once."""
@@ -229,15 +230,13 @@ class Engine:
         except UsoError as error:
             return Failed(error)
         except MemoryError:
-            return Failed(OutOfMemory("The memory of this machine does not suffice.", _SMALLER))
+            return Failed(OutOfMemory("out_of_memory", hint="smaller_size"))
         except Exception as error:
             if type(error).__name__ == "OutOfMemoryError":  # torch's, of any device
-                return Failed(OutOfMemory("The GPU's memory does not suffice.", _SMALLER))
+                return Failed(OutOfMemory("gpu_out_of_memory", hint="smaller_size"))
             code = secrets.token_hex(4)
             log.exception("report %s", code)
-            return Failed(
-                InternalError(f"Something broke inside the program (report {code}).", "The log holds the details.")
-            )
+            return Failed(InternalError("internal", code=code))
         return Done()
 
     def _generate(self, job: Job, pipeline: USOPipeline, model: Model) -> None:
@@ -286,12 +285,12 @@ class Engine:
         if self._begun != model.name:
             self._drop()
             self._begun = model.name
-        job._tell(Loading(0.0, "starting PyTorch"))
+        job._tell(Loading(0.0, message("loading_starting")))
 
-        def tell(fraction: float, message: str) -> None:
+        def tell(fraction: float, said: Message) -> None:
             job._skipped.clear()
             job._check()
-            job._tell(Loading(fraction, message))
+            job._tell(Loading(fraction, said))
 
         _import_pytorch()
         from uso_core.runtime.load import assemble
@@ -326,9 +325,6 @@ class Engine:
 def _import_pytorch() -> None:
     with gc_paused():
         import uso_core.runtime.load  # noqa: F401
-
-
-_SMALLER = "Choose a smaller size, start with --offload, or close other programs."
 
 
 def _sized(request: GenerationRequest, model: Model) -> GenerationRequest:

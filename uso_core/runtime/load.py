@@ -20,19 +20,16 @@ from uso_core.memory.machine import cpu_flags, fast_bfloat16, look_at, obstacle_
 from uso_core.memory.placement import place
 from uso_core.memory.planner import MemoryPlan, PlanOptions, compiles, plan
 from uso_core.memory.sizes import GB, Sizes, counts_of
+from uso_core.messages import Message, message
 from uso_core.model.attention import by_speed
 from uso_core.model.pipeline import USOPipeline
 from uso_core.quantization.fp8 import T5_MATRICES, use_fp8
 from uso_core.settings import Settings, keep_compiled
 
-GPU_BUILD = (
-    "This machine has an NVIDIA GPU, but this is the CPU-only build of PyTorch: install the one for CUDA, as "
-    "pytorch.org says under Get Started."
-)
-Tell = Callable[[float, str], None]
+Tell = Callable[[float, Message], None]
 
 
-def silent(fraction: float, message: str) -> None:
+def silent(fraction: float, said: Message) -> None:
     """For callers who do not watch."""
 
 
@@ -46,7 +43,7 @@ def assemble(
     """The pipeline out of the files of each role, on its device, and the plan by which it was placed.
 
     `parts` keeps what is read, by role, so that a loading that was stopped goes on where it was; `tell` is called
-    with the fraction of bytes read and a sentence, and may raise to stop. Raises `MemoryShortage` before anything is
+    with the fraction of bytes read and what is done, and may raise to stop. Raises `MemoryShortage` before anything is
     read where the model does not fit, `WeightsError` for files that are not what they should be.
     """
     parts = {} if parts is None else parts
@@ -55,11 +52,11 @@ def assemble(
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # of this thread, which computes: streams and events are those of its device
     torch.set_num_threads(min(torch.get_num_threads(), threads()))
-    tell(0.0, "planning the memory")
+    tell(0.0, message("loading_planning"))
     memory = plan_memory(paths, settings, model, device, dtype)
     read(paths, settings, memory, dtype, parts, tell)
     check_fit(parts, paths)
-    tell(1.0, f"placing the model on {device}")
+    tell(1.0, message("loading_placing", device=str(device)))
     (clip, clip_tokenizer), (t5, t5_tokenizer) = parts["clip"], parts["t5"]
     siglip, processor = parts["siglip"]
     pipeline = USOPipeline(
@@ -78,7 +75,7 @@ def assemble(
         shape = (1, config.num_attention_heads, tokens, config.attention_head_dim)
         pipeline.sdpa_backends = by_speed(shape, dtype, device)
     if memory.compile:
-        tell(1.0, "compiling the transformer's blocks (--no-compile leaves that out)")
+        tell(1.0, message("loading_compiling"))
         pipeline.warm_up(model.size, model.size, model.content_size)
     return pipeline, memory
 
@@ -111,14 +108,12 @@ def plan_memory(
         keep_compiled(settings)
         machine = replace(machine, obstacle=obstacle_to_compiling(device, dtype))
     if machine.obstacle and options.compile:
-        raise SettingsError(
-            f"The transformer's blocks cannot be compiled here: {machine.obstacle}", "Leave out --compile on."
-        )
+        raise SettingsError("cannot_compile", obstacle=machine.obstacle)
     try:
         return plan(machine, sizes, options)
     except MemoryShortage as error:
         if device.type == "cpu" and overlooks_gpu():
-            raise MemoryShortage(error.message, GPU_BUILD) from None
+            raise MemoryShortage(error.key, hint="gpu_build", **error.values) from None
         raise
 
 
@@ -156,7 +151,10 @@ def read(
     for role, make in builders.items():
 
         def progress(fraction: float, role: str = role, done: int = done) -> None:
-            tell((done + fraction * sizes[role]) / total, f"reading {role}, {fraction:.0%}")
+            tell(
+                (done + fraction * sizes[role]) / total,
+                message("loading_reading", role=role, percent=round(100 * fraction)),
+            )
 
         if role not in parts:
             progress(0.0)
@@ -171,23 +169,39 @@ def check_fit(parts: dict[str, Any], paths: dict[str, Path]) -> None:
     width = transformer.num_attention_heads * transformer.attention_head_dim
     vision_tokens = (siglip.config.image_size // siglip.config.patch_size) ** 2
     for one, other, what, given, needed in (
-        ("t5", "transformer", "text width", t5.config.d_model, transformer.joint_attention_dim),
-        ("clip", "transformer", "pooled width", clip.config.hidden_size, transformer.pooled_projection_dim),
-        ("vae", "transformer", "token channels", parts["vae"].config.latent_channels * 4, transformer.in_channels),
-        ("projector", "transformer", "width", projector.width, width),
-        ("siglip", "projector", "vision width", siglip.config.hidden_size, projector.vision_width),
-        ("siglip", "projector", "vision tokens", vision_tokens, projector.tokens_in),
-        ("siglip", "siglip", "image side", processor.size["height"], siglip.config.image_size),
+        ("t5", "transformer", "measure_text_width", t5.config.d_model, transformer.joint_attention_dim),
+        ("clip", "transformer", "measure_pooled_width", clip.config.hidden_size, transformer.pooled_projection_dim),
+        (
+            "vae",
+            "transformer",
+            "measure_token_channels",
+            parts["vae"].config.latent_channels * 4,
+            transformer.in_channels,
+        ),
+        ("projector", "transformer", "measure_width", projector.width, width),
+        ("siglip", "projector", "measure_vision_width", siglip.config.hidden_size, projector.vision_width),
+        ("siglip", "projector", "measure_vision_tokens", vision_tokens, projector.tokens_in),
+        ("siglip", "siglip", "measure_image_side", processor.size["height"], siglip.config.image_size),
     ):
         if given != needed:
             raise WeightsError(
-                f"{paths[one]} has {what} {given}, {paths[other]} needs {needed}.", "Use parts of the same model."
+                "parts_misfit",
+                hint="same_model",
+                path=paths[one],
+                what=message(what),
+                given=given,
+                other=paths[other],
+                needed=needed,
             )
     layers = siglip.config.num_hidden_layers
     if not all(-layers - 1 <= depth <= layers for depth in projector.depths):
         raise WeightsError(
-            f"{paths['siglip']} has {layers} layers, {paths['projector']} reads depths {list(projector.depths)}.",
-            "Use parts of the same model.",
+            "siglip_depths",
+            hint="same_model",
+            siglip=paths["siglip"],
+            layers=layers,
+            projector=paths["projector"],
+            depths=list(projector.depths),
         )
 
 
@@ -196,19 +210,19 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device(found)
-    hint = "Use auto, cpu, cuda, cuda:N or mps."
+    hint = "devices"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise SettingsError(f"The device {name!r} is not known.", hint) from None
+        raise SettingsError("no_such_device", hint=hint, name=name) from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        hint = GPU_BUILD if overlooks_gpu() else hint
-        raise SettingsError(f"The device {name!r} is not there: PyTorch sees {count} NVIDIA GPUs.", hint)
+        hint = "gpu_build" if overlooks_gpu() else hint
+        raise SettingsError("device_missing", hint=hint, name=name, count=count)
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise SettingsError("The device 'mps' is not there: this is no Apple GPU.", hint)
+        raise SettingsError("no_apple_gpu", hint=hint)
     if device.type not in ("cpu", "cuda", "mps"):
-        raise SettingsError(f"The device {name!r} is not supported.", hint)
+        raise SettingsError("device_unsupported", hint=hint, name=name)
     return device
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from uso_core.catalog.models import Model
 from uso_core.errors import RequestError
+from uso_core.messages import message
 from uso_core.model.pipeline import USOPipeline
 from uso_core.request import GenerationRequest, StoredStyle
 
@@ -31,11 +32,9 @@ def styles_of(
     for style, strength in zip(request.styles, given, strict=True):
         if isinstance(style, StoredStyle):
             if style.fingerprint != ours:
-                made_for = f"other weights of {model.name}" if style.model == model.name else f"model {style.model}"
-                raise RequestError(
-                    f"The saved style {style.name} was made for {made_for}; {model.name} as it is here cannot read it.",
-                    "Choose the model it was made for, or save the style again from its images.",
-                )
+                other = "style_for_weights" if style.model == model.name else "style_for_model"
+                made_for = message(other, model=style.model)
+                raise RequestError("style_made_elsewhere", name=style.name, made_for=made_for, model=model.name)
             placed = (torch.tensor(tokens).to(pipeline.compute_device) for tokens in style.tokens)
             styles += [tokens[None] for tokens in placed]
             strengths += [strength * each for each in style.strengths]

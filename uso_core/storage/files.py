@@ -50,9 +50,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written: {error.strerror or error}.", "Check the folder's permissions and free space."
-        ) from None
+        raise OutputError("file_not_writable", hint="free_space", path=path, reason=error.strerror or error) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -65,4 +63,4 @@ def new_path(folder: Path, seed: int) -> Path:
         path = folder / f"{stamp}-{seed}{suffix}.png"
         if not path.exists():
             return path
-    raise OutputError(f"{folder} holds too many results of one second.", "Move some of them elsewhere.")
+    raise OutputError("too_many_results", folder=folder)

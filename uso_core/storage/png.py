@@ -34,27 +34,25 @@ def png_texts(path: Path) -> dict[str, str]:
             image.load()  # text may also stand behind the pixels
             return {str(key): value for key, value in image.info.items() if isinstance(value, str)}
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
-        raise RequestError(
-            f"{path.name} is not a PNG that can be read.", "Use a PNG that this program wrote."
-        ) from None
+        raise RequestError("no_png", hint="our_png", file=path.name) from None
 
 
 def read_request(path: Path) -> GenerationRequest:
     """The request in a PNG of ours. The file is untrusted: raises `RequestError` for anything but our own format."""
     text = png_texts(path).get(KEY)
     if text is None:
-        raise RequestError(f"{path.name} holds no settings of ours.", "Use a PNG that this program wrote.")
+        raise RequestError("no_settings", hint="our_png", file=path.name)
     return parse_request(text)
 
 
 def parse_request(text: str) -> GenerationRequest:
     """The request in the JSON of `png_text`; raises `RequestError` saying what is wrong with it."""
     if len(text) > MAX_TEXT_CHARACTERS:
-        raise RequestError("The settings are larger than settings can be.", "Use a file that this program wrote.")
+        raise RequestError("settings_too_large", hint="our_file")
     try:
         values: Any = json.loads(text)
     except (ValueError, RecursionError):
-        raise RequestError("The settings are not JSON.", "Use a file that this program wrote.") from None
+        raise RequestError("settings_no_json", hint="our_file") from None
     if isinstance(values, dict):
         values = {name: value for name, value in values.items() if name not in FACTS}
     return GenerationRequest.from_dict(values)

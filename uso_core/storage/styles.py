@@ -37,7 +37,6 @@ MAX_THUMBNAIL_BYTES = 2**20
 MAX_TOKENS, MAX_WIDTH = 4096, 16384  # of one image; FLUX has 192 x 3072
 MAX_NAME_CHARACTERS = 80
 MAX_STORED = 500
-FOREIGN_HINT = "Use a style file that this program exported."
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class StyleStore:
         is kept already, `OutputError` if it cannot be written."""
         name = checked_name(name)
         if not tokens:
-            raise RequestError("There is no style image to save.", "Fill a style slot first.")
+            raise RequestError("no_style_to_store")
         arrays = tuple(np.ascontiguousarray(each, np.float32) for each in tokens)
         checked = check_strengths(strengths, len(arrays)) or (1.0,) * len(arrays)
         sha256 = _hash(arrays, checked, fingerprint)
@@ -113,7 +112,7 @@ class StyleStore:
         """The name, tidied; raises `RequestError` if it is empty or another style than `of` has it."""
         checked = checked_name(name)
         if any(other.name.casefold() == checked.casefold() and other.sha256 != of for other in self.entries()):
-            raise RequestError(f"There is already a style named {checked}.", "Choose another name.")
+            raise RequestError("style_name_taken", checked=checked)
         return checked
 
     def rename(self, sha256: str, name: str) -> StyleEntry:
@@ -136,7 +135,7 @@ class StyleStore:
         content = _read(path, with_tokens=True)
         image = open_image(content.entry.thumbnail, "the style's thumbnail").image
         if image is None:
-            raise RequestError(f"{path.name} has no thumbnail.", FOREIGN_HINT)
+            raise RequestError("style_no_thumbnail", hint="our_style", file=path.name)
         if self.holds(content.entry.sha256):
             return self._content(content.entry.sha256).entry
         names = {entry.name.casefold() for entry in self.entries()}
@@ -151,10 +150,10 @@ class StyleStore:
     def _content(self, sha256: str) -> _Content:
         path = self.path(sha256)
         if not path.is_file():
-            raise RequestError("This saved style is not there any more.", "Choose another, or save it again.")
+            raise RequestError("style_gone", hint="style_again")
         content = _read(path, with_tokens=True)
         if content.entry.sha256 != sha256:
-            raise RequestError(f"The saved style {content.entry.name} is damaged.", "Delete it and save it again.")
+            raise RequestError("style_damaged", name=content.entry.name)
         return content
 
     def _files(self) -> list[Path]:
@@ -166,12 +165,10 @@ class StyleStore:
         stored = self.entries()
         for other in stored:
             if other.sha256 == entry.sha256:
-                raise RequestError(f"This style is saved already, as {other.name}.", "Rename that one if you like.")
+                raise RequestError("style_stored_already", name=other.name)
         self.free_name(entry.name)
         if len(stored) >= MAX_STORED:
-            raise RequestError(
-                f"{MAX_STORED} styles are saved, which is the most.", "Delete some that you do not need."
-            )
+            raise RequestError("too_many_stored_styles", most=MAX_STORED)
 
     def _write(self, content: _Content) -> None:
         entry = content.entry
@@ -205,9 +202,9 @@ def checked_name(name: object) -> str:
     text = name if isinstance(name, str) else ""
     text = " ".join("".join(each if unicodedata.category(each)[0] != "C" else " " for each in text).split())
     if not text:
-        raise RequestError("The style has no name.", "Write one.")
+        raise RequestError("style_no_name")
     if len(text) > MAX_NAME_CHARACTERS:
-        raise RequestError(f"The name has {len(text)} characters, the most is {MAX_NAME_CHARACTERS}.", "Shorten it.")
+        raise RequestError("style_name_too_long", characters=len(text), most=MAX_NAME_CHARACTERS)
     return text
 
 
@@ -226,31 +223,29 @@ def _read(path: Path, with_tokens: bool) -> _Content:
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
-            raise RequestError(f"{path.name} has {size} bytes, a style at most {MAX_FILE_BYTES}.", FOREIGN_HINT)
+            raise RequestError("style_too_large", hint="our_style", file=path.name, size=size, most=MAX_FILE_BYTES)
         with safe_open(path, framework="numpy") as file:
             values: dict[str, str] = file.metadata() or {}
             count = _checked_shapes(file, path.name)
             thumbnail = file.get_tensor("thumbnail").tobytes()
             tokens = tuple(file.get_tensor(f"tokens.{number}") for number in range(count)) if with_tokens else ()
     except (OSError, SafetensorError, ValueError, TypeError):
-        raise RequestError(f"{path.name} is not a style file that can be read.", FOREIGN_HINT) from None
+        raise RequestError("style_unreadable", hint="our_style", file=path.name) from None
     if values.get("format") != FORMAT:
-        raise RequestError(f"{path.name} holds no style of ours.", FOREIGN_HINT)
+        raise RequestError("no_style_file", hint="our_style", file=path.name)
     if values.get("version") != VERSION:
         version = str(values.get("version"))[:20]
-        raise RequestError(
-            f"{path.name} has format version {version}, this program reads {VERSION}.", "Update this program."
-        )
+        raise RequestError("style_version", file=path.name, version=version, readable=VERSION)
     if not all(np.isfinite(each).all() for each in tokens):
-        raise RequestError(f"{path.name} contains NaN or infinite values.", FOREIGN_HINT)
+        raise RequestError("style_not_finite", hint="our_style", file=path.name)
     try:
         given: Any = json.loads(values["strengths"])
         created = datetime.fromisoformat(values["created"]).replace(tzinfo=None)
         name, model, fingerprint = values["name"], values["model"], values["fingerprint"]
     except (KeyError, ValueError, RecursionError):
-        raise RequestError(f"{path.name} lacks style metadata.", FOREIGN_HINT) from None
+        raise RequestError("style_metadata_missing", hint="our_style", file=path.name) from None
     if not isinstance(given, list) or len(given) != count or max(len(model), len(fingerprint)) > 100:
-        raise RequestError(f"{path.name} has invalid style metadata.", FOREIGN_HINT)
+        raise RequestError("style_metadata_invalid", hint="our_style", file=path.name)
     strengths = check_strengths(given, count) or (1.0,) * count
     sha256 = _hash(tokens, strengths, fingerprint) if with_tokens else path.stem
     entry = StyleEntry(checked_name(name), sha256, checked_name(model), strengths, created, thumbnail)
@@ -271,5 +266,5 @@ def _checked_shapes(file: Any, name: str) -> int:
     good = good and all(slices[f"tokens.{number}"].get_dtype() == "F32" for number in range(count))
     good = good and all(len(each) == 2 and 1 <= each[0] <= MAX_TOKENS and 1 <= each[1] <= MAX_WIDTH for each in tokens)
     if not good or len({each[1] for each in tokens}) != 1:
-        raise RequestError(f"{name} does not have the tensors of a style.", FOREIGN_HINT)
+        raise RequestError("style_tensors", hint="our_style", name=name)
     return count

@@ -148,7 +148,7 @@ def settings_from_image(image: str | None) -> dict[str, Any]:
     """
     try:
         if image is None:
-            raise RequestError("No image was given.", "Give a PNG that this program made.")
+            raise RequestError("no_image_given")
         return read_request(Path(image)).to_dict()
     except UsoError as error:
         raise refusal(error) from None
@@ -200,10 +200,7 @@ def switchable(engine: Engine, settings: Settings, name: str | None) -> Model:
         return engine.model
     model = get_model(str(name))
     if not settings.may_switch:
-        raise RequestError(
-            f"This server works with {engine.model.name}, and visitors may not switch it to {model.name}.",
-            "Ask the server's owner to start it with --allow-switch.",
-        )
+        raise RequestError("may_not_switch", current=engine.model.name, model=model.name)
     find_weights(model, settings).require()
     return model
 

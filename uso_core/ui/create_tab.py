@@ -15,7 +15,7 @@ from uso_core.storage.styles import StyleStore
 from uso_core.ui import examples
 from uso_core.ui.form import QUIET, Form, Status, build_form, request_of
 from uso_core.ui.inputs import refusal
-from uso_core.ui.language import say
+from uso_core.ui.language import say, tell
 from uso_core.ui.results import Results, build_results
 from uso_core.ui.run import Sessions, follow
 from uso_core.ui.temporary_files import PrivateImages
@@ -64,7 +64,7 @@ def _handler(
                 else:
                     yield update.preview or nothing, update.status, nothing, nothing
         except UsoError as error:
-            yield nothing, {"text": str(error), "percent": 0}, nothing, nothing
+            yield nothing, {"text": tell(error.told), "percent": 0}, nothing, nothing
             raise refusal(error) from None
 
     return run

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from uso_core.catalog.download import download
 from uso_core.catalog.hub import Hub
 from uso_core.catalog.models import Model
-from uso_core.errors import DownloadError, UsoError
+from uso_core.errors import DownloadError, InternalError, UsoError
+from uso_core.messages import Message, message
 from uso_core.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -33,12 +34,12 @@ class Download:
     total: int = 0
     bytes_per_second: float = 0.0
     stopping: bool = False
-    outcome: str = ""
+    outcome: Message | None = None
     failed: bool = False
 
     @property
     def running(self) -> bool:
-        return not self.outcome
+        return self.outcome is None
 
     @property
     def seconds_left(self) -> float | None:
@@ -59,12 +60,10 @@ class Downloads:
     def start(self, model: Model) -> None:
         """Begins to fetch what a model lacks; raises `DownloadError` where one runs, or visitors may not."""
         if not self._settings.allow_download:
-            raise DownloadError(
-                "This server does not download for its visitors.", "Its owner may start it with --allow-download."
-            )
+            raise DownloadError("may_not_download")
         with self._lock:
             if self.now is not None and self.now.running:
-                raise DownloadError(f"A download of {self.now.model.name} is running.", "Wait for it, or stop it.")
+                raise DownloadError("download_running", model=self.now.model.name)
             self._stop.clear()
             self._recent.clear()
             self.now = Download(model)
@@ -82,15 +81,15 @@ class Downloads:
         try:
             hub = Hub(self._settings.hf_token)
             download(model, self._settings, hub, say=lambda sentence: None, progress=self._progress)
-            failed, outcome = False, f"All files of {model.name} are there."
+            failed, outcome = False, message("download_done", model=model.name)
         except _Stopped:
-            failed, outcome = False, "Stopped. What was fetched is kept: the next download goes on there."
+            failed, outcome = False, message("download_stopped")
         except UsoError as error:
-            outcome = str(error)
+            outcome = error.told
         except Exception:
             code = secrets.token_hex(4)
             log.exception("report %s", code)
-            outcome = f"Something broke inside the program (report {code}). The log holds the details."
+            outcome = InternalError("internal", code=code).told
         with self._lock:
             self.now = dataclasses.replace(self.now or Download(model), outcome=outcome, failed=failed)
 

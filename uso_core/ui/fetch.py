@@ -11,10 +11,10 @@ import httpx
 
 from uso_core.errors import RequestError
 from uso_core.images import MAX_FILE_BYTES
+from uso_core.messages import Bytes
 
 PATIENCE_SECONDS = 20.0  # for each answer, and for each piece of it
 MAX_REDIRECTS = 4
-INSTEAD = "Give the image as a file or as base64 instead."
 
 
 def fetch(url: str) -> tuple[str, bytes]:
@@ -36,11 +36,15 @@ def fetch(url: str) -> tuple[str, bytes]:
                     url = urljoin(url, reply.headers["location"])
                     continue
                 if reply.status_code != 200:
-                    raise RequestError(f"{_short(url)} answers {reply.status_code}.", INSTEAD)
+                    raise RequestError(
+                        "address_answers", hint="image_instead", address=_short(url), status=reply.status_code
+                    )
                 return PurePosixPath(unquote(urlsplit(url).path)).name or "image", _body(reply, url)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            raise RequestError(f"{_short(url)} cannot be fetched ({type(error).__name__}).", INSTEAD) from None
-    raise RequestError(f"{_short(url)} leads on more than {MAX_REDIRECTS} times.", INSTEAD)
+            raise RequestError(
+                "address_unreachable", hint="image_instead", address=_short(url), reason=type(error).__name__
+            ) from None
+    raise RequestError("too_many_redirects", hint="image_instead", address=_short(url), most=MAX_REDIRECTS)
 
 
 def is_public(address: str) -> bool:
@@ -63,12 +67,12 @@ def _public_address(url: str) -> tuple[str, str]:
             raise ValueError
         found = socket.getaddrinfo(host, port or 80, type=socket.SOCK_STREAM)
     except ValueError:
-        raise RequestError(f"{_short(url)} is no address of the web.", INSTEAD) from None
+        raise RequestError("no_web_address", hint="image_instead", address=_short(url)) from None
     except OSError:
-        raise RequestError(f"The host of {_short(url)} is not known.", INSTEAD) from None
+        raise RequestError("host_unknown", hint="image_instead", address=_short(url)) from None
     addresses = [str(entry[4][0]) for entry in found]
     if not addresses or not all(map(is_public, addresses)):
-        raise RequestError(f"{_short(url)} is not on the public internet, and nothing else is fetched.", INSTEAD)
+        raise RequestError("address_not_public", hint="image_instead", address=_short(url))
     return host, addresses[0]
 
 
@@ -77,7 +81,9 @@ def _body(reply: httpx.Response, url: str) -> bytes:
     for chunk in reply.iter_bytes():
         data += chunk
         if len(data) > MAX_FILE_BYTES:
-            raise RequestError(f"{_short(url)} has more than {MAX_FILE_BYTES} bytes.", "Use a smaller image.")
+            raise RequestError(
+                "address_too_large", hint="smaller_image", address=_short(url), most=Bytes(MAX_FILE_BYTES)
+            )
     return bytes(data)
 
 

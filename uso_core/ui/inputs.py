@@ -18,12 +18,12 @@ from pydantic import model_validator
 
 from uso_core.errors import RequestError, UsoError
 from uso_core.images import MAX_FILE_BYTES
+from uso_core.messages import Bytes
 from uso_core.ui.fetch import fetch
-from uso_core.ui.language import say
+from uso_core.ui.language import say, tell
 
 FILE_ROUTE = "/gradio_api/file="  # under it Gradio serves uploads and results
 SHORTEST_BASE64 = 40  # characters
-NOT_HERE = "Upload the image, or give its address on the web or its content as base64."
 
 
 class ImageInputData(ImageData):
@@ -127,7 +127,7 @@ class ImageInput(gr.Image, metaclass=_WithoutStub):
 
 def refusal(error: UsoError) -> gr.Error:
     """An error as the page's toast and the API's reply: the sentence and its hint, and no traceback in the log."""
-    return gr.Error(str(error), duration=None, title=say("please_change"), print_exception=False)
+    return gr.Error(tell(error.told), duration=None, title=say("please_change"), print_exception=False)
 
 
 def _is_address(source: str) -> bool:
@@ -136,13 +136,10 @@ def _is_address(source: str) -> bool:
 
 def _decode(content: str) -> bytes:
     if len(content) > MAX_FILE_BYTES * 4 // 3 + 4:
-        raise RequestError(f"The image has more than {MAX_FILE_BYTES} bytes.", "Use a smaller image.")
+        raise RequestError("upload_too_large", hint="smaller_image", most=Bytes(MAX_FILE_BYTES))
     try:
         if len(content) < SHORTEST_BASE64:
             raise ValueError("no image is as short")
         return base64.b64decode("".join(content.split()), validate=True)
     except (binascii.Error, ValueError):
-        raise RequestError(
-            f"The image {content[:200]!r} was not given to this server, and it is neither an address nor base64.",
-            NOT_HERE,
-        ) from None
+        raise RequestError("no_image_source", hint="image_source", source=content) from None

@@ -1,20 +1,15 @@
-"""The languages of the page: translations/en.json holds every English text, each other file there a translation.
+"""The page in its visitors' languages (`messages.py`).
 
-A new language is one file. What is fixed on the page (`label`) is translated in the browser, by the browser's language;
-what is said while it runs (`say`) by the language that the visitor's request asks for, which is the same one. Texts
-from below the page are found again in en.json (`from_below`); those that are not there stay English: errors with their
-hints (the command line's too), the memory plan, a model's title and note, and what an imported workflow lacks.
-Programs are spoken to in English.
+What is fixed on the page (`label`) is translated in the browser, by the browser's language; what is said while it runs
+(`say`, `tell`) by the language that the visitor's request asks for, which is the same one. Programs are spoken to in
+English.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextvars import copy_context
-from functools import cache
-from pathlib import Path
 from string import Formatter
 from typing import Any, TypeVar
 
@@ -22,19 +17,12 @@ import gradio as gr
 from gradio.context import LocalContext
 from gradio.i18n import I18nData
 
-FOLDER = Path(__file__).parent / "translations"
-ENGLISH = "en"
+from uso_core.messages import ENGLISH, Message, languages, words
+
 NUMBERS = range(1, 5)  # of the fields that there are several of
 PREFIX = "uso_"  # of the keys in the browser, which knows keys of Gradio's beside ours
-FROM_BELOW = "below_"  # keys of texts that are made below the page
 
 Each = TypeVar("Each")
-
-
-@cache
-def languages() -> dict[str, dict[str, str]]:
-    """The texts by key, by language ("de", "zh")."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))}
 
 
 def label(key: str, number: int | None = None) -> I18nData:
@@ -53,26 +41,22 @@ def translations() -> gr.I18n:
 
 def say(key: str, **values: object) -> str:
     """A text filled in, in the language of the request that is being answered; English where there is none."""
-    return languages()[_spoken()][key].format(**values)
+    return tell(Message(key, values))
 
 
-def say_on_load(page: gr.Blocks, words: Callable[[], list[Any]], outputs: list[Any]) -> None:
-    """Puts `words`, which were built in English, into `outputs` again for a visitor of another language."""
+def tell(said: Message) -> str:
+    """A message in the language of the request that is being answered; English where there is none."""
+    return words(said, _spoken())
+
+
+def say_on_load(page: gr.Blocks, made: Callable[[], list[Any]], outputs: list[Any]) -> None:
+    """Puts what `made` returns into `outputs` again, where it was built in English, for another language."""
 
     def load() -> Any:
-        values = words() if _spoken() != ENGLISH else [gr.skip()] * len(outputs)
+        values = made() if _spoken() != ENGLISH else [gr.skip()] * len(outputs)
         return values if len(outputs) > 1 else values[0]
 
     page.load(load, None, outputs, api_visibility="private", queue=False, show_progress="hidden")
-
-
-def from_below(sentence: str) -> str:
-    """A text that was made in English below the page, translated where it is known."""
-    if (language := _spoken()) != ENGLISH:
-        for key, pattern in _patterns():
-            if found := pattern.fullmatch(sentence):
-                return languages()[language][key].format(**found.groupdict())
-    return sentence
 
 
 def in_english(items: Iterator[Each]) -> Iterator[Each]:
@@ -106,13 +90,3 @@ def _fixed(texts: dict[str, str]) -> Iterator[tuple[str, str]]:
             yield PREFIX + key, text
         elif names == {"number"}:
             yield from ((f"{PREFIX}{key}_{number}", text.format(number=number)) for number in NUMBERS)
-
-
-@cache
-def _patterns() -> list[tuple[str, re.Pattern[str]]]:
-    """What tells a text from below by its English form, with its values as groups."""
-    return [
-        (key, re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(text))))
-        for key, text in languages()[ENGLISH].items()
-        if key.startswith(FROM_BELOW)
-    ]

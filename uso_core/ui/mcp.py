@@ -26,9 +26,7 @@ LOOK_SECONDS = 0.1  # between two looks at whether a call has ended
 def require_mcp() -> None:
     """Raises `UsageError` with the command to run where the package is missing."""
     if importlib.util.find_spec("mcp") is None:
-        raise UsageError(
-            "MCP tools need the package mcp, which is not installed.", "Run `pip install -r requirements-mcp.txt`."
-        )
+        raise UsageError("mcp_missing", hint="install_mcp")
 
 
 def serve_files(page: gr.Blocks) -> None:
@@ -39,7 +37,7 @@ def serve_files(page: gr.Blocks) -> None:
     """
     server = page.mcp_server_obj
     if server is None:
-        raise UsageError("The MCP server did not start.", "Run `pip install -r requirements-mcp.txt`.")
+        raise UsageError("mcp_failed", hint="install_mcp")
     with_progress = server._execute_tool_with_progress
 
     async def wait(job: Any, *progress_token: Any) -> Any:

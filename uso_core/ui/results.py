@@ -19,7 +19,7 @@ from uso_core.storage.styles import StyleStore
 from uso_core.ui import text
 from uso_core.ui.form import QUIET, STORED, STYLES, TOLD, Form
 from uso_core.ui.inputs import refusal
-from uso_core.ui.language import label, say
+from uso_core.ui.language import label, say, tell
 from uso_core.ui.temporary_files import passing_path
 
 
@@ -136,7 +136,7 @@ def _describer(history: History) -> Any:
         try:
             request, kept = history.restore(Path(path))
         except UsoError as error:
-            return str(error), None, gr.DownloadButton(interactive=False), ""
+            return tell(error.told), None, gr.DownloadButton(interactive=False), ""
         content = kept.get(request.content.sha256) if request.content else None
         workflow = passing_path(f"{Path(path).stem}.comfyui.json")
         workflow.write_text(json.dumps(export_workflow(request)), encoding="utf-8")

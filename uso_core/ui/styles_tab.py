@@ -18,7 +18,7 @@ from uso_core.ui import text
 from uso_core.ui.card_grid import Card, cards, chosen, data_address, html
 from uso_core.ui.form import QUIET, STORED, TOLD, Form, Status, chosen_styles, status_line
 from uso_core.ui.inputs import refusal
-from uso_core.ui.language import label, say
+from uso_core.ui.language import label, say, tell
 from uso_core.ui.run import PATIENCE, Sessions, describe
 from uso_core.ui.temporary_files import passing_path
 
@@ -57,7 +57,7 @@ def build(tabs: gr.Tabs, tab: gr.Tab, engine: Engine, styles: StyleStore, form: 
     def put_in_slot(sha256: str, *slots: str) -> list[Any]:
         free = next((index for index, slot in enumerate(slots) if not slot or slot == sha256), None)
         if free is None:
-            raise refusal(RequestError(say("style_slots_full"), ""))
+            raise refusal(RequestError("style_slots_full"))
         return [*(sha256 if index == free else gr.skip() for index in range(STORED)), gr.Tabs(selected="create")]
 
     def change_name(sha256: str, words: str) -> tuple[Any, ...]:
@@ -112,7 +112,7 @@ def _saver(engine: Engine, styles: StyleStore, form: Form, sessions: Sessions) -
                 else:
                     yield event, *unchanged
         except UsoError as error:
-            yield {"text": str(error), "percent": 0}, *unchanged
+            yield {"text": tell(error.told), "percent": 0}, *unchanged
             raise refusal(error) from None
 
     return save
@@ -141,7 +141,7 @@ def _asked(values: dict[str, Any], styles: StyleStore) -> tuple[GenerationReques
     """A request with the styles in the slots alone, and an image to show of each."""
     used, strengths = chosen_styles(values, styles)
     if not used:
-        raise RequestError(say("no_style_images"), say("fill_a_slot"))
+        raise RequestError("no_style_images", hint="fill_a_slot")
     small = {entry.sha256: entry.thumbnail for entry in styles.entries()}
     thumbnails = [
         getattr(style, "image", None) or images.open_image(small[style.sha256], style.name).image for style in used
@@ -164,7 +164,7 @@ def _cards(styles: StyleStore) -> str:
 def _entry(styles: StyleStore, sha256: str) -> StyleEntry:
     found = next((entry for entry in styles.entries() if entry.sha256 == sha256), None)
     if found is None:
-        raise refusal(RequestError(say("style_gone"), say("choose_another")))
+        raise refusal(RequestError("style_gone", hint="choose_another"))
     return found
 
 

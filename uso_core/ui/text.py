@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from uso_core.catalog.download import size_text
 from uso_core.catalog.locate import WeightsReport
 from uso_core.catalog.models import Model
+from uso_core.messages import Message
 from uso_core.request import GenerationRequest, StoredStyle
-from uso_core.ui.language import from_below, say
+from uso_core.ui.language import say, tell
 
 if TYPE_CHECKING:
     from uso_core.memory.planner import MemoryPlan
@@ -34,9 +35,9 @@ def mode(content: bool, styles: int, prompt: str) -> str:
     return say("mode_line", name=name, advice=say(f"advice_{key}"))
 
 
-def model_line(title: str, reason: str, note: str) -> str:
+def model_line(title: str, reason: Message, note: Message | None) -> str:
     """One line that says which model is at work and why."""
-    line = say("model_line", title=title, reason=from_below(reason))
+    line = say("model_line", title=title, reason=reason)
     return f"{line} {say('model_line_note', note=note)}" if note else line
 
 
@@ -45,9 +46,9 @@ def waiting(ahead: int) -> str:
     return say("waiting", ahead=ahead)
 
 
-def loading(message: str) -> str:
+def loading(message: Message) -> str:
     """What of the model is being read."""
-    return say("loading", what=from_below(message))
+    return say("loading", what=message)
 
 
 def stepping(image: int, images: int, step: int, steps: int, each: float, left: float, more: int) -> str:
@@ -93,15 +94,10 @@ def saved_style(model: str, images: int, created: datetime) -> str:
 def duration(seconds: float) -> str:
     """Seconds as people say them: 0.31 s, 6 s, 2 min 5 s."""
     if seconds < 1:
-        return say("seconds", seconds=decimal(f"{seconds:.2f}"))
+        return say("seconds", seconds=say("decimal", number=seconds))
     if seconds < 60:
         return say("seconds", seconds=f"{seconds:.0f}")
     return say("minutes", minutes=int(seconds // 60), seconds=int(seconds % 60))
-
-
-def decimal(number: str) -> str:
-    """A number with the decimal point of the language."""
-    return number.replace(".", say("decimal_point"))
 
 
 def settings(request: GenerationRequest) -> str:
@@ -109,7 +105,7 @@ def settings(request: GenerationRequest) -> str:
     strengths = request.style_strengths or (1.0,) * len(request.styles)
     lines = [
         say("settings_prompt", prompt=request.prompt) if request.prompt else say("settings_no_prompt"),
-        say("settings_mode", mode=from_below(request.mode)),
+        say("settings_mode", mode=request.mode),
         say("settings_size", width=request.width, height=request.height),
         say("settings_seed", seed=request.seed),
         say("settings_steps", steps=request.steps, guidance=f"{request.guidance:g}", schedule=request.schedule),
@@ -125,14 +121,14 @@ def settings(request: GenerationRequest) -> str:
     return "\n".join([*lines, say("settings_model", model=request.model)])
 
 
-def imported(content: str | None, styles: tuple[str, ...], notes: tuple[str, ...]) -> str:
+def imported(content: str | None, styles: tuple[str, ...], notes: tuple[Message, ...]) -> str:
     """What was read from a ComfyUI workflow: the images to choose, and what has no counterpart here."""
     parts = [say("imported")]
     if content:
         parts.append(say("imported_content", name=content))
     if styles:
         parts.append(say("imported_styles", names=", ".join(styles)))
-    return " ".join([*parts, *notes])
+    return " ".join([*parts, *map(tell, notes)])
 
 
 def restored(lost: list[str], beyond: list[str]) -> str:
@@ -154,13 +150,14 @@ def model_at_work(title: str, loaded: Loaded | None, plan: MemoryPlan | None) ->
     if plan is None:
         return words
     lines = "".join(
-        f"<tr><th scope='row'>{escape(part)}</th><td>{escape(where)}</td><td class='size'>{escape(size)}</td></tr>"
+        f"<tr><th scope='row'>{escape(tell(part))}</th><td>{escape(tell(where))}</td>"
+        f"<td class='size'>{escape(say('size', size=size))}</td></tr>"
         for part, where, size in plan.lines()
     )
-    notes = "".join(f"<p>{escape(note)}</p>" for note in plan.notes)
+    notes = "".join(f"<p>{escape(tell(note))}</p>" for note in plan.notes)
     summary = escape(say("memory_plan"))
     table = f"<details><summary>{summary}</summary><table><tbody>{lines}</tbody></table></details>"
-    return f"{words}<p class='plan'>{escape(plan.sentence)}</p>{notes}{table}"
+    return f"{words}<p class='plan'>{escape(tell(plan.summary))}</p>{notes}{table}"
 
 
 def model_summary(model: Model, licences: list[str], missing: str, to_fetch: str, complete: bool) -> str:
@@ -198,8 +195,8 @@ def files_table(rows: list[tuple[str, str, str, bool]], summary: str) -> str:
 
 def download_line(now: Download) -> str:
     """HTML: how far a download is, or how the last one ended."""
-    if not now.running:
-        return f"<p role='status' class='{'failed' if now.failed else 'ended'}'>{escape(from_below(now.outcome))}</p>"
+    if now.outcome is not None:
+        return f"<p role='status' class='{'failed' if now.failed else 'ended'}'>{escape(tell(now.outcome))}</p>"
     percent = 100 * now.done / now.total if now.total else 0.0
     return (
         f"<p role='status'>{escape(_download_words(now, percent))}</p>"
@@ -214,7 +211,7 @@ def _download_words(now: Download, percent: float) -> str:
     done, total = size_text(now.done), size_text(now.total)
     parts = [say("download_so_far", title=title, done=done, total=total, percent=f"{percent:.0f}")]
     if now.bytes_per_second:
-        parts.append(say("download_speed", speed=decimal(f"{now.bytes_per_second / 1e6:.1f}")))
+        parts.append(say("download_speed", speed=now.bytes_per_second / 1e6))
     if now.seconds_left is not None:
         parts.append(say("download_left", left=duration(now.seconds_left)))
     return " ".join([f"{', '.join(parts)}.", say("download_file", file=now.file.rpartition("/")[2]), *stopping])
