@@ -170,7 +170,7 @@ def one_turn(bench: Bench, contender: Contender, shape: Shape, chosen: list[str]
     built = time.perf_counter()
     if memory is not None:
         bench.results.plans[contender.name] = {
-            "sentence": memory.sentence, "peak_bytes": memory.peak_bytes, "stages": memory.stages,
+            "sentence": str(memory.summary), "peak_bytes": memory.peak_bytes, "stages": memory.stages,
         }  # fmt: skip
     for mode in chosen:
         check(pipeline, asked[mode])

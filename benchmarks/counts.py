@@ -318,7 +318,7 @@ def report() -> dict[str, Any]:
             f"table of {STEPS} steps": _values(halves["content + style"][0]),
         },
         "plans": {
-            name: {"sentence": each.sentence, "peak_bytes": each.peak_bytes, "peak_stage": each.peak_stage,
+            name: {"sentence": str(each.summary), "peak_bytes": each.peak_bytes, "peak_stage": each.peak_stage,
                    "host_bytes": each.host_bytes, "placements": [asdict(row) for row in each.placements]}
             for name, each in ladder()
         },

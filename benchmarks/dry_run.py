@@ -153,7 +153,7 @@ def run(contender: Contender, device: torch.device) -> dict[str, Any]:
         row: dict[str, Any] = {"contender": contender.name, "modes": {}}
         if memory is not None:
             row |= {
-                "plan": memory.sentence,
+                "plan": str(memory.summary),
                 "planned": gigabytes(memory.stages),
                 "planned_peak": round(memory.peak_bytes / GB, 2),
             }

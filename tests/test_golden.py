@@ -36,7 +36,7 @@ def pipeline(request: pytest.FixtureRequest) -> USOPipeline:
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "plain":
             patch.setattr("uso_core.cpu.accelerate.has_kernels", lambda dtype: False)
-            patch.setattr("uso_core.runtime.load.accelerate_vae", lambda vae: None)
+            patch.setattr("uso_core.cpu.accelerate.accelerate_vae", lambda vae: lambda: None)
         made = assemble(paths, Settings(device="cpu", dtype="float32"), get_model("uso-tiny"))[0]
     expected = request.param == "packed" and has_kernels(torch.float32)
     assert isinstance(made.transformer.kernels, CpuStep) == expected

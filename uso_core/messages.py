@@ -19,7 +19,7 @@ LONGEST_VALUE = 200  # characters that a text quotes of a value
 
 
 class Bytes(int):
-    """A number of bytes, which a text shows as "10.3 GB", below a tenth in megabytes. 1 GB is 10^9 bytes."""
+    """A number of bytes, which a text shows as "10.3 GB", "850 MB" or "44.5 kB". 1 GB is 10^9 bytes."""
 
 
 class Shown(str):
@@ -70,9 +70,11 @@ def languages() -> dict[str, dict[str, str]]:
 
 def size_text(size: int, language: str = ENGLISH) -> str:
     """Bytes for people, as `Bytes` describes."""
-    if size >= 10**8:
+    if size >= 10**9:
         return f"{size / 10**9:.1f} GB".replace(".", decimal_point(language))
-    return f"{max(round(size / 10**6), 1)} MB"
+    return (
+        f"{round(size / 10**6)} MB" if size >= 10**6 else f"{size / 1000:.1f} kB".replace(".", decimal_point(language))
+    )
 
 
 def decimal_point(language: str) -> str:

@@ -56,7 +56,7 @@ def test_a_content_image_gives_its_shape_in_sizes_that_suit_the_model():
 
 def test_together_they_show_every_mode_and_shape():
     requests = [example.request(MODELS["flux-dev"]) for example in SHIPPED]
-    modes = {request.mode for request in requests}
+    modes = {str(request.mode) for request in requests}
     assert modes >= {"text to image", "subject", "style", "style + subject", "style + subject (layout kept)",
                      "2 styles", "3 styles"}  # fmt: skip
     assert {(request.width > request.height) - (request.width < request.height) for request in requests} == {-1, 0, 1}
@@ -77,7 +77,7 @@ def test_the_references_own_fields_suffice(tmp_path):
     values = {"prompt": "a mug", "image_ref1": "one.png", "image_ref3": "two.png", "seed": 5, "unknown": [1]}
     (tmp_path / "config.json").write_text(json.dumps(values))
     request = read_example(tmp_path / "config.json").request(MODELS["flux-dev"])
-    assert (request.mode, request.seed, request.width) == ("style + subject", 5, 1024)
+    assert (str(request.mode), request.seed, request.width) == ("style + subject", 5, 1024)
 
 
 @pytest.mark.parametrize(

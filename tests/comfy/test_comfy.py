@@ -22,6 +22,7 @@ from uso_core.comfy import (
 )
 from uso_core.comfy.nodes import SIGNATURES
 from uso_core.errors import RequestError
+from uso_core.messages import message
 from uso_core.request import MAX_SEED, SCHEDULES, GenerationRequest, InputImage
 
 # What ComfyUI's classes look like, written down apart from the code under test: widgets in the order in which they are
@@ -205,7 +206,7 @@ def test_every_mode_in_every_format(mode, form):
     assert values(result) == expected(**wanted)
     assert result.images == 1
     assert result.schedule is None
-    assert result.notes == ('The workflow has ComfyUI\'s own schedule, to which "flux" is the nearest here.',)
+    assert result.notes == (message("note_own_schedule"),)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +246,7 @@ def test_of_two_workflows_on_one_canvas_the_active_one_counts():
     assert read(scope(both, modes=dict.fromkeys(second, 4))).prompt == "first"
     muted = read(scope(both, modes={"save": 2}))
     assert (muted.prompt, muted.content, muted.styles) == ("second", None, ("a.png", "b.png"))
-    assert any("several images" in note for note in read(scope(both)).notes)
+    assert message("note_several_images") in read(scope(both)).notes
 
 
 def with_subgraphs(promoted=2.5, nested=False):
@@ -424,9 +425,9 @@ def test_the_sampler_in_parts(form):
     nodes["sigmas"][1] |= {"scheduler": "beta", "denoise": 0.6}
     nodes["select"][1]["sampler_name"] = "dpmpp_2m"
     notes = read(FORMATS[form](nodes)).notes
-    assert "Sampler dpmpp_2m has no counterpart: Euler is used." in notes
-    assert any("Scheduler beta" in note for note in notes)
-    assert any("Denoise 0.6" in note for note in notes)
+    assert message("note_sampler", name="dpmpp_2m") in notes
+    assert message("note_scheduler", scheduler="beta") in notes
+    assert message("note_denoise", denoise=0.6) in notes
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -453,8 +454,8 @@ def test_what_has_no_counterpart_is_noted(form):
                  "CFG 3.5 is ignored", "Batch size 4", "scaled with area", "cropped to a square", '"index"',
                  "ImageUpscaleWithModel after the sampling is ignored.", "Weights in the prompt",
                  f"Seed {2**64 - 1} is out of range"):  # fmt: skip
-        assert sum(part in note for note in result.notes) == 1, part
-    assert all(note.endswith(".") and "\n" not in note for note in result.notes)
+        assert sum(part in str(note) for note in result.notes) == 1, part
+    assert all(str(note).endswith(".") and "\n" not in str(note) for note in result.notes)
 
 
 def test_the_first_of_two_passes_counts():
@@ -466,7 +467,7 @@ def test_the_first_of_two_passes_counts():
     for form in FORMATS.values():
         result = read(form(nodes))
         assert values(result) == expected(styles=("1.png",))
-        assert any("more than one pass" in note for note in result.notes)
+        assert message("note_several_passes") in result.notes
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -477,7 +478,7 @@ def test_a_size_that_follows_the_content(form):
     result = read(FORMATS[form](nodes))
     assert values(result) == expected(**SUBJECT, width=None, height=None)
     assert result.keep_size is True
-    assert any("size follows the content image" in note for note in result.notes)
+    assert any(note.key.startswith("note_size_of_content") for note in result.notes)
     nodes["sampler"][1]["latent_image"] = ("encode", 0)
     assert values(read(FORMATS[form](nodes))) == expected(**SUBJECT, width=None, height=None)
 
@@ -504,13 +505,13 @@ def test_flux_prompts_and_unknown_nodes():
     for form in FORMATS.values():
         result = read(form(nodes))
         assert (result.prompt, result.guidance) == ("A long fox", 2.0)
-        assert "Mystery Node <b> has no counterpart and is ignored." in result.notes
-        assert any("separate prompt for CLIP" in note for note in result.notes)
+        assert message("note_node_ignored", node="Mystery Node <b>") in result.notes
+        assert message("note_clip_prompt") in result.notes
     nodes["text"][1]["t5xxl"] = ("writer", 0)
     nodes["writer"] = ["LanguageModel", {"image": ("loader", 0)}]
     result = read(api(nodes))
     assert result.prompt is None
-    assert any("LanguageModel" in note for note in result.notes)
+    assert any("LanguageModel" in str(note) for note in result.notes)
 
 
 @pytest.mark.parametrize(
@@ -673,7 +674,7 @@ def check_in_range(result):
     images = [name for name in (content, *styles) if name is not None]
     assert all(name and not set(name) & set("/\\\0\n") and len(name) <= 255 for name in images)
     GenerationRequest(**fields, images=1 if result.seed else result.images or 1)
-    assert all(isinstance(note, str) and len(note) < 400 for note in result.notes)
+    assert all(len(str(note)) < 400 for note in result.notes)
 
 
 # --- our own
@@ -719,7 +720,7 @@ def test_an_exported_request_comes_back(export):
         }
         assert (result.images, result.schedule) == (request.images, request.schedule)
         assert bool(result.keep_size) == request.keep_size
-        left = [note for note in result.notes if not note.startswith(("Batch size", "The size follows"))]
+        left = [note for note in result.notes if not note.key.startswith(("note_batch", "note_size_of"))]
         assert left == []
 
 
@@ -773,4 +774,4 @@ def test_the_schedules_in_comfyuis_terms():
     nodes["sampler"][1]["model"] = ("timing", 0)
     result = read(api(nodes))
     assert result.schedule is None
-    assert any("ModelSamplingFlux" in note for note in result.notes)
+    assert message("note_shift") in result.notes

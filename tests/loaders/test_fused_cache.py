@@ -1,4 +1,4 @@
-"""Prepared weights: bit for bit the direct ones, made once, made anew when they should be, never in the way."""
+"""The fused cache: bit for bit the direct ones, made once, made anew when they should be, never in the way."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks import loading
 from tests.conftest import GOLDEN
 from tests.test_golden import FILES
-from uso_core.catalog import download
+from uso_core.catalog import download, fused_files
 from uso_core.catalog.models import get_model
 from uso_core.errors import WeightsError
 from uso_core.loaders import build, fused_cache
@@ -74,7 +74,7 @@ def same(one: USOTransformer2DModel, other: USOTransformer2DModel) -> None:
 
 
 def conversions(caplog: pytest.LogCaptureFixture) -> int:
-    return sum("Preparing the transformer" in record.getMessage() for record in caplog.records)
+    return sum("Fusing the transformer" in record.getMessage() for record in caplog.records)
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +87,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize("fp8", [True, False], ids=["fp8", "plain"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_prepared_weights_are_the_direct_ones(sources, fp8, dtype, caplog):
+def test_fused_weights_are_the_direct_ones(sources, fp8, dtype, caplog):
     direct = sources.build(cache=False, fp8=fp8, dtype=dtype)
     for _ in range(2):
         model = sources.build(fp8=fp8, dtype=dtype)
@@ -98,7 +98,7 @@ def test_prepared_weights_are_the_direct_ones(sources, fp8, dtype, caplog):
     assert not sources.files(".part")
 
 
-def test_a_diffusers_folder_is_prepared_too(sources, tmp_path):
+def test_a_diffusers_folder_is_fused_too(sources, tmp_path):
     folder = tmp_path / "transformer"
     build.build_transformer(sources.transformer, None, torch.float32).save_pretrained(folder, max_shard_size="300KB")
     assert len(list(folder.glob("*.safetensors"))) > 1
@@ -154,7 +154,7 @@ def change_names_time(path: Path) -> None:
 
 @pytest.mark.parametrize("which", ["transformer", "lora"])
 @pytest.mark.parametrize("change", [change_values, change_names_time], ids=["values", "time"])
-def test_a_changed_source_is_prepared_anew(sources, which, change, caplog):
+def test_a_changed_source_is_fused_anew(sources, which, change, caplog):
     sources.build()
     change(getattr(sources, which))
     same(sources.build(), sources.build(cache=False))
@@ -290,7 +290,7 @@ def test_a_folder_that_cannot_be_made_is_no_obstacle(sources, caplog):
     assert len(warned(caplog)) == 1
 
 
-def test_two_at_once_prepare_once(sources, caplog):
+def test_two_at_once_fuse_once(sources, caplog):
     """The second waits for the first, and reports while it waits."""
     models: list[USOTransformer2DModel] = []
 
@@ -379,7 +379,7 @@ def test_one_command_removes_them(tmp_path, sources, capsys):
 
 def test_a_model_at_work_survives_the_removal(sources):
     model = sources.build()
-    assert fused_cache.remove(sources.cache) > 0
+    assert fused_files.remove(sources.cache) > 0
     same(model, sources.build(cache=False))
 
 

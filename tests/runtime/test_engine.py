@@ -279,7 +279,7 @@ def test_a_loading_that_was_stopped_goes_on_where_it_was() -> None:
         paths, SETTINGS, get_model("uso-tiny"), parts, lambda fraction, message: messages.append(message)
     )
     assert pipeline.vae is vae
-    assert plan.sentence.startswith("Embedded model")
+    assert str(plan.summary).startswith("Embedded model")
     assert any("transformer" in message for message in messages)
     assert not any("vae" in message for message in messages)
 

@@ -184,7 +184,7 @@ def test_a_request_with_a_saved_style_comes_back_from_its_json():
     assert isinstance(again.styles[1], StoredStyle)
     assert (again.styles[1].name, again.styles[1].tokens) == ("Ink", ())
     assert [each.sha256 for each in again.input_images] == [image(1).sha256]
-    assert request.mode == "2 styles"
+    assert str(request.mode) == "2 styles"
     values = request.to_dict()
     for saved in (False, 1, "yes"):
         values["styles"][1]["saved"] = saved

@@ -215,7 +215,7 @@ def test_the_png_holds_the_settings_asked_for(client: Client, served: Served) ->
     request = read_request(path)
     assert request.prompt == "a red house by the sea"
     assert {name: getattr(request, name) for name in asked} == asked
-    assert request.mode == "text to image"
+    assert str(request.mode) == "text to image"
     assert seed == 5
     with Image.open(path) as image:
         assert image.size == (64, 96)

@@ -148,10 +148,7 @@ class Hub:
                 files.append(RemoteFile(repo, str(info.sha), sibling.rfilename, sibling.size, sha256, sibling.blob_id))
             return files
         except (ValueError, KeyError, TypeError):  # not the JSON of a hub: a mirror, or a network's login page
-            raise HubUnreachable(
-                f"{self._api.endpoint} does not answer as a Hugging Face hub does.",
-                "Check HF_ENDPOINT, the proxy, and whether the network asks for a login in a browser.",
-            ) from None
+            raise HubUnreachable("no_hub", endpoint=self._api.endpoint) from None
 
     @contextmanager
     def _explained(self, repo: str, gated: bool, name: str = "the list of files") -> Iterator[None]:
@@ -160,7 +157,7 @@ class Hub:
         except HfHubHTTPError as error:
             self._explain_refusal(error, repo, gated, name)
         except OfflineModeIsEnabled:
-            raise HubUnreachable("HF_HUB_OFFLINE keeps the client offline.", "Unset it and run again.") from None
+            raise HubUnreachable("hub_offline") from None
         except HTTPError as error:
             raise HubUnreachable("hub_unreachable", endpoint=self._api.endpoint, reason=type(error).__name__) from None
         except OSError as error:

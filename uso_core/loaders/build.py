@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,8 +13,9 @@ from torch import nn
 
 from uso_core.errors import WeightsError
 from uso_core.loaders import fused_cache, keys
-from uso_core.loaders.convert import LoRA, Progress, fill, match, no_progress, prefix_of
+from uso_core.loaders.convert import fill, finished, match, prefix_of
 from uso_core.loaders.files import Checkpoint, TensorInfo, expect, inspect, role_of
+from uso_core.loaders.lora import LoRA
 from uso_core.model import latents, preview
 from uso_core.model.style_projector import DEPTHS, StyleProjector
 from uso_core.model.transformer import USOTransformer2DModel
@@ -25,19 +26,14 @@ Module = TypeVar("Module", bound=nn.Module)
 VAE_SCALE, VAE_SHIFT, VAE_NORM_GROUPS = 0.3611, 0.1159, 32  # FLUX.1's autoencoder
 
 
-def build_transformer(
-    path: Path,
-    lora: Path | None,
-    dtype: torch.dtype,
-    progress: Progress = no_progress,
-    fp8: bool = False,
-    cache: Path | None = None,
-) -> USOTransformer2DModel:
+def load_transformer(
+    path: Path, lora: Path | None, dtype: torch.dtype, fp8: bool = False, cache: Path | None = None
+) -> Generator[float, None, USOTransformer2DModel]:
     """The transformer with the LoRA fused in float32, in `dtype`, from an original file or a diffusers folder.
 
-    With `fp8` the blocks' matrices are quantized, each when it is read. With a `cache` folder the result is kept
-    there and used the next time (`fused_cache`). Raises `WeightsError` where a file is not what it should be, or the
-    two do not fit each other.
+    Yields the fraction done. With `fp8` the blocks' matrices are quantized, each when it is read. With a `cache`
+    folder the result is kept there and used the next time (`fused_cache`). Raises `WeightsError` where a file is not
+    what it should be, or the two do not fit each other.
     """
     adapter = LoRA(expect(inspect(lora), "lora")) if lora is not None else None
     files = _files(path, "transformer", "diffusers transformer")
@@ -46,19 +42,31 @@ def build_transformer(
         use_fp8(model, TRANSFORMER_MATRICES)
     conversion = match(model, files, () if path.is_dir() else keys.TRANSFORMER, dtype, adapter)
     if cache is None:
-        fill(conversion, progress)
+        yield from fill(conversion)
     else:
-        fused_cache.fill(conversion, [file.path for file in files] + ([lora] if lora else []), cache, progress)
+        yield from fused_cache.fill(conversion, [file.path for file in files] + ([lora] if lora else []), cache)
     return model
 
 
-def build_vae(path: Path, dtype: torch.dtype, progress: Progress = no_progress) -> AutoencoderKL:
-    """The VAE in `dtype`, from an original file or a diffusers folder."""
+def load_vae(path: Path, dtype: torch.dtype) -> Generator[float, None, AutoencoderKL]:
+    """The VAE in `dtype`, from an original file or a diffusers folder; yields the fraction done."""
     files = _files(path, "vae", "diffusers vae")
     model = empty_vae(path, files)
     levels = len(model.config.block_out_channels)
-    fill(match(model, files, () if path.is_dir() else keys.VAE, dtype, levels=levels), progress)
+    yield from fill(match(model, files, () if path.is_dir() else keys.VAE, dtype, levels=levels))
     return model
+
+
+def build_transformer(
+    path: Path, lora: Path | None, dtype: torch.dtype, fp8: bool = False, cache: Path | None = None
+) -> USOTransformer2DModel:
+    """`load_transformer` for callers who do not watch."""
+    return finished(load_transformer(path, lora, dtype, fp8, cache))
+
+
+def build_vae(path: Path, dtype: torch.dtype) -> AutoencoderKL:
+    """`load_vae` for callers who do not watch."""
+    return finished(load_vae(path, dtype))
 
 
 def empty_transformer(path: Path, files: list[Checkpoint] | None = None) -> USOTransformer2DModel:
@@ -90,7 +98,7 @@ def build_projector(path: Path, dtype: torch.dtype) -> StyleProjector:
         raise WeightsError("projector_depths", hint="download_again", path=path, depths=depths)
     model = _empty(lambda: StyleProjector(tokens_in, tokens_out, vision_width, width, depths), path)
     rows = tuple(keys.Rename(f"feature_embedder.{name}", (name,)) for name in model.state_dict())
-    fill(match(model, [checkpoint], rows, dtype))
+    finished(fill(match(model, [checkpoint], rows, dtype)))
     return model
 
 

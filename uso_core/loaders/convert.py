@@ -1,11 +1,11 @@
 """Weights into an empty module: names matched strictly, then read, fused, cast or quantized one tensor at a time.
 
-So no second copy of a model builds up. `Progress` is called with the fraction done; what it raises ends the loading.
+So no second copy of a model builds up. Loading is an iterator of the fraction done: whoever stops iterating ends it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -18,16 +18,13 @@ from uso_core.loaders.lora import LoRA
 from uso_core.loaders.tensors import Layout, TensorReader
 from uso_core.quantization.fp8 import fp8_layers, quantize
 
-Progress = Callable[[float], None]
+Each = TypeVar("Each")
+Filling = Generator[float, None, None]  # fractions done, from 0 to 1
 
 COMFY_PREFIX = "model.diffusion_model."
 FP8 = ("F8_E4M3", "F8_E5M2")
 FP8_SCALES = (".scale_weight", ".weight_scale")  # ComfyUI's older and newer name
 FP8_IGNORED = (".scale_input", ".input_scale")
-
-
-def no_progress(fraction: float) -> None:
-    """For callers who do not watch."""
 
 
 Job = tuple[Checkpoint, str, tuple[str, ...], bool]  # file, name in it, parameters it fills, halves swapped
@@ -58,15 +55,15 @@ class Conversion:
             for name, tensor in self.model.state_dict().items()
         }
 
-    def tensors(self, progress: Progress = no_progress) -> Iterator[tuple[str, torch.Tensor]]:
-        """The weights by their names in the model, each read when it is asked for."""
+    def tensors(self) -> Iterator[tuple[float, str, torch.Tensor]]:
+        """The weights by their names in the model, each read when it is asked for, behind the fraction done."""
         shapes = {name: shape for name, (_, shape) in self.layout().items()}
         quantized = self.quantized
         with ExitStack() as stack:
             files = {job[0].path: job[0] for job in self.jobs}
             opened = {path: stack.enter_context(TensorReader(file)) for path, file in files.items()}
             for done, (file, source, targets, swapped) in enumerate(self.jobs):
-                progress(done / len(self.jobs))
+                fraction = done / len(self.jobs)
                 tensor = _read(opened[file.path], source)
                 if swapped:
                     tensor = torch.cat(tensor.chunk(2)[::-1])
@@ -75,12 +72,11 @@ class Conversion:
                     fused = (self.lora.fuse(target, part) if self.lora is not None else part).reshape(shapes[target])
                     if target in quantized:
                         data, scale = quantize(fused)
-                        yield target, data
-                        yield _scale_of(target), scale
+                        yield fraction, target, data
+                        yield fraction, _scale_of(target), scale
                     else:
-                        yield target, fused.to(self.dtype)
+                        yield fraction, target, fused.to(self.dtype)
                 del tensor, parts, part, fused  # before the next is read
-        progress(1.0)
 
 
 def match(
@@ -102,9 +98,23 @@ def match(
     return Conversion(model, _match(files, table, shapes, levels), dtype, lora)
 
 
-def fill(conversion: Conversion, progress: Progress = no_progress) -> None:
+def fill(conversion: Conversion) -> Filling:
     """Gives the empty model its weights, in memory."""
-    assign(conversion.model, conversion.tensors(progress))
+    weights: dict[str, torch.Tensor] = {}
+    for fraction, name, tensor in conversion.tensors():
+        yield fraction
+        weights[name] = tensor
+    assign(conversion.model, weights.items())
+    yield 1.0
+
+
+def finished(work: Generator[Any, None, Each]) -> Each:
+    """Iterates to the end and returns what the iterator returns, for callers who do not watch."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
 
 
 def assign(model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]]) -> None:

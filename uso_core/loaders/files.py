@@ -9,6 +9,7 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
@@ -113,7 +114,15 @@ def inspect(path: Path) -> Checkpoint:
     if not path.is_file():
         raise WeightsError("weights_missing", path=path)
     try:
-        size = path.stat().st_size
+        found = path.stat()
+        return _inspected(path, found.st_size, found.st_mtime_ns)
+    except OSError as error:
+        raise WeightsError("file_unreadable", hint="check_permissions", path=path, reason=error.strerror) from None
+
+
+@lru_cache(maxsize=16)  # one loading asks several times for the same header, which may have megabytes
+def _inspected(path: Path, size: int, modified_ns: int) -> Checkpoint:
+    try:
         with path.open("rb") as file:
             start = file.read(512)
             if start.startswith(gguf.MAGIC):
@@ -128,8 +137,6 @@ def inspect(path: Path) -> Checkpoint:
             file.seek(8)
             header = json.loads(file.read(header_bytes))
         tensors, metadata = _read_header(path, header, 8 + header_bytes, size)
-    except OSError as error:
-        raise WeightsError("file_unreadable", hint="check_permissions", path=path, reason=error.strerror) from None
     except (ValueError, RecursionError):
         raise WeightsError("header_unreadable", hint="download_again", path=path) from None
     return Checkpoint(path, role_of(tensors), tensors, metadata)

@@ -12,8 +12,8 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from uso_core.catalog.fused_files import LOCK, MANIFEST, PART, PREFIX, WEIGHTS
 from uso_core.errors import WeightsError
-from uso_core.loaders.convert import Conversion, Progress, assign, no_progress
+from uso_core.loaders.convert import Conversion, Filling, assign
 from uso_core.loaders.convert import fill as fill_in_memory
 from uso_core.loaders.files import MAX_HEADER_BYTES, inspect
 from uso_core.loaders.tensors import DTYPES, TensorWriter
@@ -36,7 +36,7 @@ RESERVE = 2 * 2**30  # bytes that are left free on the disk for the images
 WAIT_SECONDS = 0.5  # between two looks at whether the other process is done, or the user wants to stop
 
 
-def fill(conversion: Conversion, sources: Sequence[Path], folder: Path, progress: Progress = no_progress) -> None:
+def fill(conversion: Conversion, sources: Sequence[Path], folder: Path) -> Filling:
     """Gives the empty model its weights out of `folder`, writing them there first where they are not, or outdated.
 
     `sources` are the files that the conversion reads. The weights are memory-mapped: what is not used costs nothing,
@@ -46,16 +46,17 @@ def fill(conversion: Conversion, sources: Sequence[Path], folder: Path, progress
         folder.mkdir(parents=True, exist_ok=True)
         slot = Slot.of(conversion, sources, folder)
         if not slot.is_right(conversion):
-            with slot.locked(progress):
+            with ExitStack() as stack:
+                yield from slot.lock(stack)
                 if not slot.is_right(conversion):  # nor has another process made it so meanwhile
-                    slot.write(conversion, progress)
+                    yield from slot.write(conversion)
         with safe_open(slot.weights, "pt") as file:
             assign(conversion.model, [(name, file.get_tensor(name)) for name in conversion.layout()])
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         log.warning("The fused cache cannot be kept in %s (%s): converting in memory at every start.", folder, reason)
-        fill_in_memory(conversion, progress)
-    progress(1.0)
+        yield from fill_in_memory(conversion)
+    yield 1.0
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Slot:
         held = {name: (DTYPES.get(info.dtype), info.shape) for name, info in checkpoint.tensors.items()}
         return "" if held == conversion.layout() else "hold other tensors than they should"
 
-    def write(self, conversion: Conversion, progress: Progress) -> None:
+    def write(self, conversion: Conversion) -> Filling:
         """Converts into a file of another name, one tensor at a time, then renames it; raises OSError.
 
         What lay in the place goes first: there may be no room for both.
@@ -126,7 +127,8 @@ class Slot:
         log.info("Fusing the transformer once, for the next start: %s.", self.weights)
         try:
             with writer:
-                for name, tensor in conversion.tensors(progress):
+                for fraction, name, tensor in conversion.tensors():
+                    yield fraction
                     writer.write(name, tensor)
             os.replace(part, self.weights)
             written = self.weights.stat()
@@ -136,21 +138,17 @@ class Slot:
         finally:
             part.unlink(missing_ok=True)
 
-    @contextmanager
-    def locked(self, progress: Progress) -> Iterator[None]:
-        """Keeps a second process from the same work; `progress` is called while waiting, and may raise to stop."""
+    def lock(self, stack: ExitStack) -> Filling:
+        """Keeps a second process from the same work until the stack closes; iterates while another one holds it."""
         lock = FileLock(self.folder / f"{self.name}{LOCK}")
         while not lock.is_locked:
             try:
                 lock.acquire(timeout=WAIT_SECONDS)
             except Timeout:
-                progress(0.0)
+                yield 0.0
             except NotImplementedError:  # a file system without locks: the renames alone keep files whole
-                break
-        try:
-            yield
-        finally:
-            lock.release()
+                return
+        stack.callback(lock.release)
 
 
 def sources_key(source: Path) -> dict[str, Any]:

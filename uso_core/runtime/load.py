@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,36 +15,35 @@ from uso_core.catalog import fused_files
 from uso_core.catalog.models import Model
 from uso_core.cpu.accelerate import accelerate
 from uso_core.errors import MemoryShortage, SettingsError, WeightsError
+from uso_core.events import Loading
 from uso_core.loaders import build, encoders, fused_cache
+from uso_core.loaders.convert import finished
 from uso_core.memory.machine import cpu_flags, fast_bfloat16, look_at, obstacle_to_compiling, threads
 from uso_core.memory.placement import place
 from uso_core.memory.planner import MemoryPlan, PlanOptions, compiles, plan
 from uso_core.memory.sizes import GB, Sizes, counts_of
-from uso_core.messages import Message, message
+from uso_core.messages import message
 from uso_core.model.attention import by_speed
 from uso_core.model.pipeline import USOPipeline
 from uso_core.quantization.fp8 import T5_MATRICES, use_fp8
 from uso_core.settings import Settings, keep_compiled
 
-Tell = Callable[[float, Message], None]
-
-
-def silent(fraction: float, said: Message) -> None:
-    """For callers who do not watch."""
+Reading = Generator[Loading, None, tuple[USOPipeline, MemoryPlan]]
 
 
 def assemble(
-    paths: dict[str, Path],
-    settings: Settings,
-    model: Model,
-    parts: dict[str, Any] | None = None,
-    tell: Tell = silent,
+    paths: dict[str, Path], settings: Settings, model: Model, parts: dict[str, Any] | None = None
 ) -> tuple[USOPipeline, MemoryPlan]:
+    """`load` for callers who do not watch."""
+    return finished(load(paths, settings, model, parts))
+
+
+def load(paths: dict[str, Path], settings: Settings, model: Model, parts: dict[str, Any] | None = None) -> Reading:
     """The pipeline out of the files of each role, on its device, and the plan by which it was placed.
 
-    `parts` keeps what is read, by role, so that a loading that was stopped goes on where it was; `tell` is called
-    with the fraction of bytes read and what is done, and may raise to stop. Raises `MemoryShortage` before anything is
-    read where the model does not fit, `WeightsError` for files that are not what they should be.
+    Yields how far it is; whoever stops iterating ends it, and `parts` keeps what is read, by role, so that a loading
+    that was stopped goes on where it was. Raises `MemoryShortage` before anything is read where the model does not
+    fit, `WeightsError` for files that are not what they should be.
     """
     parts = {} if parts is None else parts
     device = choose_device(settings.device)
@@ -52,11 +51,11 @@ def assemble(
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # of this thread, which computes: streams and events are those of its device
     torch.set_num_threads(min(torch.get_num_threads(), threads()))
-    tell(0.0, message("loading_planning"))
+    yield Loading(0.0, message("loading_planning"))
     memory = plan_memory(paths, settings, model, device, dtype)
-    read(paths, settings, memory, dtype, parts, tell)
+    yield from read(paths, settings, memory, dtype, parts)
     check_fit(parts, paths)
-    tell(1.0, message("loading_placing", device=str(device)))
+    yield Loading(1.0, message("loading_placing", device=str(device)))
     (clip, clip_tokenizer), (t5, t5_tokenizer) = parts["clip"], parts["t5"]
     siglip, processor = parts["siglip"]
     pipeline = USOPipeline(
@@ -75,7 +74,7 @@ def assemble(
         shape = (1, config.num_attention_heads, tokens, config.attention_head_dim)
         pipeline.sdpa_backends = by_speed(shape, dtype, device)
     if memory.compile:
-        tell(1.0, message("loading_compiling"))
+        yield Loading(1.0, message("loading_compiling"))
         pipeline.warm_up(model.size, model.size, model.content_size)
     return pipeline, memory
 
@@ -118,48 +117,46 @@ def plan_memory(
 
 
 def read(
-    paths: dict[str, Path],
-    settings: Settings,
-    memory: MemoryPlan,
-    dtype: torch.dtype,
-    parts: dict[str, Any],
-    tell: Tell,
-) -> None:
+    paths: dict[str, Path], settings: Settings, memory: MemoryPlan, dtype: torch.dtype, parts: dict[str, Any]
+) -> Iterator[Loading]:
     """Puts into `parts` each role that is not there yet."""
     large = _bytes(paths["transformer"]) >= fused_cache.WORTH_KEEPING
     cache = fused_files.folder_in(settings.weights_folder) if large else None
 
-    def transformer(progress: build.Progress) -> Any:
-        return build.build_transformer(paths["transformer"], paths["lora"], dtype, progress, memory.fp8, cache)
-
-    def t5(progress: build.Progress) -> Any:
+    def t5() -> Any:
         encoder, tokenizer = encoders.build_t5(paths["t5"], dtype)
         if memory.t5_fp8:
             use_fp8(encoder, T5_MATRICES)
         return encoder, tokenizer
 
-    builders: dict[str, Callable[[build.Progress], Any]] = {
-        "projector": lambda progress: build.build_projector(paths["projector"], torch.float32),
-        "vae": lambda progress: build.build_vae(paths["vae"], dtype, progress),
-        "clip": lambda progress: encoders.build_clip(paths["clip"], dtype),
-        "siglip": lambda progress: encoders.build_siglip(paths["siglip"], torch.float32),
-        "transformer": transformer,
-        "t5": t5,
+    readers: dict[str, Callable[[], Generator[float, None, Any]]] = {
+        "projector": lambda: _at_once(lambda: build.build_projector(paths["projector"], torch.float32)),
+        "vae": lambda: build.load_vae(paths["vae"], dtype),
+        "clip": lambda: _at_once(lambda: encoders.build_clip(paths["clip"], dtype)),
+        "siglip": lambda: _at_once(lambda: encoders.build_siglip(paths["siglip"], torch.float32)),
+        "transformer": lambda: build.load_transformer(paths["transformer"], paths["lora"], dtype, memory.fp8, cache),
+        "t5": lambda: _at_once(t5),
     }
-    sizes = {role: _bytes(paths[role]) for role in builders}
+    sizes = {role: _bytes(paths[role]) for role in readers}
     total, done = sum(sizes.values()), 0
-    for role, make in builders.items():
-
-        def progress(fraction: float, role: str = role, done: int = done) -> None:
-            tell(
-                (done + fraction * sizes[role]) / total,
-                message("loading_reading", role=role, percent=round(100 * fraction)),
-            )
-
+    for role, reader in readers.items():
         if role not in parts:
-            progress(0.0)
-            parts[role] = make(progress)
+            reading = reader()
+            while True:
+                try:
+                    fraction = next(reading)
+                except StopIteration as end:
+                    parts[role] = end.value
+                    break
+                said = message("loading_reading", role=role, percent=round(100 * fraction))
+                yield Loading((done + fraction * sizes[role]) / total, said)
         done += sizes[role]
+
+
+def _at_once(make: Callable[[], Any]) -> Generator[float, None, Any]:
+    """A part that a library reads in one go."""
+    yield 0.0
+    return make()
 
 
 def check_fit(parts: dict[str, Any], paths: dict[str, Path]) -> None:

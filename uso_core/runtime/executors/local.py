@@ -1,0 +1,70 @@
+"""Requests carried out in this process, one at a time. PyTorch is imported when the first one comes, or before."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import TYPE_CHECKING
+
+from uso_core.events import LAST, Cancelled, Event, Loading
+from uso_core.messages import message
+from uso_core.runtime.executors import Wish, Work, WorkerState
+from uso_core.runtime.startup import gc_paused
+from uso_core.settings import Settings
+
+if TYPE_CHECKING:
+    from uso_core.runtime.worker import Worker
+
+
+class LocalExecutor:
+    """One worker in the engine's own thread."""
+
+    slots = 1
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._worker: Worker | None = None
+
+    def run(self, work: Work, wish: Callable[[], Wish | None]) -> Iterator[Event | None]:
+        if self._worker is None:
+            yield Loading(0.0, message("loading_starting"))
+            _import_pytorch()
+            from uso_core.runtime.worker import Worker
+
+            self._worker = Worker(self._settings)
+        from uso_core.runtime.worker import guarded
+
+        events = guarded(self._worker.run(work))
+        asked: Wish | None = None
+        try:
+            while True:
+                event = events.send(asked)
+                yield event
+                if isinstance(event, LAST):
+                    return
+                if (asked := wish()) is Wish.STOP:
+                    break
+        finally:
+            events.close()
+        yield Cancelled()
+
+    def state(self) -> tuple[WorkerState | None, ...]:
+        loaded = self._worker.loaded if self._worker is not None else None
+        return (loaded.state if loaded is not None else None,)
+
+    def get_ready(self) -> None:
+        threading.Thread(target=_import_pytorch, name="import", daemon=True).start()
+
+    def free(self) -> None:
+        if self._worker is not None:
+            self._worker.free()
+
+    def close(self) -> None:
+        self.free()
+
+
+@cache
+def _import_pytorch() -> None:
+    with gc_paused():
+        import uso_core.runtime.worker  # noqa: F401

@@ -1,0 +1,99 @@
+"""The one recipe: a request and a loaded pipeline -> events, the last images among them.
+
+The command line, the page and every executor iterate it. Whoever stops iterating (`close`) stops the work within one
+step; whoever sends `Wish.SKIP` leaves out the image at work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Generator
+
+import torch
+
+from uso_core import images
+from uso_core.catalog.models import Model
+from uso_core.events import Encoding, Event, ImageReady, Skipped, Step, StylesReady
+from uso_core.model.pipeline import Prepared, USOPipeline
+from uso_core.request import GenerationRequest, Result
+from uso_core.runtime.executors import Wish
+from uso_core.runtime.style_tokens import encoded, fingerprint, styles_of
+
+Events = Generator[Event, Wish | None, None]
+
+
+def generate(pipeline: USOPipeline, model: Model, request: GenerationRequest, previews: bool = False) -> Events:
+    """Makes the images of a request whose seed is settled; with `previews` each step brings a small one.
+
+    Raises `RequestError` where a stored style was made by other weights.
+    """
+    yield Encoding()
+    began = time.perf_counter()
+    # 1. Encode
+    request = _sized(request, model)
+    content = request.content.image if request.content else None
+    styles, strengths = styles_of(request, pipeline, model)
+    condition = pipeline.encode(request.prompt, content, styles, request.content_size)
+    # 2. Prepare what all steps and images share
+    prepared = pipeline.prepare(condition, dataclasses.replace(request.sampling, style_strengths=strengths))
+    unread = pipeline.unread(request.prompt)
+    for index in range(request.images):
+        # 3. Denoise
+        seed = _settled(request) + index
+        generator = pipeline.generator(seed)
+        latents = yield from _steps(pipeline, prepared, generator, request, index, previews)
+        if latents is None:
+            yield Skipped(index)
+            continue
+        # 4. Decode
+        image = pipeline.to_images(pipeline.decode(latents, request.width, request.height))[0]
+        dtype = str(pipeline.transformer.dtype).removeprefix("torch.")
+        result = Result(request, seed, model.name, str(generator.device), dtype, time.perf_counter() - began)
+        yield ImageReady(index, image, result, unread)
+        began = time.perf_counter()
+
+
+def encode_styles(pipeline: USOPipeline, model: Model, request: GenerationRequest) -> Events:
+    """Encodes the styles of a request, so that they can be stored; makes no image."""
+    yield Encoding()
+    styles, strengths = styles_of(request, pipeline, model)
+    tokens = encoded(styles, pipeline)
+    yield StylesReady(tokens, strengths or (1.0,) * len(tokens), model.name, fingerprint(pipeline))
+
+
+def _steps(
+    pipeline: USOPipeline,
+    prepared: Prepared,
+    generator: torch.Generator,
+    request: GenerationRequest,
+    index: int,
+    previews: bool,
+) -> Generator[Event, Wish | None, torch.Tensor | None]:
+    """One image's steps; returns its packed latents (1, S, 4C), or None where it was skipped."""
+    latents: torch.Tensor | None = None
+    times = [time.perf_counter()]
+    for done, step in enumerate(pipeline.denoise(prepared, generator), 1):
+        latents = step.latents
+        times = [*times[-5:], time.perf_counter()]
+        seconds = (times[-1] - times[0]) / (len(times) - 1)
+        preview = pipeline.preview(step.denoised, request.width, request.height) if previews else None
+        wish = yield Step(done, request.steps, index + 1, request.images, seconds, preview)
+        if wish is Wish.SKIP:
+            return None
+    return latents
+
+
+def _sized(request: GenerationRequest, model: Model) -> GenerationRequest:
+    """The request with the size that `keep_size` stands for."""
+    if not request.keep_size or request.content is None or request.content.image is None:
+        return request
+    cropped = images.content_crop(*request.content.image.size, request.content_size)
+    width, height = images.kept_size(cropped, request.content_size, model.size)
+    return dataclasses.replace(request, width=width, height=height)
+
+
+def _settled(request: GenerationRequest) -> int:
+    if request.seed is None:
+        raise ValueError("the seed is settled on submission")
+    return request.seed

@@ -1,0 +1,103 @@
+"""A worker: one loaded model at a time, synchronous. Loads when needed, resumes a stopped loading, frees."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import secrets
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from uso_core.catalog.locate import find_weights
+from uso_core.catalog.models import Model, get_model
+from uso_core.errors import InternalError, OutOfMemory, UsoError
+from uso_core.events import Done, Event, Failed
+from uso_core.memory import pinned
+from uso_core.memory.plan import MemoryPlan
+from uso_core.model.pipeline import USOPipeline
+from uso_core.runtime.executors import Work, WorkerState
+from uso_core.runtime.generate import Events, encode_styles, generate
+from uso_core.runtime.load import load
+from uso_core.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The model in memory, and the plan by which it was placed."""
+
+    model: Model
+    pipeline: USOPipeline
+    plan: MemoryPlan
+
+    @property
+    def state(self) -> WorkerState:
+        """The same without what cannot leave the process."""
+        dtype = str(self.pipeline.transformer.dtype).removeprefix("torch.")
+        return WorkerState(self.model, str(self.pipeline.generator(0).device), dtype, self.plan)
+
+
+class Worker:
+    """Carries out one request after another in the thread that iterates them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.loaded: Loaded | None = None
+        self._begun: str | None = None  # the model that is loaded, or whose loading was stopped
+        self._parts: dict[str, Any] = {}  # what a stopped loading had already read, by role
+
+    def run(self, work: Work) -> Events:
+        """The events of one request, but for the last one; raises what goes wrong."""
+        loaded = yield from self._ready(get_model(work.request.model or ""))
+        if work.styles_only:
+            yield from encode_styles(loaded.pipeline, loaded.model, work.request)
+        else:
+            yield from generate(loaded.pipeline, loaded.model, work.request, work.previews)
+
+    def free(self) -> None:
+        """Lets go of the model and gives its memory back to the machine."""
+        begun = self._begun is not None
+        self.loaded, self._parts, self._begun = None, {}, None
+        gc.collect()
+        if begun and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            pinned.empty_cache()
+
+    def _ready(self, model: Model) -> Generator[Event, Any, Loaded]:
+        """The model, loaded if it is not; what a stopped loading has read serves the next request."""
+        if self.loaded is not None and self.loaded.model is model:
+            return self.loaded
+        paths = find_weights(model, self.settings).require()
+        if self._begun != model.name:
+            self.free()
+            self._begun = model.name
+        try:
+            pipeline, plan = yield from load(paths, self.settings, model, self._parts)
+        except Exception:
+            self.free()
+            raise
+        self._parts = {}
+        self.loaded = Loaded(model, pipeline, plan)
+        return self.loaded
+
+
+def guarded(events: Events) -> Events:
+    """The events and then the last one, whatever happens: nothing is raised."""
+    last: Event = Done()
+    try:
+        yield from events
+    except UsoError as error:
+        last = Failed(error)
+    except MemoryError:
+        last = Failed(OutOfMemory("out_of_memory", hint="smaller_size"))
+    except torch.OutOfMemoryError:
+        last = Failed(OutOfMemory("gpu_out_of_memory", hint="smaller_size"))
+    except Exception:
+        code = secrets.token_hex(4)
+        log.exception("report %s", code)
+        last = Failed(InternalError("internal", code=code))
+    yield last
