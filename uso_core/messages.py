@@ -98,7 +98,8 @@ class _Words(Formatter):
             return words(value, self._language)
         if isinstance(value, tuple):
             parts = [self.format_field(each, format_spec) for each in value]
-            return (" " if all(part.endswith(".") for part in parts) else ", ").join(parts)
+            sentences = all(part.endswith((".", "。")) for part in parts)
+            return languages()[self._language]["between_sentences" if sentences else "between_phrases"].join(parts)
         if isinstance(value, Bytes):
             return size_text(value, self._language)
         text = format(value, format_spec)
