@@ -294,7 +294,7 @@ def _slot(name: str, hint: str, strength: str, number: int | None = None) -> tup
 def _stored_place(laid: dict[str, Any], number: int) -> tuple[gr.Row, gr.HTML]:
     """A place for a stored style: its field and strength, and the thumbnail beside them."""
     with gr.Row(elem_classes="saved-style", visible=number == 1) as place:
-        small = gr.HTML("", show_label=False, elem_classes="saved-image", min_width=64)
+        small = gr.HTML("", show_label=False, elem_classes="saved-thumbnail", min_width=64)
         laid[f"stored_{number}"] = ChoiceInput(
             [(label("no_saved_style"), "")], value="", label=label("saved_style", number), min_width=120
         )
