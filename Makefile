@@ -1,26 +1,32 @@
-# make run: the page on http://127.0.0.1:7860. make test: every test. Both set up .venv first, once.
+# `make help` lists the targets. Each sets up .venv first, once.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint train-tiny clean
+.DEFAULT_GOAL := help
+.PHONY: help run test test-tools lint train-tiny clean
 
-run: $(VENV)/.ready
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+run: $(VENV)/.ready  ## the page on http://127.0.0.1:7860
 	$(BIN)/python app.py
 
-test: $(VENV)/.ready-test
+test: test-tools  ## every test, on two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-lint: $(VENV)/.ready-test
+test-tools: $(VENV)/.ready-test  ## .venv with what the tests need besides
+
+lint: test-tools  ## ruff and the type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The embedded model from nothing: hours on a CPU, and every stage goes on where it was stopped.
+# Every stage goes on where it was stopped.
 RUN ?= output/uso-tiny
 VAE_STEPS ?= 2800
 STEPS ?= 40000
-train-tiny: $(VENV)/.ready-test
+train-tiny: test-tools  ## the embedded model from nothing: hours on a CPU
 	$(BIN)/python -m training.data --out $(RUN)
 	$(BIN)/python -m training.vae --run $(RUN) --steps $(VAE_STEPS) --batch 16
 	$(BIN)/python -m training.vae --run $(RUN) --encode
@@ -43,5 +49,5 @@ $(VENV)/.ready-test: $(VENV)/.ready requirements-test.txt requirements-mcp.txt t
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	@touch $@
 
-clean:
+clean:  ## remove .venv
 	rm -rf $(VENV)

@@ -1,0 +1,52 @@
+"""What the documents show runs as printed, and what they name is there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from uso_core.settings import ROOT
+
+DOCUMENTS = [
+    path for folder in (".", "docs", "training", "benchmarks") for path in sorted((ROOT / folder).glob("*.md"))
+]
+    *ROOT.glob("*.md"),
+    *(ROOT / "docs").glob("*.md"),
+    ROOT / "training/README.md",
+    ROOT / "benchmarks/README.md",
+]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link and not (path.parent / link).exists()] == []
+
+
+def test_files_that_the_architecture_names_are_there() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:\w+/)*\w+\.(?:py|md|json))[:`]", text):
+        assert any((base / name).exists() for base in (ROOT, ROOT / "uso_core")), name
+
+
+def test_the_python_example_makes_its_image(tmp_path: Path) -> None:
+    text = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text[text.index("## In Python") :], flags=re.DOTALL)
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "mug.png")
+    environment = {"PYTHONPATH": str(ROOT), "USO_NAME": "uso-tiny", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "mug-again.png") as made:
+        assert made.size == (128, 128)
+
+
+def test_make_explains_itself() -> None:
+    said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {"run", "test", "lint"} <= {line.split()[1] for line in said.splitlines()}
