@@ -12,14 +12,8 @@ from PIL import Image
 
 from uso_core.settings import ROOT
 
-DOCUMENTS = [
-    path for folder in (".", "docs", "training", "benchmarks") for path in sorted((ROOT / folder).glob("*.md"))
-]
-    *ROOT.glob("*.md"),
-    *(ROOT / "docs").glob("*.md"),
-    ROOT / "training/README.md",
-    ROOT / "benchmarks/README.md",
-]
+FOLDERS = (".", "docs", "training", "benchmarks")
+DOCUMENTS = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.md"))]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -27,7 +27,7 @@ FP8_INPUT_WIDTHS = 5  # the widest quantized product reads 5 x width, whose copy
 # take workspace on top, which no count on meta tensors sees.
 VAE_ENCODE_TENSORS, VAE_DECODE_TENSORS, CONVOLUTION_WORKSPACE = 5, 3, 1.5
 TILE_PIXELS = 512  # side of a tile of the tiled decoder
-PICTURE_BYTES = 48  # per pixel: decoded tiles, their rows and the whole in float32
+IMAGE_BYTES = 48  # per pixel: decoded tiles, their rows and the whole in float32
 ENCODER_ACTIVATION_BYTES = 150 * 10**6  # T5 at 512 tokens keeps 101 MB, SigLIP with all its hidden states 123 MB
 WORKSPACE_BYTES = 150 * 10**6  # cuBLAS workspaces, embedded prompts, the caches of one request; at most its weights
 
@@ -210,7 +210,7 @@ class Sizes:
         """Activations of the VAE's decoder, over the whole image or tile by tile."""
         at_once = min(pixels, TILE_PIXELS**2) if tiled else pixels
         tensors = VAE_DECODE_TENSORS * self.counts.decoder_width * self.dtype_bytes
-        return int(at_once * tensors * CONVOLUTION_WORKSPACE) + pixels * PICTURE_BYTES
+        return int(at_once * tensors * CONVOLUTION_WORKSPACE) + pixels * IMAGE_BYTES
 
     @cached_property
     def workspace(self) -> int:

@@ -54,7 +54,7 @@ class Executor(Protocol):
         """The events of a request, exactly one of `events.LAST` at the end; nothing is raised.
 
         `wish` is asked after each event: STOP ends the work within a step, SKIP leaves out the image at work. An
-        executor that waits for another process gives None at least every half second, so that wishes are heard.
+        executor that waits for another process gives None at least every half second, so that Stop and Skip are heard.
         """
 
     def state(self) -> tuple[WorkerState | None, ...]:
