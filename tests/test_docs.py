@@ -24,7 +24,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 def test_files_that_the_architecture_names_are_there() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    for name in re.findall(r"`((?:\w+/)*\w+\.(?:py|md|json))[:`]", text):
+    for name in re.findall(r"`((?:\w+/)*\w+\.(?:py|md)|(?:\w+/)+\w+\.json)[:`]", text):
         assert any((base / name).exists() for base in (ROOT, ROOT / "uso_core")), name
 
 
