@@ -17,7 +17,7 @@ from PIL import Image, PngImagePlugin
 
 from uso_core.errors import OutputError, RequestError
 from uso_core.request import FORMAT_VERSION, MAX_SEED, GenerationRequest, InputImage, Result
-from uso_core.storage.files import new_path, save_image, write_whole
+from uso_core.storage.files import save_image, write_whole
 from uso_core.storage.png import parse_request, read_request
 
 CONTENT, STYLE, OTHER = (
@@ -418,13 +418,3 @@ def test_a_place_that_cannot_be_written_is_named(name, image, tmp_path):
         save_image(image, result(), tmp_path / name)
     assert name.removesuffix(".png") in failure.value.message  # the JSON of that name is written first
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
-
-
-def test_a_new_path_is_never_one_that_is_taken(tmp_path):
-    taken = set()
-    for _ in range(5):
-        path = new_path(tmp_path, 7)
-        path.touch()
-        taken.add(path)
-    assert len(taken) == 5
-    assert all(path.suffix == ".png" and "-7" in path.stem for path in taken)
