@@ -194,7 +194,7 @@ def _decode(data: bytes, name: str) -> Image.Image:
             if _is_large(image) and min(_bounded(image.size)) < SIZE_MULTIPLE:  # its rows alone would take much memory
                 width, height = image.size
                 raise RequestError("image_too_narrow", name=name, width=width, height=height)
-            with _ANY_DECODER, _LARGE_DECODER if _is_large(image) else contextlib.nullcontext():
+            with _LARGE_DECODER if _is_large(image) else contextlib.nullcontext(), _ANY_DECODER:
                 return _upright(image, data)
     except (MemoryError, RequestError):
         raise

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from uso_core.errors import OutputError, RequestError
 from uso_core.images import open_image
 from uso_core.settings import ROOT
 from uso_core.storage.history import History
@@ -176,3 +178,31 @@ def test_flipped_bytes_in_one_style_never_hide_the_others(tmp_path):
             data[chance.randrange(min(len(data), 700))] = chance.randrange(256)
         path.write_bytes(data)
         assert other in store.entries()
+
+
+def test_of_two_who_take_one_name_one_gets_it(tmp_path):
+    store, image = StyleStore(tmp_path), Image.new("RGB", (8, 8))
+
+    def add(shade: int) -> str:
+        try:
+            return store.add("Ink", [np.full((6, 8), shade, np.float32)], (1.0,), "uso-tiny", "f", image).name
+        except RequestError as error:
+            return error.key
+
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(add, range(8)))
+    assert sorted(outcomes) == ["Ink", *["style_name_taken"] * 7]
+    assert [entry.name for entry in store.entries()] == ["Ink"]
+
+
+def test_a_style_that_cannot_be_deleted_is_told(tmp_path, monkeypatch):
+    store = StyleStore(tmp_path)
+    entry = store.add("Ink", [np.ones((6, 8), np.float32)], (1.0,), "uso-tiny", "f", Image.new("RGB", (8, 8)))
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(OutputError, match="cannot be deleted"):
+        store.delete(entry.sha256)
+    assert store.entries() == [entry]

@@ -19,6 +19,7 @@ from pydantic import model_validator
 from uso_core.errors import RequestError, UsoError
 from uso_core.images import MAX_FILE_BYTES
 from uso_core.messages import Bytes
+from uso_core.storage.files import write_whole
 from uso_core.ui.fetch import FETCHES, fetch
 from uso_core.ui.language import say, tell
 
@@ -126,11 +127,10 @@ class ImageInput(gr.Image, metaclass=_WithoutStub):
         return None
 
     def _keep(self, name: str, data: bytes) -> str:
-        """Writes what came to a file of that name, in a folder that its content names."""
+        """Writes what came to a file of that name, in a folder that its content names: whole, as others may read it."""
         folder = Path(self.GRADIO_CACHE) / hashlib.sha256(data).hexdigest()
         path = folder / (strip_invalid_filename_characters(Path(name).name) or "image")
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        write_whole(path, lambda file: file.write(data))
         return str(path.resolve())
 
 
