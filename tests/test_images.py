@@ -487,6 +487,20 @@ def test_formats_that_take_more_memory_have_a_lower_limit(form, options, monkeyp
         open_image(encoded(noise(64, 64), form, **options))
 
 
+def test_a_progressive_jpeg_of_one_scan_counts_as_one(monkeypatch):
+    """All its coefficients are held, however few scans follow."""
+    data = encoded(noise(64, 64), "JPEG", progressive=True)
+    first = data.index(b"\xff\xda")
+    second = data.index(b"\xff\xc4", first)
+    monkeypatch.setattr(module, "MAX_DECODING_BYTES", 6 * 64 * 64)
+    for cut in (
+        data[:second] + b"\xff\xd9",
+        encoded(noise(64, 64), "JPEG").replace(b"\xff\xda\0\x0c\3", b"\xff\xda\0\x0c\1"),
+    ):
+        with pytest.raises(RequestError, match="more than [0-9]+ pixels"):
+            open_image(cut)
+
+
 def test_a_tile_larger_than_its_tiff_counts():
     short, long = 3, 4
     tags = [(256, short, 16), (257, short, 16), (258, short, 8), (259, short, 8), (262, short, 1), (277, short, 1),

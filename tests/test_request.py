@@ -352,6 +352,15 @@ def test_a_foreign_png_holds_no_settings(image, tmp_path):
         read_request(tmp_path / "a.png")
 
 
+def test_a_text_with_a_wrong_checksum_is_not_believed(image, tmp_path):
+    path = save_image(image, result(), tmp_path / "a.png")
+    data = path.read_bytes()
+    assert data.count(b'"seed": 43') == 1
+    path.write_bytes(data.replace(b'"seed": 43', b'"seed": 44'))
+    with pytest.raises(RequestError, match="not a PNG"):
+        read_request(path)
+
+
 def test_a_jpeg_is_not_read_as_a_png(image, tmp_path):
     image.save(tmp_path / "a.png", "JPEG")
     with pytest.raises(RequestError, match="not a PNG"):

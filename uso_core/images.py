@@ -26,7 +26,7 @@ MAX_PIXELS = 178_000_000  # Pillow itself opens no larger ones
 MAX_DECODING_BYTES = 10**9  # of memory that decoding one image may take
 MAX_REFERENCE_SIDE = MAX_SIDE  # no slot uses more: a larger image is reduced to this long side, in pixels
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
-# What decoding takes at its peak, measured; "JPEG" is one in several scans, whose coefficients are all held
+# What decoding takes at its peak, measured; "JPEG" is a progressive one, whose coefficients are all held
 BYTES_A_PIXEL = {"WEBP": 20, "AVIF": 12, "JPEG": 12, "TIFF": 8, "": 5}
 MAX_SCANS = 100  # of a JPEG; usual are 1 and about 10, and each takes the time of a whole image
 BAND_PIXELS = 2**20  # at about which an image is read or hashed at a time
@@ -144,26 +144,28 @@ def png_file(chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
     """A PNG of chunks, each a kind and its content; IEND is added."""
     parts = [PNG_SIGNATURE]
     for kind, content in (*chunks, (b"IEND", b"")):
-        parts += [
-            len(content).to_bytes(4, "big"),
-            kind,
-            content,
-            zlib.crc32(content, zlib.crc32(kind)).to_bytes(4, "big"),
-        ]
+        parts += [len(content).to_bytes(4, "big"), kind, content, _checksum(kind, content)]
     return b"".join(parts)
+
+
+def _checksum(kind: bytes, content: bytes) -> bytes:
+    return zlib.crc32(content, zlib.crc32(kind)).to_bytes(4, "big")
 
 
 def png_of_words(file: IO[bytes]) -> bytes:
     """A PNG of one pixel with the texts and the EXIF of another, which may be large, damaged or untrusted.
 
-    Raises `ValueError` if the file does not begin as a PNG does.
+    Raises `ValueError` if the file does not begin as a PNG does, or a text has a wrong checksum.
     """
     one_pixel = {b"IHDR": (1).to_bytes(4, "big") * 2 + bytes([8, 0, 0, 0, 0]), b"IDAT": zlib.compress(bytes(2))}  # grey
     kept = []
     for kind, place, length in png_chunks(file):
         if kind in PNG_WORDS and length <= MAX_WORDS_BYTES:
             file.seek(place)
-            kept.append((kind, file.read(length)))
+            content = file.read(length)
+            if file.read(4) != _checksum(kind, content):
+                raise ValueError("wrong checksum")
+            kept.append((kind, content))
         elif kind in one_pixel:
             kept.append((kind, one_pixel.pop(kind)))
     return png_file(kept)
@@ -216,20 +218,19 @@ def _bytes_a_pixel(image: Image.Image, data: bytes) -> int:
     """What decoding takes at its peak; raises `ValueError` for a JPEG that would be decoded for hours."""
     if not isinstance(image, JpegImageFile):
         return BYTES_A_PIXEL.get(image.format or "", BYTES_A_PIXEL[""])
-    if data.count(b"\xff\xda") <= 1:
-        return BYTES_A_PIXEL[""]
     scans = list(itertools.islice(_jpeg_scans(data), MAX_SCANS + 1))
     if len(scans) > MAX_SCANS:
         raise ValueError(f"more than {MAX_SCANS} scans")
-    return BYTES_A_PIXEL["JPEG" if len(scans) > 1 else ""]
+    at_once = scans == [image.layers] and not image.info.get("progressive")
+    return BYTES_A_PIXEL["" if at_once else "JPEG"]
 
 
 def _jpeg_scans(data: bytes) -> Iterator[int]:
-    """Where each scan of a JPEG begins; those of images within it, or behind it, are not counted."""
+    """How many components each scan of a JPEG has; those of images within it, or behind it, are not counted."""
     place = 2
     while (found := _JPEG_SEGMENT.search(data, place)) and found[1] != b"\xd9":
         if found[1] == b"\xda":
-            yield found.start()
+            yield int.from_bytes(data[found.end() + 2 : found.end() + 3], "big")
         place = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
 
 
@@ -286,9 +287,9 @@ def _band_rows(width: int, factor: int) -> int:
 
 
 def _is_simple_png(image: Image.Image, data: bytes) -> bool:
-    """Whether the rows of a PNG stand one after another in whole bytes, no row too long to be held many times."""
+    """Whether the rows of a PNG stand one after another, a byte for each value."""
     depth, interlaced = data[24:25], data[28:29]
-    return image.format == "PNG" and depth == b"\x08" and interlaced == b"\0" and image.width <= BAND_PIXELS
+    return image.format == "PNG" and depth == b"\x08" and interlaced == b"\0"
 
 
 def _png_bands(data: bytes, image: Image.Image) -> Iterator[Image.Image]:

@@ -70,9 +70,10 @@ def test_the_lock_is_for_one_and_waiting_has_an_end(tmp_path):
         assert alone
 
 
-def test_where_there_are_no_locks_only_old_leftovers_go(tmp_path, monkeypatch):
+@pytest.mark.parametrize("reason", [NotImplementedError(), OSError(errno.ENOLCK, "No locks available")])
+def test_where_there_are_no_locks_only_old_leftovers_go(reason, tmp_path, monkeypatch):
     def refuse(*arguments: object, **options: object) -> None:
-        raise NotImplementedError
+        raise reason
 
     monkeypatch.setattr(module.FileLock, "acquire", refuse)
     young, old = tmp_path / f".{'0' * 16}.part", tmp_path / f".{'1' * 16}.part"

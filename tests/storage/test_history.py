@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -345,3 +346,18 @@ def test_a_folder_that_vanished_is_made_again(history):
     assert history.entries() == []
     assert not history.folder.exists()
     assert add(history).exists()
+
+
+def test_a_folder_that_became_read_only_is_still_shown(history, monkeypatch):
+    path = add(history)
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(files.FileLock, "acquire", refuse)
+    again = History(history.folder, 10, 10**9)
+    assert [entry.path for entry in again.entries()] == [path]
+    for attempt in (lambda: add(again), lambda: again.delete(path)):
+        with pytest.raises(OutputError, match="output cannot be written to"):
+            attempt()
+    assert path.exists()

@@ -23,7 +23,7 @@ from uso_core.errors import OutputError
 from uso_core.request import Result
 from uso_core.storage.png import png_text
 
-LOCK = ".lock"
+LOCK, NO_LOCKS = ".lock", (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 LOCK_SECONDS = 60.0  # of waiting for whoever else writes into the folder
 OLD_SECONDS = 3600.0  # after which a leftover is nobody's, where the file system has no locks
 PROBE_BYTES = 64 * 2**10
@@ -125,19 +125,20 @@ def locked(folder: Path, seconds: float = LOCK_SECONDS) -> Iterator[bool]:
     Gives True, or False where the file system has no locks. A process that dies lets go of it. Raises `OutputError`
     if the folder cannot be written to, or somebody else holds it for more than `seconds`. It cannot be nested.
     """
-    lock = FileLock(folder / LOCK, timeout=seconds)
+    lock, alone = FileLock(folder / LOCK, timeout=seconds), True
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(poll_interval=0.01)
     except Timeout:
         raise OutputError("folder_busy", folder=folder) from None
-    except NotImplementedError:  # what filelock makes of a file system without locks
-        yield False
-        return
+    except NotImplementedError:  # what filelock makes of some file systems without locks
+        alone = False
     except OSError as error:
-        raise not_writable(folder / LOCK, error) from None
+        if error.errno not in NO_LOCKS:
+            raise not_writable(folder / LOCK, error) from None
+        alone = False
     try:
-        yield True
+        yield alone
     finally:
         lock.release()
 

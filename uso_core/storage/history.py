@@ -160,7 +160,7 @@ class History:
         """
         deleted = 0
         with contextlib.suppress(OSError, ValueError):
-            deleted = int((self.folder / SEQUENCE).read_bytes()[:12])
+            deleted = int((self.folder / SEQUENCE).read_bytes()[:20])
         return max(deleted, *(age_order(path)[0] for path in self._images()), 0)
 
     def _prune(self) -> None:
