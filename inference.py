@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -22,11 +23,13 @@ from uso_core.catalog.locate import choose_model, names_flux_dev, with_name
 from uso_core.catalog.models import Model
 from uso_core.errors import OutputError, RequestError, UsageError, UsoError, exit_code
 from uso_core.events import Cancelled, Event, Failed, ImageReady, Loading, Step
-from uso_core.request import SCHEDULES, GenerationRequest
+from uso_core.request import GenerationRequest, Sampling, asks, settled
 from uso_core.runtime.engine import Engine
 from uso_core.settings import Parser, add_arguments, load_settings, parse_flag
 from uso_core.storage.files import save_image
 
+DEFAULTS = {"seed": 3407}  # the reference's, where a request's own is another
+TYPES = {"whole": int, "number": float}
 MAX_EVAL_BYTES = 50 * 2**20
 SETTINGS = ("name", "device", "dtype", "offload", "vram_limit", "compile", "weights")  # those that have a flag here
 
@@ -41,32 +44,38 @@ class Task:
     root: Path
 
 
-def build_parser() -> Parser:
+def build_parser(kind: type[Any] = GenerationRequest) -> Parser:
+    """The command line: the fields of a request's class that have a flag, and what is asked for besides."""
     parser = Parser(prog="inference.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--prompt", help="what to draw; with content and style, an empty prompt keeps the content's layout")
+    add_request_arguments(parser, kind)
     add("--image_paths", nargs="*", default=[], metavar="PATH", help='content image ("" for none), then style images')
     add("--eval_json_path", type=Path, metavar="FILE", help="JSON list of {prompt, image_paths, save_dir?}")
     add("--save_path", type=Path, default=Path("output/inference"), metavar="FOLDER", help="default: %(default)s")
-    add("--width", type=int, help="pixels, floored to a multiple of 16; default: the model's, 1024 for FLUX.1")
-    add("--height", type=int, help="likewise")
-    add("--num_steps", type=int, help="default: the model's, 25 for FLUX.1-dev")
-    add("--guidance", type=float, help="default: 4")
-    add("--seed", type=int, default=3407, help="image j uses seed + j; -1 draws one; default: %(default)s")
-    add("--content_ref", type=int, help="long side of the content image in pixels; default: 512")
-    add("--num_images_per_prompt", type=int, default=1, help="default: %(default)s")
-    add("--content_strength", type=float, default=1.0, help="from 0 (as if not there) over 1 (as trained) to 2")
-    add("--style_strengths", type=float, nargs="*", default=[], metavar="S", help="likewise, one for each style image")
-    add("--schedule", choices=SCHEDULES, default="uso", help="the reference's time steps, or FLUX.1's own")
-    for name, text in (
-        ("--instruct_edit", "keep the content image's shape, its long side 1024 (at content_ref 512)"),
-        ("--fast", "leave out steps in which little changes; images change a little"),
-        ("--concat_refs", "put the input images beside the result"),
-    ):
-        add(name, nargs="?", const=True, default=False, type=parse_flag, help=text)
+    text = "put the input images beside the result"
+    add("--concat_refs", nargs="?", const=True, default=False, type=parse_flag, help=text)
     add("--model_type", dest="name", metavar="NAME", help="same as --name")
     add_arguments(parser, *SETTINGS)
     return parser
+
+
+def add_request_arguments(parser: argparse.ArgumentParser, kind: type[Any]) -> None:
+    """A flag for each field that has one; one that is not given is None: the model's own, or the field's default."""
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)} | DEFAULTS
+    sampling = asks(Sampling)
+    for name, ask in sorted(asks(kind).items(), key=lambda each: each[0] in sampling):  # the prompt comes first
+        if not ask.flag:
+            continue
+        shown = "the model's" if ask.model else defaults[name] if name not in ("prompt", "style_strengths") else None
+        text = ask.help if shown is None or ask.kind == "flag" else f"{ask.help}; default: {shown}"
+        options: dict[str, Any] = {"dest": name, "default": DEFAULTS.get(name), "help": text}
+        if ask.kind == "flag":
+            options |= {"nargs": "?", "const": True, "type": parse_flag}
+        elif ask.kind == "list":
+            options |= {"nargs": "*", "type": float, "metavar": "S"}
+        elif ask.kind in TYPES:
+            options["type"] = TYPES[ask.kind]
+        parser.add_argument(ask.flag, choices=ask.choices or None, **options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -124,27 +133,10 @@ def build_request(task: Task, args: argparse.Namespace, model: Model) -> Generat
     """The request of one task, its images read; the model's own values where a flag was not given."""
     content, *styles = [images.open_image(task.root / path) if path else None for path in (task.image_paths or ("",))]
 
-    def given(name: str, default: Any) -> Any:
-        value = getattr(args, name)
-        return default if value is None else value
-
     return GenerationRequest(
-        prompt=task.prompt,
-        content=content,
+        **settled(GenerationRequest, vars(args) | {"prompt": task.prompt, "content": content}, model),
         styles=tuple(style for style in styles if style is not None),
-        width=given("width", model.size),
-        height=given("height", model.size),
-        steps=given("num_steps", model.steps),
-        guidance=given("guidance", model.guidance),
-        seed=None if args.seed == -1 else args.seed,
-        content_size=given("content_ref", model.content_size),
-        schedule=args.schedule,
-        images=args.num_images_per_prompt,
-        keep_size=args.instruct_edit,
         model=model.name,
-        content_strength=args.content_strength,
-        style_strengths=tuple(args.style_strengths),
-        fast=args.fast,
     )
 
 

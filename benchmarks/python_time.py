@@ -10,8 +10,9 @@ import torch
 
 from benchmarks.tasks import PROMPT, Task
 from benchmarks.timing import Spread
-from uso_core.model.pipeline import Sampling, USOPipeline
+from uso_core.model.pipeline import USOPipeline
 from uso_core.model.transformer import USOTransformer2DModel
+from uso_core.request import Sampling
 
 REPEATS = 20
 
@@ -30,11 +31,11 @@ def seconds_outside_blocks(pipeline: USOPipeline, task: Task) -> dict[str, Any]:
     """Milliseconds of a step of a transformer without blocks: an upper bound, for two small products are in it."""
     bare = without_blocks(pipeline)
     condition = bare.encode(PROMPT, task.content, task.styles, task.content_size)
-    prepared = bare.prepare(condition, Sampling(task.size, task.size, task.steps, 4.0))
+    prepared = bare.prepare(condition, Sampling(width=task.size, height=task.size, steps=task.steps))
     seconds = []
     for seed in range(REPEATS + 1):
         start = time.perf_counter()
         with torch.inference_mode():
-            bare.denoise(prepared, bare.generator(seed), lambda *_: None)
+            bare.denoise_all(prepared, bare.generator(seed), lambda *_: None)
         seconds.append((time.perf_counter() - start) / task.steps * 1000)
     return {"milliseconds": {name: round(value, 4) for name, value in asdict(Spread.of(seconds[1:])).items()}}

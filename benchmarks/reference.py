@@ -11,7 +11,7 @@ Letters: B batch, S target tokens, R reference tokens, T text tokens, K style to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,8 @@ from PIL import Image
 from torch import nn
 
 from uso_core.model import latents as tokens
-from uso_core.model.pipeline import Conditioning, Sampling, StepCallback, USOPipeline
+from uso_core.model.pipeline import Conditioning, Denoised, USOPipeline
+from uso_core.request import Sampling
 
 # What is on the device together when whole modules move.
 STAGES = (("text_encoder", "text_encoder_2"), ("vae",), ("transformer", "image_encoder", "style_projector"))
@@ -103,8 +104,8 @@ class ReferencePipeline(USOPipeline):
 
     @torch.inference_mode()
     def denoise(  # type: ignore[override]
-        self, prepared: Unprepared, generator: torch.Generator, callback_on_step_end: StepCallback | None = None
-    ) -> torch.Tensor:
+        self, prepared: Unprepared, generator: torch.Generator
+    ) -> Generator[Denoised, torch.Tensor | None, torch.Tensor]:
         transformer, condition, sampling = self.use("transformer"), prepared.condition, prepared.sampling
         device, dtype, sigmas = self.compute_device, transformer.dtype, prepared.sigmas
         noise = tokens.noise(sampling.width, sampling.height, transformer.in_channels // 4, generator)
@@ -119,9 +120,7 @@ class ReferencePipeline(USOPipeline):
                 sigmas[step : step + 1], guidance, prepared.ids,
             )  # fmt: skip
             before, latents = latents, (latents.float() + (sigmas[step + 1] - sigmas[step]) * velocity).to(dtype)
-            if callback_on_step_end is not None:
-                seen = {"latents": latents, "denoised": before - sigmas[step] * velocity}
-                callback_on_step_end(self, step, sigmas[step] * 1000, seen)
+            yield Denoised(latents, sigmas[step] * 1000, before, velocity)
         return latents
 
     def tokens_of(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ STAGES = {
     "tokens_of": "style",
     "encode_content": "content",
     "prepare": "prepare",
-    "denoise": "steps",
+    "denoise_all": "steps",
     "decode": "decode",
     "to_images": "image",
 }

@@ -124,7 +124,7 @@ def test_contenders_of_one_format_have_the_same_weights_wherever_they_lie(asked)
 
 def test_stages_are_times_of_their_own():
     class Nested:
-        def denoise(self) -> str:
+        def denoise_all(self) -> str:
             return self.encode_style()
 
         def encode_style(self) -> str:
@@ -135,7 +135,7 @@ def test_stages_are_times_of_their_own():
     clock.mark = lambda: next(now)  # type: ignore[method-assign]
     stages, nested = Stages(clock), Nested()
     with stages.watching(nested):
-        assert nested.denoise() == "made"
+        assert nested.denoise_all() == "made"
     assert stages.seconds() == {"style": 3.0, "steps": 3.0}
     assert vars(nested) == {}
 

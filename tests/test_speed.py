@@ -18,13 +18,14 @@ from uso_core.memory.pinned import PinnedMemory
 from uso_core.memory.streaming import BlockStream
 from uso_core.model.attention import KERNELS, by_speed
 from uso_core.model.encoding_cache import Encodings, image_key
-from uso_core.model.pipeline import TABLE_STEPS, Sampling, USOPipeline
+from uso_core.model.pipeline import TABLE_STEPS, USOPipeline
 from uso_core.model.step_cache import LAST, MOST_HITS, WARM_UP, StepCache
 from uso_core.model.transformer import Modulation, USOTransformer2DModel
+from uso_core.request import Sampling
 
 HEAVY = ("text_encoder", "text_encoder_2", "image_encoder", "style_projector", "transformer", "vae")
 CPU = torch.device("cpu")
-SAMPLING = Sampling(64, 48, 4, 4.0)
+SAMPLING = Sampling(width=64, height=48, steps=4)
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def test_a_step_sees_the_row_of_its_own_time(pipeline):  # noqa: F811
 def test_steps_beyond_the_tables_first_part_are_modulated_too(own, images):  # noqa: F811
     steps = TABLE_STEPS + 2
     condition = own.encode("a red mug")
-    prepared = own.prepare(condition, Sampling(32, 32, steps, 4.0))
+    prepared = own.prepare(condition, Sampling(width=32, height=32, steps=steps))
     late = prepared.rows(own.transformer, steps - 1)
     level = prepared.sigmas[steps - 1 : steps]
     right = own.transformer.modulation(level, torch.tensor([4.0]), condition.pooled, torch.float32)

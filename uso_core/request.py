@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -68,55 +68,120 @@ class StoredStyle:
 
 
 @dataclass(frozen=True)
-class GenerationRequest:
-    """What to generate. Sizes in pixels; a value out of range raises `RequestError` naming it.
+class Ask:
+    """What is known of a request's field besides its type and default: all faces are derived from it.
 
-    Width and height are floored to multiples of 16, as the reference does. `seed=None` stays None until `with_seed()`;
-    image j of `images` uses seed + j. `content_size` is the long side to which the content image is resized.
-    `content_strength` and `style_strengths` (one for each style, or none) go from 0, as if the image were not there,
-    over 1, as trained, to 2; that of a saved style multiplies those saved in it. With `keep_size` the result gets the
-    content image's own shape, its long side the model's default size.
+    `kind` is "text", "whole", "number", "flag", "choice", "image" or "list"; numbers lie in [low, high]. `model` names
+    the attribute of `catalog.Model` that holds the field's default where a face gives None. `flag` is the command
+    line's; a field without one cannot be asked for there.
     """
 
-    prompt: str = ""
-    content: InputImage | None = None
+    kind: str
+    help: str
+    low: float = 0
+    high: float = 0
+    choices: tuple[str, ...] = ()
+    model: str = ""
+    flag: str = ""
+
+
+def asked(default: Any, kind: str, text: str, **known: Any) -> Any:
+    """A field of a request with what its faces need to know."""
+    return dataclasses.field(default=default, metadata={"ask": Ask(kind, text, **known)})
+
+
+def asks(kind: type[Any]) -> dict[str, Ask]:
+    """What is known of each field of a request's class that a caller may ask for, in their order."""
+    return {field.name: field.metadata["ask"] for field in dataclasses.fields(kind) if "ask" in field.metadata}
+
+
+def settled(kind: type[Any], values: Mapping[str, Any], model: object) -> dict[str, Any]:
+    """The arguments of a request's class from values by field name, as every face gives them.
+
+    None, or no value, stands for the model's own default where the field has one, else for the field's. A seed of -1
+    stands for one to be drawn. Names that are no field to ask for are passed over.
+    """
+    given: dict[str, Any] = {}
+    for name, ask in asks(kind).items():
+        value = values.get(name)
+        if value is None and ask.model:
+            value = getattr(model, ask.model)
+        if value is not None and not (name == "seed" and value == -1):
+            given[name] = value
+    return given
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How to denoise: what the pipeline takes. A value out of range raises `RequestError` naming it.
+
+    Width and height are floored to multiples of 16, as the reference does. Strengths go from 0, as if the image were
+    not there, over 1, as trained, to 2; `style_strengths` has one for each style, or none where all are 1.
+    """
+
+    width: int = asked(1024, "whole", "width in pixels, floored to a multiple of 16", low=SIZE_MULTIPLE, high=MAX_SIDE,
+                       model="size", flag="--width")  # fmt: skip
+    height: int = asked(1024, "whole", "height in pixels, floored to a multiple of 16", low=SIZE_MULTIPLE,
+                        high=MAX_SIDE, model="size", flag="--height")  # fmt: skip
+    steps: int = asked(25, "whole", "denoising steps", low=1, high=MAX_STEPS, model="steps", flag="--num_steps")
+    guidance: float = asked(4.0, "number", "how strongly the prompt is followed", high=MAX_GUIDANCE, model="guidance",
+                            flag="--guidance")  # fmt: skip
+    schedule: str = asked(SCHEDULES[0], "choice", "time steps: uso as published, or flux as in ComfyUI",
+                          choices=SCHEDULES, flag="--schedule")  # fmt: skip
+    content_strength: float = asked(1.0, "number", "0 as if the content image were not there, 1 as trained, up to 2",
+                                    high=MAX_STRENGTH, flag="--content_strength")  # fmt: skip
+    style_strengths: tuple[float, ...] = asked((), "list", "the same for each style image",
+                                               flag="--style_strengths")  # fmt: skip
+    fast: bool = asked(False, "flag", "leave out steps in which little changes: faster, slightly different",
+                       flag="--fast")  # fmt: skip
+
+    def __post_init__(self) -> None:
+        for each in dataclasses.fields(self):
+            value, ask = getattr(self, each.name), each.metadata.get("ask")
+            if ask is not None and ask.kind in _CHECKS and not (value is None and each.default is None):
+                object.__setattr__(self, each.name, _CHECKS[ask.kind](each.name, value, ask))
+        for name in ("width", "height"):
+            object.__setattr__(self, name, getattr(self, name) // SIZE_MULTIPLE * SIZE_MULTIPLE)
+        strengths = tuple(number("style strength", strength, 0.0, MAX_STRENGTH) for strength in self.style_strengths)
+        object.__setattr__(self, "style_strengths", strengths if any(each != 1.0 for each in strengths) else ())
+
+    @property
+    def sampling(self) -> Sampling:
+        """These values alone."""
+        return Sampling(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Sampling)})
+
+
+@dataclass(frozen=True)
+class GenerationRequest(Sampling):
+    """What to generate. A value out of range raises `RequestError` naming it.
+
+    `seed=None` stays None until `with_seed()`; image j of `images` uses seed + j. `content_size` is the long side in
+    pixels to which the content image is resized. The strength of a stored style multiplies those stored in it. With
+    `keep_size` the result gets the content image's own shape, its long side the model's default size.
+    """
+
+    prompt: str = asked("", "text", "what the image shows, as a natural sentence; may be empty", flag="--prompt")
+    content: InputImage | None = asked(None, "image", "the image whose subject is kept")
     styles: tuple[InputImage | StoredStyle, ...] = ()
-    width: int = 1024
-    height: int = 1024
-    steps: int = 25
-    guidance: float = 4.0
-    seed: int | None = None
-    content_size: int = 512
-    schedule: str = "uso"
-    images: int = 1
-    keep_size: bool = False
+    seed: int | None = asked(None, "whole", "image j uses seed + j; -1 draws one", high=MAX_SEED, flag="--seed")
+    images: int = asked(1, "whole", "how many images to make, with seeds running on", low=1, high=MAX_IMAGES,
+                        flag="--num_images_per_prompt")  # fmt: skip
+    content_size: int = asked(512, "whole", "long side in pixels to which the content image is resized",
+                              low=SIZE_MULTIPLE, high=MAX_SIDE, model="content_size", flag="--content_ref")  # fmt: skip
+    keep_size: bool = asked(False, "flag", "take the content image's shape instead of width and height",
+                            flag="--instruct_edit")  # fmt: skip
     model: str | None = None
-    content_strength: float = 1.0
-    style_strengths: tuple[float, ...] = ()
-    fast: bool = False
 
     def __post_init__(self) -> None:
         check_prompt(self.prompt)
-        for name in ("width", "height"):
-            side = whole(name, getattr(self, name), SIZE_MULTIPLE, MAX_SIDE)
-            object.__setattr__(self, name, side // SIZE_MULTIPLE * SIZE_MULTIPLE)
-        object.__setattr__(self, "steps", whole("steps", self.steps, 1, MAX_STEPS))
-        object.__setattr__(self, "guidance", number("guidance", self.guidance, 0.0, MAX_GUIDANCE))
-        object.__setattr__(self, "images", whole("images", self.images, 1, MAX_IMAGES))
-        object.__setattr__(self, "content_size", whole("content size", self.content_size, SIZE_MULTIPLE, MAX_SIDE))
-        if self.seed is not None:
-            object.__setattr__(self, "seed", whole("seed", self.seed, 0, MAX_SEED - self.images + 1))
         object.__setattr__(self, "styles", tuple(self.styles))
+        check_count(self.style_strengths, len(self.styles))
+        super().__post_init__()
+        if self.seed is not None:
+            whole("seed", self.seed, 0, MAX_SEED - self.images + 1)
         images = sum(len(style.tokens) or 1 if isinstance(style, StoredStyle) else 1 for style in self.styles)
         if images > MAX_STYLES:
             raise RequestError("too_many_styles", images=images, most=MAX_STYLES)
-        strength = number("content strength", self.content_strength, 0.0, MAX_STRENGTH)
-        object.__setattr__(self, "content_strength", strength)
-        object.__setattr__(self, "style_strengths", check_strengths(self.style_strengths, len(self.styles)))
-        if self.schedule not in SCHEDULES:
-            raise RequestError(
-                "no_such_schedule", hint="choose_one_of", value=self.schedule, choices=", ".join(SCHEDULES)
-            )
         if self.keep_size and self.content is None:
             raise RequestError("keep_size_without_content")
 
@@ -165,9 +230,6 @@ class GenerationRequest:
             if not isinstance(values.get(name, []), list):
                 raise RequestError("no_list", hint="our_file", name=name, value=values[name])
         values["styles"] = tuple(_style(style) for style in values.get("styles", []))
-        for name in ("keep_size", "fast"):
-            if not isinstance(values.get(name, False), bool):
-                raise RequestError("no_flag", name=name, value=values[name])
         if not isinstance(values.get("model"), str | None):
             raise RequestError("model_no_name", value=values["model"])
         return cls(**values)
@@ -200,10 +262,14 @@ def check_prompt(prompt: object) -> None:
 
 def check_strengths(strengths: Sequence[float], styles: int) -> tuple[float, ...]:
     """The strengths as floats, () where all are 1; raises `RequestError` unless there is one for each style image."""
-    checked = tuple(number("style strength", strength, 0.0, MAX_STRENGTH) for strength in strengths)
-    if checked and len(checked) != styles:
-        raise RequestError("strengths_count", strengths=len(checked), styles=styles)
-    return checked if any(strength != 1.0 for strength in checked) else ()
+    checked = Sampling(style_strengths=tuple(strengths)).style_strengths
+    check_count(strengths, styles)
+    return checked
+
+
+def check_count(strengths: Sequence[float], styles: int) -> None:
+    if strengths and len(strengths) != styles:
+        raise RequestError("strengths_count", strengths=len(strengths), styles=styles)
 
 
 def number(name: str, value: object, low: float, high: float) -> float:
@@ -243,3 +309,25 @@ def _style(value: object) -> InputImage | StoredStyle:
         raise RequestError("no_style_reference", hint="our_file", value=value)
     named = _image({key: each for key, each in value.items() if key != "saved"})
     return StoredStyle(named.name, named.sha256)
+
+
+def _choice(name: str, value: object, ask: Ask) -> object:
+    if value not in ask.choices:
+        raise RequestError(
+            "no_such_choice", hint="choose_one_of", name=name, value=value, choices=", ".join(ask.choices)
+        )
+    return value
+
+
+def _flag(name: str, value: object, ask: Ask) -> object:
+    if not isinstance(value, bool):
+        raise RequestError("no_flag", name=name, value=value)
+    return value
+
+
+_CHECKS: dict[str, Callable[[str, Any, Ask], object]] = {
+    "whole": lambda name, value, ask: whole(name.replace("_", " "), value, int(ask.low), int(ask.high)),
+    "number": lambda name, value, ask: number(name.replace("_", " "), value, ask.low, ask.high),
+    "choice": _choice,
+    "flag": _flag,
+}

@@ -47,7 +47,7 @@ def test_a_click_fills_every_field_and_starts(served: Served, open_page: OpenPag
 
 def test_every_mode_is_one_click_away(served: Served, open_page: OpenPage) -> None:
     page, tiny = open_page(served), MODELS["uso-tiny"]
-    examples = {each.request(tiny).mode: each for each in read_examples()}
+    examples = {str(each.request(tiny).mode): each for each in read_examples()}
     assert set(examples) == {
         "text to image", "subject", "style", "style + subject", "style + subject (layout kept)", "2 styles", "3 styles",
         "2 styles + subject",
@@ -58,7 +58,7 @@ def test_every_mode_is_one_click_away(served: Served, open_page: OpenPage) -> No
         eventually(lambda before=before: len(set(served.results) - before) == 1)
         (made,) = set(served.results) - before
         got = read_request(made)
-        assert (got.mode, got.seed, got.styles) == (mode, example.seed, example.styles)
+        assert (str(got.mode), got.seed, got.styles) == (mode, example.seed, example.styles)
 
 
 def test_the_cards_are_reached_with_the_keyboard(served: Served, open_page: OpenPage) -> None:

@@ -319,7 +319,7 @@ def test_an_aspect_sets_width_and_height(page):
 
 def test_a_image_that_is_none_of_ours_is_told(page, drawing):
     page.locator("input[type=file][accept*=json]").set_input_files(drawing)
-    expect(page.get_by_test_id("toast-body")).to_contain_text("drawing.png holds no settings of ours.")
+    expect(page.get_by_test_id("toast-body")).to_contain_text("drawing.png holds no USO settings.")
 
 
 def test_the_page_and_the_api_make_the_same_file(page, served, drawing):

@@ -451,7 +451,8 @@ def test_what_has_no_counterpart_is_noted(form):
     result = read(FORMATS[form](nodes))
     assert (result.images, result.seed, result.prompt) == (4, None, "a (red:1.3) fox")
     for part in ("EasyCache is ignored.", "LoRA grain.safetensors is ignored.", "Negative prompt is ignored.",
-                 "CFG 3.5 is ignored", "Batch size 4", "scaled with area", "cropped to a square", '"index"',
+                 "CFG 3.5 is ignored", "Batch size 4", "content image with area", "crops style images",
+                 '"index"',
                  "ImageUpscaleWithModel after the sampling is ignored.", "Weights in the prompt",
                  f"Seed {2**64 - 1} is out of range"):  # fmt: skip
         assert sum(part in str(note) for note in result.notes) == 1, part

@@ -26,6 +26,7 @@ from uso_core.catalog import download, fused_files
 from uso_core.catalog.models import get_model
 from uso_core.errors import WeightsError
 from uso_core.loaders import build, fused_cache
+from uso_core.loaders.convert import finished
 from uso_core.loaders.tensors import TensorWriter
 from uso_core.model.transformer import USOTransformer2DModel
 from uso_core.runtime.load import assemble
@@ -34,17 +35,17 @@ from uso_core.settings import ROOT, Settings
 
 @dataclasses.dataclass
 class Sources:
-    """Copies of the golden transformer and LoRA, and the folder in which they are fused_cache."""
+    """Copies of the golden transformer and LoRA, and the folder in which they are fused."""
 
     transformer: Path
     lora: Path
     cache: Path
 
-    def build(self, cache: bool = True, fp8: bool = True, **options: Any) -> USOTransformer2DModel:
-        dtype = options.pop("dtype", torch.float32)
-        return build.build_transformer(
-            self.transformer, self.lora, dtype, fp8=fp8, cache=self.cache if cache else None, **options
-        )
+    def load(self, cache: bool = True, fp8: bool = True, dtype: torch.dtype = torch.float32) -> Any:
+        return build.load_transformer(self.transformer, self.lora, dtype, fp8, self.cache if cache else None)
+
+    def build(self, **options: Any) -> USOTransformer2DModel:
+        return finished(self.load(**options))
 
     def files(self, suffix: str) -> list[Path]:
         return sorted(self.cache.glob(f"*{suffix}"))
@@ -127,8 +128,7 @@ def test_the_file_is_one_that_others_can_read(sources):
 
 def test_the_progress_reaches_the_end(sources):
     for _ in range(2):
-        fractions: list[float] = []
-        sources.build(progress=fractions.append)
+        fractions = list(sources.load())
         assert fractions == sorted(fractions)
         assert fractions[-1] == 1.0
 
@@ -232,17 +232,11 @@ def test_another_version_of_the_format_is_made_anew(sources, caplog, monkeypatch
     assert conversions(caplog) == 2
 
 
-class Stop(Exception):
-    pass
-
-
 def test_stopping_leaves_nothing_half_written(sources):
-    def stop(fraction: float) -> None:
-        if fraction > 0.5:
-            raise Stop
-
-    with pytest.raises(Stop):
-        sources.build(progress=stop)
+    loading = sources.load()
+    while next(loading) < 0.5:
+        pass
+    loading.close()
     assert not [path for path in sources.cache.iterdir() if path.suffix != ".lock"]
     same(sources.build(), sources.build(cache=False))
 
@@ -294,11 +288,16 @@ def test_two_at_once_fuse_once(sources, caplog):
     """The second waits for the first, and reports while it waits."""
     models: list[USOTransformer2DModel] = []
 
-    def slowly(fraction: float) -> None:
-        if fraction < 1:
-            time.sleep(0.02)
+    def build_slowly() -> None:
+        loading = sources.load()
+        while True:
+            try:
+                time.sleep(0.02 * (next(loading) < 1))
+            except StopIteration as end:
+                models.append(end.value)
+                return
 
-    together = [threading.Thread(target=lambda: models.append(sources.build(progress=slowly))) for _ in range(2)]
+    together = [threading.Thread(target=build_slowly) for _ in range(2)]
     for thread in together:
         thread.start()
     for thread in together:
@@ -336,13 +335,10 @@ def test_waiting_for_another_can_be_stopped(sources):
     slot = sources.weights.with_suffix("")
     sources.manifest.unlink()
     with fused_cache.FileLock(f"{slot}.lock"):
-
-        def stop(fraction: float) -> None:
-            raise Stop
-
         began = time.monotonic()
-        with pytest.raises(Stop):
-            sources.build(progress=stop)
+        loading = sources.load()
+        assert next(loading) == 0
+        loading.close()
     assert time.monotonic() - began < 10
 
 

@@ -153,20 +153,17 @@ def test_a_block_number_out_of_all_proportion_is_refused_before_anything_is_buil
         build.transformer_config(inspect(path))
 
 
-def test_the_loading_tells_its_progress_and_may_be_stopped_by_it():
-    fractions: list[float] = []
-    build.build_transformer(FLUX, LORA, torch.float32, fractions.append)
+def test_the_loading_tells_its_progress_and_may_be_stopped():
+    fractions = list(build.load_transformer(FLUX, LORA, torch.float32))
     assert fractions == sorted(fractions)
     assert fractions[0] == 0
     assert fractions[-1] == 1
     assert len(fractions) > 10
-
-    def stop(fraction: float) -> None:
-        if fraction > 0.5:
-            raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        build.build_transformer(FLUX, LORA, torch.float32, stop)
+    loading = build.load_transformer(FLUX, LORA, torch.float32)
+    assert next(loading) == 0
+    loading.close()
+    with pytest.raises(StopIteration):
+        next(loading)
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from uso_core.errors import RequestError, SettingsError, UsoError, WeightsError
 from uso_core.events import Cancelled, Done, Encoding, Event, Failed, ImageReady, Loading, Queued, Skipped, Step
 from uso_core.images import open_image
 from uso_core.request import GenerationRequest, InputImage
-from uso_core.runtime.engine import Engine, Job, Stop
-from uso_core.runtime.load import assemble
+from uso_core.runtime.engine import Engine, Job
+from uso_core.runtime.load import load
 from uso_core.settings import Settings
 
 SETTINGS = Settings(name="uso-tiny", device="cpu", dtype="float32")
@@ -128,9 +128,9 @@ def test_a_first_run_tells_of_loading_and_a_second_does_not() -> None:
     assert fractions[0] == 0
     assert fractions[-1] == 1
     assert all(before <= after for before, after in pairwise(fractions))
-    assert all(event.message.strip() for event in loading)
+    assert all(str(event.message) for event in loading)
     for role in ("transformer", "vae", "clip", "t5", "siglip", "projector"):
-        assert any(role in event.message for event in loading), role
+        assert any(event.message.values.get("role") == role for event in loading), role
     assert first[: len(loading)] == loading
 
     for events in (first[len(loading) :], second):
@@ -265,23 +265,25 @@ def test_a_guidance_that_the_model_was_not_taught_is_refused(
 def test_a_loading_that_was_stopped_goes_on_where_it_was() -> None:
     paths = find_weights(get_model("uso-tiny"), SETTINGS).require()
     parts: dict[str, object] = {}
-
-    def stop_at_the_transformer(fraction: float, message: str) -> None:
-        if "transformer" in message and "100" not in message and "0%" not in message:
-            raise Stop
-
-    with pytest.raises(Stop):
-        assemble(paths, SETTINGS, get_model("uso-tiny"), parts, stop_at_the_transformer)
+    loading = load(paths, SETTINGS, get_model("uso-tiny"), parts)
+    for event in loading:
+        if event.message.values.get("role") == "transformer" and event.message.values["percent"] > 0:
+            break
+    loading.close()
     assert "vae" in parts
     assert "transformer" not in parts
-    vae, messages = parts["vae"], []
-    pipeline, plan = assemble(
-        paths, SETTINGS, get_model("uso-tiny"), parts, lambda fraction, message: messages.append(message)
-    )
+    vae, roles = parts["vae"], []
+    loading = load(paths, SETTINGS, get_model("uso-tiny"), parts)
+    while True:
+        try:
+            roles.append(next(loading).message.values.get("role"))
+        except StopIteration as end:
+            pipeline, plan = end.value
+            break
     assert pipeline.vae is vae
-    assert str(plan.summary).startswith("Embedded model")
-    assert any("transformer" in message for message in messages)
-    assert not any("vae" in message for message in messages)
+    assert plan.tier == "Embedded model"
+    assert "transformer" in roles
+    assert "vae" not in roles
 
 
 def test_requests_run_in_order_and_never_two_at_once(engine: Engine) -> None:
@@ -336,8 +338,8 @@ def test_unloading_gives_a_gpus_memory_back_and_the_page_locked_one_beside_it(mo
     own, given_back = Engine(SETTINGS), []
     assert isinstance(run(own, SMALL)[-1], Done)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.empty_cache", lambda: given_back.append(("device", own._pipeline)))
-    monkeypatch.setattr("uso_core.memory.pinned.empty_cache", lambda: given_back.append(("host", own._pipeline)))
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: given_back.append(("device", own.status().loaded)))
+    monkeypatch.setattr("uso_core.memory.pinned.empty_cache", lambda: given_back.append(("host", own.status().loaded)))
     own.unload()
     until = time.monotonic() + PATIENCE_SECONDS
     while len(given_back) < 2 and time.monotonic() < until:

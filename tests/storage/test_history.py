@@ -20,6 +20,8 @@ from uso_core.catalog.models import get_model
 from uso_core.errors import OutputError, RequestError
 from uso_core.images import open_image
 from uso_core.request import GenerationRequest, Result
+from uso_core.runtime.engine import Engine
+from uso_core.settings import Settings
 from uso_core.storage import files
 from uso_core.storage import history as module
 from uso_core.storage.files import locked, save_image, write_whole
@@ -29,8 +31,12 @@ from uso_core.storage.styles import StyleStore
 from uso_core.ui import text
 from uso_core.ui.form import Form, build_form
 from uso_core.ui.results import restored
+from uso_core.ui.services import Services
 
 RED, BLUE = (open_image(Image.new("RGB", (20, 30), colour), f"{colour}.png") for colour in ("red", "blue"))
+
+
+SERVICES = Services.of(Engine(Settings(name="uso-tiny")), Settings(name="uso-tiny"))  # idle: nothing is submitted
 
 
 def result(seed: int = 1, **values) -> Result:
@@ -50,7 +56,7 @@ def put_back(history: History, path: Path) -> tuple[Form, list, str]:
     store = StyleStore(history.folder / "styles")
     with gr.Blocks() as page:
         form = build_form(page, get_model("uso-tiny"), store)
-    return form, *restored(form, history, store, path)
+    return form, *restored(form, dataclasses.replace(SERVICES, history=history, styles=store), path)
 
 
 def words_of(history: History, path: Path) -> str:
@@ -78,7 +84,7 @@ def test_styles_for_which_the_page_has_no_place_are_named(history, tmp_path):
     styles = [open_image(Image.new("RGB", (20, 30), (shade, 0, 0)), f"{shade}.png") for shade in range(6)]
     path = add(history, content=RED, styles=styles)
     form, updates, words = put_back(history, path)
-    slots = dict(zip(form.fields, updates, strict=True))
+    slots = {name: updates.get(field) for name, field in form.fields.items()}
     assert [Path(slots[f"style_{number}"]).stem for number in range(1, 5)] == [style.sha256 for style in styles[:4]]
     assert words == text.restored([], ["4.png", "5.png"])
     assert words_of(History(tmp_path / "elsewhere", 1, 1), path) == text.restored(

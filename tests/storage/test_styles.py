@@ -205,7 +205,7 @@ def engine() -> Engine:
 
 
 def ready_styles(engine: Engine, request: GenerationRequest) -> StylesReady:
-    (*_, ready, last) = listen(engine.submit(request, styles_only=True))
+    (*_, ready, last) = listen(engine.encode_styles(request))
     assert isinstance(last, Done)
     assert isinstance(ready, StylesReady)
     return ready
@@ -257,7 +257,7 @@ def test_history_keeps_the_images_and_the_styles_hash(tmp_path):
 
 def test_the_fingerprint_does_not_depend_on_where_the_weights_are(engine):
     images_of(run(engine, SMALL))
-    pipeline = engine._pipeline
+    pipeline = engine._executor._worker.loaded.pipeline
     resident, offloader = fingerprint(pipeline), pipeline.offloader
     tower = pipeline.image_encoder
     stream = BlockStream(list(layers_of(tower)), torch.device("cpu")).attach()

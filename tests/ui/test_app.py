@@ -165,7 +165,7 @@ def test_pytorch_is_imported_while_the_visitor_looks_around(tmp_path: Path) -> N
         "at_once = hasattr(sys.modules.get('uso_core.runtime.load'), 'assemble')\n"
         "engine.unload()\n"
         "[thread.join(60) for thread in threading.enumerate() if thread.name == 'import']\n"
-        "print(at_once, hasattr(sys.modules['uso_core.runtime.load'], 'assemble'), engine.loaded)\n"
+        "print(at_once, hasattr(sys.modules['uso_core.runtime.load'], 'assemble'), engine.status().loaded)\n"
     )
     environment = {**clean_environment(tmp_path), "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)

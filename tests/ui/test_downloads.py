@@ -15,6 +15,7 @@ from tests.catalog.test_download import LORA, PROJECTOR, TOKEN, USO, content
 from uso_core.catalog.hub import Hub
 from uso_core.catalog.models import MODELS, Model
 from uso_core.errors import DownloadError
+from uso_core.messages import message
 from uso_core.settings import Settings
 from uso_core.ui import downloads as module
 from uso_core.ui.downloads import Download, Downloads
@@ -68,7 +69,7 @@ def test_a_visitor_may_not_where_the_owner_did_not_say_so(model: Model, tmp_path
 def test_everything_arrives_and_is_counted(hub: HubServer, model: Model, downloads: Downloads, tmp_path: Path) -> None:
     downloads.start(model)
     ended = wait(downloads, lambda now: not now.running)
-    assert (ended.outcome, ended.failed) == ("All files of two-files are there.", False)
+    assert (ended.outcome, ended.failed) == (message("download_done", model="two-files"), False)
     assert ended.done == ended.total == LORA_BYTES + 300
     assert (tmp_path / "USO" / LORA).read_bytes() == content(LORA, LORA_BYTES)
 
@@ -88,13 +89,13 @@ def test_one_at_a_time_stopped_and_taken_up_again(
     assert downloads.now.stopping
     hub.release.set()
     ended = wait(downloads, lambda now: not now.running)
-    assert ended.outcome.startswith("Stopped. What was fetched is kept")
+    assert ended.outcome == message("download_stopped")
     (part,) = tmp_path.rglob("*.part")
     kept = part.stat().st_size
     assert 5 * 4096 <= kept < LORA_BYTES
     hub.body_bytes.clear()
     downloads.start(model)
-    assert wait(downloads, lambda now: not now.running).outcome == "All files of two-files are there."
+    assert wait(downloads, lambda now: not now.running).outcome == message("download_done", model="two-files")
     assert hub.body_bytes[LORA] == LORA_BYTES - kept
 
 
@@ -109,6 +110,6 @@ def test_a_refusal_arrives_as_a_sentence_without_the_token(
     downloads.start(model)
     ended = wait(downloads, lambda now: not now.running)
     assert ended.failed
-    assert words in ended.outcome
-    assert "hf_" not in ended.outcome + caplog.text
+    assert words in str(ended.outcome)
+    assert "hf_" not in str(ended.outcome) + caplog.text
     assert not list(tmp_path.rglob("*.part"))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from uso_core.events import Queued, Step
 from uso_core.request import GenerationRequest
 from uso_core.runtime.engine import Engine, Job
+from uso_core.runtime.executors import Work
 from uso_core.settings import Settings
 from uso_core.ui import text
 from uso_core.ui.run import describe
 
 ENGINE = Engine(Settings(name="uso-tiny", device="cpu"))  # idle: nothing is submitted
-FIRST, SECOND = (Job(GenerationRequest(), True, ENGINE) for _ in range(2))
+FIRST, SECOND = (Job(Work(GenerationRequest(), previews=True), ENGINE) for _ in range(2))
 STEP = Step(3, 16, 1, 1, 0.5)
 
 

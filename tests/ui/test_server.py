@@ -176,7 +176,7 @@ def test_settings_come_back_by_http_and_mcp(served: Served, client: Client, tmp_
 
 
 def test_a_stranger_s_image_has_no_settings(client: Client, drawing: Path) -> None:
-    with pytest.raises(AppError, match="drawing.png holds no settings of ours"):
+    with pytest.raises(AppError, match="drawing.png holds no USO settings"):
         client.predict(image=handle_file(drawing), api_name="/settings_from_image")
     with pytest.raises(AppError, match="No image was given"):
         client.predict(image=None, api_name="/settings_from_image")

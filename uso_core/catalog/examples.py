@@ -53,8 +53,9 @@ class Example:
             width, height = sides(*ASPECTS.get(self.aspect, (1, 1)), model)
             content_size = model.content_size
         return GenerationRequest(
-            self.prompt, self.content, self.styles, width, height, model.steps, model.guidance, self.seed,
-            content_size, content_strength=self.content_strength, style_strengths=self.style_strengths,
+            self.prompt, self.content, self.styles, width=width, height=height, steps=model.steps,
+            guidance=model.guidance, seed=self.seed, content_size=content_size,
+            content_strength=self.content_strength, style_strengths=self.style_strengths,
         )  # fmt: skip
 
 

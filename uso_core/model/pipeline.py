@@ -5,8 +5,8 @@ Letters: B batch (always 1), S target tokens, R reference tokens, T text tokens,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import itertools
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,7 +19,6 @@ from torch.nn.attention import SDPBackend
 from transformers import CLIPTextModel, PreTrainedTokenizerBase, SiglipVisionModel, T5EncoderModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from uso_core import request as rules
 from uso_core.errors import RequestError
 from uso_core.images import prepare_content
 from uso_core.model import latents as tokens
@@ -29,6 +28,7 @@ from uso_core.model.encoding_cache import Encodings, image_key
 from uso_core.model.step_cache import StepCache
 from uso_core.model.style_projector import StyleProjector
 from uso_core.model.transformer import Fixed, USOTransformer2DModel
+from uso_core.request import MAX_SEED, Sampling, check_prompt, check_strengths, whole
 
 
 class ComponentOffloader(Protocol):
@@ -64,20 +64,6 @@ class Conditioning:
         return sorts and all(one is another for one, another in zip(mine, theirs, strict=True))
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How to denoise: sizes in pixels, multiples of 16; strengths as in `GenerationRequest`, none meaning 1."""
-
-    width: int
-    height: int
-    steps: int
-    guidance: float
-    schedule: str = "uso"
-    content_strength: float = 1.0
-    style_strengths: tuple[float, ...] = ()
-    fast: bool = False  # with a step cache
-
-
 TABLE_STEPS = 64  # rows of the adaLN table made at once: 137 MB at FLUX.1's size in bfloat16
 
 
@@ -88,7 +74,7 @@ class Prepared:
     sampling: Sampling
     fixed: Fixed
     pooled: torch.Tensor  # (1, CLIP width)
-    sigmas: torch.Tensor  # (steps + 1,), from 1 to 0
+    sigmas: torch.Tensor  # (steps + 1,), from 1 to 0: the scheduler's
     _rows: tuple[tuple[torch.Tensor, ...], ...] = ()  # of the table, by step
     _first: int = -1
 
@@ -104,6 +90,21 @@ class Prepared:
             self._rows = tuple(zip(*(each.split(1) for each in table), strict=True))
             self._first = first
         return self._rows[step - first]
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """One step done: packed latents (1, S, 4C) behind it, and what foretells the end."""
+
+    latents: torch.Tensor
+    timestep: torch.Tensor  # sigma * 1000
+    _before: torch.Tensor
+    _velocity: torch.Tensor
+
+    @property
+    def denoised(self) -> torch.Tensor:
+        """The packed latents (1, S, 4C) to which this step points, for a preview."""
+        return self._before - self.timestep / 1000 * self._velocity
 
 
 class Pace:
@@ -218,26 +219,24 @@ class USOPipeline(DiffusionPipeline):
             RequestError: a value is out of range, quoted in the message.
         """
         # 1. Check
-        ask = rules.GenerationRequest(
-            prompt, None, (), width, height, num_inference_steps, guidance_scale, seed, content_size, schedule,
-            content_strength=content_strength,
+        check_prompt(prompt)
+        sampling = Sampling(
+            width=width, height=height, steps=num_inference_steps, guidance=guidance_scale, schedule=schedule,
+            content_strength=content_strength, style_strengths=check_strengths(style_strengths, len(style_images)),
+            fast=fast,
         )  # fmt: skip
-        strengths = rules.check_strengths(style_strengths, len(style_images))
         if output_type not in ("pil", "pt", "latent"):
             raise RequestError("output_type", output_type=output_type)
         generators = self._generators(generator, seed)
         # 2. Encode prompt, style images and content image
         condition = self.encode(prompt, content_image, style_images, content_size)
         # 3. Prepare what no step changes
-        sampling = Sampling(
-            ask.width, ask.height, ask.steps, ask.guidance, schedule, ask.content_strength, strengths, fast
-        )  # fmt: skip
         prepared = self.prepare(condition, sampling)
         # 4. Denoise from noise, 5. decode
         results = []
         for each in generators:
-            packed = self.denoise(prepared, each, callback_on_step_end)
-            results.append(packed if output_type == "latent" else self.decode(packed, ask.width, ask.height))
+            packed = self.denoise_all(prepared, each, callback_on_step_end)
+            results.append(packed if output_type == "latent" else self.decode(packed, sampling.width, sampling.height))
         stacked = torch.cat(results)
         images = self.to_images(stacked) if output_type == "pil" else stacked
         return USOPipelineOutput(images=images) if return_dict else (images,)
@@ -251,14 +250,10 @@ class USOPipeline(DiffusionPipeline):
         content_size: int = 512,
     ) -> Conditioning:
         """All that is the same for every step and every seed; a tensor among the styles is style tokens (1, K, D)."""
-        with ThreadPoolExecutor(1) as beside:  # a photograph is resized while the prompt is encoded
-            resized = None
-            if content_image is not None:
-                resized = beside.submit(prepare_content, content_image, content_size)
-            text, pooled = self.encodings.get(("text", prompt), lambda: self.encode_prompt(prompt))
+        text, pooled = self.encodings.get(("text", prompt), lambda: self.encode_prompt(prompt))
         references: tuple[torch.Tensor, ...] = ()
-        if resized is not None:
-            content = resized.result()
+        if content_image is not None:
+            content = prepare_content(content_image, content_size)
             key = ("content", image_key(content))
             references = self.encodings.get(key, lambda: (self.encode_content(content),))
         return Conditioning(text, pooled, tuple(map(self.style_tokens, styles)), references)
@@ -331,40 +326,61 @@ class USOPipeline(DiffusionPipeline):
             torch.zeros(text_stream, 3, device=device),  # (K + T, 3)
             attention_bias(condition, sampling, target[0] * target[1], device),
         )
-        mu = tokens.schedule_mu(tokens.schedule_tokens(width, height, sampling.schedule))
-        steps = torch.linspace(1, 0, sampling.steps + 1)[:-1].tolist()
-        self.scheduler.set_timesteps(sigmas=steps, mu=mu, device=device)
+        self._set_timesteps(sampling)
         prepared = Prepared(sampling, fixed, condition.pooled.to(device), self.scheduler.sigmas.to(device))
         self._prepared = condition, prepared
         return prepared
 
     @torch.inference_mode()
     def denoise(
-        self,
-        prepared: Prepared,
-        generator: torch.Generator,
-        callback_on_step_end: StepCallback | None = None,
-    ) -> torch.Tensor:
-        """From noise to packed latents (1, S, 4C) in Euler steps."""
-        transformer, sampling, sigmas = self.use("transformer"), prepared.sampling, prepared.sigmas
-        strides = sigmas.diff().unbind()
+        self, prepared: Prepared, generator: torch.Generator
+    ) -> Generator[Denoised, torch.Tensor | None, torch.Tensor]:
+        """From noise, step by step along the scheduler, to packed latents (1, S, 4C), which are returned.
+
+        What is sent after a step takes the place of its latents. Whoever closes the iterator leaves nothing behind.
+        """
+        transformer, sampling = self.use("transformer"), prepared.sampling
         device, dtype, channels = self.compute_device, dtype_of(transformer), transformer.config.in_channels // 4
+        self._set_timesteps(sampling)  # another image may have advanced the scheduler
         noise = tokens.noise(sampling.width, sampling.height, channels, generator)
         latents = tokens.pack(noise).to(device, dtype)  # (1, S, 4C)
         cache = StepCache(sampling.steps) if sampling.fast else None
         pace = Pace(device)
-        for step in range(sampling.steps):
+        for step, timestep in enumerate(self.scheduler.timesteps):
             rows = prepared.rows(transformer, step)
             with sdpa_backends(self.sdpa_backends, biased=bool(prepared.fixed.attention)):
                 velocity = transformer.step(latents, prepared.fixed, rows, cache)
             before = latents
-            latents = (before.float() + strides[step] * velocity).to(dtype)
-            if callback_on_step_end is not None:
-                pace.keep()
-                seen = {"latents": latents, "denoised": before - sigmas[step] * velocity}
-                given = callback_on_step_end(self, step, sigmas[step] * 1000, seen)
-                latents = (given or {}).get("latents", latents)
+            latents = self.scheduler.step(velocity, timestep, before, generator=generator, return_dict=False)[0]
+            pace.keep()
+            given = yield Denoised(latents, timestep, before, velocity)
+            if given is not None:
+                latents = given
         return latents
+
+    def denoise_all(
+        self, prepared: Prepared, generator: torch.Generator, callback: StepCallback | None
+    ) -> torch.Tensor:
+        """`denoise` to the end, with a callback after each step."""
+        steps, given = self.denoise(prepared, generator), None
+        for number in itertools.count():
+            try:
+                step = steps.send(given)
+            except StopIteration as end:
+                return end.value
+            if callback is not None:
+                seen = {"latents": step.latents, "denoised": step.denoised}
+                given = (callback(self, number, step.timestep, seen) or {}).get("latents")
+        raise AssertionError("denoising never ends")
+
+    def _set_timesteps(self, sampling: Sampling) -> None:
+        """Puts the scheduler at the beginning of the schedule; raises `RequestError` if it is of another kind."""
+        if not isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
+            raise RequestError("scheduler", name=type(self.scheduler).__name__)
+        mu = tokens.schedule_mu(tokens.schedule_tokens(sampling.width, sampling.height, sampling.schedule))
+        sigmas = torch.linspace(1, 0, sampling.steps + 1)[:-1].tolist()
+        self.scheduler.set_timesteps(sigmas=sigmas, mu=mu, device=self.compute_device)
+        self.scheduler.set_begin_index(0)
 
     @torch.inference_mode()
     def decode(self, packed: torch.Tensor, width: int, height: int) -> torch.Tensor:
@@ -395,8 +411,8 @@ class USOPipeline(DiffusionPipeline):
             zeros(1, config.in_channels // 4, side, side),
         )
         for condition in (Conditioning(text, pooled, (style,), (reference,)), Conditioning(text, pooled, (), ())):
-            prepared = self.prepare(condition, Sampling(width, height, 1, 1.0))
-            self.denoise(prepared, self.generator(0))
+            prepared = self.prepare(condition, Sampling(width=width, height=height, steps=1, guidance=1.0))
+            self.denoise_all(prepared, self.generator(0), None)
         self._prepared = None
 
     @property
@@ -443,7 +459,7 @@ class USOPipeline(DiffusionPipeline):
             if not generator:
                 raise RequestError("no_generators")
             return list(generator)
-        return [self.generator(seed)]
+        return [self.generator(None if seed is None else whole("seed", seed, 0, MAX_SEED))]
 
 
 def dtype_of(module: torch.nn.Module) -> torch.dtype:

@@ -11,12 +11,9 @@ import gradio as gr
 from uso_core.catalog.examples import FOLDER as EXAMPLES_FOLDER
 from uso_core.runtime.engine import Engine
 from uso_core.settings import Settings
-from uso_core.storage.history import History
-from uso_core.storage.styles import StyleStore
 from uso_core.ui import api, create_tab, history_tab, mcp, model_tab, styles_tab, text
 from uso_core.ui.language import label, languages, translations
-from uso_core.ui.run import Sessions
-from uso_core.ui.temporary_files import PrivateImages
+from uso_core.ui.services import Services
 
 CSS_PATH = Path(__file__).parent / "page.css"
 SCRIPTS = ("page.js", "crop.js")
@@ -26,21 +23,20 @@ def build(engine: Engine, settings: Settings) -> gr.Blocks:
     """The page over one engine; nothing is loaded until somebody generates."""
     if settings.mcp:
         mcp.require_mcp()
-    history = History(Path(settings.output), settings.history_images, settings.history_gb * 10**9)
-    kept_styles, private, sessions = StyleStore(Path(settings.output) / "styles"), PrivateImages(), Sessions()
+    services, status = Services.of(engine, settings), engine.status()
     with gr.Blocks(title=text.TITLE, analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
         gr.Markdown(f"# {text.TITLE} <small>{label('tagline')}</small>")
-        line = gr.Markdown(text.model_line(engine.model.title, engine.reason, engine.model.note))
+        line = gr.Markdown(text.model_line(status.model.title, status.reason, status.model.note))
         with gr.Tabs() as tabs:
             with gr.Tab(label("tab_create"), id="create"):
-                form, results = create_tab.build(page, engine, history, kept_styles, private, sessions)
+                form, results = create_tab.build(page, services)
             with gr.Tab(label("tab_history"), id="history") as tab:
-                history_tab.build(tabs, tab, history, kept_styles, form, results)
+                history_tab.build(tabs, tab, services, form, results)
             with gr.Tab(label("tab_styles"), id="styles") as tab:
-                styles_tab.build(tabs, tab, engine, kept_styles, form, sessions)
+                styles_tab.build(tabs, tab, services, form)
             with gr.Tab(label("tab_model"), id="model") as tab:
-                model_tab.build(page, tab, tabs, line, form, engine, settings)
-        api.build(engine, history, settings, private, sessions)
+                model_tab.build(page, tab, tabs, services, line, form)
+        api.build(services)
     return page
 
 

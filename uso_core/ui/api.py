@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.utils import get_function_description
 
 from uso_core.catalog.locate import find_weights
 from uso_core.catalog.models import MODELS, Model, get_model
 from uso_core.errors import RequestError, UsoError
-from uso_core.request import SCHEDULES, Result
+from uso_core.request import GenerationRequest, Result, asks
 from uso_core.runtime.engine import Engine
 from uso_core.settings import Settings
-from uso_core.storage.history import History
 from uso_core.storage.png import read_request
 from uso_core.ui.form import STYLES, Status, request_of
 from uso_core.ui.inputs import ImageInput, NumberInput, refusal
 from uso_core.ui.language import in_english
-from uso_core.ui.run import Sessions, follow
-from uso_core.ui.temporary_files import PrivateImages
+from uso_core.ui.run import follow
+from uso_core.ui.services import Services
+
+MEANING = """Makes images from a prompt, a content image or none, and up to four style images.
+
+With a content image its subject is kept; with an empty prompt too its layout. Style images decide the look of the
+result. Give images as files, as http(s) addresses, or as base64."""
 
 Reply = tuple[list[str], dict[str, Any] | None, Status, Any]  # images, settings, status, preview
 
 
-def build(
-    engine: Engine, history: History, settings: Settings, private_images: PrivateImages, sessions: Sessions
-) -> None:  # fmt: skip
+def build(services: Services) -> None:
     """Adds the endpoints to the page under construction; nothing of them is seen on it."""
-    generate = _generate(engine, history, settings, private_images, sessions)
+    known = parameters(GenerationRequest)
     _endpoint(
-        generate, "generate", _generate_inputs(get_function_description(generate)[1]),
+        _generate(services, known), "generate", [each.component() for each in known],
         [
             gr.File(label="images: PNG files with their request inside", file_count="multiple", visible=False),
             gr.JSON(label="settings: all of them, with model, device, dtype, seconds and seeds", visible=False),
@@ -43,7 +47,7 @@ def build(
     )  # fmt: skip
     image = ImageInput(label="A PNG made by this program.", type="filepath", image_mode=None, visible=False)
     _endpoint(settings_from_image, "settings_from_image", [image], [gr.JSON(label="settings", visible=False)])
-    _endpoint(_models(engine, settings), "models", [], [gr.JSON(label="models", visible=False)])
+    _endpoint(_models(services), "models", [], [gr.JSON(label="models", visible=False)])
 
 
 def _endpoint(function: Callable[..., Any], name: str, inputs: list[Any], outputs: list[Any]) -> None:
@@ -51,63 +55,80 @@ def _endpoint(function: Callable[..., Any], name: str, inputs: list[Any], output
     gr.on([], function, inputs, outputs, api_name=name, concurrency_limit=None, show_progress="hidden")
 
 
-def _generate(
-    engine: Engine, history: History, settings: Settings, private_images: PrivateImages, sessions: Sessions
-) -> Callable[..., Iterator[Reply]]:  # fmt: skip
-    def generate(
-        prompt: str = "", content: str | None = None, style_1: str | None = None, style_2: str | None = None,
-        style_3: str | None = None, style_4: str | None = None, width: float | None = None,
-        height: float | None = None, seed: float | None = None, images: float = 1, steps: float | None = None,
-        guidance: float | None = None, content_size: float | None = None, schedule: str = SCHEDULES[0],
-        keep_size: bool = False, content_strength: float = 1, style_1_strength: float = 1,
-        style_2_strength: float = 1, style_3_strength: float = 1, style_4_strength: float = 1,
-        fast: bool = False, model: str | None = None, private: bool = False,
-        request: gr.Request = None,  # Gradio fills it in
-    ) -> Iterator[Reply]:  # fmt: skip
-        """Makes images from a prompt, a content image or none, and up to four style images.
+@dataclass(frozen=True)
+class ApiParameter:
+    """One parameter of /generate. A caller may give null for each, which stands for the default."""
 
-        With a content image its subject is kept; with an empty prompt too its layout. Style images decide how the
-        result looks. Give images as files, as http(s) addresses, or as base64.
+    name: str
+    kind: str  # as in `request.Ask`
+    meaning: str
+    default: Any = None
 
-        Parameters:
-            prompt: What is to be seen, as a natural sentence; may be empty.
-            content: The image whose subject is kept.
-            style_1: An image that decides how the result looks.
-            style_2: A second style, blended with the first.
-            style_3: A third style.
-            style_4: A fourth style.
-            width: Pixels, floored to a multiple of 16; null for the model's own.
-            height: Pixels, floored to a multiple of 16; null for the model's own.
-            seed: Image j uses seed + j; null or -1 draws one.
-            images: How many images to make, with seeds running on.
-            steps: Denoising steps; null for the model's own.
-            guidance: How strongly the prompt is followed; null for the model's own.
-            content_size: Long side in pixels to which the content image is resized; null for the model's own.
-            schedule: uso as published, or flux as in ComfyUI.
-            keep_size: Whether the result takes the content image's shape instead of width and height.
-            content_strength: 0 as if the content image were not there, 1 as trained, up to 2.
-            style_1_strength: 0 as if style 1 were not there, 1 as trained, up to 2.
-            style_2_strength: 0 as if style 2 were not there, 1 as trained, up to 2.
-            style_3_strength: 0 as if style 3 were not there, 1 as trained, up to 2.
-            style_4_strength: 0 as if style 4 were not there, 1 as trained, up to 2.
-            fast: Whether steps in which little changes are left out: sooner done, and a slightly other image.
-            model: A name from /models; null for the one at work.
-            private: Whether nothing is kept: not in the history, and the files only until the caller has gone.
-        """
-        values = {name: value for name, value in locals().items() if name in parameters}
+    def component(self) -> Any:
+        """What takes it in, out of sight."""
+        options: dict[str, Any] = {"label": self.meaning, "value": self.default, "visible": False}
+        if self.kind == "image":
+            return ImageInput(type="filepath", image_mode=None, label=self.meaning, visible=False)
+        if self.kind == "flag":
+            return gr.Checkbox(**options)
+        if self.kind in ("whole", "number"):
+            return NumberInput(**options)
+        return gr.Textbox(**options)
+
+
+# Callers may give parameters by their places: what comes later has its place behind these.
+ORDER = (
+    "prompt", "content", "style_1", "style_2", "style_3", "style_4", "width", "height", "seed", "images", "steps",
+    "guidance", "content_size", "schedule", "keep_size", "content_strength", "style_1_strength", "style_2_strength",
+    "style_3_strength", "style_4_strength", "fast", "model", "private",
+)  # fmt: skip
+
+
+def parameters(kind: type[Any]) -> list[ApiParameter]:
+    """The parameters of /generate: the fields of a request's class, a style at a time, the model and privacy."""
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    known: dict[str, ApiParameter] = {}
+    for name, ask in asks(kind).items():
+        if ask.kind == "list":
+            continue
+        default = None if ask.model else defaults[name]
+        own = "; null for the model's own" if ask.model else ""
+        known[name] = ApiParameter(name, ask.kind, f"{ask.help[:1].upper()}{ask.help[1:]}{own}.", default)
+    strength = asks(kind)["content_strength"]
+    for number in range(1, STYLES + 1):
+        which = "An image that decides the look of the result" if number == 1 else f"Style {number}, blended in"
+        known[f"style_{number}"] = ApiParameter(f"style_{number}", "image", f"{which}.")
+        meaning = strength.help.replace("the content image", f"style {number}")
+        name = f"style_{number}_strength"
+        known[name] = ApiParameter(name, "number", f"{meaning}.", defaults["content_strength"])
+    known["model"] = ApiParameter("model", "text", "A name from /models; null for the one at work.")
+    private = "Whether nothing is kept: not in the history, and the files only until the caller has gone."
+    known["private"] = ApiParameter("private", "flag", private, False)
+    return [known[name] for name in (*ORDER, *(name for name in known if name not in ORDER)) if name in known]
+
+
+def _generate(services: Services, known: list[ApiParameter]) -> Callable[..., Iterator[Reply]]:
+    """The function of /generate; Gradio reads the parameters off its signature and their meaning off its docstring."""
+
+    def generate(*given: Any) -> Iterator[Reply]:
+        *values, request = given
+        named = dict(zip((each.name for each in known), values, strict=True))
         try:
-            row = switchable(engine, settings, model)
-            own = {"width": row.size, "height": row.size, "steps": row.steps, "guidance": row.guidance,
-                   "content_size": row.content_size}  # fmt: skip
-            values |= {name: default for name, default in own.items() if values[name] is None}
-            job = engine.submit(request_of({**values, "model": row.name}), previews=True)
-            session = request.session_hash or ""
-            keep = partial(private_images.add, session) if private else history.add
-            yield from _replies(in_english(follow(job, sessions, session, keep)))
+            row = switchable(services.engine, services.settings, named.pop("model"))
+            keep_nothing, session = named.pop("private"), request.session_hash or ""
+            job = services.engine.submit(request_of({**named, "model": row.name}), previews=True)
+            keep = partial(services.private.add, session) if keep_nothing else services.history.add
+            yield from _replies(in_english(follow(job, services.sessions, session, keep)))
         except UsoError as error:
             raise refusal(error) from None
 
-    parameters = set(get_function_description(generate)[1]) - {"request"}
+    plain = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    signature = [inspect.Parameter(each.name, plain, default=each.default) for each in known]
+    request = inspect.Parameter("request", plain, default=None, annotation=gr.Request)  # Gradio fills it in
+    generate.__signature__ = inspect.Signature([*signature, request])  # type: ignore[attr-defined]
+    generate.__annotations__ = {"request": gr.Request}
+    lines = "\n".join(f"    {each.name}: {each.meaning}" for each in known)
+    generate.__doc__ = f"{MEANING}\n\nParameters:\n{lines}\n"
     return generate
 
 
@@ -154,23 +175,22 @@ def settings_from_image(image: str | None) -> dict[str, Any]:
         raise refusal(error) from None
 
 
-def _models(engine: Engine, settings: Settings) -> Callable[[], list[dict[str, Any]]]:
+def _models(services: Services) -> Callable[[], list[dict[str, Any]]]:
     def models() -> list[dict[str, Any]]:
         """Lists the models: what each needs, offers and permits, and which one is at work."""
-        return [describe(model, engine, settings) for model in MODELS.values()]
+        return [describe(model, services.engine, services.settings) for model in MODELS.values()]
 
     return models
 
 
 def describe(model: Model, engine: Engine, settings: Settings) -> dict[str, Any]:
     """A model of the catalog for programs: its sizes in pixels, what is missing of its files, whether it is loaded."""
-    report = find_weights(model, settings)
-    loaded = engine.loaded
-    here = loaded if loaded is not None and loaded.model.name == model.name else None
+    report, status = find_weights(model, settings), engine.status()
+    here = next((each for each in status.workers if each is not None and each.model is model), None)
     return {
         "name": model.name,
         "title": model.title,
-        "at_work": engine.model.name == model.name,
+        "at_work": status.model is model,
         "loaded": here is not None,
         "device": here.device if here else None,
         "dtype": here.dtype if here else None,
@@ -185,7 +205,7 @@ def describe(model: Model, engine: Engine, settings: Settings) -> dict[str, Any]
         "steps": model.steps,
         "guidance": model.guidance,
         "content_size": model.content_size,
-        "note": model.note,
+        "note": str(model.note) if model.note else "",
     }
 
 
@@ -196,33 +216,11 @@ def licences(model: Model) -> list[str]:
 
 def switchable(engine: Engine, settings: Settings, name: str | None) -> Model:
     """The model asked for; raises `RequestError` where visitors may not switch, `SettingsError` for an unknown one."""
-    if name in (None, "", engine.model.name):
-        return engine.model
+    at_work = engine.status().model
+    if name in (None, "", at_work.name):
+        return at_work
     model = get_model(str(name))
     if not settings.may_switch:
-        raise RequestError("may_not_switch", current=engine.model.name, model=model.name)
+        raise RequestError("may_not_switch", current=at_work.name, model=model.name)
     find_weights(model, settings).require()
     return model
-
-
-def _generate_inputs(words: dict[str, str]) -> list[Any]:
-    """A component for each parameter of /generate, out of sight; what is None there has the model's own default."""
-    numbers = {"images": 1, "content_strength": 1, **{f"style_{number}_strength": 1 for number in range(1, STYLES + 1)}}
-    inputs: list[Any] = []
-    for name, meaning in words.items():
-        options: dict[str, Any] = {"label": meaning, "visible": False}
-        if name == "request":
-            continue
-        if name == "prompt":
-            inputs.append(gr.Textbox(value="", **options))
-        elif name == "model":
-            inputs.append(gr.Textbox(value=None, **options))
-        elif name == "schedule":
-            inputs.append(gr.Textbox(value=SCHEDULES[0], **options))
-        elif name in ("keep_size", "fast", "private"):
-            inputs.append(gr.Checkbox(value=False, **options))
-        elif name == "content" or name.removeprefix("style_").isdigit():
-            inputs.append(ImageInput(type="filepath", image_mode=None, **options))
-        else:
-            inputs.append(NumberInput(value=numbers.get(name), **options))
-    return inputs

@@ -1,5 +1,5 @@
 () => {
-  // A Crop button in every picture slot that is filled. The part chosen goes into the slot as an upload of its own.
+  // A Crop button in every image slot that is filled. The part chosen goes into the slot as an upload of its own.
   const languages = __WORDS__;
   const words = languages[navigator.language] || languages[navigator.language.split("-")[0]] || languages.en;
   const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
@@ -13,7 +13,7 @@
 
   const choose = (image) =>
     new Promise((resolve) => {
-      let box = { x: 0.1, y: 0.1, w: 0.8, h: 0.8 }; // in parts of the picture
+      let box = { x: 0.1, y: 0.1, w: 0.8, h: 0.8 }; // in parts of the image
       const frame = make("div", { className: "box", tabIndex: 0, ariaLabel: words.crop_box });
       frame.setAttribute("role", "group");
       const corners = [[0, 0], [1, 0], [0, 1], [1, 1]].map(([right, low]) => {
@@ -24,8 +24,8 @@
         return corner;
       });
       frame.append(...corners);
-      const picture = make("img", { src: image.src, alt: "", draggable: false });
-      const stage = make("div", { className: "stage" }, picture, frame);
+      const shown = make("img", { src: image.src, alt: "", draggable: false });
+      const stage = make("div", { className: "stage" }, shown, frame);
       const apply = make("button", { type: "button", className: "apply", textContent: words.crop_apply });
       const cancel = make("button", { type: "button", textContent: words.cancel });
       const size = make("span", {});
@@ -33,13 +33,13 @@
         stage, make("div", { className: "bar" }, size, cancel, apply));
 
       const pixels = () => ({
-        x: Math.round(box.x * picture.naturalWidth), y: Math.round(box.y * picture.naturalHeight),
-        w: Math.max(Math.round(box.w * picture.naturalWidth), 1), h: Math.max(Math.round(box.h * picture.naturalHeight), 1),
+        x: Math.round(box.x * shown.naturalWidth), y: Math.round(box.y * shown.naturalHeight),
+        w: Math.max(Math.round(box.w * shown.naturalWidth), 1), h: Math.max(Math.round(box.h * shown.naturalHeight), 1),
       });
       const show = () => {
         frame.style.cssText =
           `left: ${100 * box.x}%; top: ${100 * box.y}%; width: ${100 * box.w}%; height: ${100 * box.h}%`;
-        if (picture.naturalWidth) size.textContent = `${pixels().w} x ${pixels().h}`;
+        if (shown.naturalWidth) size.textContent = `${pixels().w} x ${pixels().h}`;
       };
       const between = (ax, ay, bx, by) => {
         const [left, right] = [Math.min(ax, bx), Math.max(ax, bx)].map((value) => clamp(value, 0, 1));
@@ -53,7 +53,7 @@
 
       stage.addEventListener("pointerdown", (event) => {
         event.preventDefault();
-        const area = picture.getBoundingClientRect();
+        const area = shown.getBoundingClientRect();
         const at = (e) => [(e.clientX - area.left) / area.width, (e.clientY - area.top) / area.height];
         const [startX, startY] = at(event);
         const before = box;
@@ -79,12 +79,12 @@
         else move(dx * LEAST, dy * LEAST);
         show();
       });
-      picture.addEventListener("load", show);
+      shown.addEventListener("load", show);
       cancel.addEventListener("click", () => dialog.close());
       apply.addEventListener("click", () => {
         const { x, y, w, h } = pixels();
         const canvas = make("canvas", { width: w, height: h });
-        canvas.getContext("2d").drawImage(picture, x, y, w, h, 0, 0, w, h);
+        canvas.getContext("2d").drawImage(shown, x, y, w, h, 0, 0, w, h);
         canvas.toBlob((blob) => { resolve(blob); dialog.close(); }, "image/png");
       });
       dialog.addEventListener("close", () => { dialog.remove(); resolve(null); });

@@ -12,8 +12,8 @@ from uso_core.catalog.examples import ASPECTS, Example, read_examples
 from uso_core.catalog.models import Model, get_model
 from uso_core.request import InputImage
 from uso_core.ui.card_grid import Card, cards, chosen, data_address, html
-from uso_core.ui.form import CUSTOM, QUIET, Form
-from uso_core.ui.language import label, say, say_on_load
+from uso_core.ui.form import CUSTOM, QUIET, Form, Updates
+from uso_core.ui.language import label, say, say_on_load, texts
 
 THUMBNAIL_SIDE = 96
 START = "(go) => { if (go) document.querySelector('#generate').click() }"
@@ -32,14 +32,15 @@ def wire(page: gr.Blocks, shelf: gr.HTML, form: Form) -> None:
     say_on_load(page, lambda: [_cards(read)], [shelf])
     go = gr.Checkbox(visible=False)
 
-    def fill(name: str, event: gr.EventData) -> list[object]:
+    def fill(name: str, event: gr.EventData) -> Updates:
         model, example = get_model(name), examples.get(chosen(event))
         if example is None:
-            return [*([gr.skip()] * (len(form.order) + 1)), False]
+            return {go: False}
         aspect = example.aspect if example.aspect in ASPECTS else CUSTOM
-        return [*form.updates(example.request(model), example.paths), aspect, quick(model)]
+        return {**form.updates(example.request(model), example.paths), form.aspect: aspect, go: quick(model)}
 
-    filled = shelf.click(fill, form["model"], [*form.order, form.aspect, go], **QUIET)
+    outputs = [*form.fields.values(), form.aspect, go]
+    filled = shelf.click(fill, form["model"], outputs, **QUIET)
     filled.then(None, go, None, js=START, **QUIET)
 
 
@@ -54,7 +55,12 @@ def _cards(examples: Sequence[Example]) -> str:
 
 def _card(example: Example) -> Card:
     images = [each for each in (example.content, *example.styles) if each is not None]
-    return Card(example.name, example.title, example.prompt or say("empty_prompt"), tuple(map(_small, images)))
+    return Card(example.name, titled(example), example.prompt or say("empty_prompt"), tuple(map(_small, images)))
+
+
+def titled(example: Example) -> str:
+    """An example's title, translated where it is one of ours."""
+    return say(key) if (key := f"example_{example.name}") in texts() else example.title
 
 
 def _small(given: InputImage) -> str:

@@ -14,7 +14,16 @@ from uso_core import images
 from uso_core.catalog.examples import AS_CONTENT, ASPECTS, sides, sides_of_content
 from uso_core.catalog.models import Model, get_model
 from uso_core.comfy import ComfyImport
-from uso_core.request import MAX_STRENGTH, SCHEDULES, GenerationRequest, InputImage, StoredStyle, whole
+from uso_core.request import (
+    MAX_STRENGTH,
+    SCHEDULES,
+    GenerationRequest,
+    InputImage,
+    StoredStyle,
+    asks,
+    settled,
+    whole,
+)
 from uso_core.storage.styles import StyleStore
 from uso_core.ui import text
 from uso_core.ui.card_grid import data_address
@@ -23,7 +32,8 @@ from uso_core.ui.language import label, say, say_on_load
 
 STYLES = 4
 HIGHEST_GUIDANCE = 20.0  # of the slider, where the model takes any
-STORED = 2  # places for saved styles; each may hold several images
+STORED = 2  # places for stored styles; each may hold several images
+MOST_IMAGES = 8  # of the slider
 CUSTOM = "custom"
 QUIET: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 TOLD = {**QUIET, "queue": True}  # Gradio shows errors and infos of an event only where it went through the queue
@@ -34,15 +44,17 @@ STATUS = """
 <div class="track"><div class="bar" style="width: ${Number(value.percent)}%"></div></div>
 """  # not {{}}: what handlebars yields is evaluated once more, and the text may be untrusted
 
+Updates = dict[Any, Any]  # values by component
 Status = dict[str, Any]  # {"text": a sentence, "percent": of the bar}
 
 
 @dataclass(frozen=True)
 class Form:
-    """The fields by name, the buttons and the status. The field `model` holds the name of the model it is set for.
+    """The fields by name, the buttons and the status.
 
-    `saved` is what shows the saved styles in use: a row, and for each place its field and thumbnail. `private` and
-    `aspect` stand beside the fields: no request holds them.
+    A field is named as in `GenerationRequest`, but for `style_N`, `style_N_strength`, `stored_N` and
+    `stored_N_strength`; `model` holds the name of the model that the form is set for. `stored_row` and
+    `thumbnails` show the stored styles in use. `private` and `aspect` stand beside the fields: no request holds them.
     """
 
     fields: dict[str, gr.components.Component]
@@ -50,28 +62,41 @@ class Form:
     stop: gr.Button
     skip: gr.Button
     status: gr.HTML
-    saved: list[gr.components.Component]
+    stored_row: gr.Column
     private: gr.Checkbox
     aspect: gr.Dropdown
-
-    @property
-    def saved_fields(self) -> list[Any]:
-        return [self.fields[f"saved_{number}"] for number in range(1, STORED + 1)]
-
-    def refreshed(self, styles: StyleStore) -> list[Any]:
-        """Updates for `saved`, so that they offer the styles that are there now."""
-        entries = styles.entries()
-        choices = [(label("no_saved_style"), ""), *((entry.name, entry.sha256) for entry in entries)]
-        return [gr.Column(visible=bool(entries)), *(gr.Dropdown(choices=choices) for _ in range(STORED))]
-
-    @property
-    def order(self) -> list[gr.components.Component]:
-        return list(self.fields.values())
 
     def __getitem__(self, name: str) -> Any:
         return self.fields[name]
 
-    def set_for(self, model: Model) -> dict[gr.components.Component, Any]:
+    @property
+    def components(self) -> set[Any]:
+        """All fields, as inputs of an event whose function takes a dict."""
+        return set(self.fields.values())
+
+    @property
+    def stored_fields(self) -> list[Any]:
+        return [self.fields[f"stored_{number}"] for number in range(1, STORED + 1)]
+
+    @property
+    def stored(self) -> list[Any]:
+        """What `refreshed` updates."""
+        return [self.stored_row, *self.stored_fields]
+
+    def values(self, given: Updates) -> dict[str, Any]:
+        """The fields' values by name, from what an event got."""
+        return {name: given[field] for name, field in self.fields.items()}
+
+    def refreshed(self, styles: StyleStore) -> Updates:
+        """Updates for `stored`, so that they offer the styles that are there now."""
+        entries = styles.entries()
+        choices = [(label("no_saved_style"), ""), *((entry.name, entry.sha256) for entry in entries)]
+        return {
+            self.stored_row: gr.Column(visible=bool(entries)),
+            **{field: gr.Dropdown(choices=choices) for field in self.stored_fields},
+        }
+
+    def set_for(self, model: Model) -> Updates:
         """The fields with the sizes, limits and defaults of a model."""
         low, high = model.sides
         return {
@@ -83,85 +108,49 @@ class Form:
             self["content_size"]: gr.update(value=model.content_size, maximum=high),
         }
 
-    def imported(self, workflow: ComfyImport) -> list[Any]:
-        """Values for every field from a ComfyUI workflow; what it does not say stays, images are to be chosen."""
-        names = ("prompt", "seed", "steps", "guidance", "width", "height", "content_size", "schedule", "images",
-                 "keep_size")  # fmt: skip
-        given = {name: getattr(workflow, name) for name in names}
-        return [gr.skip() if given.get(name) is None else given[name] for name in self.fields]
+    def imported(self, workflow: ComfyImport) -> Updates:
+        """Values from a ComfyUI workflow; what it does not say stays, images are to be chosen."""
+        given = {name: getattr(workflow, name, None) for name in asks(GenerationRequest) if name != "content"}
+        return {self[name]: value for name, value in given.items() if value is not None and name in self.fields}
 
-    def updates(
-        self, request: GenerationRequest, paths: dict[str, Path], kept: Collection[str] = ()
-    ) -> list[Any]:  # fmt: skip
-        """Values for every field from a request.
+    def updates(self, request: GenerationRequest, paths: dict[str, Path], stored: Collection[str] = ()) -> Updates:
+        """Values for every field but the model from a request.
 
-        `paths` are its input files by sha256 and `kept` its saved styles' hashes; others are left empty.
+        `paths` are its input files by sha256 and `stored` the hashes of its stored styles that are there; others are
+        left empty.
         """
-
-        def path(given: Any) -> str | None:
-            return str(paths[given.sha256]) if given is not None and given.sha256 in paths else None
-
+        values = {name: getattr(request, name) for name in asks(GenerationRequest) if name in self.fields}
+        values["seed"] = -1 if request.seed is None else request.seed
+        values["images"] = min(request.images, MOST_IMAGES)
+        values["content"] = _path(request.content, paths)
         strengths = request.style_strengths or (1.0,) * len(request.styles)
-        styles: list[tuple[str | None, float]] = []
-        saved: list[tuple[str | None, float]] = []
-        for style, strength in zip(request.styles, strengths, strict=True):
-            if isinstance(style, StoredStyle):
-                saved.append((style.sha256 if style.sha256 in kept else "", strength))
-            else:
-                styles.append((path(style), strength))
-        styles += [(None, 1.0)] * STYLES
-        saved += [("", 1.0)] * STORED
-        values: dict[str, Any] = {
-            "prompt": request.prompt,
-            "content": path(request.content),
-            "content_strength": request.content_strength,
-            "width": request.width,
-            "height": request.height,
-            "steps": request.steps,
-            "guidance": request.guidance,
-            "seed": -1 if request.seed is None else request.seed,
-            "content_size": request.content_size,
-            "schedule": request.schedule,
-            "images": min(request.images, 8),
-            "keep_size": request.keep_size,
-            "fast": request.fast,
-            "model": gr.skip(),  # the model stays the one that is chosen
-        }
-        for number in range(1, STYLES + 1):
-            values[f"style_{number}"], values[f"style_{number}_strength"] = styles[number - 1]
-        for number in range(1, STORED + 1):
-            values[f"saved_{number}"], values[f"saved_{number}_strength"] = saved[number - 1]
-        return [values[name] for name in self.fields]
+        pairs = list(zip(request.styles, strengths, strict=True))
+        given = [(_path(style, paths), each) for style, each in pairs if not isinstance(style, StoredStyle)]
+        known = [
+            (style.sha256 if style.sha256 in stored else "", each)
+            for style, each in pairs
+            if isinstance(style, StoredStyle)
+        ]
+        for kind, count, filled, empty in (("style", STYLES, given, None), ("stored", STORED, known, "")):
+            places = [*filled, *[(empty, 1.0)] * count][:count]
+            for number, (value, strength) in enumerate(places, 1):
+                values |= {f"{kind}_{number}": value, f"{kind}_{number}_strength": strength}
+        return {self[name]: value for name, value in values.items()}
 
 
 def request_of(values: dict[str, Any], stored_styles: StyleStore | None = None) -> GenerationRequest:
     """The request that named values ask for, the page's and the API's alike; images are paths or empty.
 
-    `stored_styles` holds those that values may name. Raises `RequestError` for what is out of range or no
-    image, `SettingsError` for a model that is none.
+    `stored_styles` holds those that values may name. Raises `RequestError` for what is out of range or no image,
+    `SettingsError` for a model that does not exist.
     """
     model = get_model(values["model"])
+    given = settled(GenerationRequest, values, model)
     for side in ("width", "height"):
-        whole(side, values[side], *model.sides)
+        whole(side, given[side], *model.sides)
     styles, strengths = chosen_styles(values, stored_styles)
-    return GenerationRequest(
-        prompt=values["prompt"] or "",
-        content=images.open_image(values["content"]) if values["content"] else None,
-        styles=styles,
-        width=values["width"],
-        height=values["height"],
-        steps=values["steps"],
-        guidance=values["guidance"],
-        seed=None if values["seed"] in (None, -1) else values["seed"],
-        content_size=values["content_size"],
-        schedule=values["schedule"],
-        images=values["images"],
-        keep_size=bool(values["keep_size"]),
-        model=model.name,
-        fast=bool(values["fast"]),
-        content_strength=values["content_strength"],
-        style_strengths=strengths,
-    )
+    given |= {"content": images.open_image(values["content"]) if values.get("content") else None}
+    return GenerationRequest(**given, styles=styles, style_strengths=strengths, model=model.name)
 
 
 def chosen_styles(
@@ -169,16 +158,20 @@ def chosen_styles(
 ) -> tuple[tuple[InputImage | StoredStyle, ...], tuple[float, ...]]:
     """The styles that the fields hold, images first, and their strengths.
 
-    Raises `RequestError` for what is no image, or a saved style that is not there any more.
+    Raises `RequestError` for what is not an image, or a stored style that is not there any more.
     """
-    given: list[tuple[InputImage | StoredStyle, float]] = []
+    given: list[tuple[InputImage | StoredStyle, float | None]] = []
     for number in range(1, STYLES + 1):
-        if path := values[f"style_{number}"]:
+        if path := values.get(f"style_{number}"):
             given.append((images.open_image(path), values[f"style_{number}_strength"]))
     for number in range(1, STORED + 1):
-        if stored_styles is not None and (sha256 := values.get(f"saved_{number}")):
-            given.append((stored_styles.get(str(sha256)), values[f"saved_{number}_strength"]))
-    return tuple(style for style, _ in given), tuple(strength for _, strength in given)
+        if stored_styles is not None and (sha256 := values.get(f"stored_{number}")):
+            given.append((stored_styles.get(str(sha256)), values[f"stored_{number}_strength"]))
+    return tuple(style for style, _ in given), tuple(1.0 if each is None else each for _, each in given)
+
+
+def _path(image: InputImage | StoredStyle | None, paths: dict[str, Path]) -> str | None:
+    return str(paths[image.sha256]) if image is not None and image.sha256 in paths else None
 
 
 def build_form(page: gr.Blocks, model: Model, styles: StyleStore) -> Form:
@@ -188,8 +181,8 @@ def build_form(page: gr.Blocks, model: Model, styles: StyleStore) -> Form:
         laid["content"], laid["content_strength"] = _slot("content", "content_hint", "content_strength")
         laid["style_1"], laid["style_1_strength"] = _slot("style", "style_hint", "style_strength", 1)
         laid["style_2"], laid["style_2_strength"] = _slot("style", "slot_hint", "style_strength", 2)
-    with gr.Column(visible=False, elem_id="saved-styles") as saved_row:
-        places = [_saved_place(laid, number) for number in range(1, STORED + 1)]
+    with gr.Column(visible=False, elem_id="saved-styles") as stored_row:
+        places = [_stored_place(laid, number) for number in range(1, STORED + 1)]
     with gr.Accordion(label("more_styles"), open=False), gr.Row(elem_classes="slots"):
         for number in (3, 4):
             slot = _slot("style", "slot_hint", "style_strength", number)
@@ -207,16 +200,10 @@ def build_form(page: gr.Blocks, model: Model, styles: StyleStore) -> Form:
         aspect = gr.Dropdown(aspects, value="1:1", label=label("aspect"), min_width=100)
         laid["width"], laid["height"] = _side("width", model), _side("height", model)
     _settings(laid, model)
-    strengths = ["content_strength", *(f"style_{number}_strength" for number in range(1, STYLES + 1))]
-    saved = [f"saved_{number}{part}" for number in range(1, STORED + 1) for part in ("", "_strength")]
-    first = ["prompt", "content", *(f"style_{number}" for number in range(1, STYLES + 1))]
-    rest = [name for name in laid if name not in (*first, *strengths, *saved)]
-    fields = {name: laid[name] for name in (*first, *rest, *strengths, *saved)}
-    offered = [saved_row, *(laid[f"saved_{number}"] for number in range(1, STORED + 1))]
-    form = Form(fields, start, stop, skip, status, offered, private, aspect)
+    form = Form(laid, start, stop, skip, status, stored_row, private, aspect)
     _wire(form, mode, aspect)
     say_on_load(page, lambda: [text.mode(False, 0, ""), {"text": say("idle"), "percent": 0}], [mode, status])
-    _wire_saved(form, places, styles)
+    _wire_stored(form, places, styles)
     return form
 
 
@@ -235,7 +222,7 @@ def _settings(laid: dict[str, Any], model: Model) -> None:
             laid["seed"] = NumberInput(label=label("seed"), value=-1, precision=0, minimum=-1, info=label("seed_hint"))
             dice = gr.Button(label("new_seed"), size="sm")
         laid["images"] = SliderInput(
-            1, 8, value=1, step=1, label=label("images"), info=label("images_hint"), buttons=[]
+            1, MOST_IMAGES, value=1, step=1, label=label("images"), info=label("images_hint"), buttons=[]
         )
     with gr.Row():
         laid["steps"] = SliderInput(1, 100, value=model.steps, step=1, label=label("steps"), buttons=[], min_width=140)
@@ -258,7 +245,7 @@ def _settings(laid: dict[str, Any], model: Model) -> None:
 
 
 def _wire(form: Form, mode: gr.Markdown, aspect: gr.Dropdown) -> None:
-    slots = [form["content"], *(form[f"style_{number}"] for number in range(1, STYLES + 1)), *form.saved_fields]
+    slots = [form["content"], *(form[f"style_{number}"] for number in range(1, STYLES + 1)), *form.stored_fields]
 
     def name_mode(prompt: str, content: str | None, *styles: str | None) -> str:
         return text.mode(bool(content), sum(map(bool, styles)), prompt or "")
@@ -280,7 +267,7 @@ def _wire(form: Form, mode: gr.Markdown, aspect: gr.Dropdown) -> None:
     gr.on([form["width"].input, form["height"].input], lambda: CUSTOM, None, aspect, **QUIET)
 
 
-def _wire_saved(form: Form, places: list[tuple[gr.Row, gr.HTML]], styles: StyleStore) -> None:
+def _wire_stored(form: Form, places: list[tuple[gr.Row, gr.HTML]], styles: StyleStore) -> None:
     """Each place shows the small thumbnail of the style that it holds, and appears when those before it are taken."""
 
     def show(*used: str) -> list[Any]:
@@ -290,7 +277,7 @@ def _wire_saved(form: Form, places: list[tuple[gr.Row, gr.HTML]], styles: StyleS
         return [*rows, *thumbnails]
 
     shown = [*(row for row, _ in places), *(thumbnail for _, thumbnail in places)]
-    gr.on([field.change for field in form.saved_fields], show, form.saved_fields, shown,
+    gr.on([field.change for field in form.stored_fields], show, form.stored_fields, shown,
           trigger_mode="always_last", **QUIET)  # fmt: skip
 
 
@@ -304,14 +291,14 @@ def _slot(name: str, hint: str, strength: str, number: int | None = None) -> tup
     return image, slider
 
 
-def _saved_place(laid: dict[str, Any], number: int) -> tuple[gr.Row, gr.HTML]:
-    """A place for a saved style: its field and strength, and the thumbnail beside them."""
+def _stored_place(laid: dict[str, Any], number: int) -> tuple[gr.Row, gr.HTML]:
+    """A place for a stored style: its field and strength, and the thumbnail beside them."""
     with gr.Row(elem_classes="saved-style", visible=number == 1) as place:
-        small = gr.HTML("", show_label=False, elem_classes="saved-image", min_width=64)
-        laid[f"saved_{number}"] = ChoiceInput(
+        small = gr.HTML("", show_label=False, elem_classes="saved-thumbnail", min_width=64)
+        laid[f"stored_{number}"] = ChoiceInput(
             [(label("no_saved_style"), "")], value="", label=label("saved_style", number), min_width=120
         )
-        laid[f"saved_{number}_strength"] = SliderInput(
+        laid[f"stored_{number}_strength"] = SliderInput(
             0, MAX_STRENGTH, value=1, step=0.05, label=label("saved_style_strength", number), buttons=[], min_width=120
         )
     return place, small

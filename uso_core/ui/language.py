@@ -20,6 +20,7 @@ from gradio.i18n import I18nData
 from uso_core.messages import ENGLISH, Message, languages, words
 
 NUMBERS = range(1, 5)  # of the fields that there are several of
+SAID_LATER = ("error_", "hint_", "note_", "plan_", "between_")  # beginnings of keys of what is never fixed
 PREFIX = "uso_"  # of the keys in the browser, which knows keys of Gradio's beside ours
 
 Each = TypeVar("Each")
@@ -30,7 +31,7 @@ def label(key: str, number: int | None = None) -> I18nData:
 
     It may be put into a longer string, once: the browser replaces the first. Raises `KeyError` for an unknown key.
     """
-    languages()[ENGLISH][key]
+    texts()[key]
     return I18nData(PREFIX + (key if number is None else f"{key}_{number}"))
 
 
@@ -47,6 +48,11 @@ def say(key: str, **values: object) -> str:
 def tell(said: Message) -> str:
     """A message in the language of the request that is being answered; English where there is none."""
     return words(said, _spoken())
+
+
+def texts() -> dict[str, str]:
+    """Every text by its key, in English."""
+    return languages()[ENGLISH]
 
 
 def say_on_load(page: gr.Blocks, made: Callable[[], list[Any]], outputs: list[Any]) -> None:
@@ -85,6 +91,8 @@ def _spoken() -> str:
 
 def _fixed(texts: dict[str, str]) -> Iterator[tuple[str, str]]:
     for key, text in texts.items():
+        if key.startswith(SAID_LATER):
+            continue
         names = {name for _, name, _, _ in Formatter().parse(text) if name}
         if not names:
             yield PREFIX + key, text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,139 +13,152 @@ from uso_core.catalog.download import size_text
 from uso_core.catalog.locate import WeightsReport, find_weights
 from uso_core.catalog.models import EMBEDDED_FILES, MODELS, Model, get_model
 from uso_core.errors import UsoError
-from uso_core.runtime.engine import Engine
 from uso_core.settings import ROOT, Settings
 from uso_core.ui import text
 from uso_core.ui.api import licences, switchable
-from uso_core.ui.downloads import Downloads
-from uso_core.ui.form import QUIET, TOLD, Form
+from uso_core.ui.form import QUIET, TOLD, Form, Updates
 from uso_core.ui.inputs import refusal
 from uso_core.ui.language import label, say, say_on_load
+from uso_core.ui.services import Services
+
+Entries = list[tuple[str, str]]  # lines of the dropdown, and the models' names
 
 LOOK_SECONDS = 1.0  # between two looks at what changes by itself, while the tab is open
 
 
+@dataclass(frozen=True)
 class Panel:
-    """The tab's components, and what they show."""
+    """The tab's components."""
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
-        self._engine, self._settings = engine, settings
-        self.downloads = Downloads(settings)
-        with gr.Row(equal_height=False, elem_id="model-now"):
-            self.work = gr.HTML(elem_id="model-work")
-            self.unload = gr.Button(label("unload"), size="sm", min_width=110, scale=0, visible=settings.may_switch)
-        self.choice = gr.Dropdown(
-            self.entries(),
-            value=engine.model.name,
-            label=label("choose_model"),
-            filterable=False,
-            elem_id="model-choice",
-        )
-        self.files = gr.HTML(elem_id="model-files")
-        self.use = gr.Button(label("use_model"), variant="primary", visible=settings.may_switch)
-        self.command = gr.Code(
-            label=label("command"), language="shell", interactive=False, lines=1,
-            show_line_numbers=False, wrap_lines=True, visible=False, buttons=["copy"], elem_id="model-command",
-        )  # fmt: skip
-        with gr.Row():
-            self.download = gr.Button(label("download"), visible=False, min_width=200)
-            self.cancel = gr.Button(label("cancel_download"), variant="stop", visible=False, min_width=210, scale=0)
-        self.progress = gr.HTML(elem_id="model-download")
-        self.seen = gr.State(self.entries())
+    work: gr.HTML
+    unload: gr.Button
+    choice: gr.Dropdown
+    files: gr.HTML
+    use: gr.Button
+    command: gr.Code
+    download: gr.Button
+    cancel: gr.Button
+    progress: gr.HTML
+    seen: gr.State  # the lines of the dropdown
 
     @property
-    def shown(self) -> list[gr.components.Component]:
-        return [self.work, self.unload, self.files, self.use, self.command, self.download, self.cancel, self.progress,
-                self.choice, self.seen]  # fmt: skip
-
-    def look(self, name: str, seen: list[tuple[str, str]]) -> list[Any]:
-        """New values for all that is shown, with the model named in the dropdown; `seen` are the dropdown's lines."""
-        engine, settings, now = self._engine, self._settings, self.downloads.now
-        model = get_model(name)
-        report = find_weights(model, settings)
-        busy = now is not None and now.running
-        lacks = bool(report.missing) and model.folder is None
-        entries, at_work = self.entries(), model.name == engine.model.name
-        return [
-            text.model_at_work(engine.model.title, engine.loaded, engine.plan),
-            gr.Button(interactive=engine.loaded is not None),
-            text.files_table(_rows(report, settings), _summary(report)),
-            gr.Button(say("model_in_use" if at_work else "use_model"), interactive=not at_work),
-            gr.Code(value=f"python weights/downloader.py --variant {name}", visible=lacks),
-            gr.Button(
-                say("download_model", title=model.title),
-                visible=settings.allow_download and lacks,
-                interactive=not busy,
-            ),
-            gr.Button(visible=settings.allow_download and busy, interactive=now is not None and not now.stopping),
-            text.download_line(now) if settings.allow_download and now is not None else "",
-            # The choice itself stays as it is: another one may have been made since this look began.
-            gr.Dropdown(choices=entries) if entries != seen else gr.skip(),
-            entries,
-        ]
-
-    def entries(self) -> list[tuple[str, str]]:
-        """The dropdown's lines: title, size, licence, whether files are missing; and the names behind them."""
-        lines = []
-        for model in MODELS.values():
-            report = find_weights(model, self._settings)
-            missing = f" · {text.missing_count(report)}" if report.missing else ""
-            lines.append((f"{model.title} · {size_text(_bytes(model))} · {licences(model)[0]}{missing}", model.name))
-        return lines
+    def shown(self) -> list[Any]:
+        """What a look updates."""
+        return [getattr(self, field.name) for field in dataclasses.fields(self)]
 
 
-def build(
-    page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, line: gr.Markdown, form: Form, engine: Engine, settings: Settings
-) -> None:  # fmt: skip
+def build(page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, services: Services, line: gr.Markdown, form: Form) -> None:
     """Lays out the tab; `line` and the form follow the model at work, also on pages that are loaded later."""
-    built = engine.model.name
-    panel = Panel(engine, settings)
+    engine, settings, downloads = services.engine, services.settings, services.downloads
+    built = engine.status().model
+    panel = _lay_out(services)
     clock = gr.Timer(LOOK_SECONDS, active=False)
     asked = [panel.choice, panel.seen]
-    following = [line, *form.set_for(engine.model)]
+    following = [line, *form.set_for(built)]
 
-    def follow() -> list[Any]:
-        return [line_now(), *form.set_for(engine.model).values()]
+    def look(name: str, seen: Entries) -> Updates:
+        return _look(services, panel, name, seen)
+
+    def follow() -> Updates:
+        return {line: line_now(), **form.set_for(engine.status().model)}
 
     def line_now() -> str:
-        return text.model_line(engine.model.title, engine.reason, engine.model.note)
+        status = engine.status()
+        return text.model_line(status.model.title, status.reason, status.model.note)
 
-    def use(name: str, seen: list[tuple[str, str]]) -> list[Any]:
+    def use(name: str, seen: Entries) -> Updates:
         try:
             engine.choose(switchable(engine, settings, name).name)
         except UsoError as error:
             raise refusal(error) from None
-        return [*follow(), *panel.look(name, seen)]
+        return {**follow(), **look(name, seen)}
 
-    def download(name: str, seen: list[tuple[str, str]]) -> list[Any]:
+    def download(name: str, seen: Entries) -> Updates:
         try:
-            panel.downloads.start(get_model(name))
+            downloads.start(get_model(name))
         except UsoError as error:
             raise refusal(error) from None
-        return panel.look(name, seen)
+        return look(name, seen)
 
-    def cancel(name: str, seen: list[tuple[str, str]]) -> list[Any]:
-        panel.downloads.cancel()
-        return panel.look(name, seen)
+    def cancel(name: str, seen: Entries) -> Updates:
+        downloads.cancel()
+        return look(name, seen)
 
-    def unload(name: str, seen: list[tuple[str, str]]) -> list[Any]:
+    def unload(name: str, seen: Entries) -> Updates:
         if settings.may_switch:
             engine.unload()
-        return panel.look(name, seen)
+        return look(name, seen)
 
     def run_clock(event: gr.SelectData) -> Any:
         return gr.Timer(active=tabs.children[event.index] is tab)
 
-    gr.on([tab.select, panel.choice.input, clock.tick], panel.look, asked, panel.shown, trigger_mode="always_last",
-          **QUIET)  # fmt: skip
+    looks = [tab.select, panel.choice.input, clock.tick]
+    gr.on(looks, look, asked, panel.shown, trigger_mode="always_last", **QUIET)
     tabs.select(run_clock, None, clock, **QUIET)
     panel.use.click(use, asked, [*following, *panel.shown], **TOLD)
     panel.download.click(download, asked, panel.shown, **TOLD)
     panel.cancel.click(cancel, asked, panel.shown, **QUIET)
     panel.unload.click(unload, asked, panel.shown, **QUIET)
-    page.load(lambda: [gr.skip()] * len(following) if engine.model.name == built else follow(), None, following,
-              **QUIET)  # fmt: skip
+    page.load(lambda: {} if engine.status().model is built else follow(), None, following, **QUIET)
     say_on_load(page, lambda: [line_now()], [line])
+
+
+def _lay_out(services: Services) -> Panel:
+    settings, entries = services.settings, _entries(services.settings)
+    with gr.Row(equal_height=False, elem_id="model-now"):
+        work = gr.HTML(elem_id="model-work")
+        unload = gr.Button(label("unload"), size="sm", min_width=110, scale=0, visible=settings.may_switch)
+    choice = gr.Dropdown(
+        entries, value=services.engine.status().model.name, label=label("choose_model"), filterable=False,
+        elem_id="model-choice",
+    )  # fmt: skip
+    files = gr.HTML(elem_id="model-files")
+    use = gr.Button(label("use_model"), variant="primary", visible=settings.may_switch)
+    command = gr.Code(
+        label=label("command"), language="shell", interactive=False, lines=1,
+        show_line_numbers=False, wrap_lines=True, visible=False, buttons=["copy"], elem_id="model-command",
+    )  # fmt: skip
+    with gr.Row():
+        download = gr.Button(label("download"), visible=False, min_width=200)
+        cancel = gr.Button(label("cancel_download"), variant="stop", visible=False, min_width=210, scale=0)
+    progress = gr.HTML(elem_id="model-download")
+    return Panel(work, unload, choice, files, use, command, download, cancel, progress, gr.State(entries))
+
+
+def _look(services: Services, panel: Panel, name: str, seen: Entries) -> Updates:
+    """New values for the panel, with the model of that name in the dropdown; `seen` are the dropdown's lines."""
+    settings, now, status = services.settings, services.downloads.now, services.engine.status()
+    model = get_model(name)
+    report = find_weights(model, settings)
+    busy = now is not None and now.running
+    lacks = bool(report.missing) and model.folder is None
+    fetches = settings.allow_download
+    entries, at_work = _entries(settings), model is status.model
+    title = say("download_model", title=model.title)
+    shown: Updates = {
+        panel.work: text.model_at_work(status.model.title, status.loaded),
+        panel.unload: gr.Button(interactive=status.loaded is not None),
+        panel.files: text.files_table(_rows(report, settings), _summary(report)),
+        panel.use: gr.Button(say("model_in_use" if at_work else "use_model"), interactive=not at_work),
+        panel.command: gr.Code(value=f"python weights/downloader.py --variant {name}", visible=lacks),
+        panel.download: gr.Button(title, visible=fetches and lacks, interactive=not busy),
+        panel.cancel: gr.Button(visible=fetches and busy, interactive=now is not None and not now.stopping),
+        panel.progress: text.download_line(now) if fetches and now is not None else "",
+        panel.seen: entries,
+    }
+    if entries != seen:  # the choice itself stays as it is: another one may have been made since this look began
+        shown[panel.choice] = gr.Dropdown(choices=entries)
+    return shown
+
+
+def _entries(settings: Settings) -> Entries:
+    """The dropdown's lines: title, size, licence, whether files are missing; and the names behind them."""
+    lines = []
+    for model in MODELS.values():
+        report = find_weights(model, settings)
+        missing = f" · {text.missing_count(report)}" if report.missing else ""
+        lines.append((f"{model.title} · {size_text(_bytes(model))} · {licences(model)[0]}{missing}", model.name))
+    return lines
 
 
 def _rows(report: WeightsReport, settings: Settings) -> list[tuple[str, str, str, bool]]:

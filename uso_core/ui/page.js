@@ -2,13 +2,13 @@
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) document.querySelector("#generate").click();
   });
-  // On a phone the picture's place may be out of sight, from the examples above all.
+  // On a phone the image's place may be out of sight, from the examples above all.
   document.querySelector("#generate").addEventListener("click", () => {
     if (document.querySelector("#result").getBoundingClientRect().top < innerHeight * 0.75) return;
     const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
     document.querySelector("#start").scrollIntoView({ behavior: calm ? "auto" : "smooth" });
   });
-  // A PNG dropped beside the picture slots restores the settings in it; the slots keep their own drops.
+  // A PNG dropped beside the image slots restores the settings in it; the slots keep their own drops.
   const outside = (event) =>
     event.dataTransfer && [...event.dataTransfer.types].includes("Files") && !event.target.closest(".slot");
   document.addEventListener("dragover", (event) => {
@@ -33,7 +33,7 @@
   };
   rename();
   new MutationObserver(rename).observe(document.body, { childList: true, subtree: true });
-  // Gradio calls every upload "Drop an image file here": the group around it says which picture it is for.
+  // Gradio calls every upload "Drop an image file here": the group around it says which image it is for.
   for (const slot of document.querySelectorAll(".slot.column")) {
     slot.setAttribute("role", "group");
     slot.setAttribute("aria-label", slot.querySelector("label, [data-testid=block-label]").innerText.trim());

@@ -6,20 +6,18 @@ import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 
 from uso_core.comfy import export_workflow, import_workflow, workflow_in_png_text
 from uso_core.errors import UsoError
 from uso_core.request import InputImage, StoredStyle
-from uso_core.storage.history import History
 from uso_core.storage.png import png_texts
-from uso_core.storage.styles import StyleStore
 from uso_core.ui import text
-from uso_core.ui.form import QUIET, STORED, STYLES, TOLD, Form
+from uso_core.ui.form import QUIET, STORED, STYLES, TOLD, Form, Updates
 from uso_core.ui.inputs import refusal
 from uso_core.ui.language import label, say, tell
+from uso_core.ui.services import Services
 from uso_core.ui.temporary_files import passing_path
 
 
@@ -33,7 +31,7 @@ class Results:
     selected: gr.State  # path of the image shown
 
 
-def build_results(form: Form, history: History, styles: StyleStore) -> Results:
+def build_results(form: Form, services: Services) -> Results:
     """Lays out the right side of the page and wires it to the form."""
     image = gr.Image(
         label=label("result"), type="filepath", format="png", interactive=False, height=480, elem_id="result",
@@ -62,93 +60,95 @@ def build_results(form: Form, history: History, styles: StyleStore) -> Results:
                 comfy = gr.DownloadButton(label("comfy"), size="sm", interactive=False, min_width=100)
                 archive = gr.DownloadButton(label("archive"), size="sm", interactive=False, min_width=100)
     results = Results(image, seed_used, gr.State([]), gr.State(None))
-    visit = gr.State([])
+    session = gr.State([])
 
-    def collect(made: list[str], visit: list[str]) -> tuple[Any, ...]:
-        visit = [*visit, *(path for path in made if path not in visit)]
-        last = made[-1] if made else gr.skip()
-        return visit, last, visit[::-1], gr.DownloadButton(value=_zip(visit), interactive=bool(visit))
+    def collect(made: list[str], before: list[str]) -> Updates:
+        paths = [*before, *(path for path in made if path not in before)]
+        shown = {session: paths, gallery: paths[::-1]}
+        shown[archive] = gr.DownloadButton(value=_zip(paths), interactive=bool(paths))
+        return {**shown, results.selected: made[-1]} if made else shown
 
-    def choose(visit: list[str], event: gr.SelectData) -> tuple[str, str]:
-        path = visit[::-1][event.index]
-        return path, path
+    def choose(paths: list[str], event: gr.SelectData) -> Updates:
+        path = paths[::-1][event.index]
+        return {image: path, results.selected: path}
+
+    def describe(path: str | None) -> Updates:
+        shown = {settings: "", compare: None, comfy: gr.DownloadButton(interactive=False), seed_used: ""}
+        if not path:
+            return shown
+        try:
+            request, stored = services.history.restore(Path(path))
+        except UsoError as error:
+            return {**shown, settings: tell(error.told)}
+        content = stored.get(request.content.sha256) if request.content else None
+        workflow = passing_path(f"{Path(path).stem}.comfyui.json")
+        workflow.write_text(json.dumps(export_workflow(request)), encoding="utf-8")
+        return {
+            settings: text.settings(request),
+            compare: (str(content), path) if content else None,
+            comfy: gr.DownloadButton(value=str(workflow), interactive=True),
+            seed_used: str(request.seed),
+        }
 
     collected = results.made.change(
-        collect, [results.made, visit], [visit, results.selected, gallery, archive], **QUIET
+        collect, [results.made, session], [session, results.selected, gallery, archive], **QUIET
     )
-    chosen = gallery.select(choose, visit, [image, results.selected], **QUIET)
+    chosen = gallery.select(choose, session, [image, results.selected], **QUIET)
     for change in (collected, chosen):
-        change.then(_describer(history), results.selected, [settings, compare, comfy, seed_used], **QUIET)
-    _wire(form, results, history, styles, as_content, as_style, reuse, reuse_seed, restore)
+        change.then(describe, results.selected, [settings, compare, comfy, seed_used], **QUIET)
+    as_content.click(lambda path: path or gr.skip(), results.selected, form["content"], **QUIET)
+    reuse_seed.click(lambda seed: int(seed) if seed else gr.skip(), seed_used, form["seed"], **QUIET)
+    _wire_slots(form, results, as_style)
+    _wire_restore(form, results, services, reuse, restore)
     return results
 
 
-def _wire(
-    form: Form, results: Results, history: History, saved: StyleStore, as_content: gr.Button, as_style: gr.Button,
-    reuse: gr.Button, reuse_seed: gr.Button, restore: gr.UploadButton,
+def _wire_slots(form: Form, results: Results, as_style: gr.Button) -> None:
+    slots = [form[f"style_{number}"] for number in range(1, STYLES + 1)]
+
+    def into_style(given: Updates) -> Updates:
+        path = given[results.selected]
+        free = next((slot for slot in slots if not given[slot]), slots[0])
+        return {free: path} if path else {}
+
+    as_style.click(into_style, {results.selected, *slots}, slots, **QUIET)
+
+
+def _wire_restore(
+    form: Form, results: Results, services: Services, reuse: gr.Button, restore: gr.UploadButton
 ) -> None:  # fmt: skip
-    styles = [form[f"style_{number}"] for number in range(1, STYLES + 1)]
-
-    def into_style(path: str | None, *slots: str | None) -> list[Any]:
-        free = next((index for index, slot in enumerate(slots) if not slot), 0)
-        return [path if path and index == free else gr.skip() for index in range(STYLES)]
-
-    def put_back(path: str | None) -> list[Any]:
+    def put_back(path: str | None) -> Updates:
         if not path:
-            return [*([gr.skip()] * len(form.order)), {"text": say("nothing_selected"), "percent": 0}]
+            return {form.status: {"text": say("nothing_selected"), "percent": 0}}
         try:
             workflow = _workflow(Path(path))
-            if workflow is not None:
+            if workflow is None:
+                updates, words = restored(form, services, Path(path))
+            else:
                 found = import_workflow(workflow)
-                words = text.imported(found.content, found.styles, found.notes)
-                return [*form.imported(found), {"text": words, "percent": 0}]
-            updates, words = restored(form, history, saved, Path(path))
+                updates, words = form.imported(found), text.imported(found.content, found.styles, found.notes)
         except UsoError as error:
             raise refusal(error) from None
-        return [*updates, {"text": words, "percent": 0}]
+        return {**updates, form.status: {"text": words, "percent": 0}}
 
-    as_content.click(lambda path: path or gr.skip(), results.selected, form["content"], **QUIET)
-    as_style.click(into_style, [results.selected, *styles], styles, **QUIET)
-    reuse.click(put_back, results.selected, [*form.order, form.status], **TOLD)
-    reuse_seed.click(lambda seed: int(seed) if seed else gr.skip(), results.seed_used, form["seed"], **QUIET)
-    restore.upload(put_back, restore, [*form.order, form.status], **TOLD)
+    outputs = [*form.fields.values(), form.status]
+    reuse.click(put_back, results.selected, outputs, **TOLD)
+    restore.upload(put_back, restore, outputs, **TOLD)
 
 
-def restored(form: Form, history: History, saved: StyleStore, path: Path) -> tuple[list[Any], str]:
-    """Values for every field from a PNG of ours, and a sentence that names the inputs that cannot be put back.
+def restored(form: Form, services: Services, path: Path) -> tuple[Updates, str]:
+    """Values for the fields from a PNG of ours, and a sentence that names the inputs that cannot be put back.
 
     Raises `RequestError` if the file is none of ours.
     """
-    request, images = history.restore(path)
+    request, images = services.history.restore(path)
     given: list[InputImage | StoredStyle] = [style for style in request.styles if isinstance(style, InputImage)]
     stored = [style for style in request.styles if isinstance(style, StoredStyle)]
-    kept = {style.sha256 for style in stored if saved.holds(style.sha256)}
+    there = {style.sha256 for style in stored if services.styles.holds(style.sha256)}
     placed = [*([request.content] if request.content else []), *given[:STYLES], *stored[:STORED]]
-    lost = [each.name for each in placed if each.sha256 not in {*images, *kept}]
+    lost = [each.name for each in placed if each.sha256 not in {*images, *there}]
     beyond = [each.name for each in [*given[STYLES:], *stored[STORED:]]]
-    return form.updates(request, images, kept), text.restored(lost, beyond)
-
-
-def _describer(history: History) -> Any:
-    def describe(path: str | None) -> tuple[str, Any, Any, str]:
-        if not path:
-            return "", None, gr.DownloadButton(interactive=False), ""
-        try:
-            request, kept = history.restore(Path(path))
-        except UsoError as error:
-            return tell(error.told), None, gr.DownloadButton(interactive=False), ""
-        content = kept.get(request.content.sha256) if request.content else None
-        workflow = passing_path(f"{Path(path).stem}.comfyui.json")
-        workflow.write_text(json.dumps(export_workflow(request)), encoding="utf-8")
-        sides = (str(content), path) if content else None
-        return (
-            text.settings(request),
-            sides,
-            gr.DownloadButton(value=str(workflow), interactive=True),
-            str(request.seed),
-        )
-
-    return describe
+    return form.updates(request, images, there), text.restored(lost, beyond)
 
 
 def _workflow(path: Path) -> str | None:

@@ -12,20 +12,18 @@ from uso_core import images
 from uso_core.errors import RequestError, UsoError
 from uso_core.events import Failed, StylesReady
 from uso_core.request import GenerationRequest
-from uso_core.runtime.engine import Engine
 from uso_core.storage.styles import StyleEntry, StyleStore, mosaic
 from uso_core.ui import text
 from uso_core.ui.card_grid import Card, cards, chosen, data_address, html
-from uso_core.ui.form import QUIET, STORED, TOLD, Form, Status, chosen_styles, status_line
+from uso_core.ui.form import QUIET, TOLD, Form, Status, Updates, chosen_styles, status_line
 from uso_core.ui.inputs import refusal
 from uso_core.ui.language import label, say, tell
-from uso_core.ui.run import PATIENCE, Sessions, describe
+from uso_core.ui.run import PATIENCE, describe
+from uso_core.ui.services import Services
 from uso_core.ui.temporary_files import passing_path
 
-Saving = tuple[Any, ...]  # status, cards, name, then the form's saved styles
 
-
-def build(tabs: gr.Tabs, tab: gr.Tab, engine: Engine, styles: StyleStore, form: Form, sessions: Sessions) -> None:
+def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
     """Lays out the tab; the styles are read anew whenever it is opened."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
@@ -44,86 +42,81 @@ def build(tabs: gr.Tabs, tab: gr.Tab, engine: Engine, styles: StyleStore, form: 
                 export = gr.DownloadButton(label("export_style"), size="sm", min_width=80, interactive=False)
                 delete = gr.Button(label("delete_style"), variant="stop", size="sm", min_width=80, interactive=False)
     key, sure = gr.State(""), gr.State("")  # chosen; and of which it was said once that it may go
-    listed = [shown, *form.saved]
+    styles = services.styles
+    listed = [shown, *form.stored]
+    one = [key, called, export, sure, delete]
 
-    def look() -> tuple[Any, ...]:
-        return _cards(styles), *form.refreshed(styles)
+    def look() -> Updates:
+        return {shown: _cards(styles), **form.refreshed(styles)}
 
-    def choose(event: gr.EventData) -> tuple[Any, ...]:
+    def said(key: str, entry: StyleEntry, percent: int = 0) -> Updates:
+        return {status: {"text": say(key, name=entry.name), "percent": percent}}
+
+    def choose(event: gr.EventData) -> Updates:
         entry = _entry(styles, chosen(event))
         copy = gr.DownloadButton(value=_exported(styles, entry), interactive=True)
-        return entry.sha256, entry.name, copy, "", gr.Button(label("delete_style"))
+        return {key: entry.sha256, called: entry.name, export: copy, sure: "", delete: gr.Button(label("delete_style"))}
 
-    def put_in_slot(sha256: str, *slots: str) -> list[Any]:
-        free = next((index for index, slot in enumerate(slots) if not slot or slot == sha256), None)
+    def put_in_slot(given: Updates) -> Updates:
+        slots, sha256 = form.stored_fields, given[key]
+        free = next((slot for slot in slots if not given[slot] or given[slot] == sha256), None)
         if free is None:
             raise refusal(RequestError("style_slots_full"))
-        return [*(sha256 if index == free else gr.skip() for index in range(STORED)), gr.Tabs(selected="create")]
+        return {free: sha256, tabs: gr.Tabs(selected="create")}
 
-    def change_name(sha256: str, words: str) -> tuple[Any, ...]:
+    def change_name(sha256: str, words: str) -> Updates:
         with _told():
             entry = styles.rename(sha256, words)
         copy = gr.DownloadButton(value=_exported(styles, entry))
-        return {"text": say("style_renamed", name=entry.name), "percent": 0}, entry.name, copy, *look()
+        return {**said("style_renamed", entry), called: entry.name, export: copy, **look()}
 
-    def remove(sha256: str, sure: str) -> tuple[Any, ...]:
-        if sure != sha256:
-            return sha256, gr.Button(label("delete_sure")), *([gr.skip()] * (4 + len(listed)))
+    def remove(sha256: str, confirmed: str) -> Updates:
+        if confirmed != sha256:
+            return {sure: sha256, delete: gr.Button(label("delete_sure"))}
         with _told():
             entry = _entry(styles, sha256)
         styles.delete(sha256)
-        said = say("style_deleted", name=entry.name)
-        calm = gr.Button(label("delete_style"))
-        return "", calm, {"text": said, "percent": 0}, "", "", gr.DownloadButton(interactive=False), *look()
+        nothing = {key: "", called: "", sure: "", export: gr.DownloadButton(interactive=False)}
+        return {**said("style_deleted", entry), **nothing, delete: gr.Button(label("delete_style")), **look()}
 
-    def receive(path: str) -> tuple[Any, ...]:
+    def receive(path: str) -> Updates:
         with _told():
             entry = styles.take_in(Path(path))
-        return {"text": say("style_saved", name=entry.name), "percent": 0}, *look()
+        return {**said("style_saved", entry), **look()}
+
+    def store(given: Updates, request: gr.Request) -> Iterator[Updates]:
+        """The model may have to be read first."""
+        try:
+            free = styles.free_name(given[name])
+            asked, thumbnails = _asked(form.values(given), styles)
+            for event in _encode(services, asked, request.session_hash or ""):
+                if isinstance(event, StylesReady):
+                    small = mosaic(thumbnails)
+                    entry = styles.add(free, event.tokens, event.strengths, event.model, event.fingerprint, small)
+                    yield {**said("style_saved", entry, 100), name: "", **look()}
+                else:
+                    yield {status: event}
+        except UsoError as error:
+            yield {status: {"text": tell(error.told), "percent": 0}}
+            raise refusal(error) from None
 
     tab.select(look, None, listed, **QUIET)
-    shown.click(choose, None, [key, called, export, sure, delete], **TOLD)
+    shown.click(choose, None, one, **TOLD)
     key.change(lambda key: [gr.Button(interactive=bool(key))] * 3, key, [use, rename, delete], **QUIET)
-    use.click(put_in_slot, [key, *form.saved_fields], [*form.saved_fields, tabs], **TOLD)
+    use.click(put_in_slot, {key, *form.stored_fields}, [*form.stored_fields, tabs], **TOLD)
     rename.click(change_name, [key, called], [status, called, export, *listed], **TOLD)
-    delete.click(remove, [key, sure], [sure, delete, status, key, called, export, *listed], **TOLD)
+    delete.click(remove, [key, sure], [status, *one, *listed], **TOLD)
     take_in.upload(receive, take_in, [status, *listed], **TOLD)
     save.click(
-        _saver(engine, styles, form, sessions), [name, *form.order], [status, name, *listed],
+        store, {name, *form.components}, [status, name, *listed],
         api_visibility="private", concurrency_limit=None, show_progress="hidden",
     )  # fmt: skip
 
 
-def _saver(engine: Engine, styles: StyleStore, form: Form, sessions: Sessions) -> Any:
-    """The generator behind Save style: the model may have to be read first."""
-
-    def save(request: gr.Request, name: str, *values: Any) -> Iterator[Saving]:
-        unchanged = [gr.skip()] * (2 + len(form.saved))
-        try:
-            free = styles.free_name(name)
-            asked, thumbnails = _asked(dict(zip(form.fields, values, strict=True)), styles)
-            for event in _encode(engine, asked, sessions, request.session_hash or ""):
-                if isinstance(event, StylesReady):
-                    entry = styles.add(
-                        free, event.tokens, event.strengths, event.model, event.fingerprint, mosaic(thumbnails)
-                    )
-                    said = {"text": say("style_saved", name=entry.name), "percent": 100}
-                    yield said, "", _cards(styles), *form.refreshed(styles)
-                else:
-                    yield event, *unchanged
-        except UsoError as error:
-            yield {"text": tell(error.told), "percent": 0}, *unchanged
-            raise refusal(error) from None
-
-    return save
-
-
-def _encode(
-    engine: Engine, asked: GenerationRequest, sessions: Sessions, session: str
-) -> Iterator[Status | StylesReady]:
+def _encode(services: Services, asked: GenerationRequest, session: str) -> Iterator[Status | StylesReady]:
     """Words while it lasts, then the styles; a page that is closed ends it."""
-    job = engine.submit(asked, styles_only=True)
-    sessions.add(session, job)
+    job = services.engine.encode_styles(asked)
+    services.sessions.add(session, job)
     try:
         for event in job.events(PATIENCE):
             if isinstance(event, Failed):
@@ -134,7 +127,7 @@ def _encode(
                 yield status
     finally:
         job.cancel()
-        sessions.remove(session, job)
+        services.sessions.remove(session, job)
 
 
 def _asked(values: dict[str, Any], styles: StyleStore) -> tuple[GenerationRequest, list[Any]]:

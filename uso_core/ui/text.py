@@ -14,8 +14,7 @@ from uso_core.request import GenerationRequest, StoredStyle
 from uso_core.ui.language import say, tell
 
 if TYPE_CHECKING:
-    from uso_core.memory.planner import MemoryPlan
-    from uso_core.runtime.engine import Loaded
+    from uso_core.runtime.executors import WorkerState
     from uso_core.ui.downloads import Download
 
 TITLE = "USO"
@@ -138,17 +137,16 @@ def restored(lost: list[str], beyond: list[str]) -> str:
     return " ".join(words) or say("restored")
 
 
-def model_at_work(title: str, loaded: Loaded | None, plan: MemoryPlan | None) -> str:
-    """HTML: which model is in memory, on what, with what plan; and which comes next, where that is another."""
+def model_at_work(title: str, loaded: WorkerState | None) -> str:
+    """HTML: which model is in memory, on what, by what plan; and which comes next, where that is another."""
     if loaded is None:
         unloaded, later = escape(say("model_unloaded", title=title)), escape(say("model_read_later"))
         return f"<p class='lead'>{unloaded}</p><p>{later}</p>"
+    plan = loaded.plan
     at_work = say("model_loaded", title=loaded.model.title, device=loaded.device, dtype=loaded.dtype)
     words = f"<p class='lead'>{escape(at_work)}</p>"
     if loaded.model.title != title:
         words += f"<p>{escape(say('model_next', title=title))}</p>"
-    if plan is None:
-        return words
     lines = "".join(
         f"<tr><th scope='row'>{escape(tell(part))}</th><td>{escape(tell(where))}</td>"
         f"<td class='size'>{escape(say('size', size=size))}</td></tr>"

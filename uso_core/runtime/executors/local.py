@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING
 
-from uso_core.events import LAST, Cancelled, Event, Loading
+from uso_core.catalog.locate import find_weights
+from uso_core.catalog.models import get_model
+from uso_core.errors import UsoError
+from uso_core.events import LAST, Cancelled, Event, Failed, Loading
 from uso_core.messages import message
 from uso_core.runtime.executors import Wish, Work, WorkerState
 from uso_core.runtime.startup import gc_paused
@@ -28,6 +31,9 @@ class LocalExecutor:
 
     def run(self, work: Work, wish: Callable[[], Wish | None]) -> Iterator[Event | None]:
         if self._worker is None:
+            if (refused := self._refused(work)) is not None:
+                yield refused
+                return
             yield Loading(0.0, message("loading_starting"))
             _import_pytorch()
             from uso_core.runtime.worker import Worker
@@ -48,6 +54,14 @@ class LocalExecutor:
         finally:
             events.close()
         yield Cancelled()
+
+    def _refused(self, work: Work) -> Failed | None:
+        """What needs no PyTorch to be found out does not wait for it."""
+        try:
+            find_weights(get_model(work.request.model or ""), self._settings).require()
+        except UsoError as error:
+            return Failed(error)
+        return None
 
     def state(self) -> tuple[WorkerState | None, ...]:
         loaded = self._worker.loaded if self._worker is not None else None
