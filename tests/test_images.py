@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -516,6 +517,24 @@ def test_a_jpeg_of_more_scans_than_anybody_makes_is_refused(monkeypatch):
     with pytest.raises(RequestError, match="more than 5 scans"):
         open_image(encoded(noise(64, 64), "JPEG", progressive=True))
     assert open_image(encoded(noise(64, 64), "JPEG") + b"\xff\xda" * 9)  # a film behind it, as phones write it
+
+
+def test_large_images_do_not_hold_up_small_ones(small_bound):
+    large, small = encoded(noise(200, 100), "PNG"), encoded(noise(20, 10), "PNG")
+    with ThreadPoolExecutor(9) as pool:
+        with module._LARGE_DECODER:  # as if one were being decoded
+            waiting = [pool.submit(open_image, large) for _ in range(8)]
+            assert pool.submit(open_image, small).result(10).image.size == (20, 10)
+            assert not any(each.done() for each in waiting)
+        assert {each.result(10).image.size for each in waiting} == {(64, 32)}
+
+
+def test_files_of_many_bytes_are_read_a_few_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "HEAVY_FILE_BYTES", 10)
+    noise(20, 10).save(tmp_path / "a.png")
+    with ThreadPoolExecutor(9) as pool:
+        images = list(pool.map(open_image, [tmp_path / "a.png"] * 20))
+    assert set(images) == {open_image(noise(20, 10))}
 
 
 PEAK = """

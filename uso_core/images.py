@@ -22,6 +22,7 @@ from uso_core.messages import Bytes
 from uso_core.request import MAX_SIDE, SIZE_MULTIPLE, InputImage
 
 MAX_FILE_BYTES = 200 * 2**20
+HEAVY_FILE_BYTES = 16 * 2**20
 MAX_PIXELS = 178_000_000  # Pillow itself opens no larger ones
 MAX_DECODING_BYTES = 10**9  # of memory that decoding one image may take
 MAX_REFERENCE_SIDE = MAX_SIDE  # no slot uses more: a larger image is reduced to this long side, in pixels
@@ -36,7 +37,9 @@ PNG_WORDS = (b"tEXt", b"zTXt", b"iTXt", b"eXIf")
 MAX_WORDS_BYTES = 16 * 2**20  # of one such chunk
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 _JPEG_SEGMENT = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # the markers that a length follows, and the end
-_ANY_DECODER, _LARGE_DECODER = threading.BoundedSemaphore(4), threading.Lock()  # so many images at once take memory
+# So many at once take memory: files held as they are, images being decoded, and of these large ones.
+_HEAVY_FILES, _ANY_DECODER = threading.BoundedSemaphore(4), threading.BoundedSemaphore(4)
+_LARGE_DECODER = threading.Lock()
 
 
 def open_image(source: str | Path | bytes | Image.Image, name: str = "") -> InputImage:
@@ -60,11 +63,12 @@ def open_image(source: str | Path | bytes | Image.Image, name: str = "") -> Inpu
             raise RequestError(
                 "image_too_large", hint="smaller_image", path=path, size=Bytes(size), most=Bytes(MAX_FILE_BYTES)
             )
-        data = path.read_bytes()
+        with _HEAVY_FILES if size > HEAVY_FILE_BYTES else contextlib.nullcontext():  # until they are decoded
+            image = _decode(path.read_bytes(), str(path))
     except (OSError, RuntimeError, ValueError) as error:  # also a home that is unknown, a name that no disk takes
         reason = getattr(error, "strerror", None) or error
         raise RequestError("image_unreadable", hint="check_path", path=str(source), reason=reason) from None
-    return _input_image(_decode(data, str(path)), name or path.name)
+    return _input_image(image, name or path.name)
 
 
 def content_size(width: int, height: int, long_side: int) -> tuple[int, int]:
