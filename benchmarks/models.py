@@ -24,7 +24,8 @@ from uso_core.memory.placement import place
 from uso_core.memory.planner import STAYS, Machine, MemoryPlan, PlanOptions, plan
 from uso_core.memory.sizes import Sizes
 from uso_core.model.pipeline import USOPipeline
-from uso_core.quantization.fp8 import T5_MATRICES, TRANSFORMER_MATRICES, use_fp8
+from uso_core.quantization.fp8 import use_fp8
+from uso_core.quantization.matrices import T5_MATRICES, TRANSFORMER_MATRICES
 from uso_core.runtime.load import assemble
 from uso_core.settings import ROOT, Settings
 
@@ -139,7 +140,7 @@ def random_pipeline(contender: Contender, shape: Shape, device: torch.device) ->
         materialize(module, device, device if stays else torch.device("cpu"), seed=len(role))
     pipeline = USOPipeline(*_components(parts, shape))
     pipeline.offloader = place({name: parts[role] for name, role in ROLES.items()}, memory, device)
-    pipeline.decodes_in_tiles = memory.decodes_in_tiles
+    pipeline.untiled_pixels = memory.untiled_pixels
     if contender.compile:
         pipeline.transformer.compile_repeated_blocks(fullgraph=True, backend=shape.backend)
     return pipeline, memory

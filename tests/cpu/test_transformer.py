@@ -20,7 +20,8 @@ from uso_core.cpu.transformer import CpuStep, Product, accelerate_transformer, h
 from uso_core.memory.planner import MemoryPlan
 from uso_core.model.pipeline import USOPipeline
 from uso_core.model.transformer import USOTransformer2DModel
-from uso_core.quantization.fp8 import TRANSFORMER_MATRICES, use_fp8
+from uso_core.quantization.fp8 import use_fp8
+from uso_core.quantization.matrices import TRANSFORMER_MATRICES
 from uso_core.runtime import load
 from uso_core.settings import Settings
 

@@ -68,11 +68,11 @@ def test_a_large_image_is_decoded_in_tiles_where_the_plan_says_so(own, images): 
     whole = own.decode(packed, 128, 128)
     place({name: getattr(own, name) for name in HEAVY}, planned(own, {}, 8), CPU)
     own.vae.tile_sample_min_size, own.vae.tile_latent_min_size = 64, 8
-    own.decodes_in_tiles = lambda width, height: width * height >= 128 * 128
+    own.untiled_pixels = 128 * 128 - 1
     tiled = own.decode(packed, 128, 128)
     assert not torch.equal(tiled, whole)
     assert (tiled - whole).abs().mean() < 0.1
     small = generate(own, images)
-    own.decodes_in_tiles = None
+    own.untiled_pixels = None
     assert torch.equal(own.decode(small, 64, 48), own.decode(small, 64, 48))
     assert not own.vae.use_tiling

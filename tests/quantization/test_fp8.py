@@ -33,6 +33,7 @@ from uso_core.model.pipeline import USOPipeline
 from uso_core.model.transformer import USOTransformer2DModel
 from uso_core.quantization import fp8
 from uso_core.quantization.fp8 import Float8Linear, fp8_layers, fp8_product, quantize, use_fp8
+from uso_core.quantization.matrices import T5_MATRICES, TRANSFORMER_MATRICES
 from uso_core.runtime.load import assemble
 from uso_core.settings import Settings
 
@@ -281,7 +282,7 @@ def test_the_large_matrices_of_flux_are_quantized_and_nothing_else():
     with torch.device("meta"):
         model = USOTransformer2DModel(**FLUX_DEV)
     total = sum(parameter.numel() for parameter in model.parameters())
-    found = use_fp8(model, fp8.TRANSFORMER_MATRICES)
+    found = use_fp8(model, TRANSFORMER_MATRICES)
     assert len(found) == 19 * 12 + 38 * 5
     in_fp8 = sum(module.weight.numel() for module in fp8_layers(model).values())
     assert in_fp8 == (19 * 24 + 38 * 12) * 3072**2  # 8.6 of 11.9 B; 3.25 B are modulation, the rest is small
@@ -294,8 +295,8 @@ def test_the_plan_counts_the_bytes_that_fp8_takes():
     """What `memory/sizes.py` derives from names alone is what lies there once the layers are exchanged."""
     parts = copy.deepcopy(full_size())
     sizes = Sizes(counts_of(parts), torch.bfloat16.itemsize)
-    use_fp8(parts["transformer"], fp8.TRANSFORMER_MATRICES)
-    use_fp8(parts["t5"], fp8.T5_MATRICES)
+    use_fp8(parts["transformer"], TRANSFORMER_MATRICES)
+    use_fp8(parts["t5"], T5_MATRICES)
     for part, in_blocks, counted in (
         ("transformer", r"(single_)?transformer_blocks\.\d+\.(?!norm1?(_context)?\.linear)", sizes.blocks(True)),
         ("t5", r"encoder\.block\.", sizes.t5_blocks(True)),
@@ -307,7 +308,7 @@ def test_the_plan_counts_the_bytes_that_fp8_takes():
 def test_layers_that_hold_weights_are_quantized_in_place():
     model, _ = encoders.build_t5(GOLDEN / "t5", torch.float32)
     reduced, _ = encoders.build_t5(GOLDEN / "t5", torch.float32)
-    use_fp8(reduced, fp8.T5_MATRICES)
+    use_fp8(reduced, T5_MATRICES)
     layers = fp8_layers(reduced)
     assert {name.split(".")[-1] for name in layers} == {"q", "k", "v", "o", "wi_0", "wi_1"}
     assert reduced.encoder.embed_tokens.weight is reduced.shared.weight

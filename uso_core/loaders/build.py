@@ -19,7 +19,8 @@ from uso_core.loaders.lora import LoRA
 from uso_core.model import latents, preview
 from uso_core.model.style_projector import DEPTHS, StyleProjector
 from uso_core.model.transformer import USOTransformer2DModel
-from uso_core.quantization.fp8 import TRANSFORMER_MATRICES, use_fp8
+from uso_core.quantization.fp8 import use_fp8
+from uso_core.quantization.matrices import TRANSFORMER_MATRICES
 
 Module = TypeVar("Module", bound=nn.Module)
 

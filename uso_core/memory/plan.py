@@ -58,6 +58,11 @@ class MemoryPlan:
         return max(self.stages, key=lambda stage: self.stages[stage])
 
     @property
+    def moves(self) -> bool:
+        """Whether anything comes to the device and leaves it while images are made."""
+        return any(placement.where != STAYS for placement in self.placements)
+
+    @property
     def streams_blocks(self) -> bool:
         return self.resident_blocks < self.blocks
 
@@ -65,11 +70,12 @@ class MemoryPlan:
         """STAYS, ON_DEMAND or STREAMS for a group: blocks, modulation, ends, t5, clip, siglip, projector, vae_*."""
         return next(placement.where for placement in self.placements if placement.group == group)
 
-    def decodes_in_tiles(self, width: int, height: int) -> bool:
-        """Whether an image of this size is decoded in tiles: as planned, and any that would not fit otherwise."""
+    @property
+    def untiled_pixels(self) -> int:
+        """Images of more pixels are decoded in tiles: as planned, and any that would not fit otherwise."""
         resident, per_pixel = self.decode_bytes
-        large = resident + per_pixel * width * height > self.budget_bytes
-        return width * height > TILE_PIXELS**2 and (self.tiled_decode or large)
+        fitting = (self.budget_bytes - resident) // per_pixel if per_pixel else self.budget_bytes
+        return TILE_PIXELS**2 if self.tiled_decode else max(TILE_PIXELS**2, fitting)
 
     @property
     def summary(self) -> Message:
@@ -106,7 +112,7 @@ class MemoryPlan:
 
     def _parts(self) -> Iterator[Message]:
         kind = _format(self.fp8, self.dtype)
-        if all(placement.where == STAYS for placement in self.placements):
+        if not self.moves:
             yield message("plan_all_stay" if self.device != "cuda" else "plan_all_stay_gpu")
             yield message("plan_blocks_kernels" if self.cpu_kernels else "plan_blocks", format=kind)
         else:

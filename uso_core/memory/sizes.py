@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
+from uso_core.quantization.matrices import T5_MATRICES, TRANSFORMER_MATRICES
+
 GB = 10**9
 PIXELS_PER_TOKEN = 16
 SCALE_BYTES = 4  # one float32 scale for each output channel of a quantized matrix
@@ -92,7 +94,7 @@ def counts_of(parts: Mapping[str, Module]) -> Counts:
     """
     transformer = _shapes(parts["transformer"])
     modulation = {name: shape for name, shape in transformer.items() if _MODULATION.search(name)}
-    blocks = _pieces(transformer.items() - modulation.items(), _BLOCK)
+    blocks = _pieces(transformer.items() - modulation.items(), _BLOCK, TRANSFORMER_MATRICES)
     in_blocks = {name for name in transformer if _BLOCK.match(name)}
     ends = [shape for name, shape in transformer.items() if name not in in_blocks and name not in modulation]
     t5 = _shapes(parts["t5"])
@@ -105,7 +107,7 @@ def counts_of(parts: Mapping[str, Module]) -> Counts:
         blocks=blocks,
         modulation=_by_stem(modulation),
         ends=sum(map(_elements, ends)),
-        t5_blocks=_pieces(t5.items(), _T5_BLOCK),
+        t5_blocks=_pieces(t5.items(), _T5_BLOCK, T5_MATRICES),
         t5_rest=sum(map(_elements, t5_rest)),
         clip=_total(parts["clip"]),
         siglip_layers=tuple(piece.matrices + piece.rest for piece in siglip),
@@ -224,7 +226,6 @@ _MODULATION = re.compile(r"(^|\.)norm(1|1_context|_out)?\.linear\.(weight|bias)$
 _T5_BLOCK = re.compile(r"(encoder\.block\.\d+)\.")
 _SIGLIP_LAYER = re.compile(r"((?:vision_model\.)?encoder\.layers\.\d+)\.")
 _DECODER_LAST = re.compile(r"decoder\.up_blocks\.\d+\.resnets\.0\.conv1\.weight$")
-_NOT_QUANTIZED = re.compile(r"relative_attention_bias|norm|DenseReluDense\.wo\.")
 
 
 def _shapes(module: Module) -> dict[str, tuple[int, ...]]:
@@ -242,15 +243,20 @@ def _total(module: Module) -> int:
     return sum(map(_elements, _shapes(module).values()))
 
 
-def _pieces(shapes: Iterable[tuple[str, tuple[int, ...]]], pattern: re.Pattern[str]) -> tuple[Piece, ...]:
-    """One piece for each block, in the order of computation: double-stream blocks before single-stream ones."""
+def _pieces(
+    shapes: Iterable[tuple[str, tuple[int, ...]]], pattern: re.Pattern[str], matrices: re.Pattern[str] | None = None
+) -> tuple[Piece, ...]:
+    """One piece for each block, in the order of computation: double-stream blocks before single-stream ones.
+
+    `matrices` are those that fp8 quantizes.
+    """
     blocks: dict[str, list[int]] = {}
     for name, shape in shapes:
         found = pattern.match(name)
         if not found:
             continue
         tally = blocks.setdefault(found[1], [0, 0, 0])
-        if len(shape) == 2 and not _NOT_QUANTIZED.search(name):
+        if matrices is not None and name.endswith(".weight") and matrices.fullmatch(name.removesuffix(".weight")):
             tally[0] += _elements(shape)
             tally[1] += shape[0]
         else:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Generator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -141,7 +143,7 @@ class USOPipeline(DiffusionPipeline):
         None  # who brings the components to the device; without one they are used in place
     )
     sdpa_backends: Sequence[SDPBackend] | None = None  # for the steps, by preference; None: PyTorch's own choice
-    decodes_in_tiles: Callable[[int, int], bool] | None = None  # whether for this width and height; None: never
+    untiled_pixels: int | None = None  # images of more are decoded in tiles; None: none are
 
     def __init__(
         self,
@@ -346,9 +348,12 @@ class USOPipeline(DiffusionPipeline):
         latents = tokens.pack(noise).to(device, dtype)  # (1, S, 4C)
         cache = StepCache(sampling.steps) if sampling.fast else None
         pace = Pace(device)
+        attention: Callable[[], Any] = nullcontext
+        if self.sdpa_backends is not None:
+            attention = partial(sdpa_backends, self.sdpa_backends, biased=bool(prepared.fixed.attention))
         for step, timestep in enumerate(self.scheduler.timesteps):
             rows = prepared.rows(transformer, step)
-            with sdpa_backends(self.sdpa_backends, biased=bool(prepared.fixed.attention)):
+            with attention():
                 velocity = transformer.step(latents, prepared.fixed, rows, cache)
             before = latents
             latents = self.scheduler.step(velocity, timestep, before, generator=generator, return_dict=False)[0]
@@ -386,7 +391,7 @@ class USOPipeline(DiffusionPipeline):
     def decode(self, packed: torch.Tensor, width: int, height: int) -> torch.Tensor:
         """Packed latents to pixels: (1, S, 4C) -> (1, 3, height, width) in [-1, 1]."""
         vae = self.use("vae")
-        in_tiles = self.decodes_in_tiles is not None and self.decodes_in_tiles(width, height)
+        in_tiles = self.untiled_pixels is not None and width * height > self.untiled_pixels
         (vae.enable_tiling if in_tiles else vae.disable_tiling)()
         latents = tokens.unpack(packed.to(dtype_of(vae)), height, width)
         latents = latents / vae.config.scaling_factor + vae.config.shift_factor

@@ -26,15 +26,6 @@ ELEMENTS_AT_ONCE = 2**20  # quantized together: what stays in a CPU's cache
 FP8_ALIGNMENT = 16  # its product takes inputs and outputs in multiples of this
 _INTEGERS = {"weight": torch.int8, "scale": torch.int32}  # of the same width as the buffers' own dtypes
 
-# Linear layers worth quantizing, by name. What is left out is small, or moves the image more than the rest together:
-# embedders, modulation and output of the transformer, T5's `wo` (which T5 itself wants in a wide format: it casts its
-# activations to that weight's dtype).
-_ATTENTION = r"attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)"
-TRANSFORMER_MATRICES = re.compile(
-    rf"(single_)?transformer_blocks\.\d+\.({_ATTENTION}|ff(_context)?\.net\.(0\.proj|2)|proj_mlp|proj_out)"
-)
-T5_MATRICES = re.compile(r"encoder\.block\.\d+\.layer\.\d+\.(SelfAttention\.[qkvo]|DenseReluDense\.wi(_[01])?)")
-
 
 def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """quanto's qfloat8 of a matrix (N, K): its data in float8_e4m3fn (N, K) and its scale in float32 (N, 1).

@@ -11,14 +11,17 @@ import time
 from collections.abc import Generator
 
 import torch
+from PIL import Image
 
 from uso_core import images
 from uso_core.catalog.models import Model
+from uso_core.errors import RequestError
 from uso_core.events import Encoding, Event, ImageReady, Skipped, Step, StylesReady
+from uso_core.messages import message
 from uso_core.model.pipeline import Prepared, USOPipeline
-from uso_core.request import GenerationRequest, Result
+from uso_core.request import GenerationRequest, Result, StoredStyle
 from uso_core.runtime.executors import Wish
-from uso_core.runtime.style_tokens import encoded, fingerprint, styles_of
+from uso_core.runtime.style_tokens import encoded, fingerprint
 
 Events = Generator[Event, Wish | None, None]
 
@@ -33,7 +36,7 @@ def generate(pipeline: USOPipeline, model: Model, request: GenerationRequest, pr
     # 1. Encode
     request = _sized(request, model)
     content = request.content.image if request.content else None
-    styles, strengths = styles_of(request, pipeline, model)
+    styles, strengths = _styles_of(request, pipeline, model)
     condition = pipeline.encode(request.prompt, content, styles, request.content_size)
     # 2. Prepare what all steps and images share
     prepared = pipeline.prepare(condition, dataclasses.replace(request.sampling, style_strengths=strengths))
@@ -57,7 +60,7 @@ def generate(pipeline: USOPipeline, model: Model, request: GenerationRequest, pr
 def encode_styles(pipeline: USOPipeline, model: Model, request: GenerationRequest) -> Events:
     """Encodes the styles of a request, so that they can be stored; makes no image."""
     yield Encoding()
-    styles, strengths = styles_of(request, pipeline, model)
+    styles, strengths = _styles_of(request, pipeline, model)
     tokens = encoded(styles, pipeline)
     yield StylesReady(tokens, strengths or (1.0,) * len(tokens), model.name, fingerprint(pipeline))
 
@@ -82,6 +85,33 @@ def _steps(
         if wish is Wish.SKIP:
             return None
     return latents
+
+
+def _styles_of(
+    request: GenerationRequest, pipeline: USOPipeline, model: Model
+) -> tuple[list[Image.Image | torch.Tensor], tuple[float, ...]]:
+    """The styles for `encode`, tokens (1, K, D) or images, and a strength for each; none where all are 1.
+
+    Raises `RequestError` naming a saved style whose tokens another projector or vision tower made.
+    """
+    saved = any(isinstance(style, StoredStyle) for style in request.styles)
+    ours = fingerprint(pipeline) if saved else ""
+    styles: list[Image.Image | torch.Tensor] = []
+    strengths: list[float] = []
+    given = request.style_strengths or (1.0,) * len(request.styles)
+    for style, strength in zip(request.styles, given, strict=True):
+        if isinstance(style, StoredStyle):
+            if style.fingerprint != ours:
+                other = "style_for_weights" if style.model == model.name else "style_for_model"
+                made_for = message(other, model=style.model)
+                raise RequestError("style_made_elsewhere", name=style.name, made_for=made_for, model=model.name)
+            placed = (torch.tensor(tokens).to(pipeline.compute_device) for tokens in style.tokens)
+            styles += [tokens[None] for tokens in placed]
+            strengths += [strength * each for each in style.strengths]
+        elif style.image is not None:
+            styles.append(style.image)
+            strengths.append(strength)
+    return styles, tuple(strengths) if any(strength != 1.0 for strength in strengths) else ()
 
 
 def _sized(request: GenerationRequest, model: Model) -> GenerationRequest:

@@ -25,7 +25,8 @@ from uso_core.memory.sizes import GB, Sizes, counts_of
 from uso_core.messages import message
 from uso_core.model.attention import by_speed
 from uso_core.model.pipeline import USOPipeline
-from uso_core.quantization.fp8 import T5_MATRICES, use_fp8
+from uso_core.quantization.fp8 import use_fp8
+from uso_core.quantization.matrices import T5_MATRICES
 from uso_core.settings import Settings, keep_compiled
 
 Reading = Generator[Loading, None, tuple[USOPipeline, MemoryPlan]]
@@ -64,8 +65,9 @@ def load(paths: dict[str, Path], settings: Settings, model: Model, parts: dict[s
         build.preview_factors(paths["vae"]), build.reference_columns(paths["transformer"]),
     )  # fmt: skip
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
-    pipeline.offloader = place(modules, memory, device)
-    pipeline.decodes_in_tiles = memory.decodes_in_tiles
+    offloader = place(modules, memory, device)
+    pipeline.offloader = offloader if memory.moves else None
+    pipeline.untiled_pixels = memory.untiled_pixels
     tokens = PlanOptions(width=model.size, height=model.size).tokens
     if device.type == "cpu":
         accelerate(pipeline, tokens, memory.cpu_kernels)
