@@ -17,7 +17,7 @@ from PIL import Image, PngImagePlugin
 
 from uso_core.errors import OutputError, RequestError
 from uso_core.request import FORMAT_VERSION, MAX_SEED, GenerationRequest, InputImage, Result
-from uso_core.storage.files import new_path, save_image, write_whole
+from uso_core.storage.files import save_image, write_whole
 from uso_core.storage.png import parse_request, read_request
 
 CONTENT, STYLE, OTHER = (
@@ -325,7 +325,7 @@ def png(width: int, height: int) -> bytes:
         (b"text", "not a PNG"),
         (b"\x89PNG\r\n\x1a\n", "not a PNG"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\x04IHDR\0\0\0\0\0\0\0\0", "not a PNG"),
-        (png(64, 64), "not a PNG"),
+        (png(64, 64), "no USO settings"),  # its pixels are not looked at
         (png(60_000, 60_000), "not a PNG"),
     ],
     ids=["empty", "text", "start only", "short header", "no pixels", "bomb"],
@@ -350,6 +350,15 @@ def test_a_foreign_png_holds_no_settings(image, tmp_path):
     image.save(tmp_path / "a.png", pnginfo=chunks)
     with pytest.raises(RequestError, match="holds no USO settings"):
         read_request(tmp_path / "a.png")
+
+
+def test_a_text_with_a_wrong_checksum_is_not_believed(image, tmp_path):
+    path = save_image(image, result(), tmp_path / "a.png")
+    data = path.read_bytes()
+    assert data.count(b'"seed": 43') == 1
+    path.write_bytes(data.replace(b'"seed": 43', b'"seed": 44'))
+    with pytest.raises(RequestError, match="not a PNG"):
+        read_request(path)
 
 
 def test_a_jpeg_is_not_read_as_a_png(image, tmp_path):
@@ -418,13 +427,3 @@ def test_a_place_that_cannot_be_written_is_named(name, image, tmp_path):
         save_image(image, result(), tmp_path / name)
     assert name.removesuffix(".png") in failure.value.message  # the JSON of that name is written first
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
-
-
-def test_a_new_path_is_never_one_that_is_taken(tmp_path):
-    taken = set()
-    for _ in range(5):
-        path = new_path(tmp_path, 7)
-        path.touch()
-        taken.add(path)
-    assert len(taken) == 5
-    assert all(path.suffix == ".png" and "-7" in path.stem for path in taken)

@@ -2,32 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import itertools
+import re
+import threading
 import warnings
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from uso_core.errors import RequestError
 from uso_core.messages import Bytes
-from uso_core.request import SIZE_MULTIPLE, InputImage
+from uso_core.request import MAX_SIDE, SIZE_MULTIPLE, InputImage
 
 MAX_FILE_BYTES = 200 * 2**20
-MAX_PIXELS = 200_000_000
+HEAVY_FILE_BYTES = 16 * 2**20
+MAX_PIXELS = 178_000_000  # Pillow itself opens no larger ones
+MAX_DECODING_BYTES = 10**9  # of memory that decoding one image may take
+MAX_REFERENCE_SIDE = MAX_SIDE  # no slot uses more: a larger image is reduced to this long side, in pixels
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
+# What decoding takes at its peak, measured; "JPEG" is a progressive one, whose coefficients are all held
+BYTES_A_PIXEL = {"WEBP": 20, "AVIF": 12, "JPEG": 12, "TIFF": 8, "": 5}
+MAX_SCANS = 100  # of a JPEG; usual are 1 and about 10, and each takes the time of a whole image
+BAND_PIXELS = 2**20  # at about which an image is read or hashed at a time
+ORIENTATION, TILE_WIDTH, TILE_LENGTH = 0x0112, 322, 323  # tags of EXIF and TIFF
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_WORDS = (b"tEXt", b"zTXt", b"iTXt", b"eXIf")
+MAX_WORDS_BYTES = 16 * 2**20  # of one such chunk
+PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+_JPEG_SEGMENT = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # the markers that a length follows, and the end
+# So many at once take memory: files held as they are, images being decoded, and of these large ones.
+_HEAVY_FILES, _ANY_DECODER = threading.BoundedSemaphore(4), threading.BoundedSemaphore(4)
+_LARGE_DECODER = threading.Lock()
 
 
 def open_image(source: str | Path | bytes | Image.Image, name: str = "") -> InputImage:
     """An image from a path, a file's bytes or pixels: upright (EXIF orientation applied) and RGB.
 
-    Raises `RequestError` naming the file if it is missing, too large, or not an image that can be decoded.
+    One whose long side is above `MAX_REFERENCE_SIDE` pixels is reduced to that, in bounded memory; any other keeps
+    every pixel. Raises `RequestError` naming the file if it is missing, too large, or not an image that can be decoded.
     The hash is that of the size and the RGB pixels, so that the same image is recognised in any file.
     """
     if isinstance(source, Image.Image):
-        return _image(ImageOps.exif_transpose(source), name or "image")
+        return _input_image(_upright(source), name or "image")
     if isinstance(source, bytes):
-        return _image(_decode(source, name or "image"), name or "image")
+        return _input_image(_decode(source, name or "image"), name or "image")
     try:
         path = Path(source).expanduser()
         if not path.is_file():
@@ -38,11 +63,12 @@ def open_image(source: str | Path | bytes | Image.Image, name: str = "") -> Inpu
             raise RequestError(
                 "image_too_large", hint="smaller_image", path=path, size=Bytes(size), most=Bytes(MAX_FILE_BYTES)
             )
-        data = path.read_bytes()
+        with _HEAVY_FILES if size > HEAVY_FILE_BYTES else contextlib.nullcontext():  # until they are decoded
+            image = _decode(path.read_bytes(), str(path))
     except (OSError, RuntimeError, ValueError) as error:  # also a home that is unknown, a name that no disk takes
         reason = getattr(error, "strerror", None) or error
         raise RequestError("image_unreadable", hint="check_path", path=str(source), reason=reason) from None
-    return _image(_decode(data, str(path)), name or path.name)
+    return _input_image(image, name or path.name)
 
 
 def content_size(width: int, height: int, long_side: int) -> tuple[int, int]:
@@ -105,33 +131,217 @@ def beside_each_other(images: list[Image.Image]) -> Image.Image:
     return row
 
 
-def _image(image: Image.Image, name: str) -> InputImage:
-    if image.mode.startswith("I;16"):  # PIL would clip the 16 bits to white instead of scaling them
-        image = image.convert("I").point(lambda level: level * (1 / 257)).convert("L")
-    image = image.convert("RGB")
+def png_chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int, int]]:
+    """The kind of each chunk of a PNG, where its content begins, and its length in bytes, up to the end or to a cut.
+
+    Raises `ValueError` if the file does not begin as a PNG does.
+    """
+    if file.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
+        raise ValueError("no PNG signature")
+    while len(head := file.read(8)) == 8:
+        place, length = file.tell(), int.from_bytes(head[:4], "big")
+        yield head[4:], place, length
+        file.seek(place + length + 4)  # behind the checksum
+
+
+def png_file(chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """A PNG of chunks, each a kind and its content; IEND is added."""
+    parts = [PNG_SIGNATURE]
+    for kind, content in (*chunks, (b"IEND", b"")):
+        parts += [len(content).to_bytes(4, "big"), kind, content, _checksum(kind, content)]
+    return b"".join(parts)
+
+
+def _checksum(kind: bytes, content: bytes) -> bytes:
+    return zlib.crc32(content, zlib.crc32(kind)).to_bytes(4, "big")
+
+
+def png_of_words(file: IO[bytes]) -> bytes:
+    """A PNG of one pixel with the texts and the EXIF of another, which may be large, damaged or untrusted.
+
+    Raises `ValueError` if the file does not begin as a PNG does, or a text has a wrong checksum.
+    """
+    one_pixel = {b"IHDR": (1).to_bytes(4, "big") * 2 + bytes([8, 0, 0, 0, 0]), b"IDAT": zlib.compress(bytes(2))}  # grey
+    kept = []
+    for kind, place, length in png_chunks(file):
+        if kind in PNG_WORDS and length <= MAX_WORDS_BYTES:
+            file.seek(place)
+            content = file.read(length)
+            if file.read(4) != _checksum(kind, content):
+                raise ValueError("wrong checksum")
+            kept.append((kind, content))
+        elif kind in one_pixel:
+            kept.append((kind, one_pixel.pop(kind)))
+    return png_file(kept)
+
+
+def _input_image(image: Image.Image, name: str) -> InputImage:
     if image.width * image.height == 0:
         raise RequestError("image_no_pixels", hint="image_formats", name=name)
-    digest = hashlib.sha256(f"{image.width}x{image.height}:".encode() + image.tobytes()).hexdigest()
-    return InputImage(name, digest, image)
+    digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
+    for band in _bands(image, 1):
+        digest.update(band.tobytes())
+    return InputImage(name, digest.hexdigest(), image)
 
 
 def _decode(data: bytes, name: str) -> Image.Image:
+    """The image in a file's bytes, upright, RGB and no larger than `MAX_REFERENCE_SIDE`; raises `RequestError`."""
     if not data:
         raise RequestError("image_empty", hint="image_formats", name=name)
     Image.init()
+    most = MAX_PIXELS
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
-            if image.width * image.height > MAX_PIXELS:
+            most = min(MAX_PIXELS, MAX_DECODING_BYTES // _bytes_a_pixel(image, data))
+            if _pixels(image) > most:
                 raise Image.DecompressionBombError
-            image.load()
-            return ImageOps.exif_transpose(image)
+            if _is_large(image) and min(_bounded(image.size)) < SIZE_MULTIPLE:  # its rows alone would take much memory
+                width, height = image.size
+                raise RequestError("image_too_narrow", name=name, width=width, height=height)
+            with _LARGE_DECODER if _is_large(image) else contextlib.nullcontext(), _ANY_DECODER:
+                return _upright(image, data)
+    except (MemoryError, RequestError):
+        raise
     except UnidentifiedImageError:
         raise RequestError("no_image", hint="image_formats", name=name) from None
     except Image.DecompressionBombError:
-        raise RequestError("image_too_many_pixels", hint="smaller_image", name=name, most=MAX_PIXELS) from None
-    except MemoryError:
-        raise
+        raise RequestError("image_too_many_pixels", hint="smaller_image", name=name, most=most) from None
     except Exception as error:  # decoders of damaged files raise almost anything
         raise RequestError("image_damaged", hint="image_formats", name=name, reason=error) from None
+
+
+def _pixels(image: Image.Image) -> int:
+    """How many pixels are decoded at once: those of the image, or of a TIFF's tile that is larger than its image."""
+    tags = getattr(image, "tag_v2", {})
+    return max(image.width * image.height, int(tags.get(TILE_WIDTH, 0)) * int(tags.get(TILE_LENGTH, 0)))
+
+
+def _bytes_a_pixel(image: Image.Image, data: bytes) -> int:
+    """What decoding takes at its peak; raises `ValueError` for a JPEG that would be decoded for hours."""
+    if not isinstance(image, JpegImageFile):
+        return BYTES_A_PIXEL.get(image.format or "", BYTES_A_PIXEL[""])
+    scans = list(itertools.islice(_jpeg_scans(data), MAX_SCANS + 1))
+    if len(scans) > MAX_SCANS:
+        raise ValueError(f"more than {MAX_SCANS} scans")
+    at_once = scans == [image.layers] and not image.info.get("progressive")
+    return BYTES_A_PIXEL["" if at_once else "JPEG"]
+
+
+def _jpeg_scans(data: bytes) -> Iterator[int]:
+    """How many components each scan of a JPEG has; those of images within it, or behind it, are not counted."""
+    place = 2
+    while (found := _JPEG_SEGMENT.search(data, place)) and found[1] != b"\xd9":
+        if found[1] == b"\xda":
+            yield int.from_bytes(data[found.end() + 2 : found.end() + 3], "big")
+        place = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+
+
+def _is_large(image: Image.Image) -> bool:
+    return max(image.size) > MAX_REFERENCE_SIDE
+
+
+def _upright(image: Image.Image, data: bytes = b"") -> Image.Image:
+    """An image, whose file's bytes are `data`, turned as its EXIF says, RGB, and reduced if it is too large.
+
+    Below the bound no pixel changes. A large one is reduced while it is decoded, as far as its format lets it.
+    """
+    if not _is_large(image):
+        image.load()
+        return _rgb(ImageOps.exif_transpose(image))
+    bands, told, size = None, image, _bounded(image.size)
+    if _is_simple_png(image, data):
+        bands, told = _png_bands(data, image), Image.open(io.BytesIO(png_of_words(io.BytesIO(data))), formats=["PNG"])
+    elif isinstance(image, JpegImageFile):
+        image.draft(image.mode, size)
+    reduced = _reduced(image, bands).resize(size, Image.Resampling.LANCZOS)
+    reduced.getexif()[ORIENTATION] = told.getexif().get(ORIENTATION, 1)
+    return ImageOps.exif_transpose(reduced)
+
+
+def _bounded(size: tuple[int, int]) -> tuple[int, int]:
+    """A size in pixels whose long side is the bound."""
+    width, height = (max(1, round(side * MAX_REFERENCE_SIDE / max(size))) for side in size)
+    return width, height
+
+
+def _reduced(image: Image.Image, bands: Iterator[Image.Image] | None) -> Image.Image:
+    """A large image in RGB, averaged band by band by the largest whole factor that leaves more than the bound."""
+    factor = max(image.size) // MAX_REFERENCE_SIDE
+    size = -(-image.width // factor), -(-image.height // factor)
+    target, top = Image.new("RGB", size), 0
+    for band in bands or _bands(image, factor):
+        small = _rgb(band).reduce(factor)
+        target.paste(small, (0, top))
+        top += small.height
+    return target
+
+
+def _bands(image: Image.Image, factor: int) -> Iterator[Image.Image]:
+    """An image from top to bottom in bands of some rows, a multiple of `factor`."""
+    rows = _band_rows(image.width, factor)
+    image.load()
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _band_rows(width: int, factor: int) -> int:
+    return max(1, BAND_PIXELS // (width * factor)) * factor
+
+
+def _is_simple_png(image: Image.Image, data: bytes) -> bool:
+    """Whether the rows of a PNG stand one after another, a byte for each value."""
+    depth, interlaced = data[24:25], data[28:29]
+    return image.format == "PNG" and depth == b"\x08" and interlaced == b"\0"
+
+
+def _png_bands(data: bytes, image: Image.Image) -> Iterator[Image.Image]:
+    """The bands of a simple PNG, never unpacked as a whole.
+
+    A row is stored as its difference from the one above. So each band is decoded as a PNG of its own, which begins
+    with the last row of the band before. Raises `ValueError` or `zlib.error` if the file is damaged.
+    """
+    file, header, colours = io.BytesIO(data), b"", []
+    for kind, place, length in png_chunks(file):
+        if kind == b"IHDR":
+            header = data[place : place + length]
+        elif kind == b"PLTE":
+            colours.append((kind, data[place : place + length]))
+        elif kind == b"IDAT":
+            break
+    row_bytes = 1 + image.width * PNG_CHANNELS[header[9]]
+    rows = _band_rows(image.width, max(image.size) // MAX_REFERENCE_SIDE)
+    above, left = bytes(row_bytes), image.height
+    for packed in _unpacked(data, row_bytes * rows, row_bytes * image.height):
+        count = len(packed) // row_bytes
+        part = [(b"IHDR", header[:4] + (count + 1).to_bytes(4, "big") + header[8:]), *colours]
+        part_file = io.BytesIO(png_file([*part, (b"IDAT", zlib.compress(above + packed, 0))]))
+        with Image.open(part_file, formats=["PNG"]) as band:
+            band.load()
+            above, left = b"\0" + band.crop((0, count, band.width, count + 1)).tobytes(), left - count
+            yield band.crop((0, 1, band.width, count + 1))
+    if left:
+        raise ValueError("image file is truncated")
+
+
+def _unpacked(data: bytes, piece: int, total: int) -> Iterator[bytes]:
+    """The unpacked content of a PNG's IDAT chunks, `total` bytes at most, in pieces of that size."""
+    unpacker, held = zlib.decompressobj(), bytearray()
+    for kind, place, length in png_chunks(io.BytesIO(data)):
+        packed = data[place : place + length] if kind == b"IDAT" else b""
+        while kind == b"IDAT" and total:
+            held += unpacker.decompress(packed, min(piece, total) - len(held))
+            packed = unpacker.unconsumed_tail
+            if len(held) == min(piece, total):
+                yield bytes(held)
+                total -= len(held)
+                held.clear()
+            elif not packed:
+                break
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # PIL would clip the 16 bits to white instead of scaling them
+        image = image.convert("I").point(lambda level: level * (1 / 257)).convert("L")
+    return image.convert("RGB")

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import json
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 
 import gradio as gr
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -15,8 +22,11 @@ from uso_core.images import open_image
 from uso_core.request import GenerationRequest, Result
 from uso_core.runtime.engine import Engine
 from uso_core.settings import Settings
-from uso_core.storage.files import save_image
-from uso_core.storage.history import History
+from uso_core.storage import files
+from uso_core.storage import history as module
+from uso_core.storage.files import locked, save_image, write_whole
+from uso_core.storage.history import SEQUENCE, History
+from uso_core.storage.png import read_request
 from uso_core.storage.styles import StyleStore
 from uso_core.ui import text
 from uso_core.ui.form import Form, build_form
@@ -109,7 +119,8 @@ def test_thumbnails_are_small_and_their_loss_does_no_harm(history):
 def test_deleting_removes_everything_of_the_image_and_nothing_else(history):
     one, other = add(history, content=RED, styles=(BLUE,)), add(history, seed=2, content=RED)
     history.delete(one)
-    left = sorted(path.relative_to(history.folder).as_posix() for path in history.folder.rglob("*") if path.is_file())
+    files = [path for path in history.folder.rglob("*") if path.is_file() and path.name[0] != "."]
+    left = sorted(path.relative_to(history.folder).as_posix() for path in files)
     assert left == sorted([other.name, f"{other.stem}.json", f"thumbnails/{other.stem}.webp",
                            f"inputs/{RED.sha256}.png"])  # fmt: skip
 
@@ -160,3 +171,199 @@ def test_an_image_that_cannot_be_written_leaves_no_record(tmp_path):
 
 def test_the_same_second_twice_is_two_files(history):
     assert add(history, seed=5) != add(history, seed=5)
+
+
+def test_images_of_one_second_and_seed_are_all_kept_with_their_records(tmp_path):
+    history = History(tmp_path, 1000, 10**9)
+
+    def go(who: int) -> list[Path]:
+        return [add(history, seed=3407, prompt=f"{who} {number}") for number in range(20)]
+
+    with ThreadPoolExecutor(4) as pool:
+        paths = [path for made in pool.map(go, range(4)) for path in made]
+    assert len(set(paths)) == 80
+    kept = list(tmp_path.glob("*.png"))
+    assert len(kept) == 80
+    for path in kept:
+        assert read_request(path).prompt == json.loads(path.with_suffix(".json").read_text())["prompt"]
+
+
+def test_a_clock_set_back_does_not_make_the_newest_the_oldest(tmp_path, monkeypatch):
+    history = History(tmp_path, 3, 10**9)
+    paths = [add(history, seed=seed) for seed in range(3)]
+    monkeypatch.setattr(files, "datetime", type("Back", (), {"now": staticmethod(lambda: datetime(2020, 1, 1))}))
+    newest = add(history, seed=9)
+    assert [entry.path for entry in history.entries()] == [newest, *reversed(paths[1:])]
+    again = History(tmp_path, 3, 10**9)  # after a restart as well
+    assert [entry.path for entry in again.entries()] == [newest, *reversed(paths[1:])]
+    assert add(again, seed=10).exists()
+
+
+def test_images_from_before_there_were_sequences_are_the_oldest(tmp_path):
+    history = History(tmp_path, 3, 10**9)
+    new = add(history, seed=1)
+    for name in ("20990101-000000-5", "20990101-000000-5-1"):
+        for suffix in (".png", ".json"):
+            (tmp_path / name).with_suffix(suffix).write_bytes(new.with_suffix(suffix).read_bytes())
+    names = [entry.path.stem for entry in history.entries()]
+    assert names == [new.stem, "20990101-000000-5-1", "20990101-000000-5"]
+    newest = add(history, seed=2)
+    assert [entry.path.stem for entry in history.entries()] == [newest.stem, *names[:2]]
+
+
+def test_a_name_is_not_used_again_after_its_image_was_deleted(history, monkeypatch):
+    monkeypatch.setattr(files, "datetime", type("Still", (), {"now": staticmethod(lambda: datetime(2026, 1, 2))}))
+    first = add(history, seed=1)
+    history.delete(first)
+    second = add(History(history.folder, 100, 10**9), seed=1)  # another process
+    assert second != first
+    history.delete(second)
+    (history.folder / SEQUENCE).write_bytes(b"?")
+    assert add(history, seed=1).exists()
+
+
+@pytest.mark.parametrize("place", ["inputs", "thumbnails", "output"])
+def test_an_add_that_fails_leaves_nothing(place, history, monkeypatch):
+    kept = add(history, content=BLUE)
+    before = set(history.folder.rglob("*"))
+
+    def full(path: Path, write: object) -> None:
+        if path.parent.name == place and path.suffix != ".json":
+            raise OutputError("disk_full", hint="make_room", folder=path.parent)
+        write_whole(path, write)
+
+    monkeypatch.setattr(files, "write_whole", full)
+    monkeypatch.setattr(module, "write_whole", full)
+    with pytest.raises(OutputError, match="disk is full"):
+        add(history, content=RED)
+    assert [entry.path for entry in history.entries()] == [kept]
+    assert set(history.folder.rglob("*")) == before
+
+
+def test_inputs_are_there_before_the_image_is(history, monkeypatch):
+    order = []
+
+    def noted(path: Path, write: object) -> None:
+        write_whole(path, write)
+        order.append(path.suffix if path.parent == history.folder else path.parent.name)
+
+    monkeypatch.setattr(files, "write_whole", noted)
+    monkeypatch.setattr(module, "write_whole", noted)
+    add(history, content=RED, styles=(BLUE,))
+    assert order == ["inputs", "inputs", "thumbnails", ".json", ".png"]
+
+
+def test_the_bound_counts_inputs_and_thumbnails(tmp_path):
+    bound = 300_000
+    history = History(tmp_path, 1000, bound)
+    for seed in range(6):
+        noise = np.random.default_rng(seed).integers(0, 255, (200, 200, 3), np.uint8)
+        newest = add(history, seed=seed, content=open_image(Image.fromarray(noise), "c.png"))
+    held = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert held <= bound
+    assert len(history.entries()) == 2  # of about 120 kB each
+    assert len(history.restore(newest)[1]) == 1
+
+
+def test_an_input_that_many_share_counts_once(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)
+    content, history = open_image(Image.fromarray(noise), "c.png"), History(tmp_path, 1000, 200_000)
+    for seed in range(6):
+        add(history, seed=seed, content=content)
+    assert len(history.entries()) == 6
+
+
+def test_leftovers_go_at_the_next_start_and_nothing_else(tmp_path):
+    history = History(tmp_path, 10, 10**9)
+    kept = add(history, content=RED)
+    leftovers = [
+        tmp_path / ".0123456789abcdef.part", tmp_path / "inputs" / ".0123456789abcdef.part",
+        tmp_path / "20200101-000000-1.json", tmp_path / "20200101-000000-1-000001.json",
+        tmp_path / "thumbnails" / "20200101-000000-1.webp", tmp_path / "inputs" / f"{'0' * 64}.png",
+        tmp_path / "20200101-000000-2-000002.png",  # without content, as a power cut leaves it
+    ]  # fmt: skip
+    foreign = [tmp_path / "notes.json", tmp_path / "holiday.png", tmp_path / ".env", tmp_path / "a.part"]
+    for path in leftovers:
+        path.write_bytes(b"")
+    for path in foreign:
+        path.write_bytes(b"x")
+    again = History(tmp_path, 1, 10**9)
+    assert [path for path in leftovers if path.exists()] == []
+    assert [path for path in foreign if not path.exists()] == []
+    assert [entry.path for entry in again.entries()] == [kept]
+    assert set(again.restore(kept)[1]) == {RED.sha256}
+    add(again)
+    assert all(path.exists() for path in foreign)  # nor does the bound delete what is not ours
+
+
+def test_what_another_process_is_writing_is_not_swept(tmp_path, monkeypatch):
+    history = History(tmp_path, 10, 10**9)
+    add(history)
+    part = tmp_path / ".0123456789abcdef.part"
+    part.touch()
+    monkeypatch.setattr(module, "SWEEP_SECONDS", 0.05)
+    with locked(tmp_path):
+        History(tmp_path, 10, 10**9)
+        assert part.exists()
+    History(tmp_path, 10, 10**9)
+    assert not part.exists()
+
+
+DAMAGED = ["", "[]", "{", '{"prompt": 3, "styles": 5, "content": []}', '{"prompt": "x"}', "\x00", "[" * 100_000]
+
+
+@pytest.mark.parametrize("record", [*DAMAGED, None], ids=range(len(DAMAGED) + 1))
+def test_a_damaged_record_costs_nothing(record, history):
+    path, other = add(history, prompt="a mug", content=RED), add(history, seed=2, content=BLUE)
+    beside = path.with_suffix(".json")
+    beside.unlink() if record is None else beside.write_text(record)
+    assert [entry.prompt for entry in history.entries()] == ["", "a mug"]
+    history.delete(other)
+    assert set(history.restore(path)[1]) == {RED.sha256}
+    History(history.folder, 10, 10**9)
+    assert json.loads(beside.read_text())["content"]["sha256"] == RED.sha256  # written anew from the image
+
+
+def test_odd_files_do_not_keep_the_history_from_being_read(history):
+    path = add(history, prompt="a mug")
+    record = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps({**record, "prompt": "half \ud800", "seed": "x"}))
+    os.utime(path, (2**40, 2**40))  # a time beyond the calendar's years
+    (history.folder / "20260101-000000-1.png").mkdir()
+    assert [(entry.prompt, entry.seed) for entry in history.entries()] == [("half ?", 0)]
+
+
+def test_an_image_that_cannot_be_deleted_is_told(history, monkeypatch):
+    path = add(history)
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(OutputError, match=path.name):
+        history.delete(path)
+    assert [entry.path for entry in history.entries()] == [path]
+
+
+def test_a_folder_that_vanished_is_made_again(history):
+    path = add(history)
+    shutil.rmtree(history.folder)
+    history.delete(path)
+    assert history.entries() == []
+    assert not history.folder.exists()
+    assert add(history).exists()
+
+
+def test_a_folder_that_became_read_only_is_still_shown(history, monkeypatch):
+    path = add(history)
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(files.FileLock, "acquire", refuse)
+    again = History(history.folder, 10, 10**9)
+    assert [entry.path for entry in again.entries()] == [path]
+    for attempt in (lambda: add(again), lambda: again.delete(path)):
+        with pytest.raises(OutputError, match="output cannot be written to"):
+            attempt()
+    assert path.exists()

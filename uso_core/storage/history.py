@@ -1,27 +1,47 @@
 """Every image the page made, kept in the output folder: found again by day and prompt, bounded in count and bytes.
 
-20261123-120000-7.png    the image with its request inside     20261123-120000-7.json   the same as JSON
-thumbnails/*.webp        small ones for the gallery            inputs/<sha256>.png      input images, each once
+20261123-120000-7-000042.png   the image with its request inside   20261123-120000-7-000042.json   the same as JSON
+thumbnails/*.webp              small ones for the gallery          inputs/<sha256>.png       input images, each once
+
+The last number only ever rises, so that no clock decides what is newest. An image is written after all that belongs to
+it: what has no image is a leftover of a process that was killed. One thread or process at a time changes the folder.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import logging
+import re
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from uso_core.errors import OutputError, RequestError
 from uso_core.request import GenerationRequest, Result
-from uso_core.storage.files import new_path, save_image, write_whole
+from uso_core.storage.files import (
+    OUR_NAME,
+    age_order,
+    is_old,
+    locked,
+    png_bytes,
+    remove_file,
+    reserve_path,
+    sweep_parts,
+    write_pair,
+    write_whole,
+)
 from uso_core.storage.png import read_request
 
 THUMBNAIL_SIDE = 256
-INPUTS, THUMBNAILS = "inputs", "thumbnails"
+INPUTS, THUMBNAILS, SEQUENCE = "inputs", "thumbnails", ".sequence"
+SWEEP_SECONDS = 5.0  # of waiting for others before a sweep is left to the next start
+SHA256 = re.compile("[0-9a-f]{64}")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,28 +56,43 @@ class Entry:
     @property
     def thumbnail(self) -> Path:
         """The thumbnail, or the image itself where that is lost."""
-        small = self.path.parent / THUMBNAILS / f"{self.path.stem}.webp"
+        small = _thumbnail(self.path)
         return small if small.is_file() else self.path
 
 
 class History:
-    """The images in one folder; nothing is kept in memory, so that several processes may share it."""
+    """The images in one folder, which several processes may share; what a killed one left there is swept at first.
+
+    Only files with names of ours are shown, counted and deleted.
+    """
 
     def __init__(self, folder: Path, max_images: int, max_bytes: int) -> None:
         self.folder = folder
         self._max_images, self._max_bytes = max_images, max_bytes
+        self.sweep()
 
     def add(self, image: Image.Image, result: Result) -> Path:
-        """Keeps an image with its input images; raises `OutputError` if it cannot be written."""
-        path = save_image(image, result, new_path(self.folder, result.seed))
-        small = image.copy()
-        small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-        write_whole(self.folder / THUMBNAILS / f"{path.stem}.webp", lambda file: small.save(file, "WEBP"))
-        for given in result.request.input_images:
-            place = self._input(given.sha256)
-            if given.image is not None and not place.exists():
-                write_whole(place, partial(given.image.save, format="PNG"))
-        self._prune()
+        """Keeps an image with its input images, then deletes the oldest beyond the bounds: never this one.
+
+        Raises `OutputError` if it cannot be written; then nothing of it is left.
+        """
+        png, thumbnail = png_bytes(image, result), _webp(image)
+        inputs = {self._input(each.sha256): each.image for each in result.request.input_images if each.image}
+        encoded = {place: _png(given) for place, given in inputs.items() if not place.exists()}  # before others wait
+        with locked(self.folder):
+            path = reserve_path(self.folder, result.seed, self._last_sequence() + 1)
+            try:
+                for place, given in inputs.items():
+                    if not place.exists():
+                        _write(place, encoded.get(place) or _png(given))
+                _write(_thumbnail(path), thumbnail)
+                write_pair(path, png, result.to_dict())
+            except BaseException:
+                with contextlib.suppress(OutputError):
+                    _remove(path)
+                self._drop_inputs()
+                raise
+            self._prune()
         return path
 
     def entries(self, search: str = "") -> list[Entry]:
@@ -67,13 +102,19 @@ class History:
         return [entry for entry in found if all(word in entry.prompt.lower() for word in words)]
 
     def delete(self, path: Path) -> None:
-        """Removes one kept image and what belongs to it; a path outside the folder, or none of ours, is left alone."""
-        if path.parent.resolve() != self.folder.resolve() or path.suffix != ".png":
+        """Removes one kept image and what belongs to it; a path outside the folder, or none of ours, is left alone.
+
+        Raises `OutputError` if the image cannot be removed.
+        """
+        ours = path.suffix == ".png" and OUR_NAME.fullmatch(path.stem)
+        if not ours or path.parent.resolve() != self.folder.resolve() or not self.folder.is_dir():
             return
-        for part in (path, path.with_suffix(".json"), self.folder / THUMBNAILS / f"{path.stem}.webp"):
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
-        self._sweep()
+        with locked(self.folder):
+            if age_order(path)[0] == self._last_sequence():
+                with contextlib.suppress(OutputError):  # what is deleted to make room has to go
+                    _write(self.folder / SEQUENCE, str(age_order(path)[0]).encode())
+            _remove(path)
+            self._drop_inputs()
 
     def restore(self, path: Path) -> tuple[GenerationRequest, dict[str, Path]]:
         """The request in a PNG of ours, and those of its input images that are still kept, by sha256.
@@ -84,51 +125,153 @@ class History:
         places = {each.sha256: self._input(each.sha256) for each in request.input_images}
         return request, {sha256: place for sha256, place in places.items() if place.is_file()}
 
+    def sweep(self) -> None:
+        """Removes what killed processes left: half-written files, whatever has no image, and names without content.
+
+        A JSON that is damaged is written anew from its image. Nothing that a live process is writing is touched.
+        """
+        if not self.folder.is_dir():
+            return
+        try:
+            with locked(self.folder, SWEEP_SECONDS) as alone:
+                sweep_parts((self.folder, self.folder / INPUTS, self.folder / THUMBNAILS), alone)
+                self._sweep_lone(alone)
+                self._repair()
+                if alone:
+                    self._drop_inputs()
+        except OutputError as error:
+            log.warning("%s", error)
+
     def _input(self, sha256: str) -> Path:
         """Only the hex digits make the name, whatever an untrusted file calls its image."""
-        name = sha256 if len(sha256) == 64 and set(sha256) <= set("0123456789abcdef") else "none"
-        return self.folder / INPUTS / f"{name}.png"
+        return self.folder / INPUTS / f"{sha256 if SHA256.fullmatch(sha256) else 'none'}.png"
 
     def _images(self) -> list[Path]:
+        """The kept images, newest first."""
         with contextlib.suppress(OSError):
-            return sorted((path for path in self.folder.glob("*.png") if path.is_file()), reverse=True)
+            found = (path for path in self.folder.glob("*.png") if OUR_NAME.fullmatch(path.stem) and path.is_file())
+            return sorted(found, key=age_order, reverse=True)
         return []
 
-    def _prune(self) -> None:
-        total = 0
-        for index, path in enumerate(self._images()):
-            total += _bytes(path)
-            if index and (index >= self._max_images or total > self._max_bytes):  # the newest always stays
-                self.delete(path)
+    def _last_sequence(self) -> int:
+        """The highest number given so far, also to an image that is deleted: whoever still asks for it gets no other.
 
-    def _sweep(self) -> None:
+        Only who deletes the newest image must write it down.
+        """
+        deleted = 0
+        with contextlib.suppress(OSError, ValueError):
+            deleted = int((self.folder / SEQUENCE).read_bytes()[:20])
+        return max(deleted, *(age_order(path)[0] for path in self._images()), 0)
+
+    def _prune(self) -> None:
+        """Deletes the oldest images beyond the bounds, each with the input images that no newer one has."""
+        used: set[str] = set()
+        total, removed = 0, False
+        for index, path in enumerate(self._images()):
+            names = _input_names(_record(path))
+            total += sum(map(_bytes, (path, path.with_suffix(".json"), _thumbnail(path))))
+            total += sum(_bytes(self._input(name)) for name in names - used)
+            used |= names
+            if index and (index >= self._max_images or total > self._max_bytes):  # the newest always stays
+                with contextlib.suppress(OutputError):
+                    _remove(path)
+                    removed = True
+        if removed:
+            self._drop_inputs()
+
+    def _drop_inputs(self) -> None:
         """Removes input images that no kept image refers to."""
         used = {name for path in self._images() for name in _input_names(_record(path))}
         for path in (self.folder / INPUTS).glob("*.png"):
-            if path.stem not in used:
+            if SHA256.fullmatch(path.stem) and path.stem not in used:
                 with contextlib.suppress(OSError):
                     path.unlink()
+
+    def _sweep_lone(self, alone: bool) -> None:
+        for path in self._images():
+            if _bytes(path) == 0 and (alone or is_old(path)):
+                _remove(path)
+        kept = {path.stem for path in self._images()}
+        for lone in (*self.folder.glob("*.json"), *(self.folder / THUMBNAILS).glob("*.webp")):
+            if OUR_NAME.fullmatch(lone.stem) and lone.stem not in kept and (alone or is_old(lone)):
+                remove_file(lone)
+
+    def _repair(self) -> None:
+        for path in self._images():
+            if _beside(path) is None:
+                with contextlib.suppress(RequestError):
+                    record = read_request(path).to_dict()
+                    _write(path.with_suffix(".json"), json.dumps(record, indent=2, ensure_ascii=False).encode())
 
 
 def _entry(path: Path) -> Entry:
     record = _record(path)
     prompt, seed = record.get("prompt"), record.get("seed")
-    when = datetime.fromtimestamp(path.stat().st_mtime) if path.exists() else datetime.min
-    return Entry(path, when, prompt if isinstance(prompt, str) else "", seed if isinstance(seed, int) else 0)
+    shown = prompt.encode(errors="replace").decode() if isinstance(prompt, str) else ""  # half characters break a page
+    try:
+        when = datetime.fromtimestamp(path.stat().st_mtime)
+    except (OSError, ValueError, OverflowError):  # deleted meanwhile, or a time that no calendar has
+        when = datetime.min
+    return Entry(path, when, shown, seed if isinstance(seed, int) else 0)
 
 
 def _record(path: Path) -> dict[str, Any]:
+    """What is known of an image: the JSON beside it, or where that is damaged, the request inside it."""
+    record = _beside(path)
+    if record is None:
+        with contextlib.suppress(RequestError):
+            return read_request(path).to_dict()
+    return record or {}
+
+
+def _beside(path: Path) -> dict[str, Any] | None:
     try:
         record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}
+        return None
+    return record if isinstance(record, dict) and _is_whole(record) else None
+
+
+def _is_whole(record: dict[str, Any]) -> bool:
+    """Whether a record says what the history asks of it: the prompt, and which input images belong to the image."""
+    styles = record.get("styles")
+    images = [record.get("content"), *(styles if isinstance(styles, list) else [0])]
+    named = all(isinstance(each, dict) and isinstance(each.get("sha256"), str) for each in images if each is not None)
+    return named and "content" in record and isinstance(record.get("prompt"), str)
 
 
 def _input_names(record: dict[str, Any]) -> set[str]:
-    styles = record.get("styles")
-    images = [record.get("content"), *(styles if isinstance(styles, list) else [])]
-    return {str(image.get("sha256")) for image in images if isinstance(image, dict)}
+    images = [record.get("content"), *record.get("styles", [])]
+    return {image["sha256"] for image in images if image}
+
+
+def _thumbnail(path: Path) -> Path:
+    return path.parent / THUMBNAILS / f"{path.stem}.webp"
+
+
+def _remove(path: Path) -> None:
+    """Deletes an image, then what belongs to it alone: a kill in between leaves what the next sweep finds."""
+    remove_file(path)
+    for part in (path.with_suffix(".json"), _thumbnail(path)):
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _webp(image: Image.Image) -> bytes:
+    small, file = image.copy(), io.BytesIO()
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    small.save(file, "WEBP")
+    return file.getvalue()
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def _write(path: Path, data: bytes) -> None:
+    write_whole(path, lambda file: file.write(data))
 
 
 def _bytes(path: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from PIL import Image, PngImagePlugin
 
 from uso_core.errors import RequestError
+from uso_core.images import png_of_words
 from uso_core.request import GenerationRequest, Result
 
 KEY = "uso"
@@ -30,8 +32,11 @@ def png_text(result: Result) -> PngImagePlugin.PngInfo:
 def png_texts(path: Path) -> dict[str, str]:
     """The texts in an untrusted PNG by their keys; raises `RequestError` if it is none that can be read."""
     try:
-        with Image.open(path, formats=["PNG"]) as image:
-            image.load()  # text may also stand behind the pixels
+        with path.open("rb") as file, Image.open(file, formats=["PNG"]):
+            file.seek(0)
+            words = io.BytesIO(png_of_words(file))  # its pixels may take gigabytes
+        with Image.open(words, formats=["PNG"]) as image:
+            image.load()
             return {str(key): value for key, value in image.info.items() if isinstance(value, str)}
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
         raise RequestError("no_png", hint="our_png", file=path.name) from None

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import logging
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,10 +25,10 @@ from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from uso_core.errors import RequestError
+from uso_core.errors import OutputError, RequestError
 from uso_core.images import open_image
 from uso_core.request import MAX_STYLES, StoredStyle, check_strengths
-from uso_core.storage.files import write_whole
+from uso_core.storage.files import locked, remove_file, sweep_parts, write_whole
 
 FORMAT, VERSION = "uso-style", "1"
 SUFFIX = ".safetensors"
@@ -37,6 +38,8 @@ MAX_THUMBNAIL_BYTES = 2**20
 MAX_TOKENS, MAX_WIDTH = 4096, 16384  # of one image; FLUX has 192 x 3072
 MAX_NAME_CHARACTERS = 80
 MAX_STORED = 500
+SWEEP_SECONDS = 5.0  # of waiting for others before a sweep is left to the next start
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,14 @@ class _Content:
 
 
 class StyleStore:
-    """The styles in one folder; nothing is kept in memory, so that several processes may share it."""
+    """The styles in one folder, which several processes may share: one thread or process at a time changes it.
+
+    What a killed process left half-written there is swept at first.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.sweep()
 
     def add(
         self, name: str, tokens: Sequence[np.ndarray], strengths: Sequence[float], model: str, fingerprint: str,
@@ -78,11 +85,10 @@ class StyleStore:
         arrays = tuple(np.ascontiguousarray(each, np.float32) for each in tokens)
         checked = check_strengths(strengths, len(arrays)) or (1.0,) * len(arrays)
         sha256 = _hash(arrays, checked, fingerprint)
-        small = io.BytesIO()
-        thumbnail.convert("RGB").save(small, "WEBP", quality=80)
-        entry = StyleEntry(name, sha256, model, checked, datetime.now().replace(microsecond=0), small.getvalue())
-        self._refuse_twins(entry)
-        self._write(_Content(entry, arrays, fingerprint))
+        entry = StyleEntry(name, sha256, model, checked, datetime.now().replace(microsecond=0), _webp(thumbnail))
+        with locked(self.folder):
+            self._refuse_twins(entry)
+            self._write(_Content(entry, arrays, fingerprint))
         return entry
 
     def entries(self) -> list[StyleEntry]:
@@ -117,15 +123,29 @@ class StyleStore:
 
     def rename(self, sha256: str, name: str) -> StyleEntry:
         """Gives a style another name; raises `RequestError` for one that is empty or taken."""
-        content = self._content(sha256)
-        entry = dataclasses.replace(content.entry, name=self.free_name(name, sha256))
-        self._write(_Content(entry, content.tokens, content.fingerprint))
+        if not self.holds(sha256):
+            raise RequestError("style_gone", hint="style_again")
+        with locked(self.folder):
+            content = self._content(sha256)
+            entry = dataclasses.replace(content.entry, name=self.free_name(name, sha256))
+            self._write(_Content(entry, content.tokens, content.fingerprint))
         return entry
 
     def delete(self, sha256: str) -> None:
-        """Removes a style; does nothing where there is none."""
-        with contextlib.suppress(OSError):
-            self.path(sha256).unlink(missing_ok=True)
+        """Removes a style; does nothing where there is none. Raises `OutputError` if it cannot be removed."""
+        if self.holds(sha256):
+            with locked(self.folder):
+                remove_file(self.path(sha256))
+
+    def sweep(self) -> None:
+        """Removes what killed processes left half-written, and nothing that a live one is writing."""
+        if not self.folder.is_dir():
+            return
+        try:
+            with locked(self.folder, SWEEP_SECONDS) as alone:
+                sweep_parts((self.folder,), alone)
+        except OutputError as error:
+            log.warning("%s", error)
 
     def take_in(self, path: Path) -> StyleEntry:
         """Stores an untrusted style file, written anew; raises `RequestError` for anything but our own format.
@@ -136,16 +156,19 @@ class StyleStore:
         image = open_image(content.entry.thumbnail, "the style's thumbnail").image
         if image is None:
             raise RequestError("style_no_thumbnail", hint="our_style", file=path.name)
-        if self.holds(content.entry.sha256):
-            return self._content(content.entry.sha256).entry
-        names = {entry.name.casefold() for entry in self.entries()}
-        name, number = content.entry.name, 2
-        while name.casefold() in names:
-            name, number = f"{content.entry.name[: MAX_NAME_CHARACTERS - 6]} ({number})", number + 1
-        return self.add(
-            name, content.tokens, content.entry.strengths, content.entry.model, content.fingerprint,
-            ImageOps.fit(image, (THUMBNAIL_SIDE, THUMBNAIL_SIDE)),
-        )  # fmt: skip
+        thumbnail = _webp(ImageOps.fit(image, (THUMBNAIL_SIDE, THUMBNAIL_SIDE)))
+        with locked(self.folder):
+            with contextlib.suppress(RequestError):  # one that is not there, or damaged, is written
+                return self._content(content.entry.sha256).entry
+            names = {entry.name.casefold() for entry in self.entries()}
+            name, number = content.entry.name, 2
+            while name.casefold() in names:
+                name, number = f"{content.entry.name[: MAX_NAME_CHARACTERS - 6]} ({number})", number + 1
+            created = datetime.now().replace(microsecond=0)
+            entry = dataclasses.replace(content.entry, name=name, created=created, thumbnail=thumbnail)
+            self._refuse_twins(entry)
+            self._write(dataclasses.replace(content, entry=entry))
+        return entry
 
     def _content(self, sha256: str) -> _Content:
         path = self.path(sha256)
@@ -206,6 +229,12 @@ def checked_name(name: object) -> str:
     if len(text) > MAX_NAME_CHARACTERS:
         raise RequestError("style_name_too_long", characters=len(text), most=MAX_NAME_CHARACTERS)
     return text
+
+
+def _webp(thumbnail: Image.Image) -> bytes:
+    file = io.BytesIO()
+    thumbnail.convert("RGB").save(file, "WEBP", quality=80)
+    return file.getvalue()
 
 
 def _hash(tokens: Sequence[np.ndarray], strengths: Sequence[float], fingerprint: str) -> str:

@@ -55,8 +55,11 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form, results: R
     def remove(given: Updates) -> Updates:
         if given[path] and given[sure] != given[path]:
             return {sure: given[path], delete: gr.Button(label("delete_sure"))}
-        if given[path]:
-            history.delete(Path(given[path]))
+        try:
+            if given[path]:
+                history.delete(Path(given[path]))
+        except UsoError as error:
+            raise refusal(error) from None
         return {**look(given[search]), path: None, picked: say("deleted"), sure: None, **buttons(False)}
 
     def put_back(selected: str | None) -> Updates:
@@ -72,7 +75,7 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form, results: R
     chosen_one = [path, picked, sure, restore, delete]
     gr.on([tab.select, search.change], look, search, [shown, note], trigger_mode="always_last", **QUIET)
     shown.click(choose, None, chosen_one, **QUIET)
-    delete.click(remove, {path, sure, search}, [shown, note, *chosen_one], **QUIET)
+    delete.click(remove, {path, sure, search}, [shown, note, *chosen_one], **TOLD)
     outputs = [*form.fields.values(), results.image, results.selected, form.status, tabs]
     restore.click(put_back, path, outputs, **TOLD)
 

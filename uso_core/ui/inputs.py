@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import gradio as gr
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from gradio.data_classes import ImageData
 from gradio_client.utils import strip_invalid_filename_characters
 from pydantic import model_validator
@@ -19,11 +19,13 @@ from pydantic import model_validator
 from uso_core.errors import RequestError, UsoError
 from uso_core.images import MAX_FILE_BYTES
 from uso_core.messages import Bytes
-from uso_core.ui.fetch import fetch
+from uso_core.storage.files import write_whole
+from uso_core.ui.fetch import FETCHES, fetch
 from uso_core.ui.language import say, tell
 
 FILE_ROUTE = "/gradio_api/file="  # under it Gradio serves uploads and results
 SHORTEST_BASE64 = 40  # characters
+FETCHING = CapacityLimiter(3 * FETCHES)  # threads that fetch or wait for it, not those that all visitors share
 
 
 class ImageInputData(ImageData):
@@ -88,23 +90,31 @@ class ImageInput(gr.Image, metaclass=_WithoutStub):
             raise refusal(error) from None
 
     async def async_move_resource_to_block_cache(self, url_or_file_path: str | Path | None) -> str | None:
-        if not _is_address(str(url_or_file_path)):
+        source = str(url_or_file_path)
+        if not _is_address(source):
             return await super().async_move_resource_to_block_cache(url_or_file_path)
+        if (shown := self._shown(source)) is not None:
+            return shown
         try:
-            return await to_thread.run_sync(self._received, str(url_or_file_path))
+            if FETCHING.available_tokens < 1:
+                raise RequestError("too_many_fetches")
+            return await to_thread.run_sync(self._received, source, limiter=FETCHING)
         except UsoError as error:
             raise refusal(error) from None
 
     def _received(self, source: str, name: str | None = None) -> str:
         """The path of the file behind a path, an address, a data URL or base64; raises `RequestError`."""
         if _is_address(source):
-            shown = self._ours(unquote(source).partition(FILE_ROUTE)[2])
-            return shown or self._keep(*fetch(source))
+            return self._shown(source) or self._keep(*fetch(source))
         if source.startswith("data:"):
             return self._keep(name or "image", _decode(source.partition(",")[2]))
         if (given := self._ours(source)) is not None:
             return given
         return self._keep(name or "image", _decode(source))
+
+    def _shown(self, address: str) -> str | None:
+        """The path of what this server itself shows under an address, if it does."""
+        return self._ours(unquote(address).partition(FILE_ROUTE)[2])
 
     def _ours(self, path: str) -> str | None:
         """`path`, if it lies where Gradio keeps what it received and what it shows; files there have secret names."""
@@ -117,11 +127,10 @@ class ImageInput(gr.Image, metaclass=_WithoutStub):
         return None
 
     def _keep(self, name: str, data: bytes) -> str:
-        """Writes what came to a file of that name, in a folder that its content names."""
+        """Writes what came to a file of that name, in a folder that its content names: whole, as others may read it."""
         folder = Path(self.GRADIO_CACHE) / hashlib.sha256(data).hexdigest()
         path = folder / (strip_invalid_filename_characters(Path(name).name) or "image")
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        write_whole(path, lambda file: file.write(data))
         return str(path.resolve())
 
 

@@ -78,11 +78,12 @@ def build_results(form: Form, services: Services) -> Results:
             return shown
         try:
             request, stored = services.history.restore(Path(path))
+            workflow = passing_path(f"{Path(path).stem}.comfyui.json")
+            text_of_it = json.dumps(export_workflow(request)).encode()
+            write_whole(workflow, lambda file: file.write(text_of_it))
         except UsoError as error:
             return {**shown, settings: tell(error.told)}
         content = stored.get(request.content.sha256) if request.content else None
-        workflow = passing_path(f"{Path(path).stem}.comfyui.json")
-        workflow.write_text(json.dumps(export_workflow(request)), encoding="utf-8")
         return {
             settings: text.settings(request),
             compare: (str(content), path) if content else None,

@@ -75,7 +75,7 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
             return {sure: sha256, delete: gr.Button(label("delete_sure"))}
         with _told():
             entry = _entry(styles, sha256)
-        styles.delete(sha256)
+            styles.delete(sha256)
         nothing = {key: "", called: "", sure: "", export: gr.DownloadButton(interactive=False)}
         return {**said("style_deleted", entry), **nothing, delete: gr.Button(label("delete_style")), **look()}
 
