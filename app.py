@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -23,7 +24,7 @@ NAMES = (
     "allow_download", "mcp", "auth", "allow_host", "share", "shared_history", "log",
 )  # fmt: skip
 END_SECONDS = 3.0  # that a step at work has to end in
-CLOSE_SECONDS = 1.0  # that answers have to be sent in
+TELL_SECONDS, CLOSE_SECONDS = 0.8, 0.7  # that last words have to be sent in, and connections to be closed in
 
 
 class Stop:
@@ -84,6 +85,7 @@ def serve(settings: Settings) -> int:
     ui.launch(page, settings)
     stop.wait()
     engine.close(END_SECONDS)
+    time.sleep(TELL_SECONDS)  # Gradio's threads pass on what was told
     closing = threading.Thread(target=page.close, kwargs={"verbose": False}, daemon=True)
     closing.start()  # waits for connections that browsers hold open
     closing.join(CLOSE_SECONDS)
