@@ -6,6 +6,7 @@ import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import gradio as gr
 
@@ -20,6 +21,8 @@ from uso_core.ui.inputs import refusal
 from uso_core.ui.language import label, say, tell
 from uso_core.ui.services import Services, Stores
 from uso_core.ui.temporary_files import passing_path
+
+FETCH = "() => document.querySelector('#archive-file')?.click()"
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,15 @@ def build_results(form: Form, services: Services) -> Results:
             restore = gr.UploadButton(label("restore_file"), file_types=[".png", ".json"], elem_id="restore", size="sm")
             with gr.Row():
                 comfy = gr.DownloadButton(label("comfy"), size="sm", interactive=False, min_width=100)
-                archive = gr.DownloadButton(label("archive"), size="sm", interactive=False, min_width=100)
+                archive = gr.Button(label("archive"), size="sm", interactive=False, min_width=100)
+                archive_file = gr.DownloadButton("zip", elem_id="archive-file", visible="hidden")
     results = Results(image, seed_used, gr.State([]), gr.State(None))
     session = gr.State([])
 
     def collect(made: list[str], before: list[str]) -> Updates:
         paths = [*before, *(path for path in made if path not in before)]
         shown = {session: paths, gallery: paths[::-1]}
-        shown[archive] = gr.DownloadButton(value=_zip(paths), interactive=bool(paths))
+        shown[archive] = gr.Button(interactive=bool(paths))
         return {**shown, results.selected: made[-1]} if made else shown
 
     def choose(paths: list[str], event: gr.SelectData) -> Updates:
@@ -95,6 +99,7 @@ def build_results(form: Form, services: Services) -> Results:
     collected = results.made.change(
         collect, [results.made, session], [session, results.selected, gallery, archive], **QUIET
     )
+    archive.click(_zip, session, archive_file, **TOLD).then(None, None, None, js=FETCH, **QUIET)
     chosen = gallery.select(choose, session, [image, results.selected], **QUIET)
     for change in (collected, chosen):
         change.then(describe, results.selected, [settings, compare, comfy, seed_used], **QUIET)
@@ -161,11 +166,19 @@ def _workflow(path: Path) -> str | None:
 
 
 def _zip(paths: list[str]) -> str | None:
-    """An archive of the images, stored as they are: PNG does not shrink further."""
-    if not paths:
+    """An archive of the images, stored as they are: PNG does not shrink further. Made when it is asked for."""
+    there = [path for path in map(Path, paths) if path.is_file()]
+    if not there:
         return None
-    target = passing_path("uso.zip")
-    with zipfile.ZipFile(target, "w") as archive:
-        for path in filter(Path.is_file, map(Path, paths)):
-            archive.write(path, path.name)
+
+    def write(file: IO[bytes]) -> None:
+        with zipfile.ZipFile(file, "w") as archive:
+            for path in there:
+                archive.write(path, path.name)
+
+    try:
+        target = passing_path("uso.zip")
+        write_whole(target, write)
+    except UsoError as error:
+        raise refusal(error) from None
     return str(target)
