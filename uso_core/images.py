@@ -63,10 +63,10 @@ def open_image(source: str | Path | bytes | Image.Image, name: str = "") -> Inpu
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
             raise RequestError(
-                "image_too_large", hint="smaller_image", path=path, size=Bytes(size), most=Bytes(MAX_FILE_BYTES)
+                "image_too_large", hint="smaller_image", path=name or path, size=Bytes(size), most=Bytes(MAX_FILE_BYTES)
             )
         with _HEAVY_FILES if size > HEAVY_FILE_BYTES else contextlib.nullcontext():  # until they are decoded
-            image = _decode(path.read_bytes(), str(path))
+            image = _decode(path.read_bytes(), name or str(path))
     except (OSError, RuntimeError, ValueError) as error:  # also a home that is unknown, a name that no disk takes
         reason = getattr(error, "strerror", None) or error
         raise RequestError("image_unreadable", hint="check_path", path=str(source), reason=reason) from None

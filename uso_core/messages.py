@@ -15,7 +15,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parent / "translations"
 ENGLISH = "en"
-LONGEST_VALUE = 200  # characters that a text quotes of a value
+LONGEST_VALUE, LONGEST_TEXT = 200, 1000  # characters that a text quotes of a value, and of a path or another text
 
 
 class Bytes(int):
@@ -103,6 +103,8 @@ class _Words(Formatter):
         if isinstance(value, Bytes):
             return size_text(value, self._language)
         text = format(value, format_spec)
+        if len(text) > LONGEST_TEXT:
+            return text[:LONGEST_TEXT] + "…"
         if isinstance(value, float):
             return text.replace(".", decimal_point(self._language))
         return text

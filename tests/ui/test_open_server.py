@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
 import threading
 import time
@@ -195,3 +196,51 @@ def test_a_name_that_leads_out_of_the_folder_is_left_to_gradio(tmp_path):
     assert guard._serves("/etc/passwd", "")  # not ours to judge: Gradio refuses it
     assert not guard._serves(f"{tmp_path}/.env", "")
     assert not guard._serves("\0", "")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serve(tmp_path_factory.mktemp("alone")) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "says"),
+    [("generate", {"bogus": 1}, "bogus"), ("nothing", {}, "/call/v2/nothing"), ("models", {"a": 1}, "a")],
+)  # fmt: skip
+def test_a_call_that_does_not_fit_is_a_sentence(alone, name, body, says):
+    reply = httpx.post(f"{alone.url}/gradio_api/call/v2/{name}", json=body, timeout=60)
+    assert reply.status_code == 400
+    assert says in reply.json()["error"]
+
+
+def test_null_stands_for_every_default(alone):
+    known = httpx.get(f"{alone.url}/gradio_api/info", timeout=60).json()["named_endpoints"]["/generate"]["parameters"]
+    nothing = dict.fromkeys(each["parameter_name"] for each in known)
+    sizes = {name: SMALL[name] for name in ("width", "height", "steps")}
+    made = json.loads(answer(ask(alone.url, **nothing | sizes)).rpartition("data: ")[2])[1]
+    assert (made["images"], made["schedule"], made["content_strength"], made["fast"]) == (1, "uso", 1.0, False)
+
+
+def test_whatever_is_sent_gets_a_sentence_and_never_a_bare_500(alone):
+    """Mutated calls, of few bytes and many; none breaks the server or quotes at length."""
+    chance = random.Random(4)
+    strange = (None, True, -1, 0, 1.5, "9" * 10**5, [], [1], {}, {"path": "/etc/passwd"}, "\ud800", "<img src=x>",
+               1e308, {"url": "http://127.0.0.1:1/a.png"}, "data:image/png;base64,AAAA", "../../.env")  # fmt: skip
+    names = ("prompt", "content", "style_1", "width", "steps", "seed", "images", "guidance", "schedule", "model",
+             "fast", "style_1_strength", "private", "unknown")  # fmt: skip
+    for _ in range(60):
+        values = SMALL | {name: chance.choice(strange) for name in chance.sample(names, 3)}
+        body = json.dumps(values).encode()
+        reply = httpx.post(
+            f"{alone.url}/gradio_api/call/v2/generate", content=body, headers={"content-type": "application/json"},
+            timeout=60,
+        )  # fmt: skip
+        assert reply.status_code in (200, 400, 422), (values, reply.text[:300])
+        words = reply.text
+        if reply.status_code == 200:
+            words = answer(f"{alone.url}/gradio_api/call/generate/{reply.json()['event_id']}")
+            assert "event: complete" in words or '"error": "' in words, words[-300:]
+        assert len(words) < 20_000
+        assert "Traceback" not in words
+        assert str(alone.output.parent) not in words.partition("event: complete")[0], words[-400:]

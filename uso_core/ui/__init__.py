@@ -14,7 +14,7 @@ from uso_core.errors import SettingsError
 from uso_core.runtime.engine import Engine
 from uso_core.settings import Settings
 from uso_core.ui import api, create_tab, history_tab, mcp, model_tab, styles_tab, text
-from uso_core.ui.guard import Guard
+from uso_core.ui.guard import HANDLERS, Guard
 from uso_core.ui.language import label, languages, translations
 from uso_core.ui.services import Services
 
@@ -62,7 +62,7 @@ def launch(page: gr.Blocks, settings: Settings, **options: Any) -> Any:
         css=CSS_PATH.read_text(encoding="utf-8"), js=script(), auth=logins(settings.auth), share=settings.share,
         allowed_paths=[settings.output, str(EXAMPLES_FOLDER)], max_file_size="200mb", show_error=True, ssr_mode=False,
         i18n=translations(), mcp_server=settings.mcp, prevent_thread_lock=True,
-        app_kwargs={"middleware": [Middleware(Guard, settings=settings)]}, **options,
+        app_kwargs={"middleware": [Middleware(Guard, settings=settings)], "exception_handlers": HANDLERS}, **options,
     )  # fmt: skip
     if settings.mcp:
         mcp.serve_files(page)

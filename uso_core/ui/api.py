@@ -167,7 +167,7 @@ def _record(results: list[Result]) -> dict[str, Any] | None:
     }
 
 
-def settings_from_image(image: str | None) -> dict[str, Any]:
+def settings_from_image(image: str | None = None) -> dict[str, Any]:
     """Reads back the settings of a PNG that this program made.
 
     Parameters:

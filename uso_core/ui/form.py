@@ -152,7 +152,7 @@ def request_of(values: dict[str, Any], stored_styles: StyleStore | None = None) 
     for side in ("width", "height"):
         whole(side, given[side], *model.sides)
     styles, strengths = chosen_styles(values, stored_styles)
-    given |= {"content": images.open_image(values["content"]) if values.get("content") else None}
+    given |= {"content": _opened(values["content"]) if values.get("content") else None}
     return GenerationRequest(**given, styles=styles, style_strengths=strengths, model=model.name)
 
 
@@ -166,11 +166,16 @@ def chosen_styles(
     given: list[tuple[InputImage | StoredStyle, float | None]] = []
     for number in range(1, STYLES + 1):
         if path := values.get(f"style_{number}"):
-            given.append((images.open_image(path), values[f"style_{number}_strength"]))
+            given.append((_opened(path), values[f"style_{number}_strength"]))
     for number in range(1, STORED + 1):
         if stored_styles is not None and (sha256 := values.get(f"stored_{number}")):
             given.append((stored_styles.get(str(sha256)), values[f"stored_{number}_strength"]))
     return tuple(style for style, _ in given), tuple(1.0 if each is None else each for _, each in given)
+
+
+def _opened(path: str) -> InputImage:
+    """An image that was uploaded: its user knows its name, not where it lies here."""
+    return images.open_image(path, Path(path).name)
 
 
 def _path(image: InputImage | StoredStyle | None, paths: dict[str, Path]) -> str | None:

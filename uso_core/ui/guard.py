@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import ipaddress
+import logging
 import re
 import secrets
 import threading
@@ -19,13 +20,15 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import PlainTextResponse
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse
 
-from uso_core.errors import RequestError, UsoError
+from uso_core.errors import InternalError, RequestError, UsoError
 from uso_core.messages import Bytes
 from uso_core.settings import LOOPBACK, Settings
 from uso_core.ui.visitors import COOKIE, VISITORS, folder_name
 
+log = logging.getLogger(__name__)
 FILE_ROUTES = ("/gradio_api/file=", "/file=")
 CALLS = re.compile(r"/(call|queue/join|run|api)(/|$)")
 PLATFORM_HOSTS = ("*.gradio.live", "*.hf.space")  # a share link; a Space
@@ -171,6 +174,23 @@ def cookie_of(headers: Headers) -> str:
     except CookieError:
         return ""
     return value.value if value is not None and re.fullmatch(r"[0-9a-f]{32}", value.value) else ""
+
+
+async def unfit(request: Request, error: Exception) -> JSONResponse:
+    """The reply to a call that Gradio stumbles over: a sentence, and no traceback.
+
+    Only what Gradio says of parameters is passed on; other words may name what lies on this machine.
+    """
+    if CALLS.search(request.url.path):
+        reason = str(error).partition(". ")[0] if isinstance(error, TypeError) else request.url.path
+        return JSONResponse({"error": str(RequestError("call_unfit", reason=reason))}, 400)
+    code = secrets.token_hex(4)
+    log.error("report %s", code, exc_info=error)
+    return JSONResponse({"error": str(InternalError("internal", code=code))}, 500)
+
+
+# What Gradio raises for calls that it cannot take apart.
+HANDLERS = dict.fromkeys((TypeError, ValueError, KeyError, AttributeError, AssertionError), unfit)
 
 
 def _said(error: UsoError, status: int) -> PlainTextResponse:
