@@ -1,4 +1,4 @@
-"""The queue in front of an executor: places, jobs, and the model for requests that name none. No torch."""
+"""The queue in front of an executor: positions, jobs, and the model for requests that name none. No torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from uso_core.settings import Settings
 
 @dataclass(frozen=True)
 class Status:
-    """How the engine stands: the model for requests that name none and why, what is loaded, how many wait."""
+    """The engine's state: the model for requests that name none and why, what is loaded, how many wait."""
 
     model: Model
     reason: Message
@@ -38,7 +38,7 @@ class Status:
 
 
 class Job:
-    """One submitted request: its events, and the way to stop it."""
+    """One submitted request: its events, and how to stop it."""
 
     def __init__(self, work: Work, engine: Engine) -> None:
         self._work = work
@@ -50,11 +50,13 @@ class Job:
 
     @property
     def request(self) -> GenerationRequest:
-        """What was submitted, its seed and model settled."""
+        """The submitted request, with seed and model settled."""
         return self._work.request
 
     def events(self, patience: float | None = None) -> Iterator[Event | None]:
-        """The events up to the last one; with `patience` in seconds, None whenever so long nothing happened."""
+        """The events up to the last one; with `patience` in seconds, yields None whenever nothing happened for that
+        long.
+        """
         while True:
             try:
                 event = self._events.get(timeout=patience)
@@ -67,7 +69,7 @@ class Job:
 
     @property
     def cancelled(self) -> bool:
-        """Whether it was asked to stop; its last event may still be to come."""
+        """Whether it was asked to stop; its last event may still follow."""
         return self._cancelled.is_set()
 
     def wait(self) -> None:
@@ -75,12 +77,12 @@ class Job:
         self._ended.wait()
 
     def cancel(self) -> None:
-        """Stops the request within one step; its last event is then `Cancelled`. Does nothing once it has ended."""
+        """Stops the request within one step; its last event is then `Cancelled`. Does nothing after it has ended."""
         self._cancelled.set()
         self._engine._withdraw(self)
 
     def skip(self) -> None:
-        """Leaves the image at work unfinished and goes on to the next; the request ends if there is none."""
+        """Abandons the current image and goes on to the next; the request ends if there is none."""
         self._skipped.set()
 
     def _tell(self, event: Event) -> None:
@@ -113,21 +115,22 @@ class Engine:
             threading.Thread(target=self._dispatch, name=f"engine-{slot}", daemon=True).start()
 
     def submit(self, request: GenerationRequest, previews: bool = False) -> Job:
-        """Queues a request, its seed settled; with `previews` each step brings a small image.
+        """Queues a request and settles its seed; with `previews` each step sends a small image.
 
         Raises what `check` raises.
         """
         return self._submit(request, previews=previews)
 
     def encode_styles(self, request: GenerationRequest) -> Job:
-        """Queues the encoding of a request's styles, told as `StylesReady`; no image is made."""
+        """Queues the encoding of a request's styles, reported as `StylesReady`; makes no image."""
         return self._submit(request, styles_only=True)
 
     def check(self, request: GenerationRequest) -> None:
         """Refuses what can be refused without the model.
 
-        Raises `SettingsError` for an unknown model name, `RequestError` for a guidance that the model was not taught,
-        an image or stored style that is only named, or a content image of which nothing would be left.
+        Raises `SettingsError` for an unknown model name, `RequestError` for a guidance that the model was not trained
+        for,
+        an image or stored style given only by name, or a content image of which nothing would remain.
         """
         model = get_model(request.model) if request.model is not None else self._model
         number("guidance", request.guidance, *model.guidances)
@@ -141,15 +144,15 @@ class Engine:
             images.content_crop(*request.content.image.size, request.content_size)
 
     def status(self) -> Status:
-        """How the engine stands now."""
+        """The engine's current state."""
         workers = self._executor.state()
         with self._changed:
             return Status(self._model, self._reason, workers, len(self._waiting), len(self._running))
 
     def choose(self, name: str) -> None:
-        """Makes a model the one for requests that name none; it is read when the next of them comes.
+        """Sets the model for requests that name none; it is loaded when the next such request comes.
 
-        Raises `SettingsError` for an unknown name, `WeightsError` that says what is missing of its files.
+        Raises `SettingsError` for an unknown name, `WeightsError` saying which of its files are missing.
         """
         model = get_model(name)
         find_weights(model, self.settings).require()
@@ -157,11 +160,11 @@ class Engine:
             self._model, self._reason = model, message("reason_chosen")
 
     def get_ready(self) -> None:
-        """Begins what the first request would have to wait for; returns at once."""
+        """Starts what the first request would have to wait for; returns at once."""
         self._executor.get_ready()
 
     def unload(self) -> None:
-        """Frees the models' memory as soon as nothing runs or waits; the next request reads the model again."""
+        """Frees the models' memory once nothing runs or waits; the next request loads the model again."""
         with self._changed:
             self._free = True
             self._changed.notify()
@@ -201,7 +204,7 @@ class Engine:
                 self._tell_places()
 
     def _tell_places(self) -> None:
-        """Tells each waiting job how many come first; those for which a slot is idle hear nothing."""
+        """Tells each waiting job how many are ahead of it; jobs about to take an idle slot are told nothing."""
         idle = self._executor.slots - len(self._running)
         for place, job in enumerate(self._waiting):
             if place >= idle:

@@ -1,4 +1,4 @@
-"""A worker: one loaded model at a time, synchronous. Loads when needed, resumes a stopped loading, frees."""
+"""A worker: one loaded model at a time, synchronous. Loads on demand, resumes a stopped loading, frees memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Loaded:
-    """The model in memory, and the plan by which it was placed."""
+    """The model in memory, and the plan used to place it."""
 
     model: Model
     pipeline: USOPipeline
@@ -42,7 +42,7 @@ class Loaded:
 
 
 class Worker:
-    """Carries out one request after another in the thread that iterates them."""
+    """Carries out one request after another in the thread that iterates over its events."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -51,7 +51,7 @@ class Worker:
         self._parts: dict[str, Any] = {}  # what a stopped loading had already read, by role
 
     def run(self, work: Work) -> Events:
-        """The events of one request, but for the last one; raises what goes wrong."""
+        """The events of one request except the last; errors are raised."""
         loaded = yield from self._ready(get_model(work.request.model or ""))
         if work.styles_only:
             yield from encode_styles(loaded.pipeline, loaded.model, work.request)
@@ -59,7 +59,7 @@ class Worker:
             yield from generate(loaded.pipeline, loaded.model, work.request, work.previews)
 
     def free(self) -> None:
-        """Lets go of the model and gives its memory back to the machine."""
+        """Releases the model and returns its memory to the machine."""
         begun = self._begun is not None
         self.loaded, self._parts, self._begun = None, {}, None
         gc.collect()
@@ -68,7 +68,7 @@ class Worker:
             pinned.empty_cache()
 
     def _ready(self, model: Model) -> Generator[Event, Any, Loaded]:
-        """The model, loaded if it is not; what a stopped loading has read serves the next request."""
+        """Returns the model, loading it if needed; what a stopped loading has read serves the next request."""
         if self.loaded is not None and self.loaded.model is model:
             return self.loaded
         paths = find_weights(model, self.settings).require()
@@ -86,7 +86,7 @@ class Worker:
 
 
 def guarded(events: Events) -> Events:
-    """The events and then the last one, whatever happens: nothing is raised."""
+    """The events followed by the last one, whatever happens: nothing is raised."""
     last: Event = Done()
     try:
         yield from events
