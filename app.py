@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ui.launch(ui.build(engine, settings), settings)
     except UsoError as error:
         return exit_code(error)
-    except OSError as error:  # Gradio's words when the port is taken
+    except OSError as error:  # Gradio's error if the port is taken
         return exit_code(UsageError("port", reason=error))
     return 0
 

@@ -16,7 +16,7 @@ from uso_core.ui.temporary_files import PrivateImages
 
 @dataclass(frozen=True)
 class Services:
-    """The engine and the settings, what is stored, and what belongs to the pages that are open."""
+    """The engine, the settings, what is stored, and what belongs to open pages."""
 
     engine: Engine
     settings: Settings
@@ -28,7 +28,7 @@ class Services:
 
     @classmethod
     def of(cls, engine: Engine, settings: Settings) -> Services:
-        """The services over one engine, storing in the output folder of the settings."""
+        """The services for one engine, storing in the output folder of the settings."""
         output = Path(settings.output)
         history = History(output, settings.history_images, settings.history_gb * 10**9)
         styles, downloads = StyleStore(output / "styles"), Downloads(settings)

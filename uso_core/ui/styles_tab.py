@@ -1,4 +1,4 @@
-"""The Styles tab: name the styles in the slots, and use, rename, pass on or delete those that were saved."""
+"""The Styles tab: name the styles in the slots, and use, rename, share or delete stored ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from uso_core.ui.temporary_files import passing_path
 
 
 def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
-    """Lays out the tab; the styles are read anew whenever it is opened."""
+    """Lays out the tab; the styles are read again whenever it is opened."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
             gr.Markdown(label("styles_intro"))
@@ -41,7 +41,7 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
                 rename = gr.Button(label("rename"), size="sm", min_width=80, interactive=False)
                 export = gr.DownloadButton(label("export_style"), size="sm", min_width=80, interactive=False)
                 delete = gr.Button(label("delete_style"), variant="stop", size="sm", min_width=80, interactive=False)
-    key, sure = gr.State(""), gr.State("")  # chosen; and of which it was said once that it may go
+    key, sure = gr.State(""), gr.State("")  # the chosen one, and the one that a first click asked to delete
     styles = services.styles
     listed = [shown, *form.stored]
     one = [key, called, export, sure, delete]
@@ -85,7 +85,7 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
         return {**said("style_saved", entry), **look()}
 
     def store(given: Updates, request: gr.Request) -> Iterator[Updates]:
-        """The model may have to be read first."""
+        """The model may have to be loaded first."""
         try:
             free = styles.free_name(given[name])
             asked, thumbnails = _asked(form.values(given), styles)
@@ -114,7 +114,7 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
 
 
 def _encode(services: Services, asked: GenerationRequest, session: str) -> Iterator[Status | StylesReady]:
-    """Words while it lasts, then the styles; a page that is closed ends it."""
+    """Status texts while it runs, then the styles; closing the page ends it."""
     job = services.engine.encode_styles(asked)
     services.sessions.add(session, job)
     try:
@@ -131,7 +131,7 @@ def _encode(services: Services, asked: GenerationRequest, session: str) -> Itera
 
 
 def _asked(values: dict[str, Any], styles: StyleStore) -> tuple[GenerationRequest, list[Any]]:
-    """A request with the styles in the slots alone, and an image to show of each."""
+    """A request with only the styles in the slots, and an image to show for each."""
     used, strengths = chosen_styles(values, styles)
     if not used:
         raise RequestError("no_style_images", hint="fill_a_slot")
@@ -162,7 +162,7 @@ def _entry(styles: StyleStore, sha256: str) -> StyleEntry:
 
 
 def _exported(styles: StyleStore, entry: StyleEntry) -> str:
-    """A copy of the style's file under a name that says what it is, for the browser to download."""
+    """A copy of the style's file under a telling name, for the browser to download."""
     words = "".join(each if each.isalnum() else "-" for each in entry.name).strip("-") or "style"
     copy = passing_path(f"{words[:60]}.safetensors")
     copy.write_bytes(styles.path(entry.sha256).read_bytes())

@@ -1,4 +1,4 @@
-"""Files that the browser is given and nobody keeps: in Gradio's cache, which it empties by age and at the end."""
+"""Files given to the browser but not kept: in Gradio's cache, which it clears by age and at the end."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from uso_core.storage.files import save_image
 
 
 def passing_path(name: str) -> Path:
-    """A new path in a folder of its own; Gradio deletes the file some time after a component has shown it."""
+    """A new path in its own folder; Gradio deletes the file some time after a component has shown it."""
     folder = Path(get_upload_folder()) / secrets.token_hex(20)
     folder.mkdir(parents=True)
     return folder / name
 
 
 class PrivateImages:
-    """The images that pages in private mode show, deleted when their page is closed."""
+    """The images shown by pages in private mode, deleted when their page is closed."""
 
     def __init__(self) -> None:
         self._paths: dict[str, list[Path]] = {}
