@@ -14,6 +14,13 @@ from typing import Any, NoReturn
 from uso_core.errors import SettingsError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LIMITS = {  # on this machine alone, and where others reach the page
+    "max_waiting": (1000, 100),
+    "max_waiting_each": (math.inf, 8),
+    "max_work": (math.inf, 800),
+    "max_minutes": (math.inf, 30),
+}
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
@@ -47,6 +54,21 @@ class Settings:
         False, "USO_ALLOW_SWITCH", "visitors may switch and unload the model; users of this machine always may"
     )
     allow_download: bool = setting(False, "USO_ALLOW_DOWNLOAD", "visitors may download a model's files from the page")
+    max_waiting: int | None = setting(
+        None, "USO_MAX_WAITING", "requests that may wait; empty: 1000 on this machine alone, else 100"
+    )
+    max_waiting_each: int | None = setting(
+        None, "USO_MAX_WAITING_EACH", "of them of one visitor; empty: no limit on this machine alone, else 8"
+    )
+    max_work: float | None = setting(
+        None,
+        "USO_MAX_WORK",
+        "images x steps x megapixels of a request; empty: no limit on this machine alone, else 800",
+    )
+    max_minutes: float | None = setting(
+        None, "USO_MAX_MINUTES", "minutes that a request may run; empty: no limit on this machine alone, else 30"
+    )
+    log: bool = setting(False, "USO_LOG", "write a line for each request: model, size, steps, seconds, outcome")
     mcp: bool = setting(False, "USO_MCP", "serve MCP tools too (needs requirements-mcp.txt)")
     flux_dev: str | None = setting(None, "FLUX_DEV", "FLUX.1-dev transformer (file or diffusers folder)")
     flux_dev_fp8: str | None = setting(
@@ -67,6 +89,10 @@ class Settings:
             raise SettingsError("port_range", port=self.port)
         if self.vram_limit is not None and not 0 < self.vram_limit < math.inf:
             raise SettingsError("vram_limit_range", limit=self.vram_limit)
+        for name in LIMITS:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise SettingsError("limit_range", variable=env_name(name), value=value)
 
     @property
     def weights_folder(self) -> Path:
@@ -74,9 +100,22 @@ class Settings:
         return ROOT / "weights" if self.weights == "weights" else Path(self.weights).expanduser()
 
     @property
+    def is_open(self) -> bool:
+        """Whether others than the user of this machine reach the page."""
+        return self.host not in LOOPBACK
+
+    def limit(self, name: str) -> float:
+        """The limit of that name, or its default: generous on this machine alone; infinite where there is none."""
+        value = getattr(self, name)
+        if value is not None:
+            return value
+        alone, opened = LIMITS[name]
+        return opened if self.is_open else alone
+
+    @property
     def may_switch(self) -> bool:
         """Whether visitors may choose the model: they use this machine, or its owner allows it."""
-        return self.allow_switch or self.host in ("127.0.0.1", "localhost", "::1")
+        return self.allow_switch or not self.is_open
 
     def __repr__(self) -> str:
         """Omits the token, so that no log can show it."""
@@ -148,7 +187,11 @@ def parse_flag(text: str) -> bool:
     raise ValueError(f"{text!r} is not true or false")
 
 
-_KINDS: dict[str, Callable[[str], Any]] = {"int": int, "float | None": float}  # by annotation; all others are text
+_KINDS: dict[str, Callable[[str], Any]] = {
+    "int": int,
+    "int | None": int,
+    "float | None": float,
+}  # by annotation; all others are text
 
 
 def _fields() -> dict[str, dataclasses.Field[Any]]:
@@ -160,7 +203,9 @@ def _parse(field: dataclasses.Field[Any], text: str, source: str) -> Any:
     try:
         value = parse_flag(text) if field.type == "bool" else _KINDS.get(str(field.type), str)(text)
     except ValueError:
-        hint = {"bool": "setting_flag", "int": "setting_whole"}.get(str(field.type), "setting_number")
+        hint = {"bool": "setting_flag", "int": "setting_whole", "int | None": "setting_whole"}.get(
+            str(field.type), "setting_number"
+        )
         raise SettingsError("setting_value", hint=hint, source=source, text=text) from None
     if choices and value not in choices:
         raise SettingsError("setting_value", hint="choose_one_of", source=source, text=text, choices=", ".join(choices))

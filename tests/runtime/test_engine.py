@@ -289,16 +289,17 @@ def test_a_loading_that_was_stopped_goes_on_where_it_was() -> None:
 def test_requests_run_in_order_and_never_two_at_once(engine: Engine) -> None:
     first = engine.submit(LONG)
     wait_for(first, Step)
-    second, third = engine.submit(dataclasses.replace(SMALL, seed=8)), engine.submit(dataclasses.replace(SMALL, seed=9))
+    second, third = engine.submit(dataclasses.replace(LONG, seed=8)), engine.submit(dataclasses.replace(SMALL, seed=9))
     assert told_already(second)[-1] == Queued(1)
     assert told_already(third)[-1] == Queued(2)
 
     first.cancel()
     wait_for(second, Encoding)
     assert isinstance(told_already(first)[-1], Cancelled)  # the first had ended before the second began
-    assert wait_for(third, Queued) == Queued(1)
+    assert wait_for(third, Queued) == Queued(1)  # looked up while it waits
+    second.cancel()
     wait_for(third, Encoding)
-    assert isinstance(told_already(second)[-1], Done)
+    assert isinstance(told_already(second)[-1], Cancelled)
     assert isinstance(list(listen(third))[-1], Done)
 
 

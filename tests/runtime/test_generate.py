@@ -177,6 +177,10 @@ def failing(error: BaseException) -> Events:
     [
         (MemoryError(), "out_of_memory"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "gpu_out_of_memory"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+            "out_of_memory",
+        ),
         (RequestError("image_missing", name="a.png"), "image_missing"),
         (ZeroDivisionError("1/0"), "internal"),
     ],
@@ -270,3 +274,29 @@ def test_closing_tells_everyone_who_waits():
         last = [event for event in listen(job) if isinstance(event, LAST)]
         assert last == [Cancelled()]
     assert engine.status().loaded is None
+
+
+def test_a_gpu_that_runs_out_of_memory_is_planned_for_less_and_the_request_goes_on(monkeypatch):
+    """Once, from the image that was at work; the images are those of an undisturbed run."""
+    made = Worker(SETTINGS)
+    request = dataclasses.replace(REQUEST, images=3)
+    undisturbed = pixels(list(made.run(Work(request))))
+    limits, failed = [], []
+    decode = USOPipeline.decode
+
+    def short_once(self, *arguments):
+        if not failed and limits == [] and made._made == 1:
+            failed.append(True)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return decode(self, *arguments)
+
+    monkeypatch.setattr(USOPipeline, "decode", short_once)
+    planned = made.loaded.plan.peak_bytes
+    events = list(made.run(Work(request)))
+    assert pixels(events) == undisturbed
+    assert [event.index for event in events if isinstance(event, ImageReady)] == [0, 1, 2]
+    assert [event.message.key for event in events if isinstance(event, Loading)][0] == "loading_less_memory"
+    assert made._settings.vram_limit == pytest.approx(0.85 * planned / 1e9)
+    failed.clear()
+    with pytest.raises(torch.OutOfMemoryError):  # a second time it is said
+        list(made.run(Work(request)))

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import math
 import queue
 import threading
-from collections import deque
+import time
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from uso_core import images
 from uso_core.catalog.locate import choose_model, find_weights
 from uso_core.catalog.models import Model, get_model
 from uso_core.errors import RequestError
-from uso_core.events import LAST, Cancelled, Event, Queued
+from uso_core.events import LAST, Cancelled, Event, Failed, Queued
 from uso_core.messages import Message, message
 from uso_core.request import GenerationRequest, StoredStyle, number
 from uso_core.runtime.executors import Executor, Wish, Work, WorkerState
 from uso_core.runtime.executors.local import LocalExecutor
 from uso_core.settings import Settings
+
+log = logging.getLogger(__name__)
+LOOK_SECONDS = 0.5  # between two checks of a waiting job's position
 
 
 @dataclass(frozen=True)
@@ -40,9 +47,12 @@ class Status:
 class Job:
     """One submitted request: its events, and how to stop it."""
 
-    def __init__(self, work: Work, engine: Engine) -> None:
+    def __init__(self, work: Work, engine: Engine, visitor: str = "") -> None:
         self._work = work
         self._engine = engine
+        self.visitor = visitor
+        self._told_ahead = 0
+        self._deadline = math.inf  # monotonic seconds
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._cancelled = threading.Event()
         self._skipped = threading.Event()
@@ -54,15 +64,25 @@ class Job:
         return self._work.request
 
     def events(self, patience: float | None = None) -> Iterator[Event | None]:
-        """The events up to the last one; with `patience` in seconds, yields None whenever nothing happened for that
-        long.
+        """The events up to the last one; with `patience` in seconds, None when nothing happened for that long.
+
+        A waiting job looks up its position only when asked for news, so nothing is sent that nobody reads.
         """
+        waited = 0.0
         while True:
+            pause = LOOK_SECONDS if patience is None else min(patience - waited, LOOK_SECONDS)
             try:
-                event = self._events.get(timeout=patience)
+                event: Event = self._events.get(timeout=max(pause, 0.0))
             except queue.Empty:
-                yield None
+                waited += pause
+                if (ahead := self._engine._ahead_of(self)) and ahead != self._told_ahead:
+                    self._told_ahead, waited = ahead, 0.0
+                    yield Queued(ahead)
+                elif patience is not None and waited >= patience:
+                    waited = 0.0
+                    yield None
                 continue
+            waited = 0.0
             yield event
             if isinstance(event, LAST):
                 return
@@ -72,9 +92,14 @@ class Job:
         """Whether it was asked to stop; its last event may still follow."""
         return self._cancelled.is_set()
 
-    def wait(self) -> None:
-        """Returns once the last event has been sent."""
-        self._ended.wait()
+    @property
+    def overdue(self) -> bool:
+        """Whether it has run longer than a request may."""
+        return time.monotonic() > self._deadline
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Waits for the last event to be sent, or for `seconds`; returns whether it was."""
+        return self._ended.wait(seconds)
 
     def cancel(self) -> None:
         """Stops the request within one step; its last event is then `Cancelled`. Does nothing after it has ended."""
@@ -91,7 +116,7 @@ class Job:
             self._ended.set()
 
     def _wish(self) -> Wish | None:
-        if self._cancelled.is_set():
+        if self._cancelled.is_set() or self.overdue:
             return Wish.STOP
         if self._skipped.is_set():
             self._skipped.clear()
@@ -100,40 +125,44 @@ class Job:
 
 
 class Engine:
-    """Hands requests to an executor's slots in the order of submission."""
+    """Hands requests to an executor's slots: each visitor's in order, visitors in turn."""
 
     def __init__(self, settings: Settings, executor: Executor | None = None) -> None:
         """Chooses the model (`choose_model`) but loads nothing; raises `SettingsError` for an unknown model name."""
         self.settings = settings
         self._executor = executor or LocalExecutor(settings)
         self._model, self._reason = choose_model(settings)
-        self._waiting: deque[Job] = deque()
+        self._waiting: OrderedDict[str, deque[Job]] = OrderedDict()  # by visitor; the first is next
+        self._places: dict[Job, int] | None = None  # of the waiting jobs, from 0; None: to be counted
         self._running: list[Job] = []
         self._free = self._closed = False
         self._changed = threading.Condition()
         for slot in range(self._executor.slots):
             threading.Thread(target=self._dispatch, name=f"engine-{slot}", daemon=True).start()
 
-    def submit(self, request: GenerationRequest, previews: bool = False) -> Job:
+    def submit(self, request: GenerationRequest, previews: bool = False, visitor: str = "") -> Job:
         """Queues a request and settles its seed; with `previews` each step sends a small image.
 
-        Raises what `check` raises.
+        Visitors take turns: each has their own queue. Raises what `check` raises, and `RequestError` if too many
+        requests wait already.
         """
-        return self._submit(request, previews=previews)
+        return self._submit(request, visitor, previews=previews)
 
-    def encode_styles(self, request: GenerationRequest) -> Job:
+    def encode_styles(self, request: GenerationRequest, visitor: str = "") -> Job:
         """Queues the encoding of a request's styles, reported as `StylesReady`; makes no image."""
-        return self._submit(request, styles_only=True)
+        return self._submit(request, visitor, styles_only=True)
 
     def check(self, request: GenerationRequest) -> None:
         """Refuses what can be refused without the model.
 
         Raises `SettingsError` for an unknown model name, `RequestError` for a guidance that the model was not trained
-        for,
-        an image or stored style given only by name, or a content image of which nothing would remain.
+        for, an image or stored style given only by name, or a content image of which nothing would remain.
         """
         model = get_model(request.model) if request.model is not None else self._model
         number("guidance", request.guidance, *model.guidances)
+        work = request.images * request.steps * request.width * request.height / 1e6
+        if work > self.settings.limit("max_work"):
+            raise RequestError("too_much_work", work=round(work), most=self.settings.limit("max_work"))
         for given in request.input_images:
             if given.image is None:
                 raise RequestError("image_missing", name=given.name)
@@ -147,7 +176,7 @@ class Engine:
         """The engine's current state."""
         workers = self._executor.state()
         with self._changed:
-            return Status(self._model, self._reason, workers, len(self._waiting), len(self._running))
+            return Status(self._model, self._reason, workers, self._count(), len(self._running))
 
     def choose(self, name: str) -> None:
         """Sets the model for requests that name none; it is loaded when the next such request comes.
@@ -169,46 +198,92 @@ class Engine:
             self._free = True
             self._changed.notify()
 
-    def close(self) -> None:
-        """Cancels every job, waits for the last events and ends the workers; nothing can be submitted afterwards."""
+    def close(self, seconds: float | None = None) -> bool:
+        """Cancels every job, waits for the last events and ends the workers; nothing can be submitted afterwards.
+
+        Returns whether all ended within `seconds`; if not, a longer step is still running.
+        """
         with self._changed:
             self._closed = True
-            jobs = [*self._running, *self._waiting]
+            jobs = [*self._running, *(job for jobs in self._waiting.values() for job in jobs)]
         for job in jobs:
             job.cancel()
+        until = None if seconds is None else time.monotonic() + seconds
+        ended = True
         for job in jobs:
-            job.wait()
+            ended = job.wait(None if until is None else max(until - time.monotonic(), 0.0)) and ended
         with self._changed:
             self._changed.notify_all()
-        self._executor.close()
+        if ended:
+            self._executor.close()
+        return ended
 
-    def _submit(self, request: GenerationRequest, previews: bool = False, styles_only: bool = False) -> Job:
+    def _submit(
+        self, request: GenerationRequest, visitor: str, previews: bool = False, styles_only: bool = False
+    ) -> Job:
         self.check(request)
-        settled = dataclasses.replace(
-            request, model=request.model or self._model.name
-        )  # a later choice changes nothing
-        job = Job(Work(settled.with_seed(), previews, styles_only), self)
+        name = request.model or self._model.name  # a later choice changes nothing
+        request = dataclasses.replace(request, model=name)
+        job = Job(Work(request.with_seed(), previews, styles_only), self, visitor)
         with self._changed:
             if self._closed:
                 raise RequestError("engine_closed")
-            self._waiting.append(job)
-            self._tell_places()
+            self._refuse_too_many(visitor)
+            self._waiting.setdefault(visitor, deque()).append(job)
+            self._places = None
+            job._told_ahead = self._ahead(job)
+            if job._told_ahead:
+                job._tell(Queued(job._told_ahead))
             self._changed.notify()
         return job
 
+    def _refuse_too_many(self, visitor: str) -> None:
+        most, each = self.settings.limit("max_waiting"), self.settings.limit("max_waiting_each")
+        if self._count() >= most:
+            raise RequestError("queue_full", hint="try_later", count=self._count())
+        if len(self._waiting.get(visitor, ())) >= each:
+            raise RequestError("queue_full_for_one", hint="wait_or_stop", count=int(each))
+
+    def _count(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
     def _withdraw(self, job: Job) -> None:
         with self._changed:
-            if job in self._waiting:
-                self._waiting.remove(job)
+            jobs = self._waiting.get(job.visitor, ())
+            if job in jobs:
+                self._remove(job)
                 job._tell(Cancelled())
-                self._tell_places()
 
-    def _tell_places(self) -> None:
-        """Tells each waiting job how many are ahead of it; jobs about to take an idle slot are told nothing."""
+    def _remove(self, job: Job) -> None:
+        jobs = self._waiting[job.visitor]
+        jobs.remove(job)
+        if not jobs:
+            del self._waiting[job.visitor]
+        self._places = None
+
+    def _next(self) -> Job | None:
+        """Takes the first job of the visitor whose turn it is; that visitor then goes to the back."""
+        if not self._waiting:
+            return None
+        visitor = next(iter(self._waiting))
+        job = self._waiting[visitor][0]
+        self._waiting.move_to_end(visitor)
+        self._remove(job)
+        return job
+
+    def _ahead_of(self, job: Job) -> int:
+        with self._changed:
+            return self._ahead(job)
+
+    def _ahead(self, job: Job) -> int:
+        """How many requests are ahead of a job, including running ones; 0 if it does not wait."""
+        if self._places is None:  # counted once per change, however many ask
+            rounds = zip_longest(*self._waiting.values())
+            order = (each for turn in rounds for each in turn if each is not None)
+            self._places = {each: place for place, each in enumerate(order)}
+        place = self._places.get(job)
         idle = self._executor.slots - len(self._running)
-        for place, job in enumerate(self._waiting):
-            if place >= idle:
-                job._tell(Queued(place + len(self._running)))
+        return 0 if place is None or place < idle else place + len(self._running)
 
     def _dispatch(self) -> None:
         """One slot's thread."""
@@ -217,13 +292,12 @@ class Engine:
                 self._changed.wait_for(lambda: bool(self._waiting or self._may_free() or self._closed))
                 if self._closed and not self._waiting:
                     return
-                job = self._waiting.popleft() if self._waiting else None
+                job = self._next()
                 if job is None:
                     self._free = False
                     self._executor.free()
                     continue
                 self._running.append(job)
-                self._tell_places()
             last = self._carry_out(job)
             with self._changed:
                 self._running.remove(job)
@@ -235,12 +309,24 @@ class Engine:
         return self._free and not self._running
 
     def _carry_out(self, job: Job) -> Event:
+        began = time.monotonic()
+        job._deadline = began + 60 * self.settings.limit("max_minutes")
         last: Event = Cancelled()
-        if job.cancelled:
-            return last
-        for event in self._executor.run(job._work, job._wish):
-            if isinstance(event, LAST):
-                last = event
-            elif event is not None:
-                job._tell(event)
+        if not job.cancelled:
+            for event in self._executor.run(job._work, job._wish):
+                if isinstance(event, LAST):
+                    last = event
+                elif event is not None:
+                    job._tell(event)
+        if isinstance(last, Cancelled) and job.overdue and not job.cancelled:
+            last = Failed(RequestError("took_too_long", minutes=self.settings.limit("max_minutes")))
+        if self.settings.log:
+            log.info("%s", _line(job.request, last, time.monotonic() - began))
         return last
+
+
+def _line(request: GenerationRequest, last: Event, seconds: float) -> str:
+    """One request as a log line, without its prompt or images."""
+    outcome = type(last).__name__.lower() + (f" {last.error.key}" if isinstance(last, Failed) else "")
+    size = f"{request.width}x{request.height}"
+    return f"{request.model} {size} {request.steps} steps {request.images} images {seconds:.1f} s {outcome}"

@@ -26,8 +26,12 @@ from uso_core.runtime.style_tokens import encoded, fingerprint
 Events = Generator[Event, Wish | None, None]
 
 
-def generate(pipeline: USOPipeline, model: Model, request: GenerationRequest, previews: bool = False) -> Events:
+def generate(
+    pipeline: USOPipeline, model: Model, request: GenerationRequest, previews: bool = False, first: int = 0
+) -> Events:
     """Makes the images of a request with a settled seed; with `previews` each step yields a small image.
+
+    Begins with image `first`, to continue an interrupted request.
 
     Raises `RequestError` if a stored style was made with other weights.
     """
@@ -41,7 +45,7 @@ def generate(pipeline: USOPipeline, model: Model, request: GenerationRequest, pr
     # 2. Prepare what all steps and images share
     prepared = pipeline.prepare(condition, dataclasses.replace(request.sampling, style_strengths=strengths))
     unread = pipeline.unread(request.prompt)
-    for index in range(request.images):
+    for index in range(first, request.images):
         # 3. Denoise
         seed = _settled(request) + index
         generator = pipeline.generator(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import logging
 import secrets
@@ -14,9 +15,11 @@ import torch
 from uso_core.catalog.locate import find_weights
 from uso_core.catalog.models import Model, get_model
 from uso_core.errors import InternalError, OutOfMemory, UsoError
-from uso_core.events import Done, Event, Failed
+from uso_core.events import Done, Event, Failed, ImageReady, Loading, Skipped
 from uso_core.memory import pinned
 from uso_core.memory.plan import MemoryPlan
+from uso_core.memory.sizes import GB
+from uso_core.messages import message
 from uso_core.model.pipeline import USOPipeline
 from uso_core.runtime.executors import Work, WorkerState
 from uso_core.runtime.generate import Events, encode_styles, generate
@@ -24,6 +27,8 @@ from uso_core.runtime.load import load
 from uso_core.settings import Settings
 
 log = logging.getLogger(__name__)
+NO_MEMORY = ("not enough memory", "can't allocate memory", "Cannot allocate memory")  # PyTorch's messages on a CPU
+STEP_DOWN = 0.85  # of the planned peak with which the GPU ran out of memory
 
 
 @dataclass(frozen=True)
@@ -45,18 +50,50 @@ class Worker:
     """Carries out one request after another in the thread that iterates over its events."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+        self.settings = self._settings = settings  # the latter with less memory after a GPU ran out
         self.loaded: Loaded | None = None
         self._begun: str | None = None  # the model that is loaded, or whose loading was stopped
         self._parts: dict[str, Any] = {}  # what a stopped loading had already read, by role
+        self._made = 0  # images made of the current request
 
     def run(self, work: Work) -> Events:
-        """The events of one request except the last; errors are raised."""
+        """The events of one request except the last; errors are raised.
+
+        If the GPU runs out of memory, plans once more for less and continues the request where it was.
+        """
+        self._made = 0
+        try:
+            yield from self._attempt(work)
+        except torch.OutOfMemoryError:
+            if self.loaded is None or self._stepped_down:
+                raise
+            self._step_down(self.loaded.plan)
+            yield Loading(0.0, message("loading_less_memory"))
+            yield from self._attempt(work)
+
+    @property
+    def _stepped_down(self) -> bool:
+        return self._settings is not self.settings
+
+    def _step_down(self, plan: MemoryPlan) -> None:
+        self._settings = dataclasses.replace(self.settings, vram_limit=STEP_DOWN * plan.peak_bytes / GB)
+        self.free()
+
+    def _attempt(self, work: Work) -> Events:
         loaded = yield from self._ready(get_model(work.request.model or ""))
         if work.styles_only:
             yield from encode_styles(loaded.pipeline, loaded.model, work.request)
-        else:
-            yield from generate(loaded.pipeline, loaded.model, work.request, work.previews)
+            return
+        events, wish = generate(loaded.pipeline, loaded.model, work.request, work.previews, self._made), None
+        try:
+            while True:
+                event = events.send(wish)
+                self._made += isinstance(event, ImageReady | Skipped)
+                wish = yield event
+        except StopIteration:
+            return
+        finally:
+            events.close()
 
     def free(self) -> None:
         """Releases the model and returns its memory to the machine."""
@@ -76,7 +113,7 @@ class Worker:
             self.free()
             self._begun = model.name
         try:
-            pipeline, plan = yield from load(paths, self.settings, model, self._parts)
+            pipeline, plan = yield from load(paths, self._settings, model, self._parts)
         except Exception:
             self.free()
             raise
@@ -96,7 +133,10 @@ def guarded(events: Events) -> Events:
         last = Failed(OutOfMemory("out_of_memory", hint="smaller_size"))
     except torch.OutOfMemoryError:
         last = Failed(OutOfMemory("gpu_out_of_memory", hint="smaller_size"))
-    except Exception:
+    except Exception as error:
+        if isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY):
+            yield Failed(OutOfMemory("out_of_memory", hint="smaller_size"))
+            return
         code = secrets.token_hex(4)
         log.exception("report %s", code)
         last = Failed(InternalError("internal", code=code))

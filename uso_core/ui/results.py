@@ -12,6 +12,7 @@ import gradio as gr
 from uso_core.comfy import export_workflow, import_workflow, workflow_in_png_text
 from uso_core.errors import UsoError
 from uso_core.request import InputImage, StoredStyle
+from uso_core.storage.files import write_whole
 from uso_core.storage.png import png_texts
 from uso_core.ui import text
 from uso_core.ui.form import QUIET, STORED, STYLES, TOLD, Form, Updates
