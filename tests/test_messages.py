@@ -124,7 +124,7 @@ def test_a_value_is_quoted_as_data_and_never_at_length():
     error = RequestError("no_whole_number", hint="whole_range", name="width", value="9" * 10**6, low=1, high=2)
     assert len(str(error)) < 2 * LONGEST_VALUE
     assert "{0.__class__}" in str(RequestError("no_image", hint="image_formats", name="{0.__class__}"))
-    assert str(WeightsError("weights_missing", path=Path("a") / "b.safetensors")).startswith("a/b.safetensors is not")
+    assert str(WeightsError("weights_missing", path=Path("a") / "b.safetensors")).startswith("a/b.safetensors does not exist")
 
 
 def test_messages_are_values():

@@ -82,7 +82,7 @@ def test_another_model_without_a_restart(served: Served, open_page: OpenPage) ->
     page, before = open_page(served), open_page(served)
     open_tab(page)
     choose(page, "USO on FLUX.1-dev")
-    expect(page.locator("#model-files")).to_contain_text("All files are there.")
+    expect(page.locator("#model-files")).to_contain_text("All files are present.")
     press(page, "Use this model")
     expect(page.get_by_text("Model: USO on FLUX.1-dev (as chosen on the page)")).to_be_visible()
     create(page)
@@ -92,7 +92,7 @@ def test_another_model_without_a_restart(served: Served, open_page: OpenPage) ->
     for each in (page, before):
         set_number(each, "Width", 256)
         set_number(each, "Height", 256)
-        press(each, "More ▼")
+        press(each, "Advanced ▼")
         set_number(each, "Steps", 1)
         press(each, "Generate")
         expect_image(each)
@@ -128,7 +128,7 @@ def test_visitors_from_the_network_may_look_but_not_switch(open_page: OpenPage, 
         page = open_page(app)
         open_tab(page)
         choose(page, "USO on FLUX.1-dev")
-        expect(page.locator("#model-files")).to_contain_text("All files are there.")
+        expect(page.locator("#model-files")).to_contain_text("All files are present.")
         expect(page.locator("#model-files")).not_to_contain_text(str(GOLDEN.parent.parent.parent))
         for name in ("Use this model", "Unload"):
             expect(page.get_by_role("button", name=name)).to_have_count(0)
@@ -167,13 +167,13 @@ def test_a_download_is_seen_by_all_stopped_and_taken_up_again(open_page: OpenPag
             press(other, "Cancel download")
             expect(page.locator("#model-download")).to_contain_text("Stopping after this piece")
             hub.release.set()
-            expect(page.locator("#model-download")).to_contain_text("Stopped. What was fetched is kept")
+            expect(page.locator("#model-download")).to_contain_text("Stopped. What was downloaded is kept")
             (part,) = weights.rglob("*.part")
             assert 0 < part.stat().st_size < LORA_BYTES
             hub.body_bytes.clear()
             press(page, "Download USO on FLUX.1-dev")
-            expect(page.locator("#model-download")).to_contain_text("All files of flux-dev are there.")
-            expect(page.locator("#model-files")).to_contain_text("All files are there.")
+            expect(page.locator("#model-download")).to_contain_text("All files of flux-dev are present.")
+            expect(page.locator("#model-files")).to_contain_text("All files are present.")
             assert 0 < hub.body_bytes[LORA] < LORA_BYTES
             assert (weights / "USO" / LORA).read_bytes() == repo[LORA]
 

@@ -61,7 +61,7 @@ def set_number(page: Page, name: str, value: float) -> None:
 
 def ask_for_much(page: Page, seed: int = -1) -> None:
     """As long a run as the form allows: with the embedded model seconds at the most, on an idle machine."""
-    press(page, "More ▼")
+    press(page, "Advanced ▼")
     set_number(page, "Steps", 100)
     set_number(page, "Width", 256)
     set_number(page, "Height", 256)
@@ -313,7 +313,7 @@ def test_no_request_leaves_this_machine(served: Served, open_page: OpenPage) -> 
     page.on("request", lambda request: addresses.append(request.url))
     page.reload()
     expect(prompt(page)).to_be_visible()
-    press(page, "More ▼")
+    press(page, "Advanced ▼")
     press(page, "More styles ▼")
     press(page, "Generate")
     expect_image(page)
@@ -324,7 +324,7 @@ def test_no_request_leaves_this_machine(served: Served, open_page: OpenPage) -> 
 
 def test_a_phone_shows_everything_without_scrolling_sideways(served: Served, open_page: OpenPage, shot: Shot) -> None:
     page = open_page(served, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
-    press(page, "More ▼")
+    press(page, "Advanced ▼")
     press(page, "More styles ▼")
     expect(page.get_by_label("Style 4 strength").first).to_be_visible()
     prompt(page).fill("A boat on a lake")

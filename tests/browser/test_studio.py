@@ -90,17 +90,17 @@ def test_the_mode_is_named_from_what_is_filled_in(page, drawing):
     upload(page, "Content image", drawing)
     expect(mode).to_contain_text("Subject")
     upload(page, "Style image 1", drawing)
-    expect(mode).to_contain_text("Style + subject, layout kept: the prompt is empty")
+    expect(mode).to_contain_text("Subject in a style, layout kept: the prompt is empty")
     page.get_by_label("Prompt").fill("a mug")
-    expect(mode).to_contain_text("layout free")
+    expect(mode).to_contain_text("new layout")
     upload(page, "Style image 2", drawing)
-    expect(mode).to_contain_text("2 styles, blended")
+    expect(mode).to_contain_text("2 blended styles")
 
 
 def test_previews_are_seen_changing_before_the_end(page, served):
     fill(page, "Width", 256)
     fill(page, "Height", 256)
-    page.get_by_role("button", name="More ▼", exact=True).click()
+    page.get_by_role("button", name="Advanced ▼", exact=True).click()
     fill(page, "Steps", 60)
     seen: set[str] = set()
     page.get_by_label("Prompt").fill("previews")
@@ -120,7 +120,7 @@ def test_previews_are_seen_changing_before_the_end(page, served):
 def test_skip_leaves_one_of_several_out(page, served):
     fill(page, "Width", 256)
     fill(page, "Height", 256)
-    page.get_by_role("button", name="More ▼", exact=True).click()
+    page.get_by_role("button", name="Advanced ▼", exact=True).click()
     fill(page, "Steps", 100)
     fill(page, "Images", 2)
     before = set(served.results)
@@ -146,7 +146,7 @@ def test_a_dropped_png_restores_every_field_and_gives_the_same_pixels(page, serv
 
     other = open_page(served)
     other.evaluate(DROP, [base64.b64encode(first.read_bytes()).decode(), first.name])
-    status(other, "Every setting is restored.")
+    status(other, "All settings are restored.")
     expect(other.get_by_label("Prompt")).to_have_value("a boat at night")
     expect(other.get_by_label("Width", exact=True).first).to_have_value("96")
     again = generate(other, served, "a boat at night")
@@ -182,13 +182,13 @@ def said(page: Page, words: str) -> None:
 def save(page: Page, name: str) -> None:
     """Saves the images in the style slots as a style of that name."""
     tab(page, "Styles")
-    page.get_by_label("Name of the style", exact=True).fill(name)
+    page.get_by_label("Style name", exact=True).fill(name)
     press(page, "Save style")
 
 
 def test_a_style_without_a_image_or_a_name_is_told(page, served):
     save(page, "Nothing")
-    said(page, "no style image in the slots")
+    said(page, "No style image is in the slots")
     tab(page, "Create")
     upload(page, "Style image 1", STYLE)
     save(page, " ")
@@ -209,7 +209,7 @@ def test_history_has_a_heading_for_each_day(page, served):
 
 def test_private_mode_writes_nothing_below_the_output_folder(page, served, tmp_path, drawing):
     before = set(served.output.rglob("*"))
-    page.get_by_label("Private: keep nothing").check()
+    page.get_by_label("Private: don't save").check()
     upload(page, "Content image", drawing)
     page.get_by_label("Prompt", exact=True).fill("a secret")
     press(page, "Generate")
@@ -224,7 +224,7 @@ def test_private_mode_writes_nothing_below_the_output_folder(page, served, tmp_p
     assert set(served.output.rglob("*")) == before
     tab(page, "History")
     page.get_by_label("Search").fill("a secret")
-    expect(page.get_by_text("No image with these words.")).to_be_visible()
+    expect(page.get_by_text("No prompt contains these words.")).to_be_visible()
     kept = list((served.output.parent / "uploads").rglob("private-*.png"))
     assert kept
     page.close()
@@ -284,7 +284,7 @@ def test_a_comfyui_workflow_fills_the_form(page, tmp_path, drawing):
     path = tmp_path / "workflow.json"
     path.write_text(json.dumps(export_workflow(asked)))
     page.locator("input[type=file][accept*=json]").set_input_files(path)
-    status(page, "Choose drawing.png as content image.")
+    status(page, "Choose drawing.png as the content image.")
     expect(page.get_by_label("Prompt")).to_have_value("a fox")
     expect(page.get_by_label("Height", exact=True).first).to_have_value("96")
     expect(page.get_by_label("Seed", exact=True).first).to_have_value("9")
@@ -302,7 +302,7 @@ def test_an_exported_workflow_comes_back_with_every_setting(page, served, open_p
     waiting.value.save_as(path)
     other = open_page(served)
     other.locator("input[type=file][accept*=json]").set_input_files(path)
-    status(other, "Choose drawing.png as content image. Choose drawing.png as style.")
+    status(other, "Choose drawing.png as the content image. Choose drawing.png as style images.")
     expect(other.get_by_label("Prompt")).to_have_value("a fox there and back")
     for label, value in (("Seed", 77), ("Steps", 5), ("Guidance", 2.5), ("Width", 128), ("Height", 96)):
         expect(other.get_by_label(label, exact=True).first).to_have_value(str(value))

@@ -162,7 +162,7 @@ def test_partial_files_of_another_revision_or_too_long_do_no_harm(hub_server, mo
 def test_other_content_than_listed_is_deleted(hub_server, model, settings, name):
     hub_server.corrupt.add(name)
     role = "lora" if name == LORA else "clip"
-    with pytest.raises(DownloadError, match="other content") as caught:
+    with pytest.raises(DownloadError, match="different content") as caught:
         download.download(model, settings, hub(hub_server), only=[role])
     assert name in caught.value.message
     assert not [found for found in files_below(Path(settings.weights)) if name in found]
@@ -173,7 +173,7 @@ def test_other_content_than_listed_is_deleted(hub_server, model, settings, name)
 
 def test_hub_with_another_file_than_the_pinned_one_is_refused_before_the_first_byte(hub_server, model, settings):
     hub_server.repos[DEV]["ae.safetensors"] = content("another", 300)
-    with pytest.raises(DownloadError, match="now lists ae.safetensors with other content"):
+    with pytest.raises(DownloadError, match="now lists ae.safetensors with different content"):
         download.download(model, settings, hub(hub_server))
     assert not hub_server.body_bytes
 
@@ -247,7 +247,7 @@ def test_missing_repository_and_missing_file(hub_server, model, settings):
 def test_no_network_and_a_login_page(model, settings):
     with HubServer({}) as server:
         server.login_page = True
-        with pytest.raises(DownloadError, match="does not answer as a Hugging Face hub"):
+        with pytest.raises(DownloadError, match="does not answer like a Hugging Face hub"):
             download.download(model, settings, hub(server))
     with pytest.raises(DownloadError, match="could not be reached") as caught:
         download.download(model, settings, hub(server))
@@ -257,7 +257,7 @@ def test_no_network_and_a_login_page(model, settings):
 @pytest.mark.parametrize("name", ["text_encoder/../../../../stolen.safetensors", "text_encoder/..\\stolen.json"])
 def test_names_that_lead_out_of_the_folder_are_refused(hub_server, model, settings, name):
     hub_server.repos[DEV][name] = b"x"
-    with pytest.raises(DownloadError, match="does not answer as a Hugging Face hub"):
+    with pytest.raises(DownloadError, match="does not answer like a Hugging Face hub"):
         download.download(model, settings, hub(hub_server), only=["clip"])
     assert not hub_server.body_bytes
 

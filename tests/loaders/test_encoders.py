@@ -81,7 +81,7 @@ def test_a_folder_of_another_encoder_is_refused(maker, given):
 @pytest.mark.parametrize("name", ENCODERS)
 def test_a_file_is_no_encoder_folder(name):
     path = GOLDEN / name / "model.safetensors"
-    with pytest.raises(WeightsError, match="is a file, the folder") as failure:
+    with pytest.raises(WeightsError, match="is a file; the folder") as failure:
         ENCODERS[name](path)
     assert str(path) in failure.value.message
 

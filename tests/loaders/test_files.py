@@ -95,7 +95,7 @@ def test_a_foreign_model_is_refused_by_its_kind(maker, names, spoken, tmp_path):
 def test_a_file_in_another_files_place_is_refused_by_name(maker, given, spoken, wanted):
     with pytest.raises(WeightsError) as failure:
         maker(given)
-    assert failure.value.message == f"{given} is not {wanted}: it seems to be {spoken}."
+    assert failure.value.message == f"{given} is not {wanted}: it appears to be {spoken}."
     assert wanted in failure.value.hint
     if given in (LORA, PROJECTOR):  # the usual mix-up: say which variable takes which
         assert "LORA takes dit_lora" in failure.value.hint
@@ -138,7 +138,7 @@ def test_what_is_no_safetensors_file_is_refused_for_what_it_is(kind, tmp_path):
     assert remedy in failure.value.hint
 
 
-@pytest.mark.parametrize(("make", "words"), [(Path.mkdir, "folder"), (lambda path: None, "not there")])
+@pytest.mark.parametrize(("make", "words"), [(Path.mkdir, "folder"), (lambda path: None, "does not exist")])
 def test_a_folder_or_nothing_is_no_file(make, words, tmp_path):
     path = tmp_path / "x.safetensors"
     make(path)

@@ -212,7 +212,7 @@ def test_with_little_ram_what_visits_is_read_from_mapped_files():
     assert not made.pinned
     assert made.notes[-1] == message("plan_note_from_disk")
     assert "disk" in str(made.summary)
-    assert ("T5, bf16", "read from disk in pieces", "9.5 GB") in shown(made)
+    assert ("T5, bf16", "streamed from disk", "9.5 GB") in shown(made)
 
 
 def test_fp8_of_t5_is_taken_before_the_disk():
@@ -238,7 +238,7 @@ def test_too_small_a_card_is_refused_with_numbers(capsys):
         plan(free(25 * GB // 10), Sizes(FLUX), LOSSLESS)
     assert caught.value.message == (
         "The model needs at least 2.8 GB of GPU memory during text encoding; "
-        "2.5 GB are free, of which 1.4 GB are kept in reserve."
+        "2.5 GB are free, of which 1.4 GB are reserved."
     )
     assert caught.value.hint == (
         "Use --name flux-dev-fp8, which needs about half. Close other programs. Or use --name uso-tiny."
@@ -266,7 +266,7 @@ def test_a_cpu_without_the_memory_is_refused(options, dtype_bytes, needed, hint)
     with pytest.raises(MemoryShortage) as caught:
         plan(Machine("cpu", "CPU", 16 * GB), Sizes(FLUX, dtype_bytes), options)
     assert needed in caught.value.message
-    assert "16.0 GB are free, of which 2.0 GB are kept in reserve" in caught.value.message
+    assert "16.0 GB are free, of which 2.0 GB are reserved" in caught.value.message
     assert hint in caught.value.hint
 
 
@@ -316,7 +316,7 @@ def test_an_apple_gpu_keeps_everything_and_never_fp8(options):
     assert not made.compile
     assert str(made.summary) == "Apple GPU: everything stays in memory, blocks in bf16; peak about 38.1 GB."
     assert [str(note) for note in made.notes if note.key == "plan_note_no_fp8"] == [
-        "Apple GPUs do not compute fp8: the weights stay as they are."
+        "Apple GPUs do not compute fp8: the weights stay unquantized."
     ] * options.fp8
 
 
@@ -395,7 +395,7 @@ def test_larger_wishes_need_more():
         (
             card(8, "NVIDIA GeForce RTX 4060"),
             FAST,
-            "8 GB: 26 of 57 fp8 blocks stay and the others stream, the rest on demand, decoder in tiles; "
+            "8 GB: 26 of 57 fp8 blocks stay, the others stream, the rest on demand, decoder in tiles; "
             "peak about 6.9 GB.",
         ),
     ],
@@ -412,13 +412,13 @@ def shown(made: MemoryPlan) -> list[tuple[str, str, str]]:
 def test_the_table_for_people():
     rows = shown(plan(card(8), Sizes(FLUX), FAST))
     assert rows[0] == ("transformer blocks, fp8", "26 of 57 stay, the others stream in every step", "8.6 GB")
-    assert ("T5, bf16", "passes through in pieces", "9.5 GB") in rows
+    assert ("T5, bf16", "streamed", "9.5 GB") in rows
     assert ("VAE decoder", "on demand", "99 MB") in rows
-    assert rows[-1][:2] == ("RAM for what waits", "pinned")
+    assert rows[-1][:2] == ("RAM for weights off the GPU", "pinned")
     assert ("Peak, the steps", "estimate", "6.7 GB") in rows
     on_cpu = shown(plan(Machine("cpu", "CPU", 128 * GB), Sizes(FLUX, 4), LOSSLESS))
     assert on_cpu[0] == ("transformer blocks, float32", "stays in memory", "34.4 GB")
-    assert "RAM for what waits" not in {row[0] for row in on_cpu}
+    assert "RAM for weights off the GPU" not in {row[0] for row in on_cpu}
 
 
 def test_the_plan_needs_no_torch():

@@ -60,7 +60,7 @@ def wait(downloads: Downloads, condition: Callable[[Download], bool]) -> Downloa
 
 def test_a_visitor_may_not_where_the_owner_did_not_say_so(model: Model, tmp_path: Path) -> None:
     downloads = Downloads(Settings(weights=str(tmp_path)))
-    with pytest.raises(DownloadError, match="does not download for its visitors") as caught:
+    with pytest.raises(DownloadError, match="may not start downloads") as caught:
         downloads.start(model)
     assert "--allow-download" in caught.value.hint
     assert downloads.now is None
@@ -82,7 +82,7 @@ def test_one_at_a_time_stopped_and_taken_up_again(
     now = wait(downloads, lambda now: now.done == 5 * 4096)
     assert now.total == LORA_BYTES + 300
     assert now.file == f"{USO}/{LORA}"
-    with pytest.raises(DownloadError, match="A download of two-files is running"):
+    with pytest.raises(DownloadError, match="two-files is already being downloaded"):
         downloads.start(model)
     downloads.cancel()
     assert downloads.now is not None

@@ -284,7 +284,7 @@ def test_no_path_of_a_caller_is_opened(served: Served, drawing: Path) -> None:
     for given in (str(drawing), {"path": str(drawing)}, {"url": str(drawing)}, {"path": "uploads/../../drawing.png"}):
         name, reply = by_http(served, "generate", content=given, **SMALL)
         assert name == "error"
-        assert "was not given to this server" in reply["error"]
+        assert "was not uploaded to this server" in reply["error"]
     name, reply = by_http(
         served, "generate", content={"path": str(drawing), "meta": {"_type": "gradio.FileData"}}, **SMALL
     )

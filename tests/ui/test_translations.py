@@ -90,7 +90,7 @@ def test_the_first_wish_decides(header, language):
 
 
 def test_sentences_come_in_the_language_of_the_request():
-    assert text.stepping(1, 1, 3, 16, 0.5, 6, 0) == "Step 3 of 16, 0.50 s a step, 6 s left."
+    assert text.stepping(1, 1, 3, 16, 0.5, 6, 0) == "Step 3 of 16, 0.50 s per step, 6 s left."
     with visitor("de-DE,de"):
         assert text.stepping(1, 1, 3, 16, 0.5, 6, 0) == "Schritt 3 von 16, 0,50 s pro Schritt, noch 6 s."
         assert text.day(date(2026, 3, 2), date(2026, 3, 4)) == "Montag, 2. März 2026"
@@ -131,4 +131,4 @@ def test_errors_plans_and_reasons_come_in_the_language_of_the_request():
             told = [tell(each) for each in (error.told, reason, plan.summary, MODELS["uso-tiny"].note)]
         assert not set(told) & set(english)
         assert "1.5" in told[0] or "1,5" in told[0]
-    assert english[1] == "as asked"
+    assert english[1] == "as requested"

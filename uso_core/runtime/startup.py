@@ -10,8 +10,7 @@ from contextlib import contextmanager
 @contextmanager
 def gc_paused() -> Iterator[None]:
     """Pauses garbage collection for imports, whose hundreds of thousands of objects stay: scanning them repeatedly
-    takes a
-    quarter of PyTorch's and diffusers' import time. Later collections do not scan them either.
+    takes a quarter of PyTorch's and diffusers' import time. Later collections do not scan them either.
     """
     enabled = gc.isenabled()
     gc.disable()

@@ -79,8 +79,7 @@ class StyleStore:
         thumbnail: Image.Image,
     ) -> StyleEntry:  # fmt: skip
         """Stores tokens (K, D) under a name. Raises `RequestError` for a name that is empty or taken, or a style that
-        is
-        already stored, `OutputError` if it cannot be written."""
+        is already stored, `OutputError` if it cannot be written."""
         name = checked_name(name)
         if not tokens:
             raise RequestError("no_style_to_store")
