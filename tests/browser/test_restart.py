@@ -1,4 +1,4 @@
-"""What was kept is there after a restart: images with their settings, and saved styles without their images."""
+"""What was kept is there after a restart: images with their settings, and stored styles without their images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAME = "Wood & <b>ink</b>"
 
 @dataclass(frozen=True)
 class Restarted:
-    """The app as it runs now, and what was made before: an image, and the pixels of one in the style then saved."""
+    """The app as it runs now, and what was made before: an image, and the pixels of one in the style stored then."""
 
     served: Served
     made: Path

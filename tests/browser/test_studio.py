@@ -1,4 +1,4 @@
-"""What a person does all day: watch, skip, reuse, drop an image, look back, come from ComfyUI."""
+"""A day's work: watching, skipping, reusing, dropping an image, looking back, coming from ComfyUI."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def upload(page: Page, name: str, path: Path) -> None:
 
 
 def generate(page: Page, served: Served, prompt: str) -> Path:
-    """Presses Generate and returns the file that was made."""
+    """Presses Generate and returns the resulting file."""
     before = set(served.results)
     page.get_by_label("Prompt").fill(prompt)
     press(page, "Generate")
@@ -84,7 +84,7 @@ def status(page: Page, words: str) -> None:
     expect(page.locator("#status")).to_contain_text(words)
 
 
-def test_the_mode_is_named_from_what_is_filled_in(page, drawing):
+def test_the_mode_follows_from_what_is_filled_in(page, drawing):
     mode = page.locator("#mode")
     expect(mode).to_contain_text("Text to image")
     upload(page, "Content image", drawing)
@@ -97,7 +97,7 @@ def test_the_mode_is_named_from_what_is_filled_in(page, drawing):
     expect(mode).to_contain_text("2 blended styles")
 
 
-def test_previews_are_seen_changing_before_the_end(page, served):
+def test_previews_change_before_the_end(page, served):
     fill(page, "Width", 256)
     fill(page, "Height", 256)
     page.get_by_role("button", name="Advanced ▼", exact=True).click()
@@ -180,13 +180,13 @@ def said(page: Page, words: str) -> None:
 
 
 def save(page: Page, name: str) -> None:
-    """Saves the images in the style slots as a style of that name."""
+    """Saves the images in the style slots as a style with this name."""
     tab(page, "Styles")
     page.get_by_label("Style name", exact=True).fill(name)
     press(page, "Save style")
 
 
-def test_a_style_without_a_image_or_a_name_is_told(page, served):
+def test_a_style_without_an_image_or_a_name_is_reported(page, served):
     save(page, "Nothing")
     said(page, "No style image is in the slots")
     tab(page, "Create")
@@ -231,7 +231,7 @@ def test_private_mode_writes_nothing_below_the_output_folder(page, served, tmp_p
     eventually(lambda: not any(path.exists() for path in kept))
 
 
-def test_several_results_are_chosen_compared_and_downloaded(page, served, drawing):
+def test_one_of_several_results_is_chosen_compared_and_downloaded(page, served, drawing):
     upload(page, "Content image", drawing)
     fill(page, "Images", 2)
     fill(page, "Seed", 40)
@@ -256,7 +256,7 @@ def test_several_results_are_chosen_compared_and_downloaded(page, served, drawin
         assert sorted(archive.namelist()) == sorted(path.name for path in set(served.results) - before)
 
 
-def test_the_names_that_scripts_rely_on_are_there_once(page):
+def test_the_names_that_scripts_rely_on_exist_once(page):
     names = {
         "textbox": ["Prompt"],
         "button": ["Generate", "Stop", "Skip", "Reuse settings", "Use as content", "Use as style"],
@@ -317,7 +317,7 @@ def test_an_aspect_sets_width_and_height(page):
     expect(page.get_by_label("Aspect")).to_have_value("custom")
 
 
-def test_a_image_that_is_none_of_ours_is_told(page, drawing):
+def test_an_image_that_is_not_ours_is_reported(page, drawing):
     page.locator("input[type=file][accept*=json]").set_input_files(drawing)
     expect(page.get_by_test_id("toast-body")).to_contain_text("drawing.png holds no USO settings.")
 
