@@ -4,38 +4,96 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
 
 from uso_core.errors import UsageError, UsoError, exit_code
 from uso_core.runtime.engine import Engine
 from uso_core.runtime.startup import gc_paused
-from uso_core.settings import Parser, add_arguments, load_settings
+from uso_core.settings import Parser, Settings, add_arguments, load_settings
+from uso_core.storage.files import check_writable
+from uso_core.storage.scratch import Scratch
+
+NAMES = (
+    "name", "device", "dtype", "offload", "vram_limit", "compile", "host", "port", "weights", "output", "allow_switch",
+    "allow_download", "mcp", "auth", "allow_host", "share", "shared_history", "log",
+)  # fmt: skip
+END_SECONDS = 3.0  # that a step at work has to end in
+TELL_SECONDS, CLOSE_SECONDS = 0.8, 0.7  # that last words have to be sent in, and connections to be closed in
+
+
+class Stop:
+    """SIGTERM (systemctl, docker) and Ctrl+C, heard at any moment; a second one ends the program at once."""
+
+    def __init__(self) -> None:
+        self.code: int | None = None
+        self._heard = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._hear)
+
+    def wait(self) -> None:
+        """Returns once the program shall stop."""
+        while not self._heard.wait(0.5):  # Windows hears nothing within a wait without end
+            pass
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self._heard.is_set():
+            os._exit(130)
+        self.code = 130 if number == signal.SIGINT else 0
+        self._heard.set()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves the page until it is stopped; returns the exit code (2: something the user can fix)."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     parser = Parser(prog="app.py", description=__doc__)
-    names = (
-        "name", "device", "dtype", "offload", "vram_limit", "compile", "host", "port", "weights", "output",
-        "allow_switch", "allow_download", "mcp",
-    )  # fmt: skip
-    add_arguments(parser, *names)
+    add_arguments(parser, *NAMES)
     try:
         args = parser.parse_args(argv)
-        settings = load_settings({name: getattr(args, name) for name in names})
-        engine = Engine(settings)
-        os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before Gradio is imported: no look-ups
-        with gc_paused():
-            from uso_core import ui
-        ui.launch(ui.build(engine, settings), settings)
+        settings = load_settings({name: getattr(args, name) for name in NAMES})
+        if settings.log:
+            logging.getLogger("uso_core").setLevel(logging.INFO)
+        check_writable(Path(settings.output))
+        given = os.environ.get("GRADIO_TEMP_DIR")
+        scratch = Scratch.claim(Path(given) if given else None)
+    except UsoError as error:
+        return exit_code(error)
+    os.environ["GRADIO_TEMP_DIR"] = str(scratch.path)
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # both before Gradio is imported: no look-ups
+    scratch.keep_below(settings.cache_gb * 10**9)
+    try:
+        return serve(settings)
     except UsoError as error:
         return exit_code(error)
     except OSError as error:  # Gradio's error if the port is taken
         return exit_code(UsageError("port", reason=error))
-    return 0
+    finally:
+        scratch.remove()
+
+
+def serve(settings: Settings) -> int:
+    """Serves until a signal comes, then ends what runs and tells who waits; returns the exit code."""
+    stop, engine = Stop(), Engine(settings)
+    with gc_paused():
+        from uso_core import ui
+    page = ui.build(engine, settings)
+    ui.launch(page, settings)
+    stop.wait()
+    engine.close(END_SECONDS)
+    time.sleep(TELL_SECONDS)  # Gradio's threads pass on what was told
+    closing = threading.Thread(target=page.close, kwargs={"verbose": False}, daemon=True)
+    closing.start()  # waits for connections that browsers hold open
+    closing.join(CLOSE_SECONDS)
+    return stop.code or 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a thread may still be inside PyTorch, which aborts when Python goes down around it

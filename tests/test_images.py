@@ -22,7 +22,17 @@ from PIL import Image
 
 from uso_core import images as module
 from uso_core.errors import RequestError
-from uso_core.images import MAX_REFERENCE_SIDE, beside_each_other, content_size, kept_size, open_image, prepare_content
+from uso_core.images import (
+    MAX_REFERENCE_SIDE,
+    beside_each_other,
+    brought_back,
+    content_size,
+    kept_size,
+    open_image,
+    prepare_content,
+    set_aside,
+)
+from uso_core.request import GenerationRequest
 from uso_core.settings import ROOT
 
 ORIENTATION = 0x0112  # EXIF
@@ -570,3 +580,24 @@ def test_half_a_megabyte_does_not_cost_gigabytes(tmp_path):
     size, key, peak = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     assert (size, key) == (f"({MAX_REFERENCE_SIDE}, {MAX_REFERENCE_SIDE})", "no_settings")
     assert float(peak) < 400  # MiB; 1700 when it was decoded whole
+
+
+def test_a_request_that_waits_keeps_files_and_not_decoded_images(tmp_path):
+    path = tmp_path / "large.png"
+    noise(1000, 800).save(path)
+    given, small = open_image(path), open_image(noise(16, 16))
+    request = GenerationRequest(content=given, styles=(small,))
+    waiting = set_aside(request)
+    assert waiting == request  # by the hashes of their pixels
+    assert waiting.content.image is None
+    assert waiting.styles[0].image is not None
+    back = brought_back(waiting)
+    assert back.content.image.tobytes() == given.image.tobytes()
+    noise(1000, 801).save(path)
+    with pytest.raises(RequestError) as changed:
+        brought_back(waiting)
+    assert changed.value.key == "image_changed"
+    path.unlink()
+    with pytest.raises(RequestError) as gone:
+        brought_back(waiting)
+    assert gone.value.key == "image_not_there"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import itertools
@@ -10,7 +11,7 @@ import re
 import threading
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -19,13 +20,14 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from uso_core.errors import RequestError
 from uso_core.messages import Bytes
-from uso_core.request import MAX_SIDE, SIZE_MULTIPLE, InputImage
+from uso_core.request import MAX_SIDE, SIZE_MULTIPLE, GenerationRequest, InputImage
 
 MAX_FILE_BYTES = 200 * 2**20
 HEAVY_FILE_BYTES = 16 * 2**20
 MAX_PIXELS = 178_000_000  # Pillow itself opens no larger ones
 MAX_DECODING_BYTES = 10**9  # of memory for decoding one image
 MAX_REFERENCE_SIDE = MAX_SIDE  # no slot uses more: a larger image is reduced to this long side, in pixels
+SMALL_PIXELS = 2**19  # an image of no more is kept decoded while its request waits: 1.6 MB
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
 # Measured peak memory of decoding; "JPEG" means progressive, whose coefficients are all held
 BYTES_A_PIXEL = {"WEBP": 20, "AVIF": 12, "JPEG": 12, "TIFF": 8, "": 5}
@@ -68,7 +70,7 @@ def open_image(source: str | Path | bytes | Image.Image, name: str = "") -> Inpu
     except (OSError, RuntimeError, ValueError) as error:  # also an unknown home, a name that no disk accepts
         reason = getattr(error, "strerror", None) or error
         raise RequestError("image_unreadable", hint="check_path", path=str(source), reason=reason) from None
-    return _input_image(image, name or path.name)
+    return dataclasses.replace(_input_image(image, name or path.name), path=path)
 
 
 def content_size(width: int, height: int, long_side: int) -> tuple[int, int]:
@@ -345,3 +347,34 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # PIL would clip the 16 bits to white instead of scaling them
         image = image.convert("I").point(lambda level: level * (1 / 257)).convert("L")
     return image.convert("RGB")
+
+
+def set_aside(request: GenerationRequest) -> GenerationRequest:
+    """The request for as long as it waits: large images that lie in a file are not kept decoded."""
+    return _with_images(request, lambda given: dataclasses.replace(given, image=None) if _is_aside(given) else given)
+
+
+def brought_back(request: GenerationRequest) -> GenerationRequest:
+    """The request with its images again; raises `RequestError` if a file is gone or holds another image by now."""
+    return _with_images(request, _read_again)
+
+
+def _is_aside(given: InputImage) -> bool:
+    return given.path is not None and given.image is not None and given.image.width * given.image.height > SMALL_PIXELS
+
+
+def _read_again(given: InputImage) -> InputImage:
+    if given.image is not None or given.path is None:
+        return given
+    again = open_image(given.path, given.name)
+    if again.sha256 != given.sha256:
+        raise RequestError("image_changed", hint="image_missing", name=given.name)
+    return again
+
+
+def _with_images(
+    request: GenerationRequest, change: Callable[[InputImage], InputImage]
+) -> GenerationRequest:  # fmt: skip
+    styles = tuple(change(style) if isinstance(style, InputImage) else style for style in request.styles)
+    content = change(request.content) if request.content is not None else None
+    return dataclasses.replace(request, content=content, styles=styles)

@@ -10,6 +10,7 @@ import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uso_core.errors import RequestError
@@ -43,6 +44,7 @@ class InputImage:
     name: str = field(compare=False)
     sha256: str
     image: Image.Image | None = field(default=None, compare=False, repr=False)
+    path: Path | None = field(default=None, compare=False, repr=False)  # where it can be read again
 
     def to_dict(self) -> dict[str, str]:
         return {"name": self.name, "sha256": self.sha256}

@@ -20,6 +20,8 @@ LIMITS = {  # on this machine alone, and where others reach the page
     "max_waiting_each": (math.inf, 8),
     "max_work": (math.inf, 800),
     "max_minutes": (math.inf, 30),
+    "max_calls": (math.inf, 120),
+    "max_upload_mb": (math.inf, 1000),
 }
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
@@ -68,6 +70,20 @@ class Settings:
     max_minutes: float | None = setting(
         None, "USO_MAX_MINUTES", "minutes that a request may run; empty: no limit on this machine alone, else 30"
     )
+    max_calls: int | None = setting(
+        None, "USO_MAX_CALLS", "calls of a visitor in a minute; empty: no limit on this machine alone, else 120"
+    )
+    max_upload_mb: int | None = setting(
+        None, "USO_MAX_UPLOAD_MB", "megabytes that a visitor uploads in an hour; empty: no limit on this machine "
+        "alone, else 1000",
+    )  # fmt: skip
+    cache_gb: int = setting(2, "USO_CACHE_GB", "gigabytes of uploads and previews kept meanwhile; the oldest go first")
+    shared_history: bool = setting(
+        False, "USO_SHARED_HISTORY", "on an open server all visitors see one history and the same styles"
+    )
+    auth: str | None = setting(None, "USO_AUTH", "USER:PASSWORD to log in with, or a file with one a line")
+    allow_host: str = setting("", "USO_ALLOW_HOST", "host names that the page answers to besides its own, by commas")
+    share: bool = setting(False, "USO_SHARE", "open the page to the internet by a link of Gradio's")
     log: bool = setting(False, "USO_LOG", "write a line for each request: model, size, steps, seconds, outcome")
     mcp: bool = setting(False, "USO_MCP", "serve MCP tools too (needs requirements-mcp.txt)")
     flux_dev: str | None = setting(None, "FLUX_DEV", "FLUX.1-dev transformer (file or diffusers folder)")
@@ -102,7 +118,12 @@ class Settings:
     @property
     def is_open(self) -> bool:
         """Whether others than the user of this machine reach the page."""
-        return self.host not in LOOPBACK
+        return self.share or self.host not in LOOPBACK
+
+    @property
+    def separates(self) -> bool:
+        """Whether each visitor has a history and styles of their own."""
+        return self.is_open and not self.shared_history
 
     def limit(self, name: str) -> float:
         """The limit of that name, or its default: generous on this machine alone; infinite where there is none."""
@@ -118,8 +139,8 @@ class Settings:
         return self.allow_switch or not self.is_open
 
     def __repr__(self) -> str:
-        """Omits the token, so that no log can show it."""
-        shown = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "hf_token"}
+        """Omits token and password, so that no log can show them."""
+        shown = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("hf_token", "auth")}
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 

@@ -31,7 +31,7 @@ from uso_core.storage.styles import StyleStore
 from uso_core.ui import text
 from uso_core.ui.form import Form, build_form
 from uso_core.ui.results import restored
-from uso_core.ui.services import Services
+from uso_core.ui.services import Services, Stores
 
 RED, BLUE = (open_image(Image.new("RGB", (20, 30), colour), f"{colour}.png") for colour in ("red", "blue"))
 
@@ -55,8 +55,8 @@ def add(history: History, **values):
 def put_back(history: History, path: Path) -> tuple[Form, list, str]:
     store = StyleStore(history.folder / "styles")
     with gr.Blocks() as page:
-        form = build_form(page, get_model("uso-tiny"), store)
-    return form, *restored(form, dataclasses.replace(SERVICES, history=history, styles=store), path)
+        form = build_form(page, get_model("uso-tiny"), SERVICES)
+    return form, *restored(form, Stores(history, store), path)
 
 
 def words_of(history: History, path: Path) -> str:

@@ -36,6 +36,7 @@ class Served:
     output: Path
     log: Path
     seconds: float
+    process: subprocess.Popen[bytes]
 
     @property
     def results(self) -> list[Path]:
@@ -60,7 +61,7 @@ def serve(folder: Path, *flags: str, **variables: str) -> Iterator[Served]:
     try:
         url = f"http://127.0.0.1:{port}"
         wait_until_it_answers(url, process, log)
-        yield Served(url, output, log, time.monotonic() - began)
+        yield Served(url, output, log, time.monotonic() - began, process)
     finally:
         process.terminate()
         try:

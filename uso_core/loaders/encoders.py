@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ OTHER_HALF = {
     "siglip": ("text_model.", "logit_scale", "logit_bias"),
 }
 POSITION_IDS = "position_ids"  # a buffer that older files still contain
+_ONE_AT_A_TIME = threading.Lock()  # transformers changes global state during loading: T5 lost its tied embedding
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json")
 
 
@@ -90,9 +92,10 @@ def _pretrained(kind: type[Any], folder: Path, dtype: torch.dtype, model_type: s
     logging.disable_progress_bar()
     try:
         _check_type(folder, model_type)
-        model, report = kind.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, output_loading_info=True, weights_only=True
-        )
+        with _ONE_AT_A_TIME:
+            model, report = kind.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, output_loading_info=True, weights_only=True
+            )
     except (WeightsError, MemoryError):
         raise
     except Exception as error:  # transformers raises OSError, ValueError, safetensors' own and more for a bad folder

@@ -224,7 +224,7 @@ class Engine:
         self.check(request)
         name = request.model or self._model.name  # a later choice changes nothing
         request = dataclasses.replace(request, model=name)
-        job = Job(Work(request.with_seed(), previews, styles_only), self, visitor)
+        job = Job(Work(images.set_aside(request.with_seed()), previews, styles_only), self, visitor)
         with self._changed:
             if self._closed:
                 raise RequestError("engine_closed")
@@ -313,7 +313,11 @@ class Engine:
         job._deadline = began + 60 * self.settings.limit("max_minutes")
         last: Event = Cancelled()
         if not job.cancelled:
-            for event in self._executor.run(job._work, job._wish):
+            try:
+                work = dataclasses.replace(job._work, request=images.brought_back(job.request))
+            except RequestError as error:
+                return Failed(error)
+            for event in self._executor.run(work, job._wish):
                 if isinstance(event, LAST):
                     last = event
                 elif event is not None:

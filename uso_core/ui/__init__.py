@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from uso_core.catalog.examples import FOLDER as EXAMPLES_FOLDER
+from uso_core.errors import SettingsError
 from uso_core.runtime.engine import Engine
 from uso_core.settings import Settings
 from uso_core.ui import api, create_tab, history_tab, mcp, model_tab, styles_tab, text
+from uso_core.ui.guard import Guard
 from uso_core.ui.language import label, languages, translations
 from uso_core.ui.services import Services
 
@@ -49,18 +52,31 @@ def script() -> str:
 
 
 def launch(page: gr.Blocks, settings: Settings, **options: Any) -> Any:
-    """Serves the page like `gr.Blocks.launch`, and returns when it ends.
+    """Serves the page in its own threads, like `gr.Blocks.launch`, and returns.
 
     The engine queues, so Gradio lets every request through.
     """
     page.queue(default_concurrency_limit=None)
     launched = page.launch(
         server_name=settings.host, server_port=settings.port, theme=gr.themes.Default(),
-        css=CSS_PATH.read_text(encoding="utf-8"), js=script(),
+        css=CSS_PATH.read_text(encoding="utf-8"), js=script(), auth=logins(settings.auth), share=settings.share,
         allowed_paths=[settings.output, str(EXAMPLES_FOLDER)], max_file_size="200mb", show_error=True, ssr_mode=False,
-        i18n=translations(), mcp_server=settings.mcp, prevent_thread_lock=True, **options,
+        i18n=translations(), mcp_server=settings.mcp, prevent_thread_lock=True,
+        app_kwargs={"middleware": [Middleware(Guard, settings=settings)]}, **options,
     )  # fmt: skip
     if settings.mcp:
         mcp.serve_files(page)
-    page.block_thread()
     return launched
+
+
+def logins(text: str | None) -> list[tuple[str, str]] | None:
+    """User names and passwords out of USER:PASSWORD, or of a file with one a line; raises `SettingsError`."""
+    if text is None:
+        return None
+    path = Path(text)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else [text]
+    pairs = [tuple(line.strip().split(":", 1)) for line in lines if line.strip() and not line.startswith("#")]
+    wrong = next((pair for pair in pairs if len(pair) != 2 or not all(pair)), None)
+    if wrong is not None or not pairs:
+        raise SettingsError("auth", value=wrong[0] if wrong else str(path))
+    return [(pair[0], pair[1]) for pair in pairs]

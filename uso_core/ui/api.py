@@ -25,6 +25,7 @@ from uso_core.ui.language import in_english
 from uso_core.ui.run import follow
 from uso_core.ui.services import Services
 
+GRACE_SECONDS = 4.0  # during which a private image can be fetched after the run
 MEANING = """Makes images from a prompt, an optional content image and up to four style images.
 
 A content image gives the subject; with an empty prompt also the layout. Style images set the look of the result. Pass
@@ -102,7 +103,7 @@ def parameters(kind: type[Any]) -> list[ApiParameter]:
         name = f"style_{number}_strength"
         known[name] = ApiParameter(name, "number", f"{meaning}.", defaults["content_strength"])
     known["model"] = ApiParameter("model", "text", "A name from /models; null for the current one.")
-    private = "Whether to keep nothing: no history, and files only until the caller disconnects."
+    private = "Whether to keep nothing: no history, no previews, and files only for a few seconds after the end."
     known["private"] = ApiParameter("private", "flag", private, False)
     return [known[name] for name in (*ORDER, *(name for name in known if name not in ORDER)) if name in known]
 
@@ -113,14 +114,19 @@ def _generate(services: Services, known: list[ApiParameter]) -> Callable[..., It
     def generate(*given: Any) -> Iterator[Reply]:
         *values, request = given
         named = dict(zip((each.name for each in known), values, strict=True))
+        keep_nothing, session = bool(named.pop("private")), request.session_hash or ""
         try:
             row = switchable(services.engine, services.settings, named.pop("model"))
-            keep_nothing, session = named.pop("private"), request.session_hash or ""
-            job = services.engine.submit(request_of({**named, "model": row.name}), previews=True)
-            keep = partial(services.private.add, session) if keep_nothing else services.history.add
+            asked = request_of({**named, "model": row.name})
+            history = services.stores(request).history
+            job = services.engine.submit(asked, previews=not keep_nothing, visitor=services.visitor(request))
+            keep = partial(services.private.add, session) if keep_nothing else history.add
             yield from _replies(in_english(follow(job, services.sessions, session, keep)))
         except UsoError as error:
             raise refusal(error) from None
+        finally:
+            if keep_nothing:
+                services.private.forget(session, after_seconds=GRACE_SECONDS)
 
     plain = inspect.Parameter.POSITIONAL_OR_KEYWORD
     signature = [inspect.Parameter(each.name, plain, default=each.default) for each in known]

@@ -25,7 +25,7 @@ def build(page: gr.Blocks, services: Services) -> tuple[Form, Results]:
     shelf = examples.lay_out(model)
     with gr.Row(equal_height=False, elem_id="create"):
         with gr.Column(scale=6, min_width=340, elem_id="form"):
-            form = build_form(page, model, services.styles)
+            form = build_form(page, model, services)
         with gr.Column(scale=5, min_width=340, elem_id="results"):
             results = build_results(form, services)
     examples.wire(page, shelf, form)
@@ -35,7 +35,11 @@ def build(page: gr.Blocks, services: Services) -> tuple[Form, Results]:
         concurrency_limit=None, trigger_mode="multiple", show_progress="hidden",
     )  # fmt: skip
     _wire_buttons(page, services, form)
-    page.load(lambda: form.refreshed(services.styles), None, form.stored, **QUIET)
+
+    def refresh(request: gr.Request) -> Updates:
+        return form.refreshed(services.stores(request).styles)
+
+    page.load(refresh, None, form.stored, **QUIET)
     page.load(engine.get_ready, None, None, **QUIET)  # while the user looks around
     return form, results
 
@@ -46,9 +50,11 @@ def _handler(form: Form, results: Results, services: Services) -> Callable[..., 
     def run(given: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
         made: list[str] = []
         session = request.session_hash or ""
-        keep = partial(services.private.add, session) if given[form.private] else services.history.add
+        stores, private = services.stores(request), bool(given[form.private])
+        keep = partial(services.private.add, session) if private else stores.history.add
         try:
-            job = services.engine.submit(request_of(form.values(given), services.styles), previews=True)
+            asked = request_of(form.values(given), stores.styles)
+            job = services.engine.submit(asked, previews=True, visitor=services.visitor(request))
             for update in follow(job, services.sessions, session, keep):
                 if update is None:
                     continue
@@ -58,7 +64,9 @@ def _handler(form: Form, results: Results, services: Services) -> Callable[..., 
                     seed = update.result.seed
                     shown |= {results.image: made[-1], results.seed_used: seed, results.made: list(made)}
                 elif update.preview is not None:
-                    shown[results.image] = update.preview
+                    shown[results.image] = (
+                        services.private.preview(session, update.preview) if private else update.preview
+                    )
                 yield shown
         except UsoError as error:
             yield {form.status: {"text": tell(error.told), "percent": 0}}

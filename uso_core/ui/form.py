@@ -6,7 +6,7 @@ import random
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -29,6 +29,9 @@ from uso_core.ui import text
 from uso_core.ui.card_grid import data_address
 from uso_core.ui.inputs import ChoiceInput, ImageInput, NumberInput, SliderInput
 from uso_core.ui.language import label, say, say_on_load
+
+if TYPE_CHECKING:
+    from uso_core.ui.services import Services
 
 STYLES = 4
 HIGHEST_GUIDANCE = 20.0  # of the slider, if the model takes any
@@ -174,7 +177,7 @@ def _path(image: InputImage | StoredStyle | None, paths: dict[str, Path]) -> str
     return str(paths[image.sha256]) if image is not None and image.sha256 in paths else None
 
 
-def build_form(page: gr.Blocks, model: Model, styles: StyleStore) -> Form:
+def build_form(page: gr.Blocks, model: Model, services: Services) -> Form:
     """Lays out the fields with a model's limits and defaults."""
     laid: dict[str, Any] = {"model": gr.State(model.name)}
     with gr.Row(elem_classes="slots"):
@@ -203,7 +206,7 @@ def build_form(page: gr.Blocks, model: Model, styles: StyleStore) -> Form:
     form = Form(laid, start, stop, skip, status, stored_row, private, aspect)
     _wire(form, mode, aspect)
     say_on_load(page, lambda: [text.mode(False, 0, ""), {"text": say("idle"), "percent": 0}], [mode, status])
-    _wire_stored(form, places, styles)
+    _wire_stored(form, places, services)
     return form
 
 
@@ -267,11 +270,11 @@ def _wire(form: Form, mode: gr.Markdown, aspect: gr.Dropdown) -> None:
     gr.on([form["width"].input, form["height"].input], lambda: CUSTOM, None, aspect, **QUIET)
 
 
-def _wire_stored(form: Form, places: list[tuple[gr.Row, gr.HTML]], styles: StyleStore) -> None:
+def _wire_stored(form: Form, places: list[tuple[gr.Row, gr.HTML]], services: Services) -> None:
     """Each slot shows the thumbnail of its stored style, and appears when those before it are taken."""
 
-    def show(*used: str) -> list[Any]:
-        small = {entry.sha256: entry.thumbnail for entry in styles.entries()}
+    def show(request: gr.Request, *used: str) -> list[Any]:
+        small = {entry.sha256: entry.thumbnail for entry in services.stores(request).styles.entries()}
         thumbnails = [f'<img src="{data_address(small[each])}" alt="">' if each in small else "" for each in used]
         rows = [gr.Row(visible=not index or bool(each or used[index - 1])) for index, each in enumerate(used)]
         return [*rows, *thumbnails]

@@ -32,10 +32,8 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form, results: R
     shown = cards("history-images", label("tab_history"))
     path, sure = gr.State(None), gr.State(None)  # the chosen one, and the one that a first click asked to delete
 
-    history = services.history
-
-    def look(words: str) -> Updates:
-        found = history.entries(words or "")
+    def look(words: str, request: gr.Request) -> Updates:
+        found = services.stores(request).history.entries(words or "")
         days = [
             (text.day(day, date.today()), [_card(entry) for entry in entries])
             for day, entries in groupby(found[:SHOWN], lambda entry: entry.when.date())
@@ -43,30 +41,30 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form, results: R
         empty = say("no_matches" if (words or "").strip() else "no_history")
         return {shown: html(days), note: "" if found else empty}
 
-    def choose(event: gr.EventData) -> Updates:
-        name = chosen(event)
-        entry = next((entry for entry in history.entries() if entry.path.name == name), None)
+    def choose(request: gr.Request, event: gr.EventData) -> Updates:
+        name, entries = chosen(event), services.stores(request).history.entries()
+        entry = next((entry for entry in entries if entry.path.name == name), None)
         words = text.entry(entry.when, entry.prompt) if entry else ""
         return {path: str(entry.path) if entry else None, picked: words, sure: None, **buttons(entry is not None)}
 
     def buttons(usable: bool) -> Updates:
         return {restore: gr.Button(interactive=usable), delete: gr.Button(label("delete"), interactive=usable)}
 
-    def remove(given: Updates) -> Updates:
+    def remove(given: Updates, request: gr.Request) -> Updates:
         if given[path] and given[sure] != given[path]:
             return {sure: given[path], delete: gr.Button(label("delete_sure"))}
         try:
             if given[path]:
-                history.delete(Path(given[path]))
+                services.stores(request).history.delete(Path(given[path]))
         except UsoError as error:
             raise refusal(error) from None
-        return {**look(given[search]), path: None, picked: say("deleted"), sure: None, **buttons(False)}
+        return {**look(given[search], request), path: None, picked: say("deleted"), sure: None, **buttons(False)}
 
-    def put_back(selected: str | None) -> Updates:
+    def put_back(selected: str | None, request: gr.Request) -> Updates:
         if not selected:
             return {}
         try:
-            updates, words = restored(form, services, Path(selected))
+            updates, words = restored(form, services.stores(request), Path(selected))
         except UsoError as error:
             raise refusal(error) from None
         shown = {results.image: selected, results.selected: selected, tabs: gr.Tabs(selected="create")}

@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 from abc import ABCMeta
+from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -135,8 +136,13 @@ class ImageInput(gr.Image, metaclass=_WithoutStub):
 
 
 def refusal(error: UsoError) -> gr.Error:
-    """An error as the page's toast and the API's reply: the sentence and its hint, without a traceback in the log."""
-    return gr.Error(tell(error.told), duration=None, title=say("please_change"), print_exception=False)
+    """An error as the page's toast and the API's reply: the sentence and its hint, without a traceback in the log.
+
+    Gradio shows it as HTML, so quoted values are escaped.
+    """
+    return gr.Error(
+        escape(tell(error.told), quote=False), duration=None, title=say("please_change"), print_exception=False
+    )
 
 
 def _is_address(source: str) -> bool:

@@ -6,6 +6,7 @@ import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import gradio as gr
 
@@ -18,8 +19,10 @@ from uso_core.ui import text
 from uso_core.ui.form import QUIET, STORED, STYLES, TOLD, Form, Updates
 from uso_core.ui.inputs import refusal
 from uso_core.ui.language import label, say, tell
-from uso_core.ui.services import Services
+from uso_core.ui.services import Services, Stores
 from uso_core.ui.temporary_files import passing_path
+
+FETCH = "() => document.querySelector('#archive-file')?.click()"
 
 
 @dataclass(frozen=True)
@@ -59,42 +62,44 @@ def build_results(form: Form, services: Services) -> Results:
             restore = gr.UploadButton(label("restore_file"), file_types=[".png", ".json"], elem_id="restore", size="sm")
             with gr.Row():
                 comfy = gr.DownloadButton(label("comfy"), size="sm", interactive=False, min_width=100)
-                archive = gr.DownloadButton(label("archive"), size="sm", interactive=False, min_width=100)
+                archive = gr.Button(label("archive"), size="sm", interactive=False, min_width=100)
+                archive_file = gr.DownloadButton("zip", elem_id="archive-file", visible="hidden")
     results = Results(image, seed_used, gr.State([]), gr.State(None))
     session = gr.State([])
 
     def collect(made: list[str], before: list[str]) -> Updates:
         paths = [*before, *(path for path in made if path not in before)]
         shown = {session: paths, gallery: paths[::-1]}
-        shown[archive] = gr.DownloadButton(value=_zip(paths), interactive=bool(paths))
+        shown[archive] = gr.Button(interactive=bool(paths))
         return {**shown, results.selected: made[-1]} if made else shown
 
     def choose(paths: list[str], event: gr.SelectData) -> Updates:
         path = paths[::-1][event.index]
         return {image: path, results.selected: path}
 
-    def describe(path: str | None) -> Updates:
+    def describe(path: str | None, request: gr.Request) -> Updates:
         shown = {settings: "", compare: None, comfy: gr.DownloadButton(interactive=False), seed_used: ""}
         if not path:
             return shown
         try:
-            request, stored = services.history.restore(Path(path))
+            made, stored = services.stores(request).history.restore(Path(path))
             workflow = passing_path(f"{Path(path).stem}.comfyui.json")
-            text_of_it = json.dumps(export_workflow(request)).encode()
+            text_of_it = json.dumps(export_workflow(made)).encode()
             write_whole(workflow, lambda file: file.write(text_of_it))
         except UsoError as error:
             return {**shown, settings: tell(error.told)}
-        content = stored.get(request.content.sha256) if request.content else None
+        content = stored.get(made.content.sha256) if made.content else None
         return {
-            settings: text.settings(request),
+            settings: text.settings(made),
             compare: (str(content), path) if content else None,
             comfy: gr.DownloadButton(value=str(workflow), interactive=True),
-            seed_used: str(request.seed),
+            seed_used: str(made.seed),
         }
 
     collected = results.made.change(
         collect, [results.made, session], [session, results.selected, gallery, archive], **QUIET
     )
+    archive.click(_zip, session, archive_file, **TOLD).then(None, None, None, js=FETCH, **QUIET)
     chosen = gallery.select(choose, session, [image, results.selected], **QUIET)
     for change in (collected, chosen):
         change.then(describe, results.selected, [settings, compare, comfy, seed_used], **QUIET)
@@ -119,13 +124,13 @@ def _wire_slots(form: Form, results: Results, as_style: gr.Button) -> None:
 def _wire_restore(
     form: Form, results: Results, services: Services, reuse: gr.Button, restore: gr.UploadButton
 ) -> None:  # fmt: skip
-    def put_back(path: str | None) -> Updates:
+    def put_back(path: str | None, request: gr.Request) -> Updates:
         if not path:
             return {form.status: {"text": say("nothing_selected"), "percent": 0}}
         try:
             workflow = _workflow(Path(path))
             if workflow is None:
-                updates, words = restored(form, services, Path(path))
+                updates, words = restored(form, services.stores(request), Path(path))
             else:
                 found = import_workflow(workflow)
                 updates, words = form.imported(found), text.imported(found.content, found.styles, found.notes)
@@ -138,15 +143,15 @@ def _wire_restore(
     restore.upload(put_back, restore, outputs, **TOLD)
 
 
-def restored(form: Form, services: Services, path: Path) -> tuple[Updates, str]:
+def restored(form: Form, stores: Stores, path: Path) -> tuple[Updates, str]:
     """Values for the fields from a PNG of ours, and a sentence naming the inputs that cannot be restored.
 
     Raises `RequestError` if the file is not ours.
     """
-    request, images = services.history.restore(path)
+    request, images = stores.history.restore(path)
     given: list[InputImage | StoredStyle] = [style for style in request.styles if isinstance(style, InputImage)]
     stored = [style for style in request.styles if isinstance(style, StoredStyle)]
-    there = {style.sha256 for style in stored if services.styles.holds(style.sha256)}
+    there = {style.sha256 for style in stored if stores.styles.holds(style.sha256)}
     placed = [*([request.content] if request.content else []), *given[:STYLES], *stored[:STORED]]
     lost = [each.name for each in placed if each.sha256 not in {*images, *there}]
     beyond = [each.name for each in [*given[STYLES:], *stored[STORED:]]]
@@ -161,11 +166,19 @@ def _workflow(path: Path) -> str | None:
 
 
 def _zip(paths: list[str]) -> str | None:
-    """An archive of the images, uncompressed: PNG does not shrink further."""
-    if not paths:
+    """An archive of the images, made on request and uncompressed: PNG does not shrink further."""
+    there = [path for path in map(Path, paths) if path.is_file()]
+    if not there:
         return None
-    target = passing_path("uso.zip")
-    with zipfile.ZipFile(target, "w") as archive:
-        for path in filter(Path.is_file, map(Path, paths)):
-            archive.write(path, path.name)
+
+    def write(file: IO[bytes]) -> None:
+        with zipfile.ZipFile(file, "w") as archive:
+            for path in there:
+                archive.write(path, path.name)
+
+    try:
+        target = passing_path("uso.zip")
+        write_whole(target, write)
+    except UsoError as error:
+        raise refusal(error) from None
     return str(target)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from uso_core.runtime.engine import Engine
 from uso_core.settings import Settings
@@ -12,24 +15,48 @@ from uso_core.storage.styles import StyleStore
 from uso_core.ui.downloads import Downloads
 from uso_core.ui.run import Sessions
 from uso_core.ui.temporary_files import PrivateImages
+from uso_core.ui.visitors import VISITORS, folder_name, visitor_of
+
+MOST_STORES = 256  # visitors whose stores are at hand; others' are opened again
+
+
+@dataclass(frozen=True)
+class Stores:
+    """What is stored for one visitor, or for all."""
+
+    history: History
+    styles: StyleStore
 
 
 @dataclass(frozen=True)
 class Services:
-    """The engine, the settings, what is stored, and what belongs to open pages."""
+    """The engine, the settings, what belongs to open pages, and access to what is stored."""
 
     engine: Engine
     settings: Settings
-    history: History
-    styles: StyleStore
     private: PrivateImages
     sessions: Sessions
     downloads: Downloads
+    _stores: Callable[[str], Stores]
 
     @classmethod
     def of(cls, engine: Engine, settings: Settings) -> Services:
         """The services for one engine, storing in the output folder of the settings."""
-        output = Path(settings.output)
-        history = History(output, settings.history_images, settings.history_gb * 10**9)
-        styles, downloads = StyleStore(output / "styles"), Downloads(settings)
-        return cls(engine, settings, history, styles, PrivateImages(), Sessions(), downloads)
+
+        @lru_cache(maxsize=MOST_STORES)
+        def stores(visitor: str) -> Stores:
+            folder = Path(settings.output)
+            if visitor:
+                folder = folder / VISITORS / folder_name(visitor)
+            history = History(folder, settings.history_images, settings.history_gb * 10**9)
+            return Stores(history, StyleStore(folder / "styles"))
+
+        return cls(engine, settings, PrivateImages(), Sessions(), Downloads(settings), stores)
+
+    def visitor(self, request: Any) -> str:
+        """The visitor who asks, for the queue and for what is stored."""
+        return visitor_of(request, self.settings.separates)
+
+    def stores(self, request: Any = None) -> Stores:
+        """What is stored for the visitor who asks; without a request, for all."""
+        return self._stores(self.visitor(request))

@@ -12,6 +12,7 @@ from uso_core import images
 from uso_core.errors import RequestError, UsoError
 from uso_core.events import Failed, StylesReady
 from uso_core.request import GenerationRequest
+from uso_core.storage.files import write_whole
 from uso_core.storage.styles import StyleEntry, StyleStore, mosaic
 from uso_core.ui import text
 from uso_core.ui.card_grid import Card, cards, chosen, data_address, html
@@ -42,17 +43,21 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
                 export = gr.DownloadButton(label("export_style"), size="sm", min_width=80, interactive=False)
                 delete = gr.Button(label("delete_style"), variant="stop", size="sm", min_width=80, interactive=False)
     key, sure = gr.State(""), gr.State("")  # the chosen one, and the one that a first click asked to delete
-    styles = services.styles
     listed = [shown, *form.stored]
     one = [key, called, export, sure, delete]
 
-    def look() -> Updates:
+    def look(request: gr.Request) -> Updates:
+        styles = styles_of(request)
         return {shown: _cards(styles), **form.refreshed(styles)}
+
+    def styles_of(request: gr.Request) -> StyleStore:
+        return services.stores(request).styles
 
     def said(key: str, entry: StyleEntry, percent: int = 0) -> Updates:
         return {status: {"text": say(key, name=entry.name), "percent": percent}}
 
-    def choose(event: gr.EventData) -> Updates:
+    def choose(request: gr.Request, event: gr.EventData) -> Updates:
+        styles = styles_of(request)
         entry = _entry(styles, chosen(event))
         copy = gr.DownloadButton(value=_exported(styles, entry), interactive=True)
         return {key: entry.sha256, called: entry.name, export: copy, sure: "", delete: gr.Button(label("delete_style"))}
@@ -64,36 +69,39 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
             raise refusal(RequestError("style_slots_full"))
         return {free: sha256, tabs: gr.Tabs(selected="create")}
 
-    def change_name(sha256: str, words: str) -> Updates:
+    def change_name(sha256: str, words: str, request: gr.Request) -> Updates:
+        styles = styles_of(request)
         with _told():
             entry = styles.rename(sha256, words)
         copy = gr.DownloadButton(value=_exported(styles, entry))
-        return {**said("style_renamed", entry), called: entry.name, export: copy, **look()}
+        return {**said("style_renamed", entry), called: entry.name, export: copy, **look(request)}
 
-    def remove(sha256: str, confirmed: str) -> Updates:
+    def remove(sha256: str, confirmed: str, request: gr.Request) -> Updates:
+        styles = styles_of(request)
         if confirmed != sha256:
             return {sure: sha256, delete: gr.Button(label("delete_sure"))}
         with _told():
             entry = _entry(styles, sha256)
             styles.delete(sha256)
         nothing = {key: "", called: "", sure: "", export: gr.DownloadButton(interactive=False)}
-        return {**said("style_deleted", entry), **nothing, delete: gr.Button(label("delete_style")), **look()}
+        return {**said("style_deleted", entry), **nothing, delete: gr.Button(label("delete_style")), **look(request)}
 
-    def receive(path: str) -> Updates:
+    def receive(path: str, request: gr.Request) -> Updates:
         with _told():
-            entry = styles.take_in(Path(path))
-        return {**said("style_saved", entry), **look()}
+            entry = styles_of(request).take_in(Path(path))
+        return {**said("style_saved", entry), **look(request)}
 
     def store(given: Updates, request: gr.Request) -> Iterator[Updates]:
         """The model may have to be loaded first."""
+        styles = styles_of(request)
         try:
             free = styles.free_name(given[name])
             asked, thumbnails = _asked(form.values(given), styles)
-            for event in _encode(services, asked, request.session_hash or ""):
+            for event in _encode(services, asked, request):
                 if isinstance(event, StylesReady):
                     small = mosaic(thumbnails)
                     entry = styles.add(free, event.tokens, event.strengths, event.model, event.fingerprint, small)
-                    yield {**said("style_saved", entry, 100), name: "", **look()}
+                    yield {**said("style_saved", entry, 100), name: "", **look(request)}
                 else:
                     yield {status: event}
         except UsoError as error:
@@ -113,9 +121,10 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
     )  # fmt: skip
 
 
-def _encode(services: Services, asked: GenerationRequest, session: str) -> Iterator[Status | StylesReady]:
+def _encode(services: Services, asked: GenerationRequest, request: gr.Request) -> Iterator[Status | StylesReady]:
     """Status texts while it runs, then the styles; closing the page ends it."""
-    job = services.engine.encode_styles(asked)
+    session = request.session_hash or ""
+    job = services.engine.encode_styles(asked, services.visitor(request))
     services.sessions.add(session, job)
     try:
         for event in job.events(PATIENCE):
@@ -165,7 +174,8 @@ def _exported(styles: StyleStore, entry: StyleEntry) -> str:
     """A copy of the style's file under a telling name, for the browser to download."""
     words = "".join(each if each.isalnum() else "-" for each in entry.name).strip("-") or "style"
     copy = passing_path(f"{words[:60]}.safetensors")
-    copy.write_bytes(styles.path(entry.sha256).read_bytes())
+    data = styles.path(entry.sha256).read_bytes()
+    write_whole(copy, lambda file: file.write(data))
     return str(copy)
 
 

@@ -1,0 +1,197 @@
+"""A server that others reach: whom it answers, whose images it shows, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from gradio_client import Client
+
+from tests.ui.test_app import Served, serve
+from uso_core.errors import SettingsError
+from uso_core.settings import Settings
+from uso_core.ui import logins
+from uso_core.ui.guard import Guard, Window
+
+SMALL = {"prompt": "A red mug.", "width": 64, "height": 64, "steps": 2, "seed": 1}
+SLOW = {"prompt": "x", "width": 256, "height": 256, "steps": 500, "images": 8}
+END_SECONDS = 5.0
+
+
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def ask(url: str, name: str = "generate", cookies: dict[str, str] | None = None, **values: object) -> str:
+    """Submits a call over plain HTTP and returns where its answer comes."""
+    reply = httpx.post(f"{url}/gradio_api/call/v2/{name}", json=values, cookies=cookies, timeout=60)
+    return f"{url}/gradio_api/call/{name}/{reply.json()['event_id']}"
+
+
+def answer(address: str, cookies: dict[str, str] | None = None) -> str:
+    return httpx.get(address, cookies=cookies, timeout=120).text
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serve(tmp_path_factory.mktemp("open"), "--host", "0.0.0.0", "--allow-host", "art.example,*.lan") as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("evil.example", 421), ("art.example", 200), ("art.example:7860", 200), ("box.lan", 200), ("127.0.0.1:1", 200),
+     ("localhost", 200), ("[::1]:7860", 200), ("192.168.3.4:7860", 200), ("art.example.evil", 421), ("", 421),
+     ("127.0.0.1.evil.example", 421)],
+)  # fmt: skip
+def test_only_names_of_its_own_are_answered(opened, host, status):
+    for path in ("/", "/gradio_api/info"):
+        assert httpx.get(f"{opened.url}{path}", headers={"host": host}, timeout=60).status_code == status
+
+
+def test_other_pages_may_neither_call_nor_frame_it(opened):
+    own = {"origin": opened.url}
+    assert httpx.get(f"{opened.url}/config", headers=own, timeout=60).status_code == 200
+    reply = httpx.get(f"{opened.url}/config", headers={"origin": "http://evil.example"}, timeout=60)
+    assert reply.status_code == 421
+    assert "access-control-allow-origin" not in reply.headers
+    page = httpx.get(opened.url, timeout=60)
+    assert "frame-ancestors 'self'" in page.headers["content-security-policy"]
+    assert page.headers["x-content-type-options"] == "nosniff"
+
+
+def test_each_visitor_sees_the_own_images_alone(opened):
+    """By cookie: histories lie apart, and nobody gets a file by its name."""
+    visitors = []
+    for _ in range(2):
+        cookie = httpx.get(opened.url, timeout=60).cookies["uso_visitor"]
+        visitors.append({"uso_visitor": cookie})
+    assert visitors[0] != visitors[1]
+    made = {}
+    for number, cookies in enumerate(visitors):
+        answer(ask(opened.url, cookies=cookies, **{**SMALL, "seed": number}), cookies)
+        made[number] = set(opened.output.rglob("*.png")) - set().union(*made.values())
+        assert len(made[number]) == 1
+    (first,), (second,) = made.values()
+    assert first.parent != second.parent
+    for number, (own, other) in enumerate(((first, second), (second, first))):
+        for path, status in ((own, 200), (other, 404)):
+            reply = httpx.get(f"{opened.url}/gradio_api/file={path}", cookies=visitors[number], timeout=60)
+            assert reply.status_code == status
+    assert httpx.get(f"{opened.url}/gradio_api/file={first}", timeout=60).status_code == 404
+
+
+def test_nothing_but_what_is_shown_is_served_of_the_output_folder(tmp_path):
+    (tmp_path / ".env").write_text("HF_TOKEN=hf_secret")
+    (tmp_path / "notes.txt").write_text("mine")
+    with serve(tmp_path / "app", "--output", str(tmp_path)) as served:
+        answer(ask(served.url, **SMALL))
+        (image,) = tmp_path.glob("*.png")
+        assert httpx.get(f"{served.url}/gradio_api/file={image}", timeout=60).status_code == 200
+        for name in (
+            ".env",
+            "notes.txt",
+            image.with_suffix(".json").name,
+            "app/../.env",
+            "./.env",
+            "thumbnails/../.env",
+        ):
+            reply = httpx.get(f"{served.url}/gradio_api/file={tmp_path}/{name}", timeout=60)
+            assert reply.status_code in (403, 404), name
+            assert "hf_secret" not in reply.text
+
+
+def test_a_login_is_asked_of_everybody(tmp_path):
+    with serve(tmp_path, "--auth", "ann:tea", "--mcp") as served:
+        assert httpx.post(f"{served.url}/gradio_api/call/v2/models", json={}, timeout=60).status_code == 401
+        assert httpx.get(f"{served.url}/config", timeout=60).status_code == 401
+        with pytest.raises(Exception, match=r"(?i)auth|credential|401"):
+            Client(served.url, verbose=False, analytics_enabled=False)
+        client = Client(served.url, auth=("ann", "tea"), verbose=False, analytics_enabled=False)
+        assert client.predict(api_name="/models")
+        client.close()
+        assert "tea" not in served.log.read_text()
+
+
+def test_logins_are_read_from_a_file_too(tmp_path):
+    path = tmp_path / "users"
+    path.write_text("# who may in\nann:tea\n\nbob:a:b\n")
+    assert logins(str(path)) == [("ann", "tea"), ("bob", "a:b")]
+    assert logins("ann:tea") == [("ann", "tea")]
+    assert logins(None) is None
+    for wrong in ("ann", ":tea", "ann:"):
+        with pytest.raises(SettingsError):
+            logins(wrong)
+    assert "tea" not in repr(Settings(auth="ann:tea"))
+
+
+@pytest.mark.parametrize(("number", "codes"), [(signal.SIGTERM, {0}), (signal.SIGINT, {130})])
+def test_a_signal_ends_it_cleanly_within_seconds(tmp_path, number, codes):
+    """During a step: who waits is told, no file is left, nothing aborts."""
+    with serve(tmp_path) as served:
+        address = ask(served.url, **SLOW)
+        told: list[str] = []
+        listener = threading.Thread(target=lambda: told.append(answer(address)))
+        listener.start()
+        deadline = time.monotonic() + 60
+        while not [path for path in files(tmp_path / "uploads") if path.suffix == ".png"]:  # a preview
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        began = time.monotonic()
+        served.process.send_signal(number)
+        assert served.process.wait(60) in codes
+        assert time.monotonic() - began < END_SECONDS
+        listener.join(30)
+        assert "Stopped." in told[0]
+        assert "Traceback" not in served.log.read_text()
+    assert files(tmp_path / "uploads") == []
+
+
+def test_nothing_of_a_private_run_stays(tmp_path):
+    with serve(tmp_path) as served:
+        words = answer(ask(served.url, private=True, **SMALL))
+        values = json.loads(words.rpartition("data: ")[2])
+        assert values[0], words
+        image = httpx.get(values[0][0]["url"], timeout=60)  # it can be fetched at once
+        assert image.content.startswith(b"\x89PNG")
+        deadline = time.monotonic() + 10
+        while files(tmp_path / "uploads"):
+            assert time.monotonic() < deadline, files(tmp_path / "uploads")
+            time.sleep(0.1)
+        assert not served.output.exists() or not [
+            each for each in files(served.output) if not each.name.startswith(".")
+        ]
+
+
+def test_calls_and_uploads_are_counted_by_visitor():
+    window = Window(60)
+    assert [window.take("a", 1, 2) for _ in range(3)] == [True, True, False]
+    assert window.take("b", 1, 2)
+    assert Window(0.0).take("a", 5, 5)
+    assert not Window(60).take("a", 6, 5)
+
+
+def test_an_open_server_says_when_somebody_calls_too_often(tmp_path):
+    with serve(tmp_path, "--host", "0.0.0.0", USO_MAX_CALLS="3", USO_MAX_UPLOAD_MB="1") as served:
+        codes = [
+            httpx.post(f"{served.url}/gradio_api/call/v2/models", json={}, timeout=60).status_code for _ in range(5)
+        ]
+        assert codes == [200, 200, 200, 429, 429]
+        small, large = {"files": ("a.png", b"0" * 1000)}, {"files": ("b.png", b"0" * 1_000_000)}
+        assert httpx.post(f"{served.url}/gradio_api/upload", files=small, timeout=60).status_code == 200
+        reply = httpx.post(f"{served.url}/gradio_api/upload", files=large, timeout=60)
+        assert reply.status_code == 429
+        assert "1 MB" in reply.text
+
+
+def test_a_name_that_leads_out_of_the_folder_is_left_to_gradio(tmp_path):
+    guard = Guard(None, Settings(output=str(tmp_path)))
+    assert guard._serves("/etc/passwd", "")  # not ours to judge: Gradio refuses it
+    assert not guard._serves(f"{tmp_path}/.env", "")
+    assert not guard._serves("\0", "")

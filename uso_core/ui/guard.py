@@ -1,0 +1,177 @@
+"""In front of the page: which hosts and origins it answers to, which files of the output folder it serves, how often.
+
+A web page elsewhere whose name is made to resolve to this machine must not use it (DNS rebinding), nor may one embed it
+or call it from a browser. Others' images are not served, whoever knows their names.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import ipaddress
+import re
+import secrets
+import threading
+import time
+from collections import OrderedDict, deque
+from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
+
+from uso_core.errors import RequestError, UsoError
+from uso_core.messages import Bytes
+from uso_core.settings import LOOPBACK, Settings
+from uso_core.ui.visitors import COOKIE, VISITORS, folder_name
+
+FILE_ROUTES = ("/gradio_api/file=", "/file=")
+CALLS = re.compile(r"/(call|queue/join|run|api)(/|$)")
+PLATFORM_HOSTS = ("*.gradio.live", "*.hf.space")  # a share link; a Space
+HEADERS = {
+    "content-security-policy": "frame-ancestors 'self' https://huggingface.co",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "same-origin",
+}
+MOST_REMEMBERED = 10_000  # visitors whose calls are counted
+
+
+class Guard:
+    """ASGI middleware; see the module."""
+
+    def __init__(self, app: Any, settings: Settings) -> None:
+        self._app, self._settings = app, settings
+        self._output = Path(settings.output).resolve()
+        allowed = [*LOOPBACK, settings.host, *settings.allow_host.split(",")]
+        self._hosts = [each.strip().lower() for each in allowed if each.strip() not in ("", "0.0.0.0", "::")]
+        self._calls, self._uploads = Window(60), Window(3600)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "websocket" and not self._may(Headers(scope=scope)):
+                await send({"type": "websocket.close", "code": 1008})
+                return
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        visitor = cookie_of(headers)
+        refusal = self._refusal(scope, headers, visitor)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
+        fresh = secrets.token_hex(16) if self._settings.is_open and not visitor else ""
+
+        async def answer(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                own = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    own.setdefault(name, value)
+                if fresh:
+                    own.append("set-cookie", f"{COOKIE}={fresh}; Path=/; Max-Age=31536000; HttpOnly; SameSite=Lax")
+            await send(message)
+
+        if fresh:  # known from the first request on
+            scope["headers"] = [*scope["headers"], (b"cookie", f"{COOKIE}={fresh}".encode())]
+        await self._app(scope, receive, answer)
+
+    def _refusal(self, scope: Any, headers: Headers, visitor: str) -> PlainTextResponse | None:
+        path = unquote(scope.get("path", ""))
+        if not self._may(headers):
+            host = headers.get("host", "")
+            return _said(RequestError("host_not_allowed", host=host), 421)
+        for route in FILE_ROUTES:
+            if route in path and not self._serves(path.partition(route)[2], visitor):
+                return PlainTextResponse("Not found.", 404)
+        if scope["method"] != "POST":
+            return None
+        who = visitor or (scope.get("client") or ("",))[0]
+        calls, uploads = self._settings.limit("max_calls"), self._settings.limit("max_upload_mb") * 1e6
+        if CALLS.search(path) and not self._calls.take(who, 1, calls):
+            return _said(RequestError("too_many_calls", hint="try_later", most=round(calls)), 429)
+        size = headers.get("content-length", "0")
+        if "/upload" in path and not self._uploads.take(who, int(size) if size.isdigit() else 0, uploads):
+            return _said(RequestError("too_many_uploads", hint="try_later", most=Bytes(uploads)), 429)
+        return None
+
+    def _may(self, headers: Headers) -> bool:
+        """Whether host and, where a browser tells it, origin are ours."""
+        host = headers.get("host", "")
+        origin = headers.get("origin")
+        if not self._knows(host_of(f"//{host}")):
+            return False
+        return origin is None or urlsplit(origin).netloc.lower() == host.lower() or self._knows(host_of(origin))
+
+    def _knows(self, host: str) -> bool:
+        """A name of ours, or an address: a name that is made to resolve to us is neither."""
+        try:
+            ipaddress.ip_address(host)
+            return True
+        except ValueError:
+            patterns = [*self._hosts, *(PLATFORM_HOSTS if self._settings.share else ())]
+            return any(fnmatch.fnmatchcase(host, pattern) for pattern in patterns)
+
+    def _serves(self, name: str, visitor: str) -> bool:
+        """Whether a file may be served: outside the output folder Gradio decides; inside only what is shown."""
+        try:
+            path = Path(name).resolve()
+        except (OSError, RuntimeError, ValueError):
+            return False
+        if not path.is_relative_to(self._output):
+            return True
+        parts = path.relative_to(self._output).parts
+        if parts[:1] == (VISITORS,):
+            if len(parts) < 3 or parts[1] != folder_name(visitor):
+                return False
+            parts = parts[2:]
+        elif self._settings.separates:
+            return False
+        return len(parts) <= 2 and path.suffix in SHOWN.get(parts[0] if len(parts) == 2 else "", ())
+
+
+SHOWN = {"": (".png",), "thumbnails": (".webp",), "inputs": (".png",), "styles": (".safetensors",)}  # by folder
+
+
+class Window:
+    """How much each visitor took within the last seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._taken: OrderedDict[str, deque[tuple[float, float]]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def take(self, who: str, amount: float, most: float) -> bool:
+        """Takes an amount, unless that were more than allowed."""
+        now = time.monotonic()
+        with self._lock:
+            taken = self._taken.setdefault(who, deque())
+            self._taken.move_to_end(who)
+            while taken and now - taken[0][0] > self._seconds:
+                taken.popleft()
+            if sum(each for _, each in taken) + amount > most:
+                return False
+            taken.append((now, amount))
+            while len(self._taken) > MOST_REMEMBERED:
+                self._taken.popitem(last=False)
+            return True
+
+
+def host_of(address: str) -> str:
+    """The host in an address, without its port; empty where there is none."""
+    try:
+        return (urlsplit(address).hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+def cookie_of(headers: Headers) -> str:
+    """The visitor's own secret, as the browser sends it back; empty where it has none of our form."""
+    try:
+        value = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+    except CookieError:
+        return ""
+    return value.value if value is not None and re.fullmatch(r"[0-9a-f]{32}", value.value) else ""
+
+
+def _said(error: UsoError, status: int) -> PlainTextResponse:
+    return PlainTextResponse(str(error), status)
