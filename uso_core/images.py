@@ -27,7 +27,7 @@ HEAVY_FILE_BYTES = 16 * 2**20
 MAX_PIXELS = 178_000_000  # Pillow itself opens no larger ones
 MAX_DECODING_BYTES = 10**9  # of memory for decoding one image
 MAX_REFERENCE_SIDE = MAX_SIDE  # no slot uses more: a larger image is reduced to this long side, in pixels
-SMALL_PIXELS = 2**19  # an image of no more is kept decoded while its request waits: 1.6 MB
+SMALL_PIXELS = 2**19  # images up to this stay decoded while their request waits: 1.6 MB
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
 # Measured peak memory of decoding; "JPEG" means progressive, whose coefficients are all held
 BYTES_A_PIXEL = {"WEBP": 20, "AVIF": 12, "JPEG": 12, "TIFF": 8, "": 5}

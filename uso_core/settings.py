@@ -60,7 +60,7 @@ class Settings:
         None, "USO_MAX_WAITING", "requests that may wait; empty: 1000 on this machine alone, else 100"
     )
     max_waiting_each: int | None = setting(
-        None, "USO_MAX_WAITING_EACH", "of them of one visitor; empty: no limit on this machine alone, else 8"
+        None, "USO_MAX_WAITING_EACH", "of these per visitor; empty: no limit on this machine alone, else 8"
     )
     max_work: float | None = setting(
         None,
@@ -71,7 +71,7 @@ class Settings:
         None, "USO_MAX_MINUTES", "minutes that a request may run; empty: no limit on this machine alone, else 30"
     )
     max_calls: int | None = setting(
-        None, "USO_MAX_CALLS", "calls of a visitor in a minute; empty: no limit on this machine alone, else 120"
+        None, "USO_MAX_CALLS", "calls per visitor and minute; empty: no limit on this machine alone, else 120"
     )
     max_upload_mb: int | None = setting(
         None, "USO_MAX_UPLOAD_MB", "megabytes that a visitor uploads in an hour; empty: no limit on this machine "
@@ -117,16 +117,16 @@ class Settings:
 
     @property
     def is_open(self) -> bool:
-        """Whether others than the user of this machine reach the page."""
+        """Whether people beyond this machine can reach the page."""
         return self.share or self.host not in LOOPBACK
 
     @property
     def separates(self) -> bool:
-        """Whether each visitor has a history and styles of their own."""
+        """Whether each visitor has their own history and styles."""
         return self.is_open and not self.shared_history
 
     def limit(self, name: str) -> float:
-        """The limit of that name, or its default: generous on this machine alone; infinite where there is none."""
+        """The limit of that name, or its default: generous on this machine alone; infinite if there is none."""
         value = getattr(self, name)
         if value is not None:
             return value

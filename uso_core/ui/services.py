@@ -17,7 +17,7 @@ from uso_core.ui.run import Sessions
 from uso_core.ui.temporary_files import PrivateImages
 from uso_core.ui.visitors import VISITORS, folder_name, visitor_of
 
-MOST_STORES = 256  # visitors whose stores are at hand; others' are opened again
+MOST_STORES = 256  # visitors whose stores stay open; others' are reopened
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class PrivateImages:
         return path
 
     def preview(self, session: str, image: Image.Image) -> str:
-        """The path of a preview, in place of the one before."""
+        """The path of a preview, which replaces the previous one."""
         path = passing_path("preview.png")
         write_whole(path, partial(image.save, format="PNG"))
         with self._lock:
@@ -54,7 +54,7 @@ class PrivateImages:
         return str(path)
 
     def forget(self, session: str, after_seconds: float = 0.0) -> None:
-        """Deletes the images of a page, at once or after a while."""
+        """Deletes a page's images, at once or after some time."""
         with self._lock:
             paths = [*self._paths.pop(session, []), *filter(None, [self._previews.pop(session, None)])]
         if after_seconds and paths:
