@@ -178,7 +178,7 @@ def test_images_side_by_side_keep_their_pixels():
     assert row.getpixel((7, 4)) == (0, 0, 0)
 
 
-# --- opening a stranger's file ----------------------------------------------------------------------------------------
+# --- opening an untrusted file ----------------------------------------------------------------------------------------
 
 # What each orientation requires of a reader, as numpy operations on an array (row, column).
 TURNS = {

@@ -350,12 +350,12 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def set_aside(request: GenerationRequest) -> GenerationRequest:
-    """The request for as long as it waits: large images that lie in a file are not kept decoded."""
+    """The request while it waits: large images that are in a file are not kept decoded."""
     return _with_images(request, lambda given: dataclasses.replace(given, image=None) if _is_aside(given) else given)
 
 
 def brought_back(request: GenerationRequest) -> GenerationRequest:
-    """The request with its images again; raises `RequestError` if a file is gone or holds another image by now."""
+    """The request with its images reloaded; raises `RequestError` if a file is gone or now holds another image."""
     return _with_images(request, _read_again)
 
 

@@ -227,7 +227,7 @@ def test_http_streams_while_it_runs_and_a_disconnecting_caller_ends_the_run(serv
     expect_ended(served, client, 600)
 
 
-def test_a_client_who_cancels_ends_the_run(served: Served, client: Client) -> None:
+def test_a_client_that_cancels_ends_the_run(served: Served, client: Client) -> None:
     job = client.submit(**LONG, seed=700, api_name="/generate")
     deadline = time.monotonic() + REPLY_SECONDS
     while not any(", step" in status["text"] for _, _, status, _ in job.outputs()):

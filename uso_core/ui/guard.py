@@ -1,9 +1,7 @@
-"""Guards the page: which hosts and origins it answers, which files of the output folder it serves, how many calls it
-takes.
+"""Guards the page: which hosts and origins it answers, which output files it serves, how many calls it takes.
 
 A foreign web page whose name is made to resolve to this machine must not use it (DNS rebinding), nor may one embed it
-or
-call it from a browser. Other visitors' images are not served, even to those who know their names.
+or call it from a browser. Other visitors' images are not served, even to those who know their names.
 """
 
 from __future__ import annotations
@@ -114,7 +112,7 @@ class Guard:
             return any(fnmatch.fnmatchcase(host, pattern) for pattern in patterns)
 
     def _serves(self, name: str, visitor: str) -> bool:
-        """Whether a file may be served: outside the output folder Gradio decides; inside it only what the page shows."""
+        """Whether a file may be served: outside the output folder Gradio decides; inside it only shown files."""
         try:
             path = Path(name).resolve()
         except (OSError, RuntimeError, ValueError):
