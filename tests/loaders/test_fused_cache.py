@@ -140,7 +140,7 @@ def test_a_model_can_be_changed_without_changing_the_file(sources):
     same(sources.build(), sources.build(cache=False))
 
 
-# --- made anew --------------------------------------------------------------------------------------------------------
+# --- remade -----------------------------------------------------------------------------------------------------------
 
 
 def change_values(path: Path) -> None:
@@ -220,7 +220,7 @@ def test_a_damaged_one_is_remade(sources, damage, caplog):
     damage(sources)
     same(sources.build(), sources.build(cache=False))
     assert conversions(caplog) == 2
-    assert sum("made anew" in record.getMessage() for record in caplog.records) >= 1
+    assert sum("remaking them" in record.getMessage() for record in caplog.records) >= 1
     sources.build()
     assert conversions(caplog) == 2
 

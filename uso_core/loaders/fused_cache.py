@@ -91,7 +91,7 @@ class Slot:
             return False
         wrong = self._what_is_wrong(conversion)
         if wrong:
-            log.info("The fused weights %s %s: they are made anew.", self.weights, wrong)
+            log.info("The fused weights %s %s: remaking them.", self.weights, wrong)
         return not wrong
 
     def _what_is_wrong(self, conversion: Conversion) -> str:
