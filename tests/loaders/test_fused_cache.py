@@ -140,7 +140,7 @@ def test_a_model_can_be_changed_without_changing_the_file(sources):
     same(sources.build(), sources.build(cache=False))
 
 
-# --- remade -----------------------------------------------------------------------------------------------------------
+# --- remade ----------------------------------------------------------------------------------------------------------
 
 
 def change_values(path: Path) -> None:
