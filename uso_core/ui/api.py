@@ -117,9 +117,9 @@ def _generate(services: Services, known: list[ApiParameter]) -> Callable[..., It
         keep_nothing, session = bool(named.pop("private")), request.session_hash or ""
         try:
             row = switchable(services.engine, services.settings, named.pop("model"))
-            asked = request_of({**named, "model": row.name})
-            history = services.stores(request).history
-            job = services.engine.submit(asked, previews=not keep_nothing, visitor=services.visitor(request))
+            history, visitor = services.stores(request).history, services.visitor(request)
+            # Named nowhere: its decoded images would stay as long as it waits.
+            job = services.engine.submit(request_of({**named, "model": row.name}), not keep_nothing, visitor)
             keep = partial(services.private.add, session) if keep_nothing else history.add
             yield from _replies(in_english(follow(job, services.sessions, session, keep)))
         except UsoError as error:

@@ -53,8 +53,9 @@ def _handler(form: Form, results: Results, services: Services) -> Callable[..., 
         stores, private = services.stores(request), bool(given[form.private])
         keep = partial(services.private.add, session) if private else stores.history.add
         try:
-            asked = request_of(form.values(given), stores.styles)
-            job = services.engine.submit(asked, previews=True, visitor=services.visitor(request))
+            visitor = services.visitor(request)
+            # Named nowhere: its decoded images would stay as long as it waits.
+            job = services.engine.submit(request_of(form.values(given), stores.styles), True, visitor)
             for update in follow(job, services.sessions, session, keep):
                 if update is None:
                     continue
