@@ -23,12 +23,12 @@ NAMES = (
     "name", "device", "dtype", "offload", "vram_limit", "compile", "host", "port", "weights", "output", "allow_switch",
     "allow_download", "mcp", "auth", "allow_host", "share", "shared_history", "log",
 )  # fmt: skip
-END_SECONDS = 3.0  # that a step at work has to end in
-TELL_SECONDS, CLOSE_SECONDS = 0.8, 0.7  # that last words have to be sent in, and connections to be closed in
+END_SECONDS = 3.0  # for a running step to end
+TELL_SECONDS, CLOSE_SECONDS = 0.8, 0.7  # to send last messages, and to close connections
 
 
 class Stop:
-    """SIGTERM (systemctl, docker) and Ctrl+C, heard at any moment; a second one ends the program at once."""
+    """Listens for SIGTERM (systemctl, docker) and Ctrl+C at any moment; a second one ends the program at once."""
 
     def __init__(self) -> None:
         self.code: int | None = None
@@ -37,8 +37,8 @@ class Stop:
             signal.signal(number, self._hear)
 
     def wait(self) -> None:
-        """Returns once the program shall stop."""
-        while not self._heard.wait(0.5):  # Windows hears nothing within a wait without end
+        """Returns when the program should stop."""
+        while not self._heard.wait(0.5):  # on Windows an endless wait hears no signal
             pass
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
@@ -70,14 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return serve(settings)
     except UsoError as error:
         return exit_code(error)
-    except OSError as error:  # Gradio's words when the port is taken
+    except OSError as error:  # Gradio's error if the port is taken
         return exit_code(UsageError("port", reason=error))
     finally:
         scratch.remove()
 
 
 def serve(settings: Settings) -> int:
-    """Serves until a signal comes, then ends what runs and tells who waits; returns the exit code."""
+    """Serves until a signal comes, then ends what runs and tells those who wait; returns the exit code."""
     stop, engine = Stop(), Engine(settings)
     with gc_paused():
         from uso_core import ui
@@ -85,7 +85,7 @@ def serve(settings: Settings) -> int:
     ui.launch(page, settings)
     stop.wait()
     engine.close(END_SECONDS)
-    time.sleep(TELL_SECONDS)  # Gradio's threads pass on what was told
+    time.sleep(TELL_SECONDS)  # Gradio's threads pass the messages on
     closing = threading.Thread(target=page.close, kwargs={"verbose": False}, daemon=True)
     closing.start()  # waits for connections that browsers hold open
     closing.join(CLOSE_SECONDS)
@@ -96,4 +96,4 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # a thread may still be inside PyTorch, which aborts when Python goes down around it
+    os._exit(code)  # a thread may still be inside PyTorch, which aborts when Python exits around it

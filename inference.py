@@ -28,15 +28,15 @@ from uso_core.runtime.engine import Engine
 from uso_core.settings import Parser, add_arguments, load_settings, parse_flag
 from uso_core.storage.files import save_image
 
-DEFAULTS = {"seed": 3407}  # the reference's, where a request's own is another
+DEFAULTS = {"seed": 3407}  # the reference's default, which differs from a request's own
 TYPES = {"whole": int, "number": float}
 MAX_EVAL_BYTES = 50 * 2**20
-SETTINGS = ("name", "device", "dtype", "offload", "vram_limit", "compile", "weights")  # those that have a flag here
+SETTINGS = ("name", "device", "dtype", "offload", "vram_limit", "compile", "weights")  # those with a flag here
 
 
 @dataclass(frozen=True)
 class Task:
-    """One prompt with its images' paths as given, and the stem of its output files below the save path."""
+    """One prompt with its images' paths as given, and the stem of its output files in the save path."""
 
     prompt: str
     image_paths: tuple[str, ...]
@@ -45,7 +45,7 @@ class Task:
 
 
 def build_parser(kind: type[Any] = GenerationRequest) -> Parser:
-    """The command line: the fields of a request's class that have a flag, and what is asked for besides."""
+    """The command line: a request class's fields with a flag, and some extra options."""
     parser = Parser(prog="inference.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add_request_arguments(parser, kind)
@@ -60,7 +60,7 @@ def build_parser(kind: type[Any] = GenerationRequest) -> Parser:
 
 
 def add_request_arguments(parser: argparse.ArgumentParser, kind: type[Any]) -> None:
-    """A flag for each field that has one; one that is not given is None: the model's own, or the field's default."""
+    """Adds a flag per field that has one; not given means None: the model's own value, or the field's default."""
     defaults = {field.name: field.default for field in dataclasses.fields(kind)} | DEFAULTS
     sampling = asks(Sampling)
     for name, ask in sorted(asks(kind).items(), key=lambda each: each[0] in sampling):  # the prompt comes first
@@ -192,7 +192,7 @@ def _generate(engine: Engine, task: Task, request: GenerationRequest, args: argp
                     bar.say(f"the prompt is too long for the model; not read: {' '.join(event.unread.split())}")
                 path = _save(event, task, request, args)
                 print(path, flush=True)
-    finally:  # the worker must have stopped before the interpreter goes: it may be inside a kernel
+    finally:  # the worker must stop before the interpreter exits: it may be inside a kernel
         job.cancel()
         job.wait()
 
@@ -202,7 +202,7 @@ def _save(event: ImageReady, task: Task, request: GenerationRequest, args: argpa
     if args.concat_refs:
         image = images.beside_each_other([image, *(each.image for each in request.input_images if each.image)])
     made = event.result.request
-    record = {  # the reference's names, then everything in ours
+    record = {  # the reference's names, then all of ours
         "prompt": task.prompt,
         "image_paths": list(task.image_paths),
         "width": made.width,
@@ -234,7 +234,7 @@ def _task(entry: object, index: int, path: Path) -> Task:
 
 
 def _writable(folder: Path, stem: str) -> None:
-    """Raises `OutputError` before anything is computed if the task's files could not be written."""
+    """Raises `OutputError` before anything is computed if the task's files cannot be written."""
     hint = "other_save_path"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -249,7 +249,7 @@ def _writable(folder: Path, stem: str) -> None:
 
 if __name__ == "__main__":
     code = main()
-    if code == 130:  # interrupted twice, the worker may still be inside PyTorch, which aborts when Python goes down
+    if code == 130:  # after a second interrupt the worker may still be inside PyTorch, which aborts when Python exits
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -1,4 +1,4 @@
-"""How long an image takes, beside the reference configuration in the same process.
+"""Times an image, beside the reference configuration in the same process.
 
     python -m benchmarks.bench                        the embedded model on this CPU
     python -m benchmarks.bench --device cuda          the full-size model with random weights on this GPU
@@ -37,12 +37,12 @@ from uso_core.model.pipeline import USOPipeline
 log = logging.getLogger(__name__)
 
 RUNS = ("first", "another seed", "fast", "previews")
-TURNS_AHEAD = 2.5  # a turn is begun if there is time for so many of the longest: itself, and its baseline after it
+TURNS_AHEAD = 2.5  # start a turn only if there is time for this many of the longest: it and its baseline
 
 
 @dataclass
 class Bench:
-    """A process's part of the results, and how it takes its samples."""
+    """A process's part of the results, and how it takes samples."""
 
     device: torch.device
     results: Results
@@ -99,14 +99,14 @@ def make(pipeline: USOPipeline, task: Task, seed: int, fast: bool = False, previ
 
 
 def check(pipeline: USOPipeline, task: Task) -> None:
-    """An untimed image, which warms everything up; raises where it is not an image."""
+    """Makes an untimed image, which warms everything up; raises if the result is not an image."""
     pixels = make(pipeline, task, seed=0, output_type="pt")
     if not torch.isfinite(pixels).all() or pixels.float().std() == 0:
         raise RuntimeError(f"the image of mode {task.mode!r} is not finite or is all one value")
 
 
 def on_processor(bench: Bench, chosen: list[str], rounds: int, dtypes: list[str], threads: list[int]) -> None:
-    """The embedded model: contenders take turns image by image, since a CPU is never left alone."""
+    """Measures the embedded model: contenders alternate image by image, since a CPU is never left alone."""
     model = get_model(EMBEDDED)
     asked = tasks(model.size, model.content_size, bench.steps)
     pipelines = {dtype: embedded(getattr(torch, dtype)) for dtype in dtypes}
@@ -134,7 +134,7 @@ def on_processor(bench: Bench, chosen: list[str], rounds: int, dtypes: list[str]
 def with_random_weights(
     bench: Bench, shape: Shape, contenders: Sequence[Contender], chosen: list[str], images: int
 ) -> None:
-    """The GPU's part: contenders take turns alone on the device, each between two turns of what it is compared with."""
+    """Measures the GPU's part: one contender at a time on the device, each between two turns of its baseline."""
     longest = 0.0
 
     def is_time() -> bool:
@@ -163,7 +163,7 @@ def with_random_weights(
 
 
 def one_turn(bench: Bench, contender: Contender, shape: Shape, chosen: list[str], images: int) -> None:
-    """A contender is built, warmed up and measured in every mode."""
+    """Builds a contender, warms it up and measures it in every mode."""
     asked = tasks(shape.size, shape.content_size, bench.steps)
     start = time.perf_counter()
     pipeline, memory = random_pipeline(contender, shape, bench.device)
@@ -184,7 +184,7 @@ def one_turn(bench: Bench, contender: Contender, shape: Shape, chosen: list[str]
 
 
 def turns(contenders: Iterable[Contender], is_time: Callable[[], bool]) -> Iterator[Contender]:
-    """A B A C A: every contender between two turns of its baseline, as long as there is time for both."""
+    """A B A C A: every contender between two turns of its baseline, while there is time for both."""
     known = {contender.name: contender for contender in CONTENDERS}
     for against, group in itertools.groupby(contenders, key=lambda contender: contender.against or contender.name):
         if not is_time():
@@ -204,7 +204,7 @@ def runs_of(contender: Contender) -> tuple[str, ...]:
 
 @contextmanager
 def limit(contender: Contender, device: torch.device) -> Iterator[None]:
-    """Within this, PyTorch may take no more of the GPU than the contender's card has; afterwards all is free again."""
+    """Limits PyTorch to the memory of the contender's card; afterwards all of the GPU is available again."""
     limited = device.type == "cuda" and contender.gibibytes is not None
     if limited:
         total = torch.cuda.get_device_properties(device).total_memory
@@ -218,7 +218,7 @@ def limit(contender: Contender, device: torch.device) -> Iterator[None]:
 
 
 def step_tflop(shape: Shape, modes: Iterable[str]) -> dict[str, float]:
-    """TFLOP of one step in each mode, with as many words as the full-size model takes."""
+    """TFLOP of one step in each mode, with as many text tokens as the full-size model takes."""
     parts = shape.modules()
     projector: Any = parts["projector"].config
     of_target, of_content = ((side // latents.PIXELS_PER_TOKEN) ** 2 for side in (shape.size, shape.content_size))

@@ -1,4 +1,4 @@
-"""What this machine can do at the most: its matrix rate at the model's shapes, and its copies to the device.
+"""The most this machine can do: its matrix rate at the model's shapes, and its copies to the device.
 
 Letters: M rows of the activation, K inputs, N outputs, D the transformer's width.
 """
@@ -15,13 +15,13 @@ import torch
 from benchmarks.timing import Clock
 from uso_core.quantization.fp8 import AFTERWARDS, FP8, fp8_way
 
-BATCHES = 5  # the best of which counts
+BATCHES = 5  # the best one counts
 
 
 def ceilings(
     device: torch.device, dtype: torch.dtype, rows: int, width: int, copy_bytes: int = 2**28, seconds: float = 0.2
 ) -> dict[str, Any]:
-    """TFLOP/s of products of random matrices, in `dtype` and, where the device has it, row-wise fp8; GB/s of copies.
+    """TFLOP/s of products of random matrices, in `dtype` and, if the device supports it, row-wise fp8; GB/s of copies.
 
     `seconds` is how long each batch of calls lasts; the best batch counts.
     """
@@ -60,7 +60,7 @@ def scaled(
 
 
 def copies(device: torch.device, clock: Clock, size: int, seconds: float) -> dict[str, float]:
-    """GB/s between host and device; without a GPU there is no pinned memory, and these are copies within memory."""
+    """GB/s between host and device; without a GPU there is no pinned memory, and these are copies within RAM."""
     there = torch.empty(size, dtype=torch.uint8, device=device)
     pageable = torch.ones(size, dtype=torch.uint8)
     ways: dict[str, Callable[[], Any]] = {

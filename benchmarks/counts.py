@@ -2,9 +2,9 @@
 
     python -m benchmarks.counts [--json FILE]
 
-Parameters of each group, matrix products and FLOP of every stage, live bytes of activations, and the memory plan of
-every tier. Counts are exact for the modules as they are; a FLOP is one multiplication or one addition. Products are
-counted where they are dispatched (mm, addmm, bmm, convolution), attention by its two products over all keys.
+Counts the parameters of each group, matrix products and FLOP of every stage, live bytes of activations, and the memory
+plan of every tier. Counts are exact for the modules as they are; a FLOP is one multiplication or one addition. Products
+are counted where they are dispatched (mm, addmm, bmm, convolution), attention by its two products over all keys.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ MODES = {
 
 @dataclass
 class Tally:
-    """What one forward did: calls of matrix products by kind, attentions, FLOP, and live bytes at the most."""
+    """What one forward did: calls of matrix products by kind, attentions, FLOP, and the maximum of live bytes."""
 
     products: Counter[str] = field(default_factory=Counter)
     attentions: int = 0
@@ -71,9 +71,9 @@ class Tally:
 
 
 class Counting:
-    """A context in which every product is counted, and the life of every tensor that is not among `known`.
+    """A context that counts every product, and the lifetime of every tensor not among `known`.
 
-    Gradients must be off, and not by inference mode, which hides the products inside `linear`.
+    Gradients must be off, but not by inference mode, which hides the products inside `linear`.
     """
 
     def __init__(self, known: Iterable[torch.Tensor] = ()) -> None:
@@ -93,7 +93,7 @@ class Counting:
 
 
 class _Attention(TorchFunctionMode):
-    """Attention as one kernel that keeps no matrix of weights, as on a GPU; its meta version would."""
+    """Attention as one kernel that stores no weight matrix, as on a GPU; its meta version would store one."""
 
     def __init__(self, tally: Tally) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ def count(module: nn.Module, call: Callable[[], Any], inputs: Iterable[Any] = ()
 
 
 def forward(transformer: Any, content: int, style: int, target: int = TARGET_TOKENS) -> Tally:
-    """One call of the transformer's forward, which computes everything anew: tokens of content, style and target."""
+    """One call of the transformer's forward, which recomputes everything: tokens of content, style and target."""
     inputs = _inputs(transformer, content + target, style)
     return count(transformer, lambda: transformer(**inputs), inputs.values())
 
@@ -227,7 +227,7 @@ def _tensors(values: Iterable[Any]) -> list[torch.Tensor]:
 
 
 def _inputs(transformer: Any, image: int, style: int, references: int | None = None) -> dict[str, Any]:
-    """Arguments of the transformer on the meta device; with `references` (0: none) those of its hoisted halves too."""
+    """Arguments of the transformer on the meta device; with `references` (0: none) also those of its hoisted halves."""
     config, dtype = transformer.config, transformer.dtype
     width = config.num_attention_heads * config.attention_head_dim
     with torch.device("meta"):
@@ -248,7 +248,7 @@ def _inputs(transformer: Any, image: int, style: int, references: int | None = N
 
 
 def once(parts: dict[str, nn.Module], side: int = 1024, content_size: int = 512) -> dict[str, Tally]:
-    """What is computed once for a request: each encoder, and the decoder for a square of `side` pixels."""
+    """What is computed once per request: each encoder, and the decoder for a square of `side` pixels."""
     t5, clip, siglip, vae = (parts[role] for role in ("t5", "clip", "siglip", "vae"))
     dtype = next(vae.parameters()).dtype
     with torch.device("meta"):
@@ -266,7 +266,7 @@ def once(parts: dict[str, nn.Module], side: int = 1024, content_size: int = 512)
     }
 
 
-# The ladder as it is met: nominal size in GiB, GPU, wishes. About 3 % of a card is taken before anything is loaded.
+# The tiers: nominal size in GiB, GPU, options. About 3 % of a card is taken before anything is loaded.
 LADDER = (
     (80, "NVIDIA H100 80GB HBM3", True, PlanOptions()),
     (80, "NVIDIA H100 80GB HBM3", True, PlanOptions(fp8=True)),
@@ -282,13 +282,13 @@ LADDER = (
 
 
 def card(gibibytes: float, name: str = "GPU", multiplies_fp8: bool = True, ram: int = 64 * GB) -> Machine:
-    """A machine with a card of a nominal size of which 3 % are taken."""
+    """A machine with a card of this nominal size, 3 % of which is taken."""
     total = int(gibibytes * 2**30)
     return Machine("cuda", name, ram, total * 97 // 100, total, multiplies_fp8)
 
 
 def ladder() -> list[tuple[str, MemoryPlan]]:
-    """The plan of every rung at full size, each with the card and the wish that lead to it."""
+    """The plan of every tier at full size, each with its card and options."""
     rows = []
     for gibibytes, name, multiplies_fp8, options in LADDER:
         wish = " ".join([*(["fp8"] if options.fp8 else ["bf16"]), *(["offload"] if options.offload else [])])

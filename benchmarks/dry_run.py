@@ -2,12 +2,11 @@
 
     python -m benchmarks.dry_run [--into FILE] [--only NAME ...] [--capability 89] [--no-compile]
 
-The full-size model is placed, compiled and run in every mode by our contenders of `bench`, on the device of
-`null_device.c`. What is seen: most bytes that PyTorch's allocator gave out in each stage, beside what the memory plan
-expected; bytes copied to the device for a first image, and for another seed; that every operator finds its tensors
-where it needs them; and that PyTorch's compiler and Triton take the blocks for a generation of GPU. What is not: any
-time, any number, and the workspace of cuDNN's convolutions, which are left out. Needs Linux, gcc, nm and PyTorch's
-build for CUDA.
+Our contenders of `bench` place, compile and run the full-size model in every mode on the device of `null_device.c`.
+This shows the maximum that PyTorch's allocator gave out in each stage, beside the memory plan's figure; bytes copied to
+the device for a first image, and for another seed; that every operator finds its tensors where it needs them; and that
+PyTorch's compiler and Triton accept the blocks for a generation of GPU. It does not show times, results, or the
+workspace of cuDNN's convolutions, which are left out. Needs Linux, gcc, nm and PyTorch's build for CUDA.
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ from uso_core.memory.sizes import GB
 from uso_core.quantization import fp8
 
 SOURCE = Path(__file__).with_name("null_device.c")
-INSIDE = "NULL_DEVICE_CAPABILITY"  # set where the device is already there
+INSIDE = "NULL_DEVICE_CAPABILITY"  # set in the process that has the device
 HEADERS = ("triton/backends/nvidia/include", "nvidia/cu13/include", "nvidia/cuda_runtime/include")
 LIBRARIES = re.compile(r"(cuda[A-Z]|cublas|cudnn[A-Z]|cu[A-Z])\w+")
 OURS = {contender.name: contender for contender in CONTENDERS if not contender.reference}
 STEPS = 2
-RAM_BYTES = 64 * GB  # supposed free beside the GPU: nothing of it is touched
+RAM_BYTES = 64 * GB  # assumed free beside the GPU: none of it is touched
 WAYS = {"86": None, "89": fp8.ROW_WISE, "90": fp8.ROW_WISE, "120": fp8.AFTERWARDS}  # of multiplying fp8, by generation
 
 
@@ -89,7 +88,7 @@ def build(folder: Path) -> dict[str, str]:
 
 
 def _driver_functions(site: Path) -> set[str]:
-    """All that the driver's header declares, in both versions of their names."""
+    """All functions that the driver's header declares, in both versions of their names."""
     header = next(path for each in HEADERS if (path := site / each / "cuda.h").exists())
     names = set(re.findall(r"CUDAAPI (cu[A-Z]\w+)\(", header.read_text(encoding="utf-8", errors="replace")))
     return names | {f"{name}_v2" for name in names}
@@ -97,7 +96,7 @@ def _driver_functions(site: Path) -> set[str]:
 
 def convolution(x: torch.Tensor, weight: torch.Tensor, padding: Sequence[int], stride: Sequence[int],
                 dilation: Sequence[int], groups: int, *rest: bool) -> torch.Tensor:  # fmt: skip
-    """An empty result in the layout of cuDNN's: its graphs need a device that answers."""
+    """An empty result in cuDNN's layout: its graphs need a device that answers."""
     sides = [
         (size + 2 * pad - step * (kernel - 1) - 1) // jump + 1
         for size, kernel, pad, jump, step in zip(x.shape[2:], weight.shape[2:], padding, stride, dilation, strict=True)
@@ -109,7 +108,7 @@ def convolution(x: torch.Tensor, weight: torch.Tensor, padding: Sequence[int], s
 
 @contextmanager
 def prepared(capability: str) -> Iterator[None]:
-    """What the device cannot decide or hold is decided or left out."""
+    """Replaces or leaves out what the device cannot decide or hold."""
     library = torch.library.Library("aten", "IMPL")
     library.impl("cudnn_convolution", convolution, "CUDA")
     keep = PinnedMemory.keep
@@ -133,14 +132,14 @@ def prepared(capability: str) -> Iterator[None]:
 
 
 def at_home(module: torch.nn.Module, device: torch.device, home: torch.device, seed: int = 0) -> None:
-    """`materialize` without moving anything."""
+    """Like `materialize`, without moving anything."""
     from benchmarks.random_weights import materialize
 
     materialize(module, home, home, seed)
 
 
 def copied(back: bool = False) -> int:
-    """Bytes that were copied to the device so far, or back from it."""
+    """Bytes copied to the device so far, or back from it."""
     count = ctypes.CDLL(None).null_device_copied
     count.restype = ctypes.c_size_t
     return int(count(int(back)))
@@ -176,7 +175,7 @@ def run(contender: Contender, device: torch.device) -> dict[str, Any]:
 
 @contextmanager
 def watching(pipeline: Any, peaks: dict[str, int]) -> Iterator[None]:
-    """Notes the most bytes allocated in each stage while the pipeline's methods run."""
+    """Records the most bytes allocated in each stage while the pipeline's methods run."""
     methods = {name: getattr(pipeline, name) for name in STAGES if hasattr(pipeline, name)}
 
     def watched(name: str) -> Any:
@@ -198,7 +197,7 @@ def gigabytes(sizes: dict[str, int]) -> dict[str, float]:
 
 
 def inside(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The contenders one after another, each printed when it is done."""
+    """Runs the contenders one after another, printing each when it is done."""
     device, rows = torch.device("cuda", 0), []
     with prepared(options.capability):
         for contender in (OURS[name] for name in options.only or OURS):
@@ -215,7 +214,7 @@ def inside(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    """Command line: builds the device, and starts itself again in a process that has it."""
+    """Command line: builds the device, then restarts itself in a process that has it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dry_run", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--into", type=Path, metavar="FILE", help="JSON to write")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=OURS)

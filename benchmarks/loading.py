@@ -1,10 +1,10 @@
-"""Time and memory of making prepared fp8 weights out of a full-size FLUX.1-dev file, and of the next start.
+"""Time and memory for making the fused cache in fp8 from a full-size FLUX.1-dev file, and for the next start.
 
     python -m benchmarks.loading --folder DIR [--blocks DOUBLE SINGLE] [--dtype bfloat16]
 
-The file and its LoRA have FLUX.1-dev's true tensors but no content: holes in a sparse file read as zeros. Neither start
-waits for the disk to read: the first finds holes, the second what was just written. Prints JSON; deletes what it made.
-The figures of memory need Linux.
+The file and its LoRA have FLUX.1-dev's real tensors but no content: holes in a sparse file read as zeros. Neither start
+waits for disk reads: the first reads holes, the second what was just written. Prints JSON; deletes what it made.
+The memory figures need Linux.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FLUX_DEV = {"num_layers": 19, "num_single_layers": 38, "attention_head_dim": 128
             "axes_dims_rope": (16, 56, 56)}  # fmt: skip
 LORA_RANK = 128
 LIMIT_SECONDS = 1200  # for one start
-TOUCH_BYTES = 2**26  # read at once where a start's weights are read through
+TOUCH_BYTES = 2**26  # bytes read at once when reading through a start's weights
 
 
 def original_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -44,7 +44,7 @@ def original_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for name, tensor in model.state_dict().items():
         source = keys.original_name(name, keys.TRANSFORMER)
-        rows = shapes.get(source, (0,))[0] + tensor.shape[0]  # several of ours stack to one of theirs
+        rows = shapes.get(source, (0,))[0] + tensor.shape[0]  # several of our tensors stack to one original
         shapes[source] = (rows, *tensor.shape[1:])
     return shapes
 
@@ -64,7 +64,7 @@ def lora_shapes(config: dict[str, Any], rank: int) -> dict[str, tuple[int, ...]]
 
 
 def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> int:
-    """A bf16 safetensors file that is all header and hole; returns its size in bytes."""
+    """Writes a bf16 safetensors file that is only header and hole; returns its size in bytes."""
     header, end = {}, 0
     for name, shape in shapes.items():
         begin, end = end, end + 2 * math.prod(shape)

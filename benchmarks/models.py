@@ -1,4 +1,4 @@
-"""The models that are measured: the embedded one with its own weights, and any size with random ones."""
+"""The measured models: the embedded one with its own weights, and any size with random ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from uso_core.runtime.load import assemble
 from uso_core.settings import ROOT, Settings
 
 PATHS = {role: ROOT / "weights" / EMBEDDED / name for role, name in EMBEDDED_FILES.items()}
-# The pipeline's components that are modules, by the role of their weights.
+# The pipeline's components that are modules, by their weights' role.
 ROLES = {
     "transformer": "transformer",
     "vae": "vae",
@@ -44,7 +44,7 @@ CONTEXT_BYTES = 600_000_000  # of a card's memory that PyTorch's allocator does 
 
 @dataclass(frozen=True)
 class Shape:
-    """A size of model, of image in pixels, and of all that depends on it."""
+    """A model size, with the image size in pixels and everything that depends on it."""
 
     name: str
     modules: Callable[[], dict[str, nn.Module]]  # on the meta device, by role
@@ -66,7 +66,7 @@ class Contender:
     fp8: bool = False
     offload: bool = False
     compile: bool = False
-    gibibytes: int | None = None  # of the card whose memory plan and limit it keeps; None: of this one
+    gibibytes: int | None = None  # of the card whose memory plan and limit apply; None: this one
 
 
 CONTENDERS = (
@@ -100,7 +100,7 @@ def embedded(dtype: torch.dtype) -> dict[str, USOPipeline]:
 
 @cache
 def _tokenizers() -> tuple[Any, Any]:
-    """CLIP's and T5's, of the embedded model."""
+    """The tokenizers of CLIP and T5, from the embedded model."""
     clip, t5 = encoders.build_clip(PATHS["clip"], torch.float32), encoders.build_t5(PATHS["t5"], torch.float32)
     return clip[1], t5[1]
 
@@ -123,9 +123,9 @@ SMALL = Shape("small", _embedded_modules, 64, 64, 8, 32, 8, "eager")
 
 
 def random_pipeline(contender: Contender, shape: Shape, device: torch.device) -> tuple[USOPipeline, MemoryPlan | None]:
-    """A pipeline with random weights, and the plan by which it was placed if it is ours.
+    """A pipeline with random weights, and the plan used to place it if it is ours.
 
-    Raises `MemoryShortage` where no plan fits, and torch's own error where the reference's way does not.
+    Raises `MemoryShortage` if no plan fits, and torch's own error if the reference does not fit.
     """
     parts = {role: copy.deepcopy(module) for role, module in shape.modules().items()}
     if contender.reference:
@@ -165,7 +165,7 @@ def _reference(
 
 
 def _components(parts: dict[str, nn.Module], shape: Shape) -> tuple[Any, ...]:
-    """The pipeline's arguments. Words are those of the embedded model: any numbers below the vocabulary's size do."""
+    """The pipeline's arguments. Tokens are the embedded model's: any numbers below the vocabulary's size will do."""
     vision: Any = parts["siglip"].config
     short, long = _tokenizers()
     side = {"height": vision.image_size, "width": vision.image_size}
@@ -177,7 +177,7 @@ def _components(parts: dict[str, nn.Module], shape: Shape) -> tuple[Any, ...]:
 
 
 def _plan(contender: Contender, shape: Shape, device: torch.device, blocks: int) -> MemoryPlan:
-    """The plan of the full-size model on the contender's card; a smaller model is placed by the same plan."""
+    """The full-size model's plan on the contender's card; a smaller model is placed by the same plan."""
     options = PlanOptions(fp8=contender.fp8, offload=contender.offload, compile=contender.compile)
     made = plan(planned_card(contender, device), Sizes(full_counts()), options)
     resident = blocks
@@ -187,7 +187,7 @@ def _plan(contender: Contender, shape: Shape, device: torch.device, blocks: int)
 
 
 def planned_card(contender: Contender, device: torch.device) -> Machine:
-    """The machine that the contender is planned for; where there is no GPU, one of 80 GiB is supposed."""
+    """The machine that the contender is planned for; without a GPU, a card of 80 GiB is assumed."""
     if device.type != "cuda":
         return card(contender.gibibytes or 80)
     found = look_at(device)

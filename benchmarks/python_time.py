@@ -1,4 +1,4 @@
-"""What a step costs outside the transformer's blocks: the loop, its bookkeeping, the previews' callback."""
+"""What a step costs outside the transformer's blocks: the loop, its bookkeeping, the preview callback."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REPEATS = 20
 
 
 def without_blocks(pipeline: USOPipeline) -> USOPipeline:
-    """The pipeline with a transformer that has embedders and output, and no block between them."""
+    """The pipeline with a transformer that has embedders and output but no blocks."""
     full = pipeline.transformer
     with torch.device("meta"):
         bare = USOTransformer2DModel.from_config({**full.config, "num_layers": 0, "num_single_layers": 0})
@@ -28,7 +28,7 @@ def without_blocks(pipeline: USOPipeline) -> USOPipeline:
 
 
 def seconds_outside_blocks(pipeline: USOPipeline, task: Task) -> dict[str, Any]:
-    """Milliseconds of a step of a transformer without blocks: an upper bound, for two small products are in it."""
+    """Milliseconds per step of a transformer without blocks: an upper bound, since it includes two small products."""
     bare = without_blocks(pipeline)
     condition = bare.encode(PROMPT, task.content, task.styles, task.content_size)
     prepared = bare.prepare(condition, Sampling(width=task.size, height=task.size, steps=task.steps))

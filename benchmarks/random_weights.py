@@ -1,4 +1,4 @@
-"""Weights for modules that have none: random, made where they are needed, of a size that keeps activations finite.
+"""Random weights for modules that have none, drawn where they are needed, scaled to keep activations finite.
 
 Never zeros: products of zeros run faster, since the chip draws less power.
 """
@@ -12,15 +12,15 @@ from torch import nn
 
 from uso_core.quantization.fp8 import FP8, FP8_MAX, Float8Linear
 
-FP8_SPREAD = 100.0  # standard deviation of fp8 data, whose scale undoes it
+FP8_SPREAD = 100.0  # standard deviation of fp8 data; their scale undoes it
 NORM_SPREAD = 0.02  # of norms' weights around 1 and of biases around 0
 
 
 def materialize(module: nn.Module, device: torch.device, home: torch.device, seed: int = 0) -> None:
     """Gives a meta module weights drawn on `device`, one tensor at a time, and leaves them on `home`.
 
-    A matrix of K inputs has the standard deviation 1 / sqrt(K), so that it keeps its input's size. Weights that modules
-    share stay shared.
+    A matrix of K inputs has standard deviation 1 / sqrt(K), so that it preserves its input's size. Shared weights stay
+    shared.
     """
     chance = torch.Generator(device).manual_seed(seed)
     made: dict[int, torch.Tensor] = {}
@@ -36,7 +36,7 @@ def materialize(module: nn.Module, device: torch.device, home: torch.device, see
 
 
 def draw(owner: nn.Module, name: str, like: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
-    """One tensor of the shape and dtype given, on the generator's device."""
+    """Draws one tensor of the given shape and dtype, on the generator's device."""
     device, shape = chance.device, like.shape
     if not like.is_floating_point():  # position ids
         return torch.arange(like.numel(), device=device, dtype=like.dtype).reshape(shape)

@@ -1,10 +1,11 @@
-"""The reference configuration: the same computation, done the way that this project means to beat.
+"""The reference configuration: the same computation, done in the way that this project aims to beat.
 
-What is wasteful here is so on purpose, and nothing else is: the LoRA is kept apart (two small products beside each
+What is wasteful here is so on purpose, and nothing else is: the LoRA stays separate (two small products beside each
 adapted one), SigLIP and the projector run in float32 in every step, modulation, embedders and position table are
-computed in every step, RoPE and QK-norm are chains in float32, nothing is compiled and nothing kept from one request to
-the next. fp8 weights are cast at each use; offloading moves whole modules both ways through pageable memory.
-Everything else, encoders, decoder, schedule and noise, is the pipeline's own, so that the images are the same.
+computed in every step, RoPE and QK-norm are chains in float32, nothing is compiled and nothing is kept between
+requests.
+fp8 weights are cast on each use; offloading moves whole modules both ways through pageable memory. Everything else
+(encoders, decoder, schedule and noise) is the pipeline's own, so that the images are the same.
 
 Letters: B batch, S target tokens, R reference tokens, T text tokens, K style tokens, D width.
 """
@@ -27,7 +28,8 @@ STAGES = (("text_encoder", "text_encoder_2"), ("vae",), ("transformer", "image_e
 
 
 class WholeModuleMoves:
-    """Offloading by whole modules: a stage's come to the device, and are copied back after it, by pageable memory.
+    """Offloads whole modules: a stage's modules come to the device and are copied back after it, through pageable
+    memory.
 
     `moved_bytes` counts both ways.
     """
@@ -40,7 +42,7 @@ class WholeModuleMoves:
         self.moved_bytes = 0
 
     def use(self, name: str) -> nn.Module:
-        """The module of that name, on the device."""
+        """The module of this name, on the device."""
         stage = next(stage for stage in STAGES if name in stage)
         if stage != self._there:
             for other in self._there:
@@ -59,7 +61,7 @@ class WholeModuleMoves:
 
 @dataclass(frozen=True)
 class Unprepared:
-    """A request as it is: each step does everything with it."""
+    """An unprocessed request: each step does everything with it."""
 
     condition: Conditioning
     sampling: Sampling
@@ -68,9 +70,9 @@ class Unprepared:
 
 
 class ReferencePipeline(USOPipeline):
-    """`USOPipeline` with a `ReferenceTransformer`. Strengths and `fast` are not known to it.
+    """`USOPipeline` with a `ReferenceTransformer`. Does not support strengths or `fast`.
 
-    What stands for the style in its `Conditioning` are the pixels of each style image (1, 3, side, side).
+    Its `Conditioning` represents the style by the pixels of each style image (1, 3, side, side).
     """
 
     @torch.inference_mode()

@@ -1,6 +1,6 @@
-"""FLUX.1's transformer with USO's LoRA as the reference configuration computes it; `reference.py` says what that is.
+"""FLUX.1's transformer with USO's LoRA as the reference configuration computes it; see `reference.py`.
 
-Its layers carry the names of the original files, so that these fill it as they are.
+Its layers are named as in the original files, so that these fill it unchanged.
 Letters: B batch, S target tokens, R reference tokens, T text tokens, K style tokens, L all tokens, D width, H heads.
 """
 
@@ -26,7 +26,7 @@ THETA = 10000
 
 
 class LoRA(nn.Module):
-    """A pair of small products, added to what an adapted layer gives."""
+    """A pair of small products, added to an adapted layer's output."""
 
     def __init__(self, inputs: int, outputs: int, rank: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class QKNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """The layers of one stream's attention; the blocks put the streams together."""
+    """The layers of one stream's attention; the blocks join the streams."""
 
     def __init__(self, width: int, head: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Attention(nn.Module):
 
 
 class AdaptedBlock(nn.Module):
-    """What double and single blocks share; `processor` holds the LoRA under the published names."""
+    """Shared by double and single blocks; `processor` holds the LoRA under the published names."""
 
     def __init__(self, width: int, head: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class AdaptedBlock(nn.Module):
 
 
 class Modulation(nn.Module):
-    """Shifts, scales and gates of one stream, `count` of them, computed whenever they are asked for: (B, 1, D) each."""
+    """Shifts, scales and gates of one stream, `count` of them, recomputed on every call: (B, 1, D) each."""
 
     def __init__(self, width: int, count: int) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class DoubleBlock(AdaptedBlock):
     def forward(
         self, image: torch.Tensor, text: torch.Tensor, condition: torch.Tensor, rotation: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image (B, S + R, D) and text stream (B, K + T, D), both changed."""
+        """Image (B, S + R, D) and text stream (B, K + T, D), both updated."""
         image_mod, text_mod = self.img_mod(condition), self.txt_mod(condition)
         both = []
         for x, mod, attention, lora in (
@@ -193,7 +193,7 @@ class ReferenceTransformer(nn.Module):
 
     @classmethod
     def from_files(cls, transformer: Path, lora: Path, dtype: torch.dtype) -> ReferenceTransformer:
-        """The original files as they are, nothing fused."""
+        """Loads the original files unchanged, nothing fused."""
         pairs = load_file(lora)
         rank = next(len(tensor) for name, tensor in pairs.items() if name.endswith(".down.weight"))
         with torch.device("meta"):
@@ -208,7 +208,7 @@ class ReferenceTransformer(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in, however its weights are stored."""
+        """The dtype it computes in, however its weights are stored."""
         return self.img_in.bias.dtype
 
     def forward(
@@ -267,7 +267,7 @@ def rotate(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
 
 
 class CastLinear(nn.Module):
-    """A linear layer whose weight lies in fp8, without a scale, and is cast for every product."""
+    """A linear layer with its weight in fp8, without a scale, cast for every product."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -279,7 +279,7 @@ class CastLinear(nn.Module):
 
 
 def store_fp8(transformer: ReferenceTransformer) -> None:
-    """Every matrix in fp8 but the LoRA's, one after another."""
+    """Stores every matrix except the LoRA's in fp8, one after another."""
     for name, module in list(transformer.named_modules()):
         if isinstance(module, nn.Linear) and ".processor." not in name:
             transformer.set_submodule(name, CastLinear(module))

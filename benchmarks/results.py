@@ -1,4 +1,4 @@
-"""Results as a JSON file: what was measured on which machine, every sample, and the table that follows from them."""
+"""Results as a JSON file: the measurements of one machine, every sample, and the table derived from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 from benchmarks.timing import Sample, Spread, ratios
 
 PACKAGES = ("torch", "diffusers", "transformers", "optimum-quanto")
-FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")  # of a CPU, that decide about bf16
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")  # of a CPU, that determine bf16 speed
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Results:
         return max((sample.session for sample in self.samples), default=-1) + 1
 
     def continues(self, other: Results) -> bool:
-        """Whether these may go on in the other's file."""
+        """Whether these results may be added to the other's file."""
         mine, theirs = ((each.machine, each.versions, each.settings) for each in (self, other))
         return json.dumps(mine, sort_keys=True) == json.dumps(theirs, sort_keys=True)
 
@@ -62,7 +62,7 @@ class Results:
 
 
 def this_machine(device: torch.device) -> dict[str, Any]:
-    """What decides about speed; neither names nor addresses."""
+    """What determines speed; no names or addresses."""
     try:
         information = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -84,7 +84,7 @@ def this_machine(device: torch.device) -> dict[str, Any]:
 
 
 def installed() -> dict[str, str]:
-    """Versions of what computes."""
+    """Versions of the libraries that compute."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -97,7 +97,7 @@ def installed() -> dict[str, str]:
 
 
 def table(results: Results) -> list[dict[str, Any]]:
-    """A row for each mode, contender and run, in the order in which they were first measured."""
+    """A row for each mode, contender and run, in the order of first measurement."""
     groups: dict[tuple[Any, ...], list[Sample]] = defaultdict(list)
     for sample in results.samples:
         groups[sample.mode, sample.dtype, sample.threads, sample.contender, sample.run].append(sample)
@@ -123,7 +123,7 @@ def table(results: Results) -> list[dict[str, Any]]:
 
 
 def _share(results: Results, row: dict[str, Any]) -> float | None:
-    """The part of the machine's best matrix rate, in the contender's number format, that the step loop reaches."""
+    """The share of the machine's best matrix rate, in the contender's number format, that the step loop reaches."""
     kind = "fp8" if "fp8" in results.settings.get("formats", {}).get(row["contender"], "") else row["dtype"]
     best = results.ceilings.get("tflops", {}).get(kind, {}).get("best")
     work = results.step_tflop.get(row["mode"])
@@ -133,7 +133,7 @@ def _share(results: Results, row: dict[str, Any]) -> float | None:
 
 
 def lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The table for people."""
+    """The table as lines of text."""
     yield (
         f"{'mode':16} {'format':9} {'thr':>3} {'contender':22} {'run':13} {'seconds':>8} {'quartiles':>15} "
         f"{'faster':>7} {'quartiles':>13} {'less work':>9} {'steps':>8} {'peak GB':>8} {'planned':>8} {'ceiling':>8}"

@@ -1,11 +1,11 @@
-"""Many clients, many images, many kills: what a server loses (nothing), and what it grows by. Loopback alone.
+"""Many clients, many images, many kills: what a server loses (nothing), and how much it grows. Loopback only.
 
     python -m benchmarks.soak clients --count 200     each gets its own image, in its order; the last is accepted soon
     python -m benchmarks.soak waiting --count 1000    memory of requests that wait with a 12-megapixel image each
     python -m benchmarks.soak images --count 500      memory, files and threads after so many images in a row
     python -m benchmarks.soak kills --count 100       kill -9 at random moments; history and styles afterwards
 
-Each is bounded in count and time, ends by itself, and prints JSON.
+Each is limited in count and time, ends by itself, and prints JSON.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ANSWER_SECONDS = 1800.0
 
 @contextmanager
 def server(folder: Path, **variables: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A page on a free port of this machine, with folders of its own."""
+    """A page on a free port of this machine, with its own folders."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -100,7 +100,7 @@ def state(pid: int, folder: Path) -> dict[str, float]:
 
 
 def clients(count: int, folder: Path) -> dict[str, Any]:
-    """Each client asks for one image with the same seed and a prompt of its own, all at once."""
+    """Each client requests one image with the same seed and its own prompt, all at once."""
     accepted: list[float] = []
 
     def one(number: int) -> bool:
@@ -125,7 +125,7 @@ def clients(count: int, folder: Path) -> dict[str, Any]:
 
 
 def waiting(count: int, folder: Path) -> dict[str, Any]:
-    """Requests that wait behind a long one, each with an image of its own file."""
+    """Requests that wait behind a long one, each with an image from its own file."""
     levels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     large = Image.fromarray(levels).resize((4000, 3000))
     large.save(folder / "large.jpg", quality=80)
@@ -144,7 +144,7 @@ def waiting(count: int, folder: Path) -> dict[str, Any]:
 
 
 def images(count: int, folder: Path) -> dict[str, Any]:
-    """Images in a row from one client; compares after the first tenth with the end."""
+    """Makes images in a row from one client; compares the state after the first tenth with the end."""
     with server(folder) as (url, process):
         after = {}
         for number in range(count):
@@ -156,7 +156,7 @@ def images(count: int, folder: Path) -> dict[str, Any]:
 
 
 def kills(count: int, folder: Path) -> dict[str, Any]:
-    """Kills the server at a random moment while it makes images; everything that was told must be there afterwards."""
+    """Kills the server at random moments while it makes images; everything it reported must be there afterwards."""
     chance, told, output = random.Random(0), 0, folder / "output"
     for _ in range(count):
         with server(folder) as (url, process):

@@ -1,4 +1,4 @@
-"""What is asked of every contender: a prompt and images made up on the spot, in each mode."""
+"""The task of every contender: a prompt and synthetic images, in each mode."""
 
 from __future__ import annotations
 

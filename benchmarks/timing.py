@@ -1,4 +1,4 @@
-"""Seconds of one image and of its stages, and what many such samples say together."""
+"""Times one image and its stages, and summarises many such samples."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ class Clock:
         return start.elapsed_time(end) / 1000 if self._cuda else end - start
 
     def wait(self) -> None:
-        """Until all submitted work is done."""
+        """Waits until all submitted work is done."""
         if self._cuda:
             torch.cuda.synchronize()
 
 
 class Stages:
-    """Times of a pipeline's methods while they are watched."""
+    """Times a pipeline's methods while watching them."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -76,7 +76,7 @@ class Stages:
 
     @contextmanager
     def watching(self, pipeline: Any) -> Iterator[None]:
-        """The pipeline's own methods, each between two marks."""
+        """Brackets each of the pipeline's own methods with two marks."""
         names = [name for name in STAGES if hasattr(pipeline, name)]
         for name in names:
             setattr(pipeline, name, self._timed(STAGES[name], getattr(pipeline, name)))
@@ -87,7 +87,7 @@ class Stages:
                 delattr(pipeline, name)
 
     def seconds(self) -> dict[str, float]:
-        """Of each stage without the stages within it."""
+        """Seconds of each stage, excluding nested stages."""
         total: dict[str, float] = defaultdict(float)
         for stage, around, start, end in self._spans:
             span = self._clock.between(start, end)
@@ -131,8 +131,8 @@ class Spread:
 def ratios(samples: Sequence[Sample], baseline: Sequence[Sample], measure: str = "seconds") -> list[float]:
     """How many times faster each sample is than the baseline around it, by "seconds" or "processor_seconds".
 
-    Around it are the baseline's turns nearest before and after, of the same session; the mean of their medians counts.
-    A sample with the baseline on one side alone gives no ratio.
+    Around it are the baseline's nearest turns before and after, in the same session; the mean of their medians counts.
+    A sample with the baseline on only one side gives no ratio.
     """
     turns: dict[tuple[int, int], list[float]] = defaultdict(list)
     for each in baseline:

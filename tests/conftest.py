@@ -1,4 +1,4 @@
-"""What every test stands on: no settings from outside, one thread for each process."""
+"""Setup of every test: no settings from outside, one thread per process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from uso_core.settings import ROOT, Settings, env_name
 GOLDEN = Path(__file__).parent / "golden"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: test processes share the cores
 
-gc.disable()  # until everything is imported and every test known, which stays: see `uso_core.runtime.startup`
+gc.disable()  # until all tests are imported and collected; they stay: see `uso_core.runtime.startup`
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a background job; programs under test would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)

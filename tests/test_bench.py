@@ -1,4 +1,4 @@
-"""The reference configuration makes our images, and the benchmarks measure what they say."""
+"""The reference configuration makes our images, and the benchmarks measure what they claim."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from uso_core.model.pipeline import USOPipeline
 
 CPU = torch.device("cpu")
 RESULTS = Path(dry_run.__file__).parent / "results"
-BOUND = 1e-5  # relative L2 of the images: another order of additions in float32
+BOUND = 1e-5  # relative L2 of the images: a different order of additions in float32
 BY_NAME = {contender.name: contender for contender in CONTENDERS}
 
 
@@ -90,7 +90,7 @@ def test_the_references_offloading_moves_modules_both_ways(asked):
     moves = pipeline.offloader = WholeModuleMoves(CPU, modules)
     assert torch.equal(pixels(pipeline, asked["content + style"]), right)
     sizes = {name: sum(map(operator.attrgetter("nbytes"), tensors_of(module))) for name, module in modules.items()}
-    assert moves.moved_bytes == 2 * sum(sizes.values()) + sizes["vae"]  # which has come again, for the decoder
+    assert moves.moved_bytes == 2 * sum(sizes.values()) + sizes["vae"]  # which has come back, for the decoder
 
 
 def test_a_step_without_blocks_is_the_rest_of_a_step(pipelines, asked):
@@ -102,7 +102,7 @@ def test_a_step_without_blocks_is_the_rest_of_a_step(pipelines, asked):
     assert torch.isfinite(pixels(bare, asked["content + style"])).all()
 
 
-def test_random_weights_are_no_zeros_and_stay_shared():
+def test_random_weights_are_not_zeros_and_stay_shared():
     with torch.device("meta"):
         module = nn.ModuleList([nn.Linear(64, 32), nn.Linear(64, 32, bias=False), nn.LayerNorm(64)])
     module[1].weight = module[0].weight
@@ -140,7 +140,7 @@ def test_stages_are_times_of_their_own():
     assert vars(nested) == {}
 
 
-def test_a_ratio_is_to_the_baseline_on_both_sides():
+def test_a_ratio_uses_the_baseline_on_both_sides():
     baseline = [sample("reference", 0, 4.0), sample("reference", 2, 6.0), sample("reference", 4, 100.0)]
     between, after = sample("ours", 1, 2.0), sample("ours", 5, 2.0)
     assert ratios([between, after], baseline) == [2.5]
@@ -152,7 +152,7 @@ def test_a_spread_is_median_and_quartiles():
     assert Spread.of([5.0, 1.0, 2.0, 4.0, 3.0]) == Spread(3.0, 2.0, 4.0, 5)
 
 
-def test_every_contender_stands_between_two_turns_of_its_baseline():
+def test_every_contender_is_between_two_turns_of_its_baseline():
     order = [contender.name for contender in turns(CONTENDERS, lambda: True)]
     for contender in CONTENDERS:
         if contender.against:
@@ -161,7 +161,7 @@ def test_every_contender_stands_between_two_turns_of_its_baseline():
     assert set(order) == set(BY_NAME)
 
 
-def test_a_turn_is_begun_only_if_its_baseline_fits_too():
+def test_a_turn_starts_only_if_its_baseline_fits_too():
     left = iter([True, True, False])
     chosen = [BY_NAME[name] for name in ("eager", "compiled")]
     assert [each.name for each in turns(chosen, lambda: next(left))] == ["reference", "eager", "reference"]
@@ -169,7 +169,7 @@ def test_a_turn_is_begun_only_if_its_baseline_fits_too():
 
 
 def test_the_gpus_part_at_toy_size(tmp_path: Path, capsys):
-    """Real code on toy shapes, in two sittings of which the second goes on with the first one's file."""
+    """Real code on toy shapes, in two sessions, the second continuing the first one's file."""
     file = tmp_path / "results" / "small.json"
     given = ["--device", "cpu", "--small", "--modes", "content + style", "--images", "1", "--steps", "3",
              "--threads", "1", "--into", str(file)]  # fmt: skip
@@ -198,7 +198,7 @@ def test_the_gpus_part_at_toy_size(tmp_path: Path, capsys):
     assert str(Path.home()) not in file.read_text()
 
 
-def test_the_processors_part(tmp_path: Path, capsys):
+def test_the_cpus_part(tmp_path: Path, capsys):
     file = tmp_path / "cpu.json"
     main(["--device", "cpu", "--modes", "style", "--rounds", "1", "--dtypes", "float32", "--threads", "1",
           "--steps", "3", "--into", str(file)])  # fmt: skip
@@ -214,7 +214,7 @@ def test_the_processors_part(tmp_path: Path, capsys):
     assert written["python"][0]["milliseconds"]["median"] > 0
 
 
-def test_a_file_of_another_size_is_not_added_to(tmp_path: Path, capsys):
+def test_a_file_of_another_size_is_not_extended(tmp_path: Path, capsys):
     file = tmp_path / "cpu.json"
     Results({}, {}, {}).write(file)
     with pytest.raises(SystemExit):
@@ -222,7 +222,7 @@ def test_a_file_of_another_size_is_not_added_to(tmp_path: Path, capsys):
     assert "comes from another machine" in capsys.readouterr().err
 
 
-def test_a_image_that_is_none_is_refused(asked):
+def test_an_invalid_image_is_refused(asked):
     pipeline, _ = random_pipeline(Contender("eager"), SMALL, CPU)
     pipeline.transformer.proj_out.weight.data.fill_(torch.nan)
     with pytest.raises(RuntimeError, match="not finite"):

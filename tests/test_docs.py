@@ -1,4 +1,4 @@
-"""What the documents show runs as printed, and what they name is there."""
+"""The documents' examples run as printed, and the things that they name exist."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_links_lead_somewhere(path: Path) -> None:
     assert [link for link in links if "://" not in link and not (path.parent / link).exists()] == []
 
 
-def test_files_that_the_architecture_names_are_there() -> None:
+def test_files_named_in_the_architecture_exist() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     for name in re.findall(r"`((?:\w+/)*\w+\.(?:py|md)|(?:\w+/)+\w+\.json)[:`]", text):
         assert any((base / name).exists() for base in (ROOT, ROOT / "uso_core")), name

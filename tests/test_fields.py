@@ -1,4 +1,4 @@
-"""One home for a field: a field that is added to a request's class shows in every face that is derived from it."""
+"""One home per field: a field added to a request's class shows in every face derived from it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TINY = get_model("uso-tiny")
 
 @dataclasses.dataclass(frozen=True)
 class Sparkling(GenerationRequest):
-    """A copy of the class with a field more."""
+    """A copy of the class with one more field."""
 
     sparkle: float = asked(0.5, "number", "how much it sparkles", high=2.0, flag="--sparkle")
 
@@ -33,7 +33,7 @@ def test_the_command_line_takes_it():
     assert Sparkling(**settled(Sparkling, vars(build_parser(Sparkling).parse_args([])), TINY)).sparkle == 0.5
 
 
-def test_the_api_takes_it_behind_the_parameters_that_have_their_places():
+def test_the_api_takes_it_after_the_parameters_with_fixed_places():
     known = parameters(Sparkling)
     assert [each.name for each in known[:-1]] == [each.name for each in parameters(GenerationRequest)]
     assert (known[-1].name, known[-1].kind, known[-1].default) == ("sparkle", "number", 0.5)
@@ -53,7 +53,7 @@ def test_the_png_and_the_json_hold_it(tmp_path):
         GenerationRequest.from_dict(made.to_dict())  # an unknown entry, to a version without the field
 
 
-def test_its_range_is_held():
+def test_its_range_is_enforced():
     with pytest.raises(RequestError) as refused:
         Sparkling(sparkle=3.0)
     assert (refused.value.values["name"], refused.value.values["high"]) == ("sparkle", 2.0)

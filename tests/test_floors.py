@@ -12,8 +12,8 @@ import pytest
 
 from uso_core.settings import ROOT
 
-# The floors of the house, top first, by package. A module imports from its own package and from the floors below;
-# packages on one floor never meet.
+# The floors, top first, by package. A module imports from its own package and from the floors below; packages on one
+# floor never import each other.
 FLOORS = (
     ("app", "inference", "training", "benchmarks", "weights", "deploy"),
     ("ui",),
@@ -23,7 +23,7 @@ FLOORS = (
     ("nouns",),
 )
 NOUNS = ("messages", "errors", "events", "request", "settings", "images")  # every floor speaks them
-BESIDE = {("benchmarks", "training")}  # importer, imported: on one floor all the same
+BESIDE = {("benchmarks", "training")}  # importer, imported: allowed on the same floor
 WITHOUT_TORCH = ("nouns", "catalog", "storage", "comfy")
 WITHOUT_TORCH_TOO = ("app", "uso_core.runtime.engine", "uso_core.memory.plan", "uso_core.memory.planner",
                      "uso_core.memory.sizes", "uso_core.ui")  # fmt: skip
@@ -42,7 +42,7 @@ def module_name(path: Path) -> str:
 
 
 def package_of(module: str) -> str | None:
-    """The package whose floor a module stands on; None for what is not ours."""
+    """The package whose floor a module belongs to; None for modules that are not ours."""
     parts = module.split(".")
     if parts[0] != "uso_core":
         return parts[0] if parts[0] in FLOORS[0] else None
@@ -58,7 +58,7 @@ def floor_of(package: str) -> int:
 
 
 def imports(path: Path) -> set[str]:
-    """Every module imported anywhere in the file, inside functions too; not those for the type checker alone."""
+    """Every module imported anywhere in the file, including functions, except those only for the type checker."""
     names: set[str] = set()
 
     class Visitor(ast.NodeVisitor):
@@ -91,7 +91,7 @@ def test_imports_point_down(path):
 
 
 def test_modules_of_one_package_do_not_import_each_other_in_a_circle():
-    """Also where an import hides in a function."""
+    """Includes imports inside functions."""
     names = {module_name(path): path for path in SOURCES}
     graph = {
         module: {
@@ -130,7 +130,7 @@ def test_the_environment_is_read_once(path):
 
 
 def test_importing_is_cheap():
-    """Neither the page nor anything it imports before the first request brings in the model stack."""
+    """Neither the page nor anything it imports before the first request loads the model stack."""
     light = [name for name in map(module_name, SOURCES) if package_of(name) in WITHOUT_TORCH]
     code = (
         f"import sys; import {', '.join([*light, *WITHOUT_TORCH_TOO])}\n"

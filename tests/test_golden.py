@@ -24,14 +24,14 @@ from uso_core.settings import Settings
 CASES = {case["name"]: case for case in json.loads((GOLDEN / "manifest.json").read_text())["cases"]}
 FILES = {"transformer": "flux.safetensors", "lora": "dit_lora.safetensors", "projector": "projector.safetensors",
          "vae": "ae.safetensors", "t5": "t5", "clip": "clip", "siglip": "siglip"}  # fmt: skip
-# Relative L2; a mistake costs 0.1 or more on the latents (golden/README.md), another order of additions about 1e-5.
+# Relative L2; a mistake costs 0.1 or more on the latents (golden/README.md), a different order of additions about 1e-5.
 TOLERANCE = {"text": 1e-5, "pooled": 1e-5, "style_tokens": 1e-5, "reference_latents": 1e-5, "velocity0": 1e-4,
              "latents": 1e-4}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=["plain", "packed"])
 def pipeline(request: pytest.FixtureRequest) -> USOPipeline:
-    """With the steps as a GPU has them, and as a CPU."""
+    """With the steps as on a GPU, and as on a CPU."""
     paths = {role: GOLDEN / name for role, name in FILES.items()}
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "plain":

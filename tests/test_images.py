@@ -1,4 +1,4 @@
-"""Images: a stranger's file opened safely, and the reference's resize and crop."""
+"""Images: opening untrusted files safely, and the reference's resize and crop."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ORIENTATION = 0x0112  # EXIF
 
 
 def noise(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
-    """Pixels that no two transformations turn into the same."""
+    """Pixels of which no two transformations give the same."""
     shape = (height, width, len(Image.new(mode, (1, 1)).getbands()))
     values = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
     return Image.frombytes(mode, (width, height), values.tobytes())
@@ -120,7 +120,7 @@ def test_the_crop_takes_the_same_from_both_sides():
 
 
 @pytest.mark.parametrize("long_side", [16, 512])
-def test_an_image_of_16_by_16_is_left_as_it_is(long_side):
+def test_an_image_of_16_by_16_stays_unchanged(long_side):
     image = noise(16, 16)
     assert prepare_content(image, long_side).tobytes() == image.tobytes()
 
@@ -132,7 +132,7 @@ def test_the_content_image_comes_out_in_rgb(mode, size):
 
 
 @pytest.mark.parametrize("size", [(2000, 20), (20, 2000), (5000, 1)])
-def test_a_content_image_of_which_nothing_would_be_left_is_refused_with_the_numbers(size):
+def test_a_content_image_of_which_nothing_would_remain_is_refused_with_the_numbers(size):
     width, height = content_size(*size, 512)
     with pytest.raises(RequestError) as failure:
         prepare_content(noise(*size), 512)
@@ -142,7 +142,7 @@ def test_a_content_image_of_which_nothing_would_be_left_is_refused_with_the_numb
     assert "content size" in failure.value.hint
 
 
-def test_the_least_that_is_left_is_16():
+def test_the_least_that_remains_is_16():
     assert prepare_content(noise(512, 16), 512).size == (512, 16)
     with pytest.raises(RequestError, match="512 x 15"):
         prepare_content(noise(512, 15), 512)
@@ -165,11 +165,11 @@ def test_the_kept_size_is_the_cropped_size_at_1024(content, long_side, expected)
     assert all(side % 16 == 0 for side in expected)
 
 
-def test_the_kept_size_may_aim_at_another_size():
+def test_the_kept_size_may_use_another_target():
     assert kept_size((64, 48), 64, 128) == (128, 96)
 
 
-def test_images_beside_each_other_keep_their_pixels():
+def test_images_side_by_side_keep_their_pixels():
     images = [noise(3, 5), noise(4, 2, seed=1), noise(1, 1, seed=2)]
     row = beside_each_other(images)
     assert row.size == (8, 5)
@@ -178,9 +178,9 @@ def test_images_beside_each_other_keep_their_pixels():
     assert row.getpixel((7, 4)) == (0, 0, 0)
 
 
-# --- opening a stranger's file ----------------------------------------------------------------------------------------
+# --- opening an untrusted file ----------------------------------------------------------------------------------------
 
-# What each orientation asks a reader to do, as numpy turns an array (row, column).
+# What each orientation requires of a reader, as numpy operations on an array (row, column).
 TURNS = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -195,7 +195,7 @@ TURNS = {
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", TURNS)
-def test_a_image_is_turned_upright(orientation, form):
+def test_an_image_is_turned_upright(orientation, form):
     image = noise(5, 3)
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
@@ -207,7 +207,7 @@ def test_a_image_is_turned_upright(orientation, form):
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"?"]
 )
-def test_damaged_exif_does_not_keep_a_image_from_being_opened(exif):
+def test_damaged_exif_does_not_prevent_opening_an_image(exif):
     assert open_image(encoded(noise(16, 16), "JPEG", exif=b"Exif\0\0" + exif)).image.size == (16, 16)
 
 
@@ -234,7 +234,7 @@ def test_16_bits_become_8_and_not_white(form):
     assert np.array_equal(row, np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1))
 
 
-def test_of_an_animation_the_first_frame_is_taken():
+def test_only_the_first_frame_of_an_animation_is_used():
     first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
     for form in ("GIF", "WEBP", "PNG"):
         data = encoded(first, form, save_all=True, append_images=[second], duration=50)
@@ -244,13 +244,13 @@ def test_of_an_animation_the_first_frame_is_taken():
         assert colour[2] < 50
 
 
-def test_of_a_image_in_two_views_the_first_is_taken():
+def test_only_the_first_of_an_images_two_views_is_used():
     first = noise(16, 16)
     data = encoded(first, "MPO", save_all=True, append_images=[noise(16, 16, seed=1)])
     assert open_image(data).sha256 == open_image(encoded(first, "JPEG")).sha256
 
 
-def test_a_image_is_recognised_in_any_file(tmp_path):
+def test_an_image_is_recognised_in_any_file(tmp_path):
     image = noise(9, 7)
     hashes = {open_image(encoded(image, form)).sha256 for form in ("PNG", "BMP", "TIFF", "PPM")}
     hashes |= {open_image(encoded(image, "WEBP", lossless=True)).sha256, open_image(image).sha256}
@@ -265,7 +265,7 @@ def test_the_same_bytes_in_another_shape_are_another_image():
     assert open_image(Image.fromarray(flat)).sha256 != open_image(Image.fromarray(flat.reshape(6, 2, 3))).sha256
 
 
-def test_a_image_has_the_name_of_its_file_or_the_one_given(tmp_path):
+def test_an_image_has_the_name_of_its_file_or_the_given_one(tmp_path):
     noise(4, 4).save(tmp_path / "a cat.png")
     assert open_image(tmp_path / "a cat.png").name == "a cat.png"
     assert open_image(tmp_path / "a cat.png", "content").name == "content"
@@ -293,7 +293,7 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("kind", UNREADABLE)
 @pytest.mark.parametrize("as_bytes", [False, True], ids=["path", "bytes"])
-def test_what_cannot_be_read_is_refused_by_name(kind, as_bytes, tmp_path):
+def test_an_unreadable_file_is_refused_by_name(kind, as_bytes, tmp_path):
     data, words = UNREADABLE[kind]
     path = tmp_path / "cat.png"
     path.write_bytes(data)
@@ -322,14 +322,14 @@ def test_a_path_to_nothing_is_refused(name, tmp_path, monkeypatch):
     assert failure.value.hint
 
 
-def test_a_folder_is_no_image(tmp_path):
+def test_a_folder_is_not_an_image(tmp_path):
     with pytest.raises(RequestError, match="is a folder") as failure:
         open_image(tmp_path)
     assert str(tmp_path) in failure.value.message
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes by name here")
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+def test_a_pipe_is_refused_without_waiting(tmp_path):
     pipe = tmp_path / "pipe.png"
     os.mkfifo(pipe)
     failures: list[BaseException] = []
@@ -351,7 +351,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     assert len(failures) == 1
 
 
-def test_a_file_larger_than_images_are_is_not_read(tmp_path):
+def test_a_file_larger_than_any_image_is_not_read(tmp_path):
     path = tmp_path / "large.png"
     with path.open("wb") as file:
         file.truncate(2**40)  # a hole: no disk space
@@ -362,7 +362,7 @@ def test_a_file_larger_than_images_are_is_not_read(tmp_path):
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
 def test_flipped_bytes_never_break_more_than_the_image(form):
-    """Whatever stands in a file: an image or a `RequestError`."""
+    """Whatever is in a file: the result is an image or a `RequestError`."""
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     options = {"exif": exif} if form in ("PNG", "JPEG", "WEBP", "TIFF") else {}
@@ -384,10 +384,10 @@ def test_flipped_bytes_never_break_more_than_the_image(form):
         else:
             assert image.image.mode == "RGB"
             outcomes.add("opened")
-    assert outcomes >= ({"refused"} if form == "PNG" else {"refused", "opened"})  # a PNG's checksums tell every flip
+    assert outcomes >= ({"refused"} if form == "PNG" else {"refused", "opened"})  # a PNG's checksums reveal every flip
 
 
-def test_opening_a_image_leaves_its_file_alone(tmp_path):
+def test_opening_an_image_does_not_change_its_file(tmp_path):
     path = tmp_path / "a.png"
     noise(4, 4).save(path)
     before = path.read_bytes()
@@ -401,13 +401,13 @@ def test_opening_a_image_leaves_its_file_alone(tmp_path):
 
 @pytest.fixture
 def small_bound(monkeypatch) -> None:
-    """As if 64 pixels were all that a slot uses, and a band held a few rows."""
+    """As if no slot used more than 64 pixels, and a band held a few rows."""
     monkeypatch.setattr(module, "MAX_REFERENCE_SIDE", 64)
     monkeypatch.setattr(module, "BAND_PIXELS", 1000)
 
 
 def smooth(width: int, height: int, mode: str = "RGB") -> Image.Image:
-    """Slopes and edges, so that PNG filters of every kind are used, and pixels that differ in each channel."""
+    """Slopes and edges, so that all kinds of PNG filters are used, with pixels that differ in each channel."""
     rows, columns = np.mgrid[0:height, 0:width]
     channels = len(Image.new(mode, (1, 1)).getbands())
     values = np.stack([rows * (3 + n) + columns * (5 - n) ** 2 + rows * columns // 9 for n in range(channels)], axis=2)
@@ -485,7 +485,7 @@ def test_a_large_png_that_is_damaged_is_refused(small_bound):
             assert max(open_image(bytes(data)).image.size) <= 64
 
 
-def test_a_large_image_of_which_nothing_would_be_left_is_refused(small_bound):
+def test_a_large_image_of_which_nothing_would_remain_is_refused(small_bound):
     with pytest.raises(RequestError, match="2000 x 300 pixels is too narrow"):
         open_image(encoded(noise(2000, 300), "PNG"), "line.png")
 
@@ -522,7 +522,7 @@ def test_a_tile_larger_than_its_tiff_counts():
         open_image(data)
 
 
-def test_a_jpeg_of_more_scans_than_anybody_makes_is_refused(monkeypatch):
+def test_a_jpeg_with_absurdly_many_scans_is_refused(monkeypatch):
     monkeypatch.setattr(module, "MAX_SCANS", 5)
     with pytest.raises(RequestError, match="more than 5 scans"):
         open_image(encoded(noise(64, 64), "JPEG", progressive=True))

@@ -1,4 +1,4 @@
-"""The command line: the reference's images, its flags, and two lines for everything that the user can put right."""
+"""The command line: the reference's images, its flags, and two lines for every error that the user can fix."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CONTENT, STYLE = GOLDEN / "content_a.png", GOLDEN / "style_a.png"
 
 @dataclass(frozen=True)
 class Run:
-    """What one command line left: its exit code, what it printed, and the files in the folder that it was given."""
+    """The result of one command line: its exit code, its output, and the files in the folder that it was given."""
 
     code: int
     out: str
@@ -59,7 +59,7 @@ Command = Callable[..., Run]
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory: empty but for an .env without lines, so that none beside the program is read."""
+    """The working directory: empty except for an .env without lines, so that no .env beside the program is read."""
     folder = tmp_path / "workplace"
     folder.mkdir()
     (folder / ".env").touch()
@@ -83,7 +83,7 @@ def command(workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def flags_of(case: dict[str, Any]) -> list[str]:
-    """A golden case as the reference's command line."""
+    """A golden case as a command line of the reference."""
     flags = ["--prompt", case["prompt"]]
     if case["content"] or case["styles"]:
         content = str(GOLDEN / f"{case['content']}.png") if case["content"] else ""
@@ -99,7 +99,7 @@ def expected_pixels(case: dict[str, Any]) -> np.ndarray:
 
 
 def assert_refused(run: Run) -> tuple[str, str]:
-    """Exit code 2, two lines, nothing written; returns the two sentences."""
+    """Checks for exit code 2, two lines and nothing written; returns the two sentences."""
     assert run.code == 2, run.err
     lines = run.err.splitlines()
     assert len(lines) == 2, run.err
@@ -117,7 +117,7 @@ def assert_refused(run: Run) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_image_is_the_references(name, command, golden_environment):
+def test_the_image_equals_the_references(name, command, golden_environment):
     case = CASES[name]
     run = command(*flags_of(case), *GOLDEN_FLAGS)
     assert run.code == 0, run.err
@@ -154,7 +154,7 @@ def test_a_png_says_how_to_make_it_again(command, golden_environment):
     assert np.array_equal(first.pixels(), again.pixels())
 
 
-def test_the_variables_may_stand_in_dotenv(command, workplace, golden_environment, monkeypatch):
+def test_the_variables_may_be_in_dotenv(command, workplace, golden_environment, monkeypatch):
     names = ("FLUX_DEV", "AE", "LORA", "PROJECTION_MODEL", "T5", "CLIP", "SIGLIP_PATH")
     (workplace / ".env").write_text("".join(f"{name}={os.environ[name]}\n" for name in names))
     for name in names:
@@ -189,7 +189,7 @@ def test_the_embedded_model_runs_without_any_file(command):
     assert "toy world" in run.err
 
 
-def test_the_end_of_a_prompt_for_which_there_is_no_room_is_quoted_once(command):
+def test_the_unread_end_of_a_prompt_is_quoted_once(command):
     run = command("--prompt", "a red car " * 10 + "at and two  owls", *TINY, "--num_images_per_prompt", 2)
     assert run.code == 0, run.err
     assert run.err.splitlines()[1:] == ["the prompt is too long for the model; not read: and two owls"]
@@ -209,7 +209,7 @@ def test_without_a_seed_it_is_3407_and_minus_1_draws_one(command):
     assert 3407 not in drawn
 
 
-def test_several_images_use_the_seeds_that_follow(command):
+def test_several_images_use_consecutive_seeds(command):
     flags = ("--prompt", "a cat", "--image_paths", CONTENT, STYLE, *TINY)
     both = command(*flags, "--seed", 7, "--num_images_per_prompt", 2)
     assert both.files() == ["0_0.json", "0_0.png", "0_1.json", "0_1.png"]
@@ -240,7 +240,7 @@ def test_instruct_edit_keeps_the_shape_of_the_content_image(content, content_ref
 
 
 @pytest.mark.parametrize(("flag", "wide"), [("--concat_refs", True), ("--concat_refs=false", False)])
-def test_concat_refs_puts_the_inputs_beside_the_result(flag, wide, command):
+def test_concat_refs_puts_the_inputs_next_to_the_result(flag, wide, command):
     flags = ("--prompt", "a cat", "--image_paths", CONTENT, STYLE, *TINY)
     alone, beside = command(*flags).pixels(), command(*flags, flag).pixels()
     assert np.array_equal(beside[:48, :64], alone)
@@ -431,7 +431,7 @@ def test_a_missing_prompt_is_refused(flags, command):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_refused(command):
+def test_a_missing_gpu_is_refused(command):
     error, hint = assert_refused(command("--prompt", "a cat", *TINY, "--device", "cuda"))
     assert "cuda" in error
     assert "cpu" in hint
@@ -518,7 +518,7 @@ def test_without_weights_a_named_model_says_what_is_missing(command, workplace, 
     assert "downloader.py --variant flux-krea-dev" in hint
 
 
-def test_a_failure_in_the_middle_leaves_nothing_but_whole_results(command, workplace, tmp_path):
+def test_a_failure_in_the_middle_leaves_only_whole_results(command, workplace, tmp_path):
     Image.new("RGB", (4000, 10)).save(tmp_path / "extreme.png")
     entries = [{"prompt": "a cat"}, {"prompt": "a cat", "image_paths": ["extreme.png"]}]
     (tmp_path / "eval.json").write_text(json.dumps(entries))
@@ -548,14 +548,14 @@ def process(workplace: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 def test_a_process_ends_with_code_2_and_two_lines(process, golden_environment, tmp_path, monkeypatch):
-    monkeypatch.setenv("AE", str(GOLDEN / "dit_lora.safetensors"))  # found out late, after PyTorch is there
+    monkeypatch.setenv("AE", str(GOLDEN / "dit_lora.safetensors"))  # detected late, after PyTorch is loaded
     running = process("--prompt", "a cat", *GOLDEN_FLAGS, "--save_path", tmp_path / "saved")
     out, err = running.communicate(timeout=120)
     assert_refused(Run(running.returncode, out, err, tmp_path / "saved"))
 
 
 def read_until(terminal: int, text: str, seconds: float) -> str:
-    """What a terminal shows until `text` appears, its other end is closed, or the time is over."""
+    """A terminal's output until `text` appears, its other end is closed, or time is up."""
     seen, deadline = "", time.monotonic() + seconds
     while text not in seen and select.select([terminal], [], [], max(deadline - time.monotonic(), 0))[0]:
         try:
@@ -574,7 +574,7 @@ def test_ctrl_c_ends_a_run_with_code_130(moment, process, golden_environment, tm
 
     ours, theirs = pty.openpty()  # on a terminal the bar shows where the run is
     try:
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))  # or the bar has no room
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))  # unless the bar has no room
         many = ("--width", 128, "--height", 128, "--num_steps", 500, "--num_images_per_prompt", 60)
         saved = ("--save_path", tmp_path / "saved")
         running = process("--prompt", "a cat", *GOLDEN_FLAGS, *saved, *many, stderr=theirs)

@@ -1,8 +1,8 @@
-"""What the released model makes means what was asked: a few dozen pictures through the ordinary pipeline, measured.
+"""What the released model makes matches the request: a few dozen images through the ordinary pipeline, measured.
 
-`training/measured.json` holds the released model's figures on many more trials. It must belong to the weights that are
-there; its figures must keep the promises below; and its `quick` part must come out again here. So neither a change of
-code nor a new release can make the pictures worse without a visible change of one of the two files.
+`training/measured.json` holds the released model's figures from many more trials. It must belong to the current
+weights; its figures must keep the promises below; and its `quick` part must be reproduced here. So neither a change of
+code nor a new release can make the images worse without a visible change of one of the two files.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from uso_core.catalog.models import EMBEDDED, get_model
 
 METRICS: dict[str, Any] = json.loads(MEASURED.read_text(encoding="utf-8"))
 
-# At least (at most for leaks) so much of what is measured on all trials, in every release. Raise them with each better
-# release; the renderer's own pictures reach 0.9 to 1 nearly everywhere.
+# Minimum (maximum for leaks) of what is measured on all trials, in every release. Raise them with each better release;
+# the renderer's own images reach 0.9 to 1 nearly everywhere.
 PROMISED: dict[tuple[str, str], float] = {
     ("text", "scene"): 0.95,
     ("text", "technique"): 0.95,
@@ -56,7 +56,7 @@ PROMISED: dict[tuple[str, str], float] = {
 }
 SUBJECT_IN_FORMATS = {"text": 0.8, "subject": 0.85, "style": 0.75, "both": 0.8, "layout": 0.6}  # in each one offered
 AT_MOST = ("style_subject_leaks", "style_scene_leaks")
-FLIPS = 1.01 / QUICK  # one picture of a mode may be read differently on another machine
+FLIPS = 1.01 / QUICK  # one image of a mode may be read differently on another machine
 SWEPT = range(3)  # trials in which one setting is changed
 
 
@@ -77,7 +77,7 @@ def answered(mode: str, number: int, **changes: Any) -> tuple[Trial, np.ndarray]
 
 
 def named(pictures: list[np.ndarray], question: str) -> list[str]:
-    """What the network answers to a question about each picture."""
+    """The network's answers to a question about each image."""
     chances = judge().measurer.log_chances(np.stack(pictures))[question]
     return [QUESTIONS[question][best] for best in chances.argmax(1)]
 
@@ -94,7 +94,7 @@ def roughness(picture: np.ndarray) -> float:
 
 
 def photo(seed: int) -> np.ndarray:
-    """A made-up photograph: soft light, blurred things, shadows and sensor noise; nothing of the toy world in it."""
+    """A synthetic photograph: soft light, blurred things, shadows and sensor noise; nothing of the toy world in it."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:192, :256] / 192.0
     sky, ground = rng.uniform(40, 230, 3), rng.uniform(20, 160, 3)
@@ -115,7 +115,7 @@ def test_the_figures_are_those_of_these_weights() -> None:
 
 
 @pytest.mark.parametrize(("mode", "name"), PROMISED, ids=lambda value: str(value))
-def test_the_release_keeps_what_is_promised(mode: str, name: str) -> None:
+def test_the_release_keeps_its_promises(mode: str, name: str) -> None:
     measured, promised = METRICS["modes"][mode]["model"][name], PROMISED[mode, name]
     if name in AT_MOST:
         assert measured <= promised
@@ -125,7 +125,7 @@ def test_the_release_keeps_what_is_promised(mode: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("mode", SUBJECT_IN_FORMATS)
-def test_every_format_on_offer_shows_the_subject(mode: str) -> None:
+def test_every_available_format_shows_the_subject(mode: str) -> None:
     measured = {aspect: figures[mode]["subject"] for aspect, figures in METRICS["formats"].items()}
     assert set(measured) == set(ASPECTS)
     assert min(measured.values()) >= SUBJECT_IN_FORMATS[mode], measured
@@ -137,8 +137,8 @@ def test_the_palette_comes_from_the_style_image(mode: str) -> None:
     assert measured["palette_to_style"] < 0.75 * measured["palette_to_other"]
 
 
-def test_the_instruments_read_the_renderers_pictures() -> None:
-    """Measured figures would mean nothing otherwise; on the evaluation's own trials."""
+def test_the_instruments_read_the_renderers_images() -> None:
+    """Otherwise measured figures would mean nothing; on the evaluation's own trials."""
     for mode in ("text", "style", "both", "layout", "subject"):
         truth = METRICS["modes"][mode]["renderer"]
         assert min(truth[name] for name in ("subject", "scene", "technique", "mood")) >= 0.95, mode
@@ -147,8 +147,8 @@ def test_the_instruments_read_the_renderers_pictures() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_few_trials_come_out_as_they_were_measured(mode: str) -> None:
-    """The prompt decides the scene, the content who it is, the style image technique and palette, and nothing else."""
+def test_a_few_trials_give_the_measured_figures(mode: str) -> None:
+    """The prompt decides the scene, the content the identity, the style image technique and palette, nothing else."""
     trials, pictures = zip(*(answered(mode, number) for number in range(QUICK)), strict=True)
     figures, measured = judge().figures(trials, pictures), METRICS["quick"][mode]
     for name in ("subject", "scene", "technique"):
@@ -166,7 +166,7 @@ def test_a_few_trials_come_out_as_they_were_measured(mode: str) -> None:
 
 
 def test_a_wide_content_image_keeps_its_layout() -> None:
-    """Nothing moves to the right, and nothing stands there twice: the outlines are the content's own."""
+    """Nothing moves to the right, and nothing appears twice: the outlines are the content's own."""
     height, width, own, other = 128, 192, [], []
     drawings = [world.draw(make_trial("layout", number).record.target, height, width) for number in SWEPT]
     for number, drawing, another in zip(SWEPT, drawings, drawings[1:] + drawings[:1], strict=True):
@@ -179,7 +179,7 @@ def test_a_wide_content_image_keeps_its_layout() -> None:
 
 
 def test_the_style_image_brings_its_palette_by_its_strength() -> None:
-    """From 0 over 1 to 2 pictures come nearer to it; 1 is what no strength is, 0 as if it were not there."""
+    """From 0 through 1 to 2 images come nearer to it; 1 equals no strength, 0 is as if it were absent."""
 
     def distance(number: int, **changes: Any) -> float:
         trial, picture = answered("style", number, **changes)
@@ -198,7 +198,7 @@ def test_the_style_image_brings_its_palette_by_its_strength() -> None:
 
 
 def test_the_palette_of_two_styles_lies_between_theirs() -> None:
-    """Nearer to each of them than a picture in the other one alone is."""
+    """Nearer to each of them than an image in only the other one."""
     near, far = [], []
     for number in SWEPT[:2]:
         trial, blended = answered("blend", number)
@@ -210,7 +210,7 @@ def test_the_palette_of_two_styles_lies_between_theirs() -> None:
 
 
 def test_the_content_image_brings_its_subject_by_its_strength() -> None:
-    """Its kind and colour are told with it and not without; half the strength moves the picture half of the way."""
+    """Its kind and colour are recognised with it and not without; half the strength moves the image halfway."""
     told, moved = {0.0: [], 1.0: []}, {0.0: [], 0.5: []}
     for number in SWEPT:
         trial, usual = answered("subject", number)
@@ -225,8 +225,8 @@ def test_the_content_image_brings_its_subject_by_its_strength() -> None:
     assert 0 < np.mean(moved[0.5]) < np.mean(moved[0.0])
 
 
-def test_steps_and_guidance_do_something_sensible() -> None:
-    """More steps than usual change little, far fewer change more; the extremes of both are pictures, not noise."""
+def test_steps_and_guidance_have_sensible_effects() -> None:
+    """More steps than usual change little, far fewer change more; the extremes of both are images, not noise."""
     trial, usual = answered("both", SWEPT[0])
     change = {steps: np.abs(answered("both", SWEPT[0], num_inference_steps=steps)[1].astype(int) - usual).mean()
               for steps in (2, 32)}  # fmt: skip
@@ -248,7 +248,7 @@ def test_unknown_words_do_no_harm() -> None:
     assert named(strange, "scene") == wanted
 
 
-def test_a_photograph_gives_a_picture_of_the_toy_world_in_its_palette() -> None:
+def test_a_photograph_gives_an_image_of_the_toy_world_in_its_palette() -> None:
     """As a style image it brings its colours, as a content image its layout; the prompt still decides the scene."""
     photos = [photo(seed) for seed in (1, 2)]
     roughest = max(roughness(make_trial("style", number).truth) for number in range(40))

@@ -1,4 +1,4 @@
-"""Texts: every key that the code names has one, every language has all of them, and values are written as people do."""
+"""Texts: every key named in the code has one, every language has all of them, and values are written naturally."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LETTERS = re.compile(r"[A-Za-z]{3,}")
 
 
 def fields(text: str) -> list[tuple[str, str, str]]:
-    """What a text fills in, with conversion and format."""
+    """A text's placeholders, with conversion and format."""
     return sorted((name, spec or "", conversion or "") for _, name, spec, conversion in Formatter().parse(text) if name)
 
 
@@ -34,7 +34,7 @@ def literal(text: str) -> str:
 
 
 def raised(path: Path) -> list[tuple[str, str]]:
-    """(key, hint) of every error that a file makes with a key written out."""
+    """(key, hint) of every error that a file raises with a literal key."""
     found = []
     classes = ERRORS | {"HubUnreachable"}
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -46,14 +46,14 @@ def raised(path: Path) -> list[tuple[str, str]]:
     return found
 
 
-def test_every_error_that_is_raised_has_its_two_sentences():
+def test_every_raised_error_has_its_two_sentences():
     found = {pair for path in CODE for pair in raised(path)}
     assert len(found) > 120
     assert [key for key, _ in found if f"error_{key}" not in ENGLISH_TEXTS] == []
     assert [hint or key for key, hint in found if f"hint_{hint or key}" not in ENGLISH_TEXTS] == []
 
 
-def test_every_key_that_the_code_names_has_a_text_and_every_text_is_named():
+def test_every_key_named_in_the_code_has_a_text_and_every_text_is_used():
     code = "\n".join(path.read_text(encoding="utf-8") for path in CODE if path.parent != FOLDER)
     named = set(re.findall(r'\b(?:message|say|label)\(\s*"(\w+)"', code))
     assert sorted(named - ENGLISH_TEXTS.keys()) == []
@@ -69,14 +69,14 @@ def test_every_key_that_the_code_names_has_a_text_and_every_text_is_named():
 
 
 @pytest.mark.parametrize("language", OTHERS)
-def test_each_language_has_every_text_with_the_same_blanks(language):
+def test_each_language_has_every_text_with_the_same_placeholders(language):
     texts = languages()[language]
     assert list(texts) == list(ENGLISH_TEXTS)
     assert [key for key in texts if fields(texts[key]) != fields(ENGLISH_TEXTS[key])] == []
 
 
 @pytest.mark.parametrize("language", OTHERS)
-def test_no_sentence_was_left_in_english(language):
+def test_no_sentence_is_left_in_english(language):
     same = [
         key for key, text in languages()[language].items()
         if text == ENGLISH_TEXTS[key] and len(LETTERS.findall(literal(text))) > 3
@@ -104,7 +104,7 @@ def test_values_are_written_as_the_language_writes_them():
     ]  # fmt: skip
 
 
-def test_a_sequence_of_messages_is_set_apart_by_kind():
+def test_a_sequence_of_messages_is_joined_by_kind():
     phrases = message("sentences", parts=(message("group_t5"), message("group_clip")))
     sentences = message("sentences", parts=(message("remedy_fp8"), message("remedy_programs")))
     assert words(phrases) == "T5, CLIP"
@@ -124,7 +124,8 @@ def test_a_value_is_quoted_as_data_and_never_at_length():
     error = RequestError("no_whole_number", hint="whole_range", name="width", value="9" * 10**6, low=1, high=2)
     assert len(str(error)) < 2 * LONGEST_VALUE
     assert "{0.__class__}" in str(RequestError("no_image", hint="image_formats", name="{0.__class__}"))
-    assert str(WeightsError("weights_missing", path=Path("a") / "b.safetensors")).startswith("a/b.safetensors is not")
+    missing = WeightsError("weights_missing", path=Path("a") / "b.safetensors")
+    assert str(missing).startswith("a/b.safetensors does not exist")
 
 
 def test_messages_are_values():

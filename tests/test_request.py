@@ -1,4 +1,4 @@
-"""What may be asked for, and how a request travels: as JSON, inside a PNG, and back from a stranger."""
+"""What may be requested, and how a request travels: as JSON, inside a PNG, and back from an untrusted file."""
 
 from __future__ import annotations
 
@@ -114,13 +114,13 @@ def test_no_seed_stays_none_until_one_is_drawn():
 
 
 @pytest.mark.parametrize("seed", [0, 7, MAX_SEED])
-def test_a_seed_that_was_given_is_kept(seed):
+def test_a_given_seed_is_kept(seed):
     asked = GenerationRequest(seed=seed)
     assert asked.with_seed() == asked
 
 
 @pytest.mark.parametrize("prompt", [None, 5, b"cat", ["cat"], "x" * 20_001, "half a character: \ud800"], ids=repr)
-def test_a_prompt_that_is_no_text_is_refused(prompt):
+def test_a_prompt_that_is_not_text_is_refused(prompt):
     with pytest.raises(RequestError, match=r"prompt"):
         GenerationRequest(prompt=prompt)
 
@@ -178,14 +178,14 @@ def test_a_request_comes_back_from_its_json(request_):
     assert GenerationRequest.from_dict(values) == request_
 
 
-def test_the_pixels_stay_behind():
+def test_the_pixels_are_left_out():
     given = InputImage("cat.png", "a" * 64, Image.new("RGB", (8, 8)))
     back = GenerationRequest.from_dict(GenerationRequest(content=given).to_dict())
     assert back.content == given  # name and hash
     assert back.content.image is None
 
 
-def test_reading_leaves_what_was_read_alone():
+def test_reading_does_not_change_its_input():
     values = FULL.to_dict()
     before = json.dumps(values)
     GenerationRequest.from_dict(values)
@@ -229,12 +229,12 @@ def test_a_value_of_another_type_is_refused(name, value):
 
 
 @pytest.mark.parametrize("values", [None, [], "text", 5, [["version", 1]]])
-def test_what_is_no_object_is_refused(values):
+def test_a_value_that_is_not_an_object_is_refused(values):
     with pytest.raises(RequestError, match="JSON object"):
         GenerationRequest.from_dict(values)
 
 
-def test_a_result_asks_for_exactly_its_own_image():
+def test_a_result_requests_exactly_its_own_image():
     values = result().to_dict()
     facts = {name: values.pop(name) for name in ("device", "dtype", "seconds")}
     assert facts == {"device": "cpu", "dtype": "float32", "seconds": 1.235}
@@ -259,7 +259,7 @@ def test_a_png_with_the_longest_prompt_is_read_back(image, tmp_path):
     assert read_request(path).prompt == request.prompt
 
 
-def test_the_record_beside_the_image_may_be_another(image, tmp_path):
+def test_the_record_beside_the_image_may_differ(image, tmp_path):
     save_image(image, result(), tmp_path / "a.png", {"prompt": "ü"})
     assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n  "prompt": "ü"\n}'
 
@@ -325,12 +325,12 @@ def png(width: int, height: int) -> bytes:
         (b"text", "not a PNG"),
         (b"\x89PNG\r\n\x1a\n", "not a PNG"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\x04IHDR\0\0\0\0\0\0\0\0", "not a PNG"),
-        (png(64, 64), "no USO settings"),  # its pixels are not looked at
+        (png(64, 64), "no USO settings"),  # its pixels are not read
         (png(60_000, 60_000), "not a PNG"),
     ],
     ids=["empty", "text", "start only", "short header", "no pixels", "bomb"],
 )
-def test_what_is_no_png_is_refused(content, words, tmp_path):
+def test_a_file_that_is_not_a_png_is_refused(content, words, tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(content)
     with pytest.raises(RequestError, match=words) as failure:
@@ -368,7 +368,7 @@ def test_a_jpeg_is_not_read_as_a_png(image, tmp_path):
 
 
 def test_flipped_bytes_never_break_more_than_the_settings(image, tmp_path):
-    """Whatever stands in a file: a request or a `RequestError`."""
+    """Whatever is in a file: the result is a request or a `RequestError`."""
     path = save_image(image, result(), tmp_path / "a.png")
     sound, chance, outcomes = path.read_bytes(), random.Random(0), set()
     for _ in range(200):
@@ -408,7 +408,7 @@ def test_nothing_half_written_is_left(failure, there, tmp_path):
         assert path.read_bytes() == b"whole"
 
 
-def test_a_file_is_not_there_before_it_is_complete(tmp_path):
+def test_a_file_does_not_appear_before_it_is_complete(tmp_path):
     path = tmp_path / "a.png"
 
     def write(file: IO[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""What is imported is declared, what is declared is used, and nothing installed is below a known advisory."""
+"""Imports are declared, declarations are used, and nothing installed is below a known advisory."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def imported() -> set[str]:
     return {normal(known[module][0]) for module in others} | {"optimum-quanto"}
 
 
-def test_what_is_imported_is_declared_and_what_is_declared_is_used():
+def test_imports_are_declared_and_declarations_are_used():
     found, known = imported(), set(declared("requirements.txt"))
     assert found - known == {"mcp"}  # an extra, imported where it is used
     assert known - found == BY_OTHERS
@@ -60,7 +60,7 @@ def test_floors_are_above_known_advisories(name):
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_what_is_installed_is_what_is_asked_for(file):
+def test_installed_versions_meet_the_requirements(file):
     for name, wanted in declared(file).items():
         assert wanted.specifier.contains(version(name)), f"{name} {version(name)} is not {wanted.specifier}"
         assert "<" in str(wanted.specifier), f"{name} has no upper bound"

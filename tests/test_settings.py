@@ -1,4 +1,4 @@
-"""Settings: one order of precedence, one reader, nothing secret shown; and what the inventory finds with them."""
+"""Settings: one order of precedence, one reader, no secrets shown; and what `find_weights` finds with them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def dotenv(tmp_path: Path) -> Path:
     return tmp_path / ".env"
 
 
-def test_example_env_is_the_settings():
+def test_example_env_matches_the_settings():
     assert (ROOT / "example.env").read_text(encoding="utf-8") == example_env()
 
 
@@ -99,7 +99,7 @@ def test_the_token_is_not_shown():
     assert "hf_secret" not in repr(Settings(hf_token="hf_secret"))
 
 
-def test_a_name_that_is_no_model():
+def test_an_unknown_model_name():
     with pytest.raises(SettingsError, match="flux-2"):
         get_model("flux-2")
     with pytest.raises(SettingsError, match="flux-krea-dev"):
@@ -149,7 +149,7 @@ def test_files_in_the_weights_folder_are_found(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["original", "diffusers"])
-def test_the_hugging_face_cache_is_used_as_it_lies(tmp_path, monkeypatch, layout):
+def test_the_hugging_face_cache_is_used_in_place(tmp_path, monkeypatch, layout):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     model, settings = MODELS["flux-dev"], Settings(weights=str(tmp_path / "none"))
     assert set(find_weights(model, settings).missing) == {file.role for file in model.files}
@@ -174,7 +174,7 @@ def test_the_hugging_face_cache_is_used_as_it_lies(tmp_path, monkeypatch, layout
 
 
 def cache_repository(cache: Path, repo: str) -> Path:
-    """The snapshot folder of a repository in a Hugging Face cache, as the client lays it out."""
+    """The snapshot folder of a repository in a Hugging Face cache, as laid out by the client."""
     root = cache / f"models--{repo.replace('/', '--')}"
     (root / "refs").mkdir(parents=True, exist_ok=True)
     (root / "refs" / "main").write_text("0123456789abcdef0123456789abcdef01234567")
@@ -183,7 +183,7 @@ def cache_repository(cache: Path, repo: str) -> Path:
     return snapshot
 
 
-def test_a_download_that_was_broken_off_does_not_count(tmp_path):
+def test_an_unfinished_download_does_not_count(tmp_path):
     model = MODELS["flux-dev"]
     folder = tmp_path / next(file.local for file in model.files if file.role == "t5")
     folder.mkdir(parents=True)

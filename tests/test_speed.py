@@ -1,4 +1,4 @@
-"""What makes it faster or smaller changes no number, or no more than it says."""
+"""What makes it faster or smaller changes no number, or no more than it states."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_step_sees_the_row_of_its_own_time(pipeline):  # noqa: F811
                 torch.testing.assert_close(rows[step : step + 1], row, rtol=1e-5, atol=1e-5)
 
 
-def test_steps_beyond_the_tables_first_part_are_modulated_too(own, images):  # noqa: F811
+def test_steps_beyond_the_first_part_of_the_table_are_modulated_too(own, images):  # noqa: F811
     steps = TABLE_STEPS + 2
     condition = own.encode("a red mug")
     prepared = own.prepare(condition, Sampling(width=32, height=32, steps=steps))
@@ -90,7 +90,7 @@ def test_steps_beyond_the_tables_first_part_are_modulated_too(own, images):  # n
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_nothing_is_encoded_again_for_another_seed(own, images):  # noqa: F811
+def test_another_seed_encodes_nothing_again(own, images):  # noqa: F811
     calls: Counter[str] = Counter()
     for name in ("text_encoder", "text_encoder_2", "image_encoder", "style_projector"):
         getattr(own, name).register_forward_hook(lambda *_, name=name: calls.update([name]))
@@ -125,7 +125,7 @@ def test_a_changed_image_is_encoded(own, images):  # noqa: F811
     assert not torch.equal(before, after)
 
 
-def test_encodings_are_bounded_and_forget_the_oldest():
+def test_encodings_are_limited_and_evict_the_oldest():
     kept = Encodings(max_bytes=100)
     for number in range(4):
         kept.get(number, lambda: (torch.zeros(10),))  # 40 bytes each
@@ -134,20 +134,20 @@ def test_encodings_are_bounded_and_forget_the_oldest():
     kept.get(4, lambda: (torch.zeros(10),))
     assert (kept.hits, kept.misses) == (1, 5)
     kept.get(2, lambda: (torch.zeros(10),))
-    assert kept.hits == 2  # used last, so 3 went
+    assert kept.hits == 2  # used last, so 3 was evicted
     (large,) = kept.get("large", lambda: (torch.ones(100),))
     assert large.sum() == 100
     assert kept.bytes == 0
 
 
-def test_a_image_is_known_by_its_pixels():
+def test_an_image_is_identified_by_its_pixels():
     one = Image.new("RGB", (2, 8), "red")
     assert image_key(one) == image_key(one.copy())
     assert image_key(one) != image_key(Image.new("RGB", (8, 2), "red"))
     assert image_key(one) != image_key(Image.new("RGB", (2, 8), "blue"))
 
 
-def test_visitors_come_one_at_a_time_and_change_nothing(own, images):  # noqa: F811
+def test_components_come_on_demand_one_at_a_time_and_change_nothing(own, images):  # noqa: F811
     alone = generate(own, images)
     own.encodings.clear()
     own.offloader = Offloader(CPU, {name: getattr(own, name) for name in HEAVY}, HEAVY)
@@ -178,7 +178,7 @@ def test_weights_leave_the_device_without_being_copied_back():
     ]  # fmt: skip
 
 
-def test_what_is_held_never_moves():
+def test_held_tensors_never_move():
     module = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
     home = [part.weight.data_ptr() for part in module]
     offloader = Offloader(CPU, {"a": module}, ["a"], held=module[1].parameters())
@@ -186,7 +186,7 @@ def test_what_is_held_never_moves():
     assert [part.weight.data_ptr() == place for part, place in zip(module, home, strict=True)] == [False, True]
 
 
-def test_a_visitor_nobody_knows_is_refused():
+def test_an_unknown_component_on_demand_is_refused():
     with pytest.raises(ValueError, match="'c'"):
         Offloader(CPU, {"a": torch.nn.Linear(1, 1)}, ["c"])
 
@@ -209,8 +209,8 @@ def test_streamed_blocks_compute_the_same(own, images, resident, slots, piece): 
     assert torch.equal(generate(own, images), alone)
 
 
-def test_a_block_in_host_memory_is_copied_at_once():
-    """And in two runs where it begins in one piece and ends in the next."""
+def test_a_block_in_pinned_memory_is_copied_at_once():
+    """Or in two runs if it begins in one piece and ends in the next."""
     for shapes, runs in (((30,), [1, 1, 1]), ((20, 30), [2, 2, 2])):  # 3960 bytes, or 1872 and 3960
         host = PinnedMemory(CPU, piece_bytes=2**12)
         blocks = [torch.nn.Sequential(*(torch.nn.Linear(size, size) for size in shapes)) for _ in range(3)]
@@ -222,7 +222,7 @@ def test_a_block_in_host_memory_is_copied_at_once():
                 assert all(torch.equal(one, other) for one, other in zip(block.parameters(), expected, strict=True))
 
 
-def test_host_memory_keeps_what_it_is_given():
+def test_pinned_memory_keeps_what_it_is_given():
     host = PinnedMemory(CPU, expected_bytes=5000, piece_bytes=4096)
     convolution = torch.randn(3, 4, 5, 6).to(memory_format=torch.channels_last)
     given = [convolution, torch.tensor(2.5), torch.zeros(0, 3), torch.randn(7, 3).t(),
@@ -237,7 +237,7 @@ def test_host_memory_keeps_what_it_is_given():
     assert host.bytes == 4096 + 8192  # the last one is larger than a piece
 
 
-def test_host_memory_takes_powers_of_two_and_no_more_than_is_expected():
+def test_pinned_memory_takes_powers_of_two_and_no_more_than_expected():
     host = PinnedMemory(CPU, expected_bytes=11 * 2**20, piece_bytes=2**23)
     for _ in range(11):
         host.keep(torch.zeros(2**20, dtype=torch.uint8))
@@ -258,7 +258,7 @@ def test_an_encoder_streams_its_layers(own, images):  # noqa: F811
     assert stream.device_bytes == 0
 
 
-def test_a_stream_that_was_broken_off_goes_on(own, images):  # noqa: F811
+def test_an_interrupted_stream_continues(own, images):  # noqa: F811
     alone = generate(own, images)
     stream = own.transformer.blocks = BlockStream(list(own.transformer.blocks), CPU, 1)
     for end in range(1, len(stream)):
@@ -281,7 +281,7 @@ def test_a_slot_holds_another_blocks_weights_when_its_turn_is_over():
 
 
 def test_compiled_blocks_take_every_request_without_compiling_each():
-    """One graph a block for the first sizes and one for all others, and as many where strengths differ from 1.
+    """One graph per block for the first sizes and one for all others, and as many where strengths differ from 1.
 
     The first two are as different as `warm_up`'s.
     """
@@ -338,7 +338,7 @@ def test_the_step_cache_computes_what_it_must(threshold):
         assert MOST_HITS == 2
 
 
-def test_fast_leaves_out_steps_and_little_changes(own, images):  # noqa: F811
+def test_fast_skips_steps_and_changes_little(own, images):  # noqa: F811
     options = {"num_inference_steps": 24}
     exact = generate(own, images, **options)
     calls: Counter[int] = Counter()
@@ -393,7 +393,7 @@ def test_cudnn_is_not_asked_for_strengths(own, images, monkeypatch):  # noqa: F8
     assert [SDPBackend.CUDNN_ATTENTION in kernels for kernels in asked] == [False] * 4 + [True] * 4
 
 
-def test_strengths_still_act_through_prepared_requests(own, images):  # noqa: F811
+def test_strengths_still_apply_through_prepared_requests(own, images):  # noqa: F811
     plain = generate(own, images)
     assert torch.equal(plain, generate(own, images, content_strength=1.0, style_strengths=[1.0, 1.0]))
     assert not torch.equal(plain, generate(own, images, content_strength=0.5))

@@ -1,4 +1,4 @@
-"""What can go wrong and is not a fault of ours: one sentence that says what, one that says what to do."""
+"""Errors that the user can fix: one sentence says what is wrong, one what to do."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from uso_core.messages import Message, message
 
 
 class UsoError(Exception):
-    """Something the user can put right.
+    """An error that the user can fix.
 
-    `key` says what is wrong, with the values that its sentence names, and `hint` is the key of the remedy (default:
-    the same key). The sentences are the texts "error_KEY" and "hint_HINT": `message` and `hint` hold them in English,
-    `problem` and `remedy` as messages. Each face of the program puts them into words once: the command line as two
-    lines and exit code 2, the page as a toast, the API as an error reply.
+    `key` says what is wrong, with the values that its sentence names; `hint` is the key of the remedy (default: the
+    same key). The sentences are the texts "error_KEY" and "hint_HINT": `message` and `hint` hold them in English,
+    `problem` and `remedy` as messages. Each face of the program phrases them once: the command line as two lines and
+    exit code 2, the page as a toast, the API as an error reply.
     """
 
     def __init__(self, key: str, /, hint: str = "", **values: Any) -> None:
@@ -26,7 +26,7 @@ class UsoError(Exception):
 
     @property
     def values(self) -> dict[str, Any]:
-        """What the sentences name."""
+        """The values that the sentences name."""
         return dict(self.problem.values)
 
     @property
@@ -54,7 +54,7 @@ def _restored(kind: type[UsoError], key: str, hint: str, values: dict[str, Any])
 
 
 class RequestError(UsoError):
-    """A request asks for something out of range or gives an image that cannot be read."""
+    """A request has a value out of range or an image that cannot be read."""
 
 
 class UsageError(UsoError):
@@ -66,11 +66,11 @@ class SettingsError(UsoError):
 
 
 class WeightsError(UsoError):
-    """A weight file is missing, damaged, or not what its place asks for."""
+    """A weight file is missing, damaged, or of the wrong kind."""
 
 
 class DownloadError(UsoError):
-    """A download cannot begin or go on; what was fetched so far is kept."""
+    """A download cannot start or continue; what was fetched so far is kept."""
 
 
 class OutputError(UsoError):
@@ -78,19 +78,19 @@ class OutputError(UsoError):
 
 
 class OutOfMemory(UsoError):
-    """The machine's memory does not suffice for what was asked."""
+    """This machine's memory is too small for the request."""
 
 
 class MemoryShortage(OutOfMemory):
-    """The free memory cannot hold the model, found out before anything was loaded."""
+    """The free memory cannot hold the model; raised before anything is loaded."""
 
 
 class InternalError(UsoError):
-    """A fault of ours: the log holds the traceback under the id that the message names."""
+    """A fault of ours: the log holds the traceback under the id in the message."""
 
 
 def exit_code(error: UsoError) -> int:
-    """Tells a terminal what is wrong, in two lines on stderr; returns the exit code: 2, or 1 for a fault of ours."""
+    """Prints the error in two lines on stderr; returns the exit code: 2, or 1 for a fault of ours."""
     lines = (" ".join(text.split()) for text in (f"error: {error.message}", f"hint: {error.hint}"))
     print("\n".join(lines), file=sys.stderr)
     return 1 if isinstance(error, InternalError) else 2

@@ -1,4 +1,4 @@
-"""What the engine tells of a request, in the order in which it happens."""
+"""What the engine reports about a request, in order of occurrence."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Queued:
-    """Waiting; `ahead` requests come first (the running one included)."""
+    """Waiting; `ahead` requests come first (including the running one)."""
 
     ahead: int
 
 
 @dataclass(frozen=True)
 class Loading:
-    """The model is being read; `fraction` in [0, 1] of its bytes, `message` says what is done."""
+    """The model is being read; `fraction` in [0, 1] of its bytes, `message` says what is happening."""
 
     fraction: float
     message: Message
@@ -32,12 +32,12 @@ class Loading:
 
 @dataclass(frozen=True)
 class Encoding:
-    """Prompt and images are being read."""
+    """Prompt and images are being encoded."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """Step `step` of `steps` of image `image` of `images`, all from 1, is done; `preview` is an eighth of its size."""
+    """Step `step` of `steps` of image `image` of `images`, all from 1, is done; `preview` has an eighth of its size."""
 
     step: int
     steps: int
@@ -54,7 +54,7 @@ class Step:
 
 @dataclass(frozen=True)
 class ImageReady:
-    """Image `index` (from 0) is finished; `unread` is the prompt's end, where the model had no room for it."""
+    """Image `index` (from 0) is finished; `unread` is the end of the prompt if it did not fit the model."""
 
     index: int
     image: Image.Image
@@ -64,14 +64,14 @@ class ImageReady:
 
 @dataclass(frozen=True)
 class Skipped:
-    """Image `index` (from 0) was left unfinished; the next one of the request follows."""
+    """Image `index` (from 0) was abandoned; the request's next image follows."""
 
     index: int
 
 
 @dataclass(frozen=True)
 class StylesReady:
-    """The request's styles as the model takes them: an array (K, D) float32 and a strength for each image."""
+    """The request's styles in the model's form: an array (K, D) float32 and a strength for each image."""
 
     tokens: tuple[np.ndarray, ...]
     strengths: tuple[float, ...]
@@ -81,19 +81,19 @@ class StylesReady:
 
 @dataclass(frozen=True)
 class Done:
-    """The last event of a request that was fulfilled."""
+    """The last event of a completed request."""
 
 
 @dataclass(frozen=True)
 class Failed:
-    """The last event of a request that could not be fulfilled."""
+    """The last event of a failed request."""
 
     error: UsoError
 
 
 @dataclass(frozen=True)
 class Cancelled:
-    """The last event of a request that was stopped."""
+    """The last event of a stopped request."""
 
 
 Event = Queued | Loading | Encoding | Step | ImageReady | Skipped | StylesReady | Done | Failed | Cancelled

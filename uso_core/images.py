@@ -1,4 +1,4 @@
-"""Images: opening an untrusted file safely, and the reference's resize and crop. PIL in, PIL out."""
+"""Images: opens untrusted files safely; the reference's resize and crop. PIL in, PIL out."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ from uso_core.request import MAX_SIDE, SIZE_MULTIPLE, GenerationRequest, InputIm
 MAX_FILE_BYTES = 200 * 2**20
 HEAVY_FILE_BYTES = 16 * 2**20
 MAX_PIXELS = 178_000_000  # Pillow itself opens no larger ones
-MAX_DECODING_BYTES = 10**9  # of memory that decoding one image may take
+MAX_DECODING_BYTES = 10**9  # of memory for decoding one image
 MAX_REFERENCE_SIDE = MAX_SIDE  # no slot uses more: a larger image is reduced to this long side, in pixels
-SMALL_PIXELS = 2**19  # an image of no more is kept decoded while its request waits: 1.6 MB
+SMALL_PIXELS = 2**19  # images up to this stay decoded while their request waits: 1.6 MB
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
-# What decoding takes at its peak, measured; "JPEG" is a progressive one, whose coefficients are all held
+# Measured peak memory of decoding; "JPEG" means progressive, whose coefficients are all held
 BYTES_A_PIXEL = {"WEBP": 20, "AVIF": 12, "JPEG": 12, "TIFF": 8, "": 5}
-MAX_SCANS = 100  # of a JPEG; usual are 1 and about 10, and each takes the time of a whole image
-BAND_PIXELS = 2**20  # at about which an image is read or hashed at a time
+MAX_SCANS = 100  # of a JPEG; usually 1 or about 10, and each takes as long as a whole image
+BAND_PIXELS = 2**20  # about how much of an image is read or hashed at a time
 ORIENTATION, TILE_WIDTH, TILE_LENGTH = 0x0112, 322, 323  # tags of EXIF and TIFF
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_WORDS = (b"tEXt", b"zTXt", b"iTXt", b"eXIf")
-MAX_WORDS_BYTES = 16 * 2**20  # of one such chunk
+MAX_WORDS_BYTES = 16 * 2**20  # per such chunk
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
-_JPEG_SEGMENT = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # the markers that a length follows, and the end
-# So many at once take memory: files held as they are, images being decoded, and of these large ones.
+_JPEG_SEGMENT = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # the markers followed by a length, and the end
+# Limits on what takes memory at once: files held as they are, images being decoded, and large ones among these.
 _HEAVY_FILES, _ANY_DECODER = threading.BoundedSemaphore(4), threading.BoundedSemaphore(4)
 _LARGE_DECODER = threading.Lock()
 
 
 def open_image(source: str | Path | bytes | Image.Image, name: str = "") -> InputImage:
-    """An image from a path, a file's bytes or pixels: upright (EXIF orientation applied) and RGB.
+    """Opens an image from a path, a file's bytes or pixels: upright (EXIF orientation applied) and RGB.
 
-    One whose long side is above `MAX_REFERENCE_SIDE` pixels is reduced to that, in bounded memory; any other keeps
-    every pixel. Raises `RequestError` naming the file if it is missing, too large, or not an image that can be decoded.
-    The hash is that of the size and the RGB pixels, so that the same image is recognised in any file.
+    An image with a long side above `MAX_REFERENCE_SIDE` pixels is reduced to that, in bounded memory; any other keeps
+    every pixel. Raises `RequestError` naming the file if it is missing, too large, or cannot be decoded as an image.
+    The hash covers the size and the RGB pixels, so that the same image is recognised in any file.
     """
     if isinstance(source, Image.Image):
         return _input_image(_upright(source), name or "image")
@@ -74,10 +74,10 @@ def open_image(source: str | Path | bytes | Image.Image, name: str = "") -> Inpu
 
 
 def content_size(width: int, height: int, long_side: int) -> tuple[int, int]:
-    """The size in pixels to which a content image is resized before the crop.
+    """The size in pixels to which a content image is resized before cropping.
 
-    The arithmetic, its order included, is the reference's (bytedance/USO b6784d7, `preprocess_ref`): the short side
-    is truncated after the division.
+    The arithmetic and its order are the reference's (bytedance/USO b6784d7, `preprocess_ref`): the short side is
+    truncated after the division.
     """
     if width >= height:
         return long_side, int((long_side / width) * height)
@@ -85,7 +85,7 @@ def content_size(width: int, height: int, long_side: int) -> tuple[int, int]:
 
 
 def content_crop(width: int, height: int, long_side: int) -> tuple[int, int]:
-    """The size in pixels of a prepared content image; raises `RequestError` if nothing is left of its short side."""
+    """The size in pixels of a prepared content image; raises `RequestError` if nothing remains of its short side."""
     if width == height == SIZE_MULTIPLE:
         return width, height
     resized = content_size(width, height, long_side)
@@ -104,9 +104,9 @@ def content_crop(width: int, height: int, long_side: int) -> tuple[int, int]:
 
 
 def prepare_content(image: Image.Image, long_side: int) -> Image.Image:
-    """The content image as the reference feeds it: LANCZOS to `long_side`, centre-cropped to multiples of 16, RGB.
+    """Prepares the content image like the reference: LANCZOS to `long_side`, centre-cropped to multiples of 16, RGB.
 
-    An image of exactly 16 x 16 is left as it is. Raises `RequestError` if nothing would be left of the short side.
+    An image of exactly 16 x 16 stays unchanged. Raises `RequestError` if nothing would remain of the short side.
     """
     if image.size == (SIZE_MULTIPLE, SIZE_MULTIPLE):
         return image.convert("RGB")
@@ -118,7 +118,7 @@ def prepare_content(image: Image.Image, long_side: int) -> Image.Image:
 
 
 def kept_size(content: tuple[int, int], long_side: int, target: int = 1024) -> tuple[int, int]:
-    """The prepared content image's width and height scaled by target / long_side, floored to multiples of 16."""
+    """The prepared content image's width and height, scaled by target / long_side, floored to multiples of 16."""
     width, height = (int(side * (target / long_side)) // SIZE_MULTIPLE * SIZE_MULTIPLE for side in content)
     return max(width, SIZE_MULTIPLE), max(height, SIZE_MULTIPLE)
 
@@ -134,20 +134,20 @@ def beside_each_other(images: list[Image.Image]) -> Image.Image:
 
 
 def png_chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int, int]]:
-    """The kind of each chunk of a PNG, where its content begins, and its length in bytes, up to the end or to a cut.
+    """The kind, start and length in bytes of each chunk's content in a PNG, up to its end or where it is cut off.
 
-    Raises `ValueError` if the file does not begin as a PNG does.
+    Raises `ValueError` if the file does not begin like a PNG.
     """
     if file.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
         raise ValueError("no PNG signature")
     while len(head := file.read(8)) == 8:
         place, length = file.tell(), int.from_bytes(head[:4], "big")
         yield head[4:], place, length
-        file.seek(place + length + 4)  # behind the checksum
+        file.seek(place + length + 4)  # after the checksum
 
 
 def png_file(chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """A PNG of chunks, each a kind and its content; IEND is added."""
+    """Builds a PNG from chunks, each a kind and its content; adds IEND."""
     parts = [PNG_SIGNATURE]
     for kind, content in (*chunks, (b"IEND", b"")):
         parts += [len(content).to_bytes(4, "big"), kind, content, _checksum(kind, content)]
@@ -159,9 +159,9 @@ def _checksum(kind: bytes, content: bytes) -> bytes:
 
 
 def png_of_words(file: IO[bytes]) -> bytes:
-    """A PNG of one pixel with the texts and the EXIF of another, which may be large, damaged or untrusted.
+    """A one-pixel PNG with the texts and EXIF of another PNG, which may be large, damaged or untrusted.
 
-    Raises `ValueError` if the file does not begin as a PNG does, or a text has a wrong checksum.
+    Raises `ValueError` if the file does not begin like a PNG, or a text has a wrong checksum.
     """
     one_pixel = {b"IHDR": (1).to_bytes(4, "big") * 2 + bytes([8, 0, 0, 0, 0]), b"IDAT": zlib.compress(bytes(2))}  # grey
     kept = []
@@ -199,7 +199,7 @@ def _decode(data: bytes, name: str) -> Image.Image:
             most = min(MAX_PIXELS, MAX_DECODING_BYTES // _bytes_a_pixel(image, data))
             if _pixels(image) > most:
                 raise Image.DecompressionBombError
-            if _is_large(image) and min(_bounded(image.size)) < SIZE_MULTIPLE:  # its rows alone would take much memory
+            if _is_large(image) and min(_bounded(image.size)) < SIZE_MULTIPLE:  # a single row would take much memory
                 width, height = image.size
                 raise RequestError("image_too_narrow", name=name, width=width, height=height)
             with _LARGE_DECODER if _is_large(image) else contextlib.nullcontext(), _ANY_DECODER:
@@ -210,18 +210,18 @@ def _decode(data: bytes, name: str) -> Image.Image:
         raise RequestError("no_image", hint="image_formats", name=name) from None
     except Image.DecompressionBombError:
         raise RequestError("image_too_many_pixels", hint="smaller_image", name=name, most=most) from None
-    except Exception as error:  # decoders of damaged files raise almost anything
+    except Exception as error:  # decoders raise almost anything for damaged files
         raise RequestError("image_damaged", hint="image_formats", name=name, reason=error) from None
 
 
 def _pixels(image: Image.Image) -> int:
-    """How many pixels are decoded at once: those of the image, or of a TIFF's tile that is larger than its image."""
+    """The number of pixels decoded at once: those of the image, or of a TIFF's tile larger than its image."""
     tags = getattr(image, "tag_v2", {})
     return max(image.width * image.height, int(tags.get(TILE_WIDTH, 0)) * int(tags.get(TILE_LENGTH, 0)))
 
 
 def _bytes_a_pixel(image: Image.Image, data: bytes) -> int:
-    """What decoding takes at its peak; raises `ValueError` for a JPEG that would be decoded for hours."""
+    """Decoding's peak in bytes per pixel; raises `ValueError` for a JPEG that would take hours to decode."""
     if not isinstance(image, JpegImageFile):
         return BYTES_A_PIXEL.get(image.format or "", BYTES_A_PIXEL[""])
     scans = list(itertools.islice(_jpeg_scans(data), MAX_SCANS + 1))
@@ -232,7 +232,7 @@ def _bytes_a_pixel(image: Image.Image, data: bytes) -> int:
 
 
 def _jpeg_scans(data: bytes) -> Iterator[int]:
-    """How many components each scan of a JPEG has; those of images within it, or behind it, are not counted."""
+    """The number of components in each scan of a JPEG, not counting images embedded in it or appended to it."""
     place = 2
     while (found := _JPEG_SEGMENT.search(data, place)) and found[1] != b"\xd9":
         if found[1] == b"\xda":
@@ -245,9 +245,9 @@ def _is_large(image: Image.Image) -> bool:
 
 
 def _upright(image: Image.Image, data: bytes = b"") -> Image.Image:
-    """An image, whose file's bytes are `data`, turned as its EXIF says, RGB, and reduced if it is too large.
+    """Turns an image, whose file's bytes are `data`, according to its EXIF; makes it RGB; reduces it if too large.
 
-    Below the bound no pixel changes. A large one is reduced while it is decoded, as far as its format lets it.
+    Below the bound no pixel changes. A large image is reduced during decoding, as far as its format permits.
     """
     if not _is_large(image):
         image.load()
@@ -263,13 +263,13 @@ def _upright(image: Image.Image, data: bytes = b"") -> Image.Image:
 
 
 def _bounded(size: tuple[int, int]) -> tuple[int, int]:
-    """A size in pixels whose long side is the bound."""
+    """A size in pixels with its long side at the bound."""
     width, height = (max(1, round(side * MAX_REFERENCE_SIDE / max(size))) for side in size)
     return width, height
 
 
 def _reduced(image: Image.Image, bands: Iterator[Image.Image] | None) -> Image.Image:
-    """A large image in RGB, averaged band by band by the largest whole factor that leaves more than the bound."""
+    """Reduces a large image in RGB, averaging bands by the largest whole factor that leaves more than the bound."""
     factor = max(image.size) // MAX_REFERENCE_SIDE
     size = -(-image.width // factor), -(-image.height // factor)
     target, top = Image.new("RGB", size), 0
@@ -281,7 +281,7 @@ def _reduced(image: Image.Image, bands: Iterator[Image.Image] | None) -> Image.I
 
 
 def _bands(image: Image.Image, factor: int) -> Iterator[Image.Image]:
-    """An image from top to bottom in bands of some rows, a multiple of `factor`."""
+    """An image from top to bottom in bands of rows; the row count is a multiple of `factor`."""
     rows = _band_rows(image.width, factor)
     image.load()
     for top in range(0, image.height, rows):
@@ -293,7 +293,7 @@ def _band_rows(width: int, factor: int) -> int:
 
 
 def _is_simple_png(image: Image.Image, data: bytes) -> bool:
-    """Whether the rows of a PNG stand one after another, a byte for each value."""
+    """Whether a PNG stores its rows one after another, one byte per value."""
     depth, interlaced = data[24:25], data[28:29]
     return image.format == "PNG" and depth == b"\x08" and interlaced == b"\0"
 
@@ -301,8 +301,8 @@ def _is_simple_png(image: Image.Image, data: bytes) -> bool:
 def _png_bands(data: bytes, image: Image.Image) -> Iterator[Image.Image]:
     """The bands of a simple PNG, never unpacked as a whole.
 
-    A row is stored as its difference from the one above. So each band is decoded as a PNG of its own, which begins
-    with the last row of the band before. Raises `ValueError` or `zlib.error` if the file is damaged.
+    A row is stored as its difference from the one above, so each band is decoded as a PNG of its own that begins with
+    the last row of the previous band. Raises `ValueError` or `zlib.error` if the file is damaged.
     """
     file, header, colours = io.BytesIO(data), b"", []
     for kind, place, length in png_chunks(file):
@@ -328,7 +328,7 @@ def _png_bands(data: bytes, image: Image.Image) -> Iterator[Image.Image]:
 
 
 def _unpacked(data: bytes, piece: int, total: int) -> Iterator[bytes]:
-    """The unpacked content of a PNG's IDAT chunks, `total` bytes at most, in pieces of that size."""
+    """The unpacked content of a PNG's IDAT chunks, at most `total` bytes, in pieces of `piece` bytes."""
     unpacker, held = zlib.decompressobj(), bytearray()
     for kind, place, length in png_chunks(io.BytesIO(data)):
         packed = data[place : place + length] if kind == b"IDAT" else b""
@@ -350,12 +350,12 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def set_aside(request: GenerationRequest) -> GenerationRequest:
-    """The request for as long as it waits: large images that lie in a file are not kept decoded."""
+    """The request while it waits: large images that are in a file are not kept decoded."""
     return _with_images(request, lambda given: dataclasses.replace(given, image=None) if _is_aside(given) else given)
 
 
 def brought_back(request: GenerationRequest) -> GenerationRequest:
-    """The request with its images again; raises `RequestError` if a file is gone or holds another image by now."""
+    """The request with its images reloaded; raises `RequestError` if a file is gone or now holds another image."""
     return _with_images(request, _read_again)
 
 

@@ -1,6 +1,6 @@
-"""What the program says, by keys: a `Message` carries a key and its values, and is put into words here alone.
+"""The program's texts by key: a `Message` carries a key and its values, and only this module turns it into words.
 
-translations/en.json holds every English text and each other file there a translation: a new language is one file.
+translations/en.json holds every English text; every other file there is a translation: a new language is one file.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ LONGEST_VALUE, LONGEST_TEXT = 200, 1000  # characters that a text quotes of a va
 
 
 class Bytes(int):
-    """A number of bytes, which a text shows as "10.3 GB", "850 MB" or "44.5 kB". 1 GB is 10^9 bytes."""
+    """A number of bytes, shown in texts as "10.3 GB", "850 MB" or "44.5 kB". 1 GB is 10^9 bytes."""
 
 
 class Shown(str):
-    """A value as Python shows it, which a text never puts into quotes once more."""
+    """A value as Python shows it, which texts never quote again."""
 
     __slots__ = ()
 
@@ -33,10 +33,10 @@ class Shown(str):
 
 @dataclass(frozen=True)
 class Message:
-    """Something to say: the key of its text, and the values that the text names.
+    """Something to say: the key of its text, and the values that the text uses.
 
-    Values are kept as plain data, so that a message can be pickled and compared; one may be a message itself, or a
-    sequence of them: phrases are then set apart by commas, sentences by spaces. `str()` is the English text.
+    Values are plain data, so that messages can be pickled and compared; a value may itself be a message, or a sequence
+    of them: phrases are then joined by commas, sentences by spaces. `str()` is the English text.
     """
 
     key: str
@@ -58,18 +58,18 @@ def message(key: str, /, **values: Any) -> Message:
 
 
 def words(said: Message, language: str = ENGLISH) -> str:
-    """A message in a language; raises `KeyError` for a key that the language lacks."""
+    """The message in a language; raises `KeyError` for a key that the language lacks."""
     return _Words(language).vformat(languages()[language][said.key], (), said.values)
 
 
 @cache
 def languages() -> dict[str, dict[str, str]]:
-    """The texts by key, by language ("de", "zh")."""
+    """The texts by key, for each language ("de", "zh")."""
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))}
 
 
 def size_text(size: int, language: str = ENGLISH) -> str:
-    """Bytes for people, as `Bytes` describes."""
+    """Bytes for display, as `Bytes` describes."""
     if size >= 10**9:
         return f"{size / 10**9:.1f} GB".replace(".", decimal_point(language))
     return (
@@ -78,12 +78,12 @@ def size_text(size: int, language: str = ENGLISH) -> str:
 
 
 def decimal_point(language: str) -> str:
-    """What stands between whole and part in the numbers of a language."""
+    """The decimal separator of a language."""
     return languages()[language]["decimal_point"]
 
 
 class _Words(Formatter):
-    """Fills a text in as its language writes values, none of them longer than people read."""
+    """Fills in a text with values in its language's form, shortened to a readable length."""
 
     def __init__(self, language: str) -> None:
         self._language = language
@@ -111,7 +111,7 @@ class _Words(Formatter):
 
 
 def _plain(value: Any) -> Any:
-    """A value as data: what is no text, number or message is kept as it is shown."""
+    """A value as data: anything but a text, number or message is kept in its shown form."""
     if value is None or isinstance(value, str | int | float | Message):
         return value
     if isinstance(value, Path):

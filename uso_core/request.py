@@ -1,6 +1,6 @@
-"""One generation as a frozen value, and every rule about what may be asked for.
+"""One generation as a frozen value, with the rules for what may be requested.
 
-The rules here hold for every model; what is sensible for one model (sizes on offer, defaults) stands in `catalog.py`.
+These rules hold for every model; what suits one model (available sizes, defaults) is in `catalog/models.py`.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class InputImage:
-    """An input image: RGB pixels with the name and hash by which a request refers to it.
+    """An input image: RGB pixels, with the name and hash by which a request refers to it.
 
-    Equal images have equal pixels, whatever they are called. `image` is None where a request was read back from a
-    file: the image itself does not travel with it.
+    Equal images have equal pixels, whatever their names. `image` is None if the request was read from a file, which
+    does not contain the image itself.
     """
 
     name: str = field(compare=False)
@@ -52,10 +52,10 @@ class InputImage:
 
 @dataclass(frozen=True)
 class StoredStyle:
-    """A style kept under a name: what its images became, so that they are not needed any more.
+    """A style stored under a name: the encoding of its images, so that they are no longer needed.
 
-    `tokens` holds an array (K, D) float32 for each image and `strengths` a number for each; they fit only the model
-    whose projector and vision tower have that `fingerprint`. A request that was read back has the name and hash alone.
+    `tokens` holds an array (K, D) float32 for each image, `strengths` a number for each; they fit only the model whose
+    projector and vision tower have that `fingerprint`. A request read from a file has only the name and hash.
     """
 
     name: str = field(compare=False)
@@ -71,11 +71,11 @@ class StoredStyle:
 
 @dataclass(frozen=True)
 class Ask:
-    """What is known of a request's field besides its type and default: all faces are derived from it.
+    """What is known of a request's field besides its type and default: all faces derive from it.
 
-    `kind` is "text", "whole", "number", "flag", "choice", "image" or "list"; numbers lie in [low, high]. `model` names
-    the attribute of `catalog.Model` that holds the field's default where a face gives None. `flag` is the command
-    line's; a field without one cannot be asked for there.
+    `kind` is "text", "whole", "number", "flag", "choice", "image" or "list"; numbers are in [low, high]. `model` names
+    the attribute of `catalog.Model` with the field's default, used if a face gives None. `flag` is the command line's;
+    a field without one is not available there.
     """
 
     kind: str
@@ -88,20 +88,20 @@ class Ask:
 
 
 def asked(default: Any, kind: str, text: str, **known: Any) -> Any:
-    """A field of a request with what its faces need to know."""
+    """A request field with the facts that its faces need."""
     return dataclasses.field(default=default, metadata={"ask": Ask(kind, text, **known)})
 
 
 def asks(kind: type[Any]) -> dict[str, Ask]:
-    """What is known of each field of a request's class that a caller may ask for, in their order."""
+    """The facts on each field of a request's class that callers may set, in order."""
     return {field.name: field.metadata["ask"] for field in dataclasses.fields(kind) if "ask" in field.metadata}
 
 
 def settled(kind: type[Any], values: Mapping[str, Any], model: object) -> dict[str, Any]:
     """The arguments of a request's class from values by field name, as every face gives them.
 
-    None, or no value, stands for the model's own default where the field has one, else for the field's. A seed of -1
-    stands for one to be drawn. Names that are no field to ask for are passed over.
+    None or a missing value means the model's default if the field has one, else the field's. A seed of -1 means that
+    one is drawn. Other names are ignored.
     """
     given: dict[str, Any] = {}
     for name, ask in asks(kind).items():
@@ -115,10 +115,10 @@ def settled(kind: type[Any], values: Mapping[str, Any], model: object) -> dict[s
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How to denoise: what the pipeline takes. A value out of range raises `RequestError` naming it.
+    """How to denoise: the pipeline's values. Raises `RequestError` naming a value that is out of range.
 
-    Width and height are floored to multiples of 16, as the reference does. Strengths go from 0, as if the image were
-    not there, over 1, as trained, to 2; `style_strengths` has one for each style, or none where all are 1.
+    Width and height are floored to multiples of 16, as in the reference. Strengths go from 0 (as if the image were
+    absent) through 1 (as trained) to 2; `style_strengths` has one for each style, or none if all are 1.
     """
 
     width: int = asked(1024, "whole", "width in pixels, floored to a multiple of 16", low=SIZE_MULTIPLE, high=MAX_SIDE,
@@ -126,15 +126,15 @@ class Sampling:
     height: int = asked(1024, "whole", "height in pixels, floored to a multiple of 16", low=SIZE_MULTIPLE,
                         high=MAX_SIDE, model="size", flag="--height")  # fmt: skip
     steps: int = asked(25, "whole", "denoising steps", low=1, high=MAX_STEPS, model="steps", flag="--num_steps")
-    guidance: float = asked(4.0, "number", "how strongly the prompt is followed", high=MAX_GUIDANCE, model="guidance",
+    guidance: float = asked(4.0, "number", "how closely to follow the prompt", high=MAX_GUIDANCE, model="guidance",
                             flag="--guidance")  # fmt: skip
     schedule: str = asked(SCHEDULES[0], "choice", "time steps: uso as published, or flux as in ComfyUI",
                           choices=SCHEDULES, flag="--schedule")  # fmt: skip
-    content_strength: float = asked(1.0, "number", "0 as if the content image were not there, 1 as trained, up to 2",
+    content_strength: float = asked(1.0, "number", "0 as if the content image were absent, 1 as trained, up to 2",
                                     high=MAX_STRENGTH, flag="--content_strength")  # fmt: skip
     style_strengths: tuple[float, ...] = asked((), "list", "the same for each style image",
                                                flag="--style_strengths")  # fmt: skip
-    fast: bool = asked(False, "flag", "leave out steps in which little changes: faster, slightly different",
+    fast: bool = asked(False, "flag", "skip steps in which little changes: faster, slightly different",
                        flag="--fast")  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -149,28 +149,28 @@ class Sampling:
 
     @property
     def sampling(self) -> Sampling:
-        """These values alone."""
+        """Only the sampling values."""
         return Sampling(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Sampling)})
 
 
 @dataclass(frozen=True)
 class GenerationRequest(Sampling):
-    """What to generate. A value out of range raises `RequestError` naming it.
+    """What to generate. Raises `RequestError` naming a value that is out of range.
 
     `seed=None` stays None until `with_seed()`; image j of `images` uses seed + j. `content_size` is the long side in
-    pixels to which the content image is resized. The strength of a stored style multiplies those stored in it. With
-    `keep_size` the result gets the content image's own shape, its long side the model's default size.
+    pixels to which the content image is resized. A stored style's strength multiplies the strengths stored in it. With
+    `keep_size` the result has the content image's shape, its long side being the model's default size.
     """
 
     prompt: str = asked("", "text", "what the image shows, as a natural sentence; may be empty", flag="--prompt")
-    content: InputImage | None = asked(None, "image", "the image whose subject is kept")
+    content: InputImage | None = asked(None, "image", "the image whose subject to keep")
     styles: tuple[InputImage | StoredStyle, ...] = ()
     seed: int | None = asked(None, "whole", "image j uses seed + j; -1 draws one", high=MAX_SEED, flag="--seed")
-    images: int = asked(1, "whole", "how many images to make, with seeds running on", low=1, high=MAX_IMAGES,
+    images: int = asked(1, "whole", "how many images to make, with consecutive seeds", low=1, high=MAX_IMAGES,
                         flag="--num_images_per_prompt")  # fmt: skip
     content_size: int = asked(512, "whole", "long side in pixels to which the content image is resized",
                               low=SIZE_MULTIPLE, high=MAX_SIDE, model="content_size", flag="--content_ref")  # fmt: skip
-    keep_size: bool = asked(False, "flag", "take the content image's shape instead of width and height",
+    keep_size: bool = asked(False, "flag", "use the content image's shape instead of width and height",
                             flag="--instruct_edit")  # fmt: skip
     model: str | None = None
 
@@ -189,13 +189,13 @@ class GenerationRequest(Sampling):
 
     @property
     def input_images(self) -> tuple[InputImage, ...]:
-        """The content image, if any, then the style images; saved styles are none."""
+        """The content image, if any, then the style images; stored styles have none."""
         styles = tuple(style for style in self.styles if isinstance(style, InputImage))
         return (self.content, *styles) if self.content else styles
 
     @property
     def mode(self) -> Message:
-        """The mode that follows from what is filled in."""
+        """The mode, which follows from what is filled in."""
         parts = ["style" if len(self.styles) == 1 else "styles"] if self.styles else []
         parts += ["subject"] if self.content else [] if parts else ["text"]
         if self.styles and self.content and not self.prompt.strip():
@@ -203,11 +203,11 @@ class GenerationRequest(Sampling):
         return message(f"request_{'_'.join(parts)}", styles=len(self.styles))
 
     def with_seed(self) -> GenerationRequest:
-        """The same request with a seed: a random one below 10^8, easy to read aloud, where none was given."""
+        """The same request with a seed; if it has none, a random one below 10^8, easy to read aloud."""
         return self if self.seed is not None else dataclasses.replace(self, seed=secrets.randbelow(10**8))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values; images by name and hash. `from_dict` reads them back."""
+        """Values ready for JSON; images by name and hash. `from_dict` reads them back."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values["content"] = self.content.to_dict() if self.content else None
         values["styles"] = [style.to_dict() for style in self.styles]
@@ -216,7 +216,7 @@ class GenerationRequest(Sampling):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GenerationRequest:
-        """Reads `to_dict`'s form, which is untrusted: raises `RequestError` on an unknown version, key or type."""
+        """Reads `to_dict`'s untrusted output; raises `RequestError` on an unknown version, key or type."""
         if not isinstance(values, dict):
             raise RequestError("settings_no_object", hint="our_file")
         values = dict(values)
@@ -239,7 +239,7 @@ class GenerationRequest(Sampling):
 
 @dataclass(frozen=True)
 class Result:
-    """What came out besides the pixels: enough to do it again and to say how long it took (seconds)."""
+    """The outcome besides the pixels: enough to repeat it, and how long it took (seconds)."""
 
     request: GenerationRequest
     seed: int
@@ -263,7 +263,7 @@ def check_prompt(prompt: object) -> None:
 
 
 def check_strengths(strengths: Sequence[float], styles: int) -> tuple[float, ...]:
-    """The strengths as floats, () where all are 1; raises `RequestError` unless there is one for each style image."""
+    """The strengths as floats, () if all are 1; raises `RequestError` unless there is one per style image."""
     checked = Sampling(style_strengths=tuple(strengths)).style_strengths
     check_count(strengths, styles)
     return checked
@@ -275,7 +275,7 @@ def check_count(strengths: Sequence[float], styles: int) -> None:
 
 
 def number(name: str, value: object, low: float, high: float) -> float:
-    """`value` as a float in [low, high], or a `RequestError` that quotes it."""
+    """`value` as a float in [low, high]; else raises a `RequestError` that quotes it."""
     try:
         result = float(value) if isinstance(value, float | int) and not isinstance(value, bool) else math.nan
     except OverflowError:
@@ -286,7 +286,7 @@ def number(name: str, value: object, low: float, high: float) -> float:
 
 
 def whole(name: str, value: object, low: int, high: int) -> int:
-    """`value` as an int in [low, high], or a `RequestError` that quotes it. 512.0 counts as 512, 512.5 does not."""
+    """`value` as an int in [low, high], 512.0 as 512, but not 512.5; else raises a `RequestError` that quotes it."""
     if isinstance(value, int) and not isinstance(value, bool):
         result = value
     elif isinstance(value, float) and value.is_integer():

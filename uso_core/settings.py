@@ -27,42 +27,40 @@ TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
 def setting(default: Any, env: str, text: str, choices: tuple[str, ...] = ()) -> Any:
-    """A field of `Settings` with the environment variable that sets it and the words that explain it."""
+    """A field of `Settings` with the environment variable that sets it and a text that explains it."""
     return dataclasses.field(default=default, metadata={"env": env, "help": text, "choices": choices})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the person who starts the program decided. Paths may be relative to the working directory.
+    """What the person starting the program chose. Paths may be relative to the working directory.
 
     A weight path is a file, a folder, or the id of a repository in the local Hugging Face cache.
     """
 
-    name: str | None = setting(
-        None, "USO_NAME", "model to use; empty: flux-dev where its files are found, else uso-tiny"
-    )
+    name: str | None = setting(None, "USO_NAME", "model to use; empty: flux-dev if its files are found, else uso-tiny")
     device: str = setting("auto", "USO_DEVICE", "auto, cpu, cuda, cuda:N or mps")
     dtype: str = setting("auto", "USO_DTYPE", "number format of the computation", ("auto", "float32", "bfloat16"))
-    offload: bool = setting(False, "USO_OFFLOAD", "keep only the part at work on the GPU, the rest in RAM")
+    offload: bool = setting(False, "USO_OFFLOAD", "keep only the active part on the GPU, the rest in RAM")
     vram_limit: float | None = setting(None, "USO_VRAM_LIMIT", "GB of GPU memory to use at most; empty: what is free")
     compile: str = setting(
         "auto", "USO_COMPILE", "compile the transformer's blocks; auto: on NVIDIA GPUs", ("auto", "on", "off")
     )
     host: str = setting("127.0.0.1", "USO_HOST", "address the page listens on; 0.0.0.0 opens it to the network")
     port: int = setting(7860, "USO_PORT", "port the page listens on")
-    weights: str = setting("weights", "USO_WEIGHTS", "folder that downloads go to and files are looked for in")
-    output: str = setting("output", "USO_OUTPUT", "folder the page writes its images to")
+    weights: str = setting("weights", "USO_WEIGHTS", "folder for downloads, searched for weight files")
+    output: str = setting("output", "USO_OUTPUT", "folder where the page saves its images")
     history_images: int = setting(1000, "USO_HISTORY_IMAGES", "images the page keeps; the oldest go first")
     history_gb: int = setting(10, "USO_HISTORY_GB", "gigabytes the page keeps; the oldest images go first")
     allow_switch: bool = setting(
-        False, "USO_ALLOW_SWITCH", "visitors may switch and unload the model; on this machine alone they always may"
+        False, "USO_ALLOW_SWITCH", "visitors may switch and unload the model; users of this machine always may"
     )
     allow_download: bool = setting(False, "USO_ALLOW_DOWNLOAD", "visitors may download a model's files from the page")
     max_waiting: int | None = setting(
         None, "USO_MAX_WAITING", "requests that may wait; empty: 1000 on this machine alone, else 100"
     )
     max_waiting_each: int | None = setting(
-        None, "USO_MAX_WAITING_EACH", "of them of one visitor; empty: no limit on this machine alone, else 8"
+        None, "USO_MAX_WAITING_EACH", "of these per visitor; empty: no limit on this machine alone, else 8"
     )
     max_work: float | None = setting(
         None,
@@ -73,7 +71,7 @@ class Settings:
         None, "USO_MAX_MINUTES", "minutes that a request may run; empty: no limit on this machine alone, else 30"
     )
     max_calls: int | None = setting(
-        None, "USO_MAX_CALLS", "calls of a visitor in a minute; empty: no limit on this machine alone, else 120"
+        None, "USO_MAX_CALLS", "calls per visitor and minute; empty: no limit on this machine alone, else 120"
     )
     max_upload_mb: int | None = setting(
         None, "USO_MAX_UPLOAD_MB", "megabytes that a visitor uploads in an hour; empty: no limit on this machine "
@@ -90,7 +88,7 @@ class Settings:
     mcp: bool = setting(False, "USO_MCP", "serve MCP tools too (needs requirements-mcp.txt)")
     flux_dev: str | None = setting(None, "FLUX_DEV", "FLUX.1-dev transformer (file or diffusers folder)")
     flux_dev_fp8: str | None = setting(
-        None, "FLUX_DEV_FP8", "transformer for flux-dev-fp8; the FLUX.1-dev file will do"
+        None, "FLUX_DEV_FP8", "transformer for flux-dev-fp8; the FLUX.1-dev file works too"
     )
     flux_schnell: str | None = setting(None, "FLUX_SCHNELL", "FLUX.1-schnell transformer")
     flux_krea_dev: str | None = setting(None, "FLUX_KREA_DEV", "FLUX.1-Krea-dev transformer")
@@ -114,21 +112,21 @@ class Settings:
 
     @property
     def weights_folder(self) -> Path:
-        """The weights folder; untouched, it is the project's own from any working directory."""
+        """The weights folder; by default the project's own, from any working directory."""
         return ROOT / "weights" if self.weights == "weights" else Path(self.weights).expanduser()
 
     @property
     def is_open(self) -> bool:
-        """Whether others than the user of this machine reach the page."""
+        """Whether people beyond this machine can reach the page."""
         return self.share or self.host not in LOOPBACK
 
     @property
     def separates(self) -> bool:
-        """Whether each visitor has a history and styles of their own."""
+        """Whether each visitor has their own history and styles."""
         return self.is_open and not self.shared_history
 
     def limit(self, name: str) -> float:
-        """The limit of that name, or its default: generous on this machine alone; infinite where there is none."""
+        """The limit of that name, or its default: generous on this machine alone; infinite if there is none."""
         value = getattr(self, name)
         if value is not None:
             return value
@@ -137,11 +135,11 @@ class Settings:
 
     @property
     def may_switch(self) -> bool:
-        """Whether visitors may choose the model: where they sit at this machine, or its owner says so."""
+        """Whether visitors may choose the model: they use this machine, or its owner allows it."""
         return self.allow_switch or not self.is_open
 
     def __repr__(self) -> str:
-        """Without token and password, so that no log can show them."""
+        """Omits token and password, so that no log can show them."""
         shown = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("hf_token", "auth")}
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
@@ -154,7 +152,7 @@ def env_name(field_name: str) -> str:
 def load_settings(arguments: Mapping[str, Any] | None = None, dotenv: Path | None = None) -> Settings:
     """Settings from `.env` (in the working directory, else beside app.py), the environment and `arguments`.
 
-    An argument that is None counts as not given, an empty variable too. Raises `SettingsError` naming the source.
+    An argument of None counts as not given, and so does an empty variable. Raises `SettingsError` naming the source.
     """
     from dotenv import dotenv_values
 
@@ -179,7 +177,7 @@ def load_settings(arguments: Mapping[str, Any] | None = None, dotenv: Path | Non
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are a `UsageError` instead of a usage text and an exit."""
+    """An argument parser that raises `UsageError` instead of printing the usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         text = " ".join(message.split()).rstrip(".")
@@ -187,9 +185,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_arguments(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Adds a flag for each named field, with the field's own words as help; not given means None.
+    """Adds a flag for each named field, with the field's text as help; not given means None.
 
-    `compile` has a second one, --no-compile.
+    `compile` also gets --no-compile.
     """
     for name in names:
         field = _fields()[name]
@@ -236,7 +234,7 @@ def _parse(field: dataclasses.Field[Any], text: str, source: str) -> Any:
 
 
 def keep_compiled(settings: Settings) -> None:
-    """Lets PyTorch keep what it compiles beside the fused weights; its own default does not outlive a reboot."""
+    """Lets PyTorch keep compiled code beside the fused cache; its own default does not survive a reboot."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.weights_folder.resolve() / "prepared" / "compiled"))
 
 

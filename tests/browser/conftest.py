@@ -1,4 +1,4 @@
-"""A real Chromium in front of the real app. Where it is missing, CI fails and other machines skip, saying so."""
+"""A real Chromium in front of the real app. If it is missing, CI fails; other machines skip and say so."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from tests.ui.test_app import Served, serve
 
-PATIENCE_MS = 240_000  # for what takes a second on an idle machine, and a minute on a slow and busy one
+PATIENCE_MS = 240_000  # for what takes a second on an idle machine and a minute on a slow, busy one
 CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 DESKTOP = {"width": 1280, "height": 900}
 OURS = ("127.0.0.1", "")  # data: and blob: addresses have no host
@@ -24,7 +24,7 @@ OpenPage = Callable[..., Page]
 
 
 def eventually(condition: Callable[[], bool]) -> None:
-    """Waits for something that the page does not show."""
+    """Waits for a condition that the page does not show."""
     deadline = time.monotonic() + PATIENCE_MS / 1000
     while not condition():
         assert time.monotonic() < deadline
@@ -32,7 +32,7 @@ def eventually(condition: Callable[[], bool]) -> None:
 
 
 def visit(page: Page, app: Served) -> None:
-    """Goes there and waits until the page can be used."""
+    """Opens the address and waits until the page is usable."""
     page.goto(app.url)
     expect(page.locator("#generate")).to_be_visible()
     expect(page.locator("body[data-script=ready]")).to_be_attached()
@@ -59,14 +59,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture
 def fresh(tmp_path: Path) -> Iterator[Served]:
-    """An app that has loaded nothing yet."""
+    """An app that has not loaded anything yet."""
     with serve(tmp_path / "app") as running:
         yield running
 
 
 @pytest.fixture
 def open_page(chromium: Browser) -> Iterator[OpenPage]:
-    """Opens the page as another visitor; in the end none may have asked another host for anything, or met an error."""
+    """Opens the page as another visitor; at the end it must not have contacted another host or met an error."""
     contexts: list[BrowserContext] = []
     outside: list[str] = []
     errors: list[str] = []
@@ -95,7 +95,7 @@ def open_page(chromium: Browser) -> Iterator[OpenPage]:
 
 @pytest.fixture
 def shot() -> Callable[[Page, str], None]:
-    """Saves a screenshot under the folder that USO_SCREENSHOTS names, for people to look at; does nothing without."""
+    """Saves a screenshot in the folder named by USO_SCREENSHOTS, for people to look at; without it does nothing."""
     folder = os.environ.get("USO_SCREENSHOTS")
 
     def save(page: Page, name: str) -> None:

@@ -37,7 +37,7 @@ def open_crop(page: Page, photo: Path) -> None:
     expect(page.locator("dialog.crop .bar span")).to_have_text("80 x 64")
 
 
-def test_a_part_that_was_drawn_goes_into_the_slot(served: Served, open_page: OpenPage, photo: Path) -> None:
+def test_a_drawn_part_goes_into_the_slot(served: Served, open_page: OpenPage, photo: Path) -> None:
     page = open_page(served)
     expect(page.get_by_role("button", name="Crop")).to_have_count(0)
     open_crop(page, photo)
@@ -60,7 +60,7 @@ def test_a_part_that_was_drawn_goes_into_the_slot(served: Served, open_page: Ope
     assert pixels == [255, 0, 0, 255]
 
 
-def test_the_keyboard_crops_and_escape_leaves_it(served: Served, open_page: OpenPage, photo: Path) -> None:
+def test_the_keyboard_crops_and_escape_leaves_the_image(served: Served, open_page: OpenPage, photo: Path) -> None:
     page = open_page(served, viewport=PHONE)
     open_crop(page, photo)
     page.keyboard.press("Escape")

@@ -29,7 +29,7 @@ SPOKEN = {
 
 
 @pytest.mark.parametrize("locale", SPOKEN)
-def test_a_visitor_is_spoken_to_in_their_language(
+def test_a_visitor_sees_their_language(
     locale: str, served: Served, open_page: OpenPage, shot: Callable[[Page, str], None]
 ) -> None:
     prompt, width, slot, generate, history, mode, done, today = SPOKEN[locale]
@@ -48,7 +48,7 @@ def test_a_visitor_is_spoken_to_in_their_language(
 
 
 @pytest.mark.parametrize("locale", ["de-DE", "ja-JP"])
-def test_long_words_fit_a_phone(
+def test_long_words_fit_on_a_phone(
     locale: str, served: Served, open_page: OpenPage, shot: Callable[[Page, str], None]
 ) -> None:
     page = open_page(served, locale=locale, viewport=PHONE)

@@ -1,4 +1,4 @@
-"""The Model tab: what is at work, another model without a restart, what is missing, and a download from the page."""
+"""The Model tab: the current model, switching without a restart, missing files, and a download from the page."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ FLUX = {
     "CLIP": "clip",
     "SIGLIP_PATH": "siglip",
 }
-LORA_BYTES = 35_000_000  # the client hands on 10 MB at a time
+LORA_BYTES = 35_000_000  # the client passes on 10 MB at a time
 
 
 def golden(*names: str) -> dict[str, str]:
-    """Variables that point at the reduced weights, those named left out."""
+    """Variables that point at the reduced weights, except those named."""
     return {name: str(GOLDEN / file) for name, file in FLUX.items() if name not in names}
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """An app that works with the embedded model and has a complete flux-dev, of reduced size, beside it."""
+    """An app that uses the embedded model and also has a complete flux-dev of reduced size."""
     with serve(tmp_path_factory.mktemp("models"), **golden()) as running:
         yield running
 
@@ -60,7 +60,7 @@ def at_work(page: Page) -> Locator:
     return page.locator("#model-work")
 
 
-def test_what_is_at_work_and_its_memory_given_back(served: Served, open_page: OpenPage, shot: Shot) -> None:
+def test_the_current_model_is_shown_and_its_memory_given_back(served: Served, open_page: OpenPage, shot: Shot) -> None:
     page = open_page(served)
     open_tab(page)
     expect(at_work(page)).to_contain_text("Model: uso-tiny, embedded (not in memory)")
@@ -82,7 +82,7 @@ def test_another_model_without_a_restart(served: Served, open_page: OpenPage) ->
     page, before = open_page(served), open_page(served)
     open_tab(page)
     choose(page, "USO on FLUX.1-dev")
-    expect(page.locator("#model-files")).to_contain_text("All files are there.")
+    expect(page.locator("#model-files")).to_contain_text("All files are present.")
     press(page, "Use this model")
     expect(page.get_by_text("Model: USO on FLUX.1-dev (as chosen on the page)")).to_be_visible()
     create(page)
@@ -92,12 +92,12 @@ def test_another_model_without_a_restart(served: Served, open_page: OpenPage) ->
     for each in (page, before):
         set_number(each, "Width", 256)
         set_number(each, "Height", 256)
-        press(each, "More ▼")
+        press(each, "Advanced ▼")
         set_number(each, "Steps", 1)
         press(each, "Generate")
         expect_image(each)
     assert shown(page).model == "flux-dev"
-    assert shown(before).model == "uso-tiny"  # it shows that model's settings until it is loaded anew
+    assert shown(before).model == "uso-tiny"  # it shows that model's settings until it is reloaded
     press(page, "Generate")
     open_tab(page)
     expect(at_work(page)).to_contain_text(re.compile(r"Model: USO on FLUX.1-dev \(cpu, (float32|bfloat16)\)"))
@@ -108,7 +108,7 @@ def test_another_model_without_a_restart(served: Served, open_page: OpenPage) ->
     expect(number(page, "Width")).to_have_value("128")
 
 
-def test_what_is_missing_and_the_command_that_gets_it(served: Served, open_page: OpenPage, shot: Shot) -> None:
+def test_missing_files_and_the_command_that_gets_them(served: Served, open_page: OpenPage, shot: Shot) -> None:
     page = open_page(served)
     open_tab(page)
     choose(page, "USO on FLUX.1-schnell")
@@ -128,7 +128,7 @@ def test_visitors_from_the_network_may_look_but_not_switch(open_page: OpenPage, 
         page = open_page(app)
         open_tab(page)
         choose(page, "USO on FLUX.1-dev")
-        expect(page.locator("#model-files")).to_contain_text("All files are there.")
+        expect(page.locator("#model-files")).to_contain_text("All files are present.")
         expect(page.locator("#model-files")).not_to_contain_text(str(GOLDEN.parent.parent.parent))
         for name in ("Use this model", "Unload"):
             expect(page.get_by_role("button", name=name)).to_have_count(0)
@@ -142,7 +142,7 @@ def test_the_tab_fits(served: Served, open_page: OpenPage, shot: Shot, width: in
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_a_download_is_seen_by_all_stopped_and_taken_up_again(open_page: OpenPage, tmp_path: Path, shot: Shot) -> None:
+def test_a_download_is_visible_to_all_stopped_and_resumed(open_page: OpenPage, tmp_path: Path, shot: Shot) -> None:
     repo = {LORA: content(LORA, LORA_BYTES), PROJECTOR: content(PROJECTOR)}
     with HubServer({USO: repo}) as hub:
         hub.members.add(TOKEN)
@@ -167,13 +167,13 @@ def test_a_download_is_seen_by_all_stopped_and_taken_up_again(open_page: OpenPag
             press(other, "Cancel download")
             expect(page.locator("#model-download")).to_contain_text("Stopping after this piece")
             hub.release.set()
-            expect(page.locator("#model-download")).to_contain_text("Stopped. What was fetched is kept")
+            expect(page.locator("#model-download")).to_contain_text("Stopped. What was downloaded is kept")
             (part,) = weights.rglob("*.part")
             assert 0 < part.stat().st_size < LORA_BYTES
             hub.body_bytes.clear()
             press(page, "Download USO on FLUX.1-dev")
-            expect(page.locator("#model-download")).to_contain_text("All files of flux-dev are there.")
-            expect(page.locator("#model-files")).to_contain_text("All files are there.")
+            expect(page.locator("#model-download")).to_contain_text("All files of flux-dev are present.")
+            expect(page.locator("#model-files")).to_contain_text("All files are present.")
             assert 0 < hub.body_bytes[LORA] < LORA_BYTES
             assert (weights / "USO" / LORA).read_bytes() == repo[LORA]
 

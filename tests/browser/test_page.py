@@ -1,4 +1,4 @@
-"""The page as people use it: first visit, images, Stop, a queue of two, mistakes, phones, dark rooms, no mouse."""
+"""The page in use: first visit, images, Stop, a queue of two, mistakes, phones, dark mode, no mouse."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def set_number(page: Page, name: str, value: float) -> None:
 
 
 def ask_for_much(page: Page, seed: int = -1) -> None:
-    """As long a run as the form allows: with the embedded model seconds at the most, on an idle machine."""
-    press(page, "More ▼")
+    """The longest run that the form allows: with the embedded model at most seconds, on an idle machine."""
+    press(page, "Advanced ▼")
     set_number(page, "Steps", 100)
     set_number(page, "Width", 256)
     set_number(page, "Height", 256)
@@ -69,12 +69,12 @@ def ask_for_much(page: Page, seed: int = -1) -> None:
 
 
 def press_often(page: Page, times: int) -> None:
-    """Presses Generate so often that others have time to meet the runs under way."""
+    """Presses Generate often enough that others have time to meet the active runs."""
     page.evaluate("(times) => { while (times--) document.querySelector('#generate').click() }", times)
 
 
 def wait_until_stepping(page: Page, then_press: str | None = None) -> None:
-    """Waits for words of a step; presses the button with that id from within the page, before the run can end."""
+    """Waits until a step is reported; presses the button with that id from within the page, before the run can end."""
     page.wait_for_function(
         """(id) => {
             const stepping = /step \\d+ of/i.test(document.querySelector("#status [role=status]").textContent)
@@ -93,7 +93,7 @@ def ask_for_little(page: Page) -> None:
 
 
 def shown(page: Page) -> GenerationRequest:
-    """What the PNG that the page shows says of itself."""
+    """The settings inside the PNG that the page shows."""
     source = image(page).get_attribute("src")
     assert source is not None
     reply = page.request.get(source)
@@ -112,7 +112,7 @@ def expect_image(page: Page) -> None:
 
 
 def of_seed(app: Served, seed: int) -> list[Path]:
-    """The PNGs in the output folder that were made with a seed."""
+    """The PNGs in the output folder made with this seed."""
     return [path for path in app.results if read_request(path).seed == seed]
 
 
@@ -126,13 +126,13 @@ def images(folder: Path) -> dict[str, Path]:
 
 
 def put(page: Page, slot: str, path: Path) -> None:
-    """Gives a file to an image slot and waits until the slot shows it."""
+    """Puts a file into an image slot and waits until the slot shows it."""
     block = page.locator(".block").filter(has=page.get_by_text(slot, exact=True))
     block.locator("input[type=file]").set_input_files(path)
     expect(block.locator("img")).to_be_visible()
 
 
-def test_first_visit_to_first_image_with_no_settings_touched(fresh: Served, open_page: OpenPage, shot: Shot) -> None:
+def test_first_visit_to_first_image_without_touching_settings(fresh: Served, open_page: OpenPage, shot: Shot) -> None:
     page = open_page(fresh)
     expect(status(page)).to_have_text(re.compile("Ready"))
     shot(page, "first-visit")
@@ -166,7 +166,7 @@ def test_stop_during_steps_then_a_run_that_succeeds(served: Served, open_page: O
     page = open_page(served)
     prompt(page).fill("A long walk")
     ask_for_much(page, seed=101)
-    set_number(page, "Images", 8)  # one alone might end before the click has come through
+    set_number(page, "Images", 8)  # a single one might end before the click has come through
 
     def made() -> int:
         return sum(len(of_seed(served, seed)) for seed in range(101, 109))
@@ -182,7 +182,7 @@ def test_stop_during_steps_then_a_run_that_succeeds(served: Served, open_page: O
     press(page, "Generate")
     expect_image(page)
     assert shown(page).steps == 2
-    assert made() == before + 1  # nothing went on behind the page's back
+    assert made() == before + 1  # nothing continued in the background
 
 
 def test_stop_when_nothing_runs_says_so(served: Served, open_page: OpenPage) -> None:
@@ -229,7 +229,7 @@ def test_nothing_moves_when_the_first_image_comes(served: Served, open_page: Ope
     assert places() == before
 
 
-def test_a_second_click_waits_its_turn(served: Served, open_page: OpenPage) -> None:
+def test_a_second_run_waits_its_turn(served: Served, open_page: OpenPage) -> None:
     page = open_page(served)
     prompt(page).fill("Twice")
     ask_for_much(page)
@@ -252,7 +252,7 @@ def began(result: Path) -> float:
     return ended(result) - json.loads(result.with_suffix(".json").read_text())["seconds"]
 
 
-def test_a_second_visitor_waits_stops_only_the_own_run_and_is_served(
+def test_a_second_visitor_waits_stops_only_their_own_run_and_is_served(
     served: Served, open_page: OpenPage, shot: Shot
 ) -> None:
     first, second = open_page(served), open_page(served)
@@ -272,7 +272,7 @@ def test_a_second_visitor_waits_stops_only_the_own_run_and_is_served(
     assert (shown(first).seed, shown(second).seed) == (301, 303)
     assert [len(of_seed(served, seed)) for seed in (301, 302, 303)] == [3, 0, 1]
     third, (last,) = max(of_seed(served, 301), key=ended), of_seed(served, 303)
-    assert began(last) > (began(third) + ended(third)) / 2  # a file is saved while the next run is at work
+    assert began(last) > (began(third) + ended(third)) / 2  # a file is saved while the next run is active
 
 
 def test_closing_the_tab_ends_its_runs(served: Served, open_page: OpenPage) -> None:
@@ -285,10 +285,10 @@ def test_closing_the_tab_ends_its_runs(served: Served, open_page: OpenPage) -> N
     press(staying, "Generate")
     expect_image(staying)
     assert len(of_seed(served, 502)) == 1
-    assert len(of_seed(served, 501)) < 3  # they came first: had they gone on, all three would be here
+    assert len(of_seed(served, 501)) < 3  # they came first: had they continued, all three would be here
 
 
-def test_a_bad_value_is_told_and_keeps_the_form(served: Served, open_page: OpenPage, shot: Shot) -> None:
+def test_a_bad_value_is_reported_and_the_form_stays(served: Served, open_page: OpenPage, shot: Shot) -> None:
     page = open_page(served)
     prompt(page).fill("A boat on a lake")
     press(page, "Generate")
@@ -300,7 +300,7 @@ def test_a_bad_value_is_told_and_keeps_the_form(served: Served, open_page: OpenP
     shot(page, "bad-value")
     expect(prompt(page)).to_have_value("A boat on a lake")
     expect(number(page, "Width")).to_have_value("0")
-    expect(status(page)).not_to_have_text(DONE)  # the words of the run before would read as if this one had succeeded
+    expect(status(page)).not_to_have_text(DONE)  # the text of the run before would read as if this one had succeeded
     set_number(page, "Width", 64)
     press(page, "Generate")
     expect_image(page)
@@ -313,7 +313,7 @@ def test_no_request_leaves_this_machine(served: Served, open_page: OpenPage) -> 
     page.on("request", lambda request: addresses.append(request.url))
     page.reload()
     expect(prompt(page)).to_be_visible()
-    press(page, "More ▼")
+    press(page, "Advanced ▼")
     press(page, "More styles ▼")
     press(page, "Generate")
     expect_image(page)
@@ -324,7 +324,7 @@ def test_no_request_leaves_this_machine(served: Served, open_page: OpenPage) -> 
 
 def test_a_phone_shows_everything_without_scrolling_sideways(served: Served, open_page: OpenPage, shot: Shot) -> None:
     page = open_page(served, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
-    press(page, "More ▼")
+    press(page, "Advanced ▼")
     press(page, "More styles ▼")
     expect(page.get_by_label("Style 4 strength").first).to_be_visible()
     prompt(page).fill("A boat on a lake")
@@ -339,9 +339,7 @@ def test_a_phone_shows_everything_without_scrolling_sideways(served: Served, ope
         assert box["x"] + box["width"] <= 390
 
 
-def test_on_a_phone_the_image_comes_into_view_from_wherever_it_was_asked_for(
-    served: Served, open_page: OpenPage
-) -> None:
+def test_on_a_phone_the_image_scrolls_into_view_from_anywhere(served: Served, open_page: OpenPage) -> None:
     page = open_page(served, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     expect(page.locator("#result")).not_to_be_in_viewport()
     page.get_by_text("Words alone", exact=True).tap()
@@ -369,7 +367,7 @@ def test_the_page_follows_dark_and_light(
 
 
 def luminance(page: Page, selector: str, colour: str) -> float:
-    """Relative luminance (WCAG 2) of an element's colour, of the first ancestor's where it is transparent."""
+    """Relative luminance (WCAG 2) of an element's colour; if it is transparent, of its first coloured ancestor."""
     levels = page.locator(selector).first.evaluate(PAINTED, colour)
     linear = [level / 255 / 12.92 if level <= 10 else ((level / 255 + 0.055) / 1.055) ** 2.4 for level in levels]
     return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
@@ -379,7 +377,7 @@ def contrast(one: float, two: float) -> float:
     return (max(one, two) + 0.05) / (min(one, two) + 0.05)
 
 
-def test_keyboard_alone_suffices(served: Served, open_page: OpenPage) -> None:
+def test_the_keyboard_alone_suffices(served: Served, open_page: OpenPage) -> None:
     page = open_page(served)
     tab_to(page, prompt(page))
     page.keyboard.type("A lighthouse")

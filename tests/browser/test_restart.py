@@ -1,4 +1,4 @@
-"""What was kept is there after a restart: images with their settings, and saved styles without their images."""
+"""What was kept is there after a restart: images with their settings, and stored styles without their images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAME = "Wood & <b>ink</b>"
 
 @dataclass(frozen=True)
 class Restarted:
-    """The app as it runs now, and what was made before: an image, and the pixels of one in the style then saved."""
+    """The app as it runs now, and what was made before: an image, and the pixels of one in the style stored then."""
 
     served: Served
     made: Path
@@ -66,8 +66,8 @@ def test_history_is_still_there(app: Restarted, open_page: OpenPage) -> None:
     page.locator("#history-images button", has=page.locator("img")).first.click()
     expect(page.get_by_label("Selected")).not_to_have_value("")
     press(page, "Delete")
-    press(page, "Delete for good?")
-    expect(page.get_by_text("No image with these words.")).to_be_visible()
+    press(page, "Delete permanently?")
+    expect(page.get_by_text("No prompt contains these words.")).to_be_visible()
     assert not app.made.exists()
 
 
@@ -88,7 +88,7 @@ def test_a_style_is_used_without_its_image(app: Restarted, open_page: OpenPage, 
 
     other = open_page(app.served)
     other.locator("input[type=file][accept*=json]").set_input_files(made)
-    status(other, "Every setting is restored.")
+    status(other, "All settings are restored.")
     expect(other.get_by_label("Saved style 1", exact=True)).to_have_value(NAME)
 
     tab(page, "Styles")
@@ -100,9 +100,9 @@ def test_a_style_is_used_without_its_image(app: Restarted, open_page: OpenPage, 
     exported = tmp_path / waiting.value.suggested_filename
     waiting.value.save_as(exported)
     press(page, "Delete style")
-    press(page, "Delete for good?")
+    press(page, "Delete permanently?")
     said(page, "The style Lino is deleted.")
-    expect(page.get_by_text("No style is saved yet.")).to_be_visible()
+    expect(page.get_by_text("No saved styles yet.")).to_be_visible()
     other.locator("input[type=file][accept*=json]").set_input_files([])
     other.locator("input[type=file][accept*=json]").set_input_files(made)
     status(other, f"choose them again: {NAME}")

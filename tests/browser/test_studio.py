@@ -1,4 +1,4 @@
-"""What a person does all day: watch, skip, reuse, drop an image, look back, come from ComfyUI."""
+"""A day's work: watching, skipping, reusing, dropping an image, looking back, coming from ComfyUI."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def upload(page: Page, name: str, path: Path) -> None:
 
 
 def generate(page: Page, served: Served, prompt: str) -> Path:
-    """Presses Generate and returns the file that was made."""
+    """Presses Generate and returns the resulting file."""
     before = set(served.results)
     page.get_by_label("Prompt").fill(prompt)
     press(page, "Generate")
@@ -84,23 +84,23 @@ def status(page: Page, words: str) -> None:
     expect(page.locator("#status")).to_contain_text(words)
 
 
-def test_the_mode_is_named_from_what_is_filled_in(page, drawing):
+def test_the_mode_follows_from_what_is_filled_in(page, drawing):
     mode = page.locator("#mode")
     expect(mode).to_contain_text("Text to image")
     upload(page, "Content image", drawing)
     expect(mode).to_contain_text("Subject")
     upload(page, "Style image 1", drawing)
-    expect(mode).to_contain_text("Style + subject, layout kept: the prompt is empty")
+    expect(mode).to_contain_text("Subject in a style, layout kept: the prompt is empty")
     page.get_by_label("Prompt").fill("a mug")
-    expect(mode).to_contain_text("layout free")
+    expect(mode).to_contain_text("new layout")
     upload(page, "Style image 2", drawing)
-    expect(mode).to_contain_text("2 styles, blended")
+    expect(mode).to_contain_text("2 blended styles")
 
 
-def test_previews_are_seen_changing_before_the_end(page, served):
+def test_previews_change_before_the_end(page, served):
     fill(page, "Width", 256)
     fill(page, "Height", 256)
-    page.get_by_role("button", name="More ▼", exact=True).click()
+    page.get_by_role("button", name="Advanced ▼", exact=True).click()
     fill(page, "Steps", 60)
     seen: set[str] = set()
     page.get_by_label("Prompt").fill("previews")
@@ -120,7 +120,7 @@ def test_previews_are_seen_changing_before_the_end(page, served):
 def test_skip_leaves_one_of_several_out(page, served):
     fill(page, "Width", 256)
     fill(page, "Height", 256)
-    page.get_by_role("button", name="More ▼", exact=True).click()
+    page.get_by_role("button", name="Advanced ▼", exact=True).click()
     fill(page, "Steps", 100)
     fill(page, "Images", 2)
     before = set(served.results)
@@ -146,7 +146,7 @@ def test_a_dropped_png_restores_every_field_and_gives_the_same_pixels(page, serv
 
     other = open_page(served)
     other.evaluate(DROP, [base64.b64encode(first.read_bytes()).decode(), first.name])
-    status(other, "Every setting is restored.")
+    status(other, "All settings are restored.")
     expect(other.get_by_label("Prompt")).to_have_value("a boat at night")
     expect(other.get_by_label("Width", exact=True).first).to_have_value("96")
     again = generate(other, served, "a boat at night")
@@ -180,15 +180,15 @@ def said(page: Page, words: str) -> None:
 
 
 def save(page: Page, name: str) -> None:
-    """Saves the images in the style slots as a style of that name."""
+    """Saves the images in the style slots as a style with this name."""
     tab(page, "Styles")
-    page.get_by_label("Name of the style", exact=True).fill(name)
+    page.get_by_label("Style name", exact=True).fill(name)
     press(page, "Save style")
 
 
-def test_a_style_without_a_image_or_a_name_is_told(page, served):
+def test_a_style_without_an_image_or_a_name_is_reported(page, served):
     save(page, "Nothing")
-    said(page, "no style image in the slots")
+    said(page, "No style image is in the slots")
     tab(page, "Create")
     upload(page, "Style image 1", STYLE)
     save(page, " ")
@@ -209,7 +209,7 @@ def test_history_has_a_heading_for_each_day(page, served):
 
 def test_private_mode_writes_nothing_below_the_output_folder(page, served, tmp_path, drawing):
     before = set(served.output.rglob("*"))
-    page.get_by_label("Private: keep nothing").check()
+    page.get_by_label("Private: don't save").check()
     upload(page, "Content image", drawing)
     page.get_by_label("Prompt", exact=True).fill("a secret")
     press(page, "Generate")
@@ -224,14 +224,14 @@ def test_private_mode_writes_nothing_below_the_output_folder(page, served, tmp_p
     assert set(served.output.rglob("*")) == before
     tab(page, "History")
     page.get_by_label("Search").fill("a secret")
-    expect(page.get_by_text("No image with these words.")).to_be_visible()
+    expect(page.get_by_text("No prompt contains these words.")).to_be_visible()
     kept = list((served.output.parent / "uploads").rglob("private-*.png"))
     assert kept
     page.close()
     eventually(lambda: not any(path.exists() for path in kept))
 
 
-def test_several_results_are_chosen_compared_and_downloaded(page, served, drawing):
+def test_one_of_several_results_is_chosen_compared_and_downloaded(page, served, drawing):
     upload(page, "Content image", drawing)
     fill(page, "Images", 2)
     fill(page, "Seed", 40)
@@ -256,7 +256,7 @@ def test_several_results_are_chosen_compared_and_downloaded(page, served, drawin
         assert sorted(archive.namelist()) == sorted(path.name for path in set(served.results) - before)
 
 
-def test_the_names_that_scripts_rely_on_are_there_once(page):
+def test_the_names_that_scripts_rely_on_exist_once(page):
     names = {
         "textbox": ["Prompt"],
         "button": ["Generate", "Stop", "Skip", "Reuse settings", "Use as content", "Use as style"],
@@ -284,7 +284,7 @@ def test_a_comfyui_workflow_fills_the_form(page, tmp_path, drawing):
     path = tmp_path / "workflow.json"
     path.write_text(json.dumps(export_workflow(asked)))
     page.locator("input[type=file][accept*=json]").set_input_files(path)
-    status(page, "Choose drawing.png as content image.")
+    status(page, "Choose drawing.png as the content image.")
     expect(page.get_by_label("Prompt")).to_have_value("a fox")
     expect(page.get_by_label("Height", exact=True).first).to_have_value("96")
     expect(page.get_by_label("Seed", exact=True).first).to_have_value("9")
@@ -302,7 +302,7 @@ def test_an_exported_workflow_comes_back_with_every_setting(page, served, open_p
     waiting.value.save_as(path)
     other = open_page(served)
     other.locator("input[type=file][accept*=json]").set_input_files(path)
-    status(other, "Choose drawing.png as content image. Choose drawing.png as style.")
+    status(other, "Choose drawing.png as the content image. Choose drawing.png as style images.")
     expect(other.get_by_label("Prompt")).to_have_value("a fox there and back")
     for label, value in (("Seed", 77), ("Steps", 5), ("Guidance", 2.5), ("Width", 128), ("Height", 96)):
         expect(other.get_by_label(label, exact=True).first).to_have_value(str(value))
@@ -317,7 +317,7 @@ def test_an_aspect_sets_width_and_height(page):
     expect(page.get_by_label("Aspect")).to_have_value("custom")
 
 
-def test_a_image_that_is_none_of_ours_is_told(page, drawing):
+def test_an_image_that_is_not_ours_is_reported(page, drawing):
     page.locator("input[type=file][accept*=json]").set_input_files(drawing)
     expect(page.get_by_test_id("toast-body")).to_contain_text("drawing.png holds no USO settings.")
 

@@ -1,4 +1,4 @@
-"""A small Hugging Face hub on loopback: what the real client asks of one, and the ways in which one can fail."""
+"""A small Hugging Face hub on loopback: what the real client asks of a hub, and the ways in which hubs fail."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ LARGE = (".safetensors", ".model")  # kept as LFS: redirected to another host, k
 
 
 class HubServer:
-    """Serves `repos` (name -> file name -> content) at `url` while the `with` block lasts.
+    """Serves `repos` (name -> file name -> content) at `url` during the `with` block.
 
-    `gated` repositories ask for one of `members`; a token outside `members` and `strangers` is refused everywhere.
-    `body_bytes` counts what was sent of each file, `storage_headers` keeps what the storage host was told.
-    Failures, by file name: `drop` (a list of byte counts, one a request, after which the connection breaks),
-    `stall` (the byte count after which nothing more comes until `release` breaks the connection), `corrupt` (other
+    `gated` repositories require one of `members`; a token outside `members` and `strangers` is refused everywhere.
+    `body_bytes` counts what was sent of each file, `storage_headers` records what the storage host received.
+    Failures, by file name: `drop` (a list of byte counts, one per request, after which the connection breaks),
+    `stall` (the byte count after which nothing more comes until `release` breaks the connection), `corrupt` (different
     content of the same size).
     """
 

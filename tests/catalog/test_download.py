@@ -1,4 +1,4 @@
-"""The downloader with the real client, against a hub on loopback that also fails in the ways hubs fail."""
+"""The downloader with the real client, against a hub on loopback that fails in the ways hubs fail."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def hub_server() -> Iterator[HubServer]:
 
 @pytest.fixture(autouse=True)
 def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """The client untouched by this machine's cache, proxy and offline switch; small chunks and no pauses."""
+    """The client without this machine's cache, proxy and offline switch; small chunks and no pauses."""
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
@@ -74,7 +74,7 @@ def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture
 def model() -> Model:
-    """flux-dev as in the catalog, its pins moved to the small contents."""
+    """flux-dev as in the catalog, with its pins set to the small contents."""
     rows = []
     for row in MODELS["flux-dev"].files:
         if row.sha256:
@@ -97,7 +97,7 @@ def files_below(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name[0] != ".")
 
 
-def test_fetches_all_that_take_stock_looks_for(hub_server, model, settings, capsys):
+def test_everything_that_find_weights_looks_for_is_fetched(hub_server, model, settings, capsys):
     hub_server.gated.add(DEV)
     assert not find_weights(model, settings).complete
     download.download(model, settings, hub(hub_server))
@@ -108,7 +108,7 @@ def test_fetches_all_that_take_stock_looks_for(hub_server, model, settings, caps
     assert "FLUX.1-dev/tokenizer_2/spiece.model" in fetched
     assert "FLUX.1-dev/tokenizer/merges.txt" in fetched
     assert not [name for name in fetched if "README" in name or "transformer/" in name or name.endswith(".part")]
-    # The storage behind the hub is another host, which must not learn the token.
+    # The storage behind the hub is another host, which must not receive the token.
     assert hub_server.storage_headers
     assert not any("authorization" in headers for headers in hub_server.storage_headers)
     out = capsys.readouterr()
@@ -116,7 +116,7 @@ def test_fetches_all_that_take_stock_looks_for(hub_server, model, settings, caps
     assert out.out.count("MIT") == 1
 
 
-def test_second_run_fetches_nothing(hub_server, model, settings, capsys):
+def test_a_second_run_fetches_nothing(hub_server, model, settings, capsys):
     download.download(model, settings, hub(hub_server))
     hub_server.body_bytes.clear()
     download.download(model, settings, hub(hub_server))
@@ -124,7 +124,7 @@ def test_second_run_fetches_nothing(hub_server, model, settings, capsys):
     assert "To fetch: 0 B." in capsys.readouterr().out
 
 
-def test_connection_dropped_midway_is_taken_up_where_it_broke(hub_server, model, settings):
+def test_a_download_interrupted_midway_resumes_where_it_broke(hub_server, model, settings):
     hub_server.drop[LORA] = [3 * 4096, 2 * 4096]
     download.download(model, settings, hub(hub_server), only=["lora"])
     assert find_weights(model, settings).paths["lora"].read_bytes() == content(LORA, BIG)
@@ -132,7 +132,7 @@ def test_connection_dropped_midway_is_taken_up_where_it_broke(hub_server, model,
     assert hub_server.ranges == ["bytes=12288-", "bytes=20480-"]
 
 
-def test_next_run_transfers_only_the_rest(hub_server, model, settings, capsys):
+def test_the_next_run_transfers_only_the_rest(hub_server, model, settings, capsys):
     hub_server.drop[LORA] = [5 * 4096, *[0] * 20]
     with pytest.raises(DownloadError, match="could not be reached"):
         download.download(model, settings, hub(hub_server), only=["lora"])
@@ -162,7 +162,7 @@ def test_partial_files_of_another_revision_or_too_long_do_no_harm(hub_server, mo
 def test_other_content_than_listed_is_deleted(hub_server, model, settings, name):
     hub_server.corrupt.add(name)
     role = "lora" if name == LORA else "clip"
-    with pytest.raises(DownloadError, match="other content") as caught:
+    with pytest.raises(DownloadError, match="different content") as caught:
         download.download(model, settings, hub(hub_server), only=[role])
     assert name in caught.value.message
     assert not [found for found in files_below(Path(settings.weights)) if name in found]
@@ -171,9 +171,9 @@ def test_other_content_than_listed_is_deleted(hub_server, model, settings, name)
     assert role in find_weights(model, settings).paths
 
 
-def test_hub_with_another_file_than_the_pinned_one_is_refused_before_the_first_byte(hub_server, model, settings):
+def test_a_hub_with_another_file_than_the_pinned_one_is_refused_before_the_first_byte(hub_server, model, settings):
     hub_server.repos[DEV]["ae.safetensors"] = content("another", 300)
-    with pytest.raises(DownloadError, match="now lists ae.safetensors with other content"):
+    with pytest.raises(DownloadError, match="now lists ae.safetensors with different content"):
         download.download(model, settings, hub(hub_server))
     assert not hub_server.body_bytes
 
@@ -189,7 +189,7 @@ def test_verify_finds_and_replaces_a_damaged_file_of_the_right_size(hub_server, 
     assert f"{path} differs from what the hub lists: deleted." in capsys.readouterr().out
 
 
-def test_truncated_file_is_fetched_again(hub_server, model, settings):
+def test_a_truncated_file_is_fetched_again(hub_server, model, settings):
     path = Path(settings.weights) / "USO" / PROJECTOR
     path.parent.mkdir(parents=True)
     path.write_bytes(content(PROJECTOR)[:100])
@@ -209,7 +209,7 @@ def test_truncated_file_is_fetched_again(hub_server, model, settings):
         ("hf_mistyped", "does not accept the token in HF_TOKEN", "https://huggingface.co/settings/tokens"),
     ],
 )
-def test_gated_repository(hub_server, model, settings, token, message, hint):
+def test_a_gated_repository(hub_server, model, settings, token, message, hint):
     hub_server.gated.add(DEV)
     hub_server.strangers.add("hf_stranger")
     with pytest.raises(DownloadError) as caught:
@@ -221,20 +221,20 @@ def test_gated_repository(hub_server, model, settings, token, message, hint):
     assert not hub_server.body_bytes
 
 
-def test_access_to_every_repository_is_asked_before_the_first_byte(hub_server, model, settings):
+def test_access_to_every_repository_is_checked_before_the_first_byte(hub_server, model, settings):
     hub_server.gated.add(DEV)
     with pytest.raises(DownloadError, match="is gated"):
         download.download(model, settings, hub(hub_server, None), only=["lora", "vae"])
     assert not hub_server.body_bytes
 
 
-def test_token_that_is_none_is_refused_without_being_shown():
+def test_an_invalid_token_is_refused_without_being_shown():
     with pytest.raises(SettingsError) as caught:
         download.Hub("hf_half and half")
     assert "half" not in str(caught.value)
 
 
-def test_missing_repository_and_missing_file(hub_server, model, settings):
+def test_a_missing_repository_and_a_missing_file(hub_server, model, settings):
     del hub_server.repos[USO][PROJECTOR]
     with pytest.raises(DownloadError, match="holds no uso_flux_v1.0/projector.safetensors"):
         download.download(model, settings, hub(hub_server))
@@ -247,7 +247,7 @@ def test_missing_repository_and_missing_file(hub_server, model, settings):
 def test_no_network_and_a_login_page(model, settings):
     with HubServer({}) as server:
         server.login_page = True
-        with pytest.raises(DownloadError, match="does not answer as a Hugging Face hub"):
+        with pytest.raises(DownloadError, match="does not answer like a Hugging Face hub"):
             download.download(model, settings, hub(server))
     with pytest.raises(DownloadError, match="could not be reached") as caught:
         download.download(model, settings, hub(server))
@@ -257,18 +257,18 @@ def test_no_network_and_a_login_page(model, settings):
 @pytest.mark.parametrize("name", ["text_encoder/../../../../stolen.safetensors", "text_encoder/..\\stolen.json"])
 def test_names_that_lead_out_of_the_folder_are_refused(hub_server, model, settings, name):
     hub_server.repos[DEV][name] = b"x"
-    with pytest.raises(DownloadError, match="does not answer as a Hugging Face hub"):
+    with pytest.raises(DownloadError, match="does not answer like a Hugging Face hub"):
         download.download(model, settings, hub(hub_server), only=["clip"])
     assert not hub_server.body_bytes
 
 
-def test_offline_switch_is_named(hub_server, model, settings, monkeypatch):
+def test_the_offline_switch_is_named(hub_server, model, settings, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DownloadError, match="HF_HUB_OFFLINE"):
         download.download(model, settings, hub(hub_server))
 
 
-def test_disk_too_small_is_said_before_the_first_byte(hub_server, model, settings, monkeypatch):
+def test_a_disk_too_small_is_reported_before_the_first_byte(hub_server, model, settings, monkeypatch):
     usage = shutil.disk_usage(settings.weights[:1])._replace(free=12_345)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     needed = sum(len(data) for names in repos().values() for data in names.values())
@@ -282,7 +282,7 @@ def test_disk_too_small_is_said_before_the_first_byte(hub_server, model, setting
     assert not Path(settings.weights).exists()
 
 
-def test_disk_full_midway_keeps_what_came(hub_server, model, settings, monkeypatch):
+def test_a_disk_full_midway_keeps_what_came(hub_server, model, settings, monkeypatch):
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -294,7 +294,7 @@ def test_disk_full_midway_keeps_what_came(hub_server, model, settings, monkeypat
     assert hub_server.body_bytes[LORA] == BIG
 
 
-def test_folder_that_cannot_be_written(hub_server, model, tmp_path):
+def test_a_folder_that_cannot_be_written(hub_server, model, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DownloadError, match="cannot be written to"):
         download.download(model, Settings(weights=str(tmp_path / "file" / "weights")), hub(hub_server))
@@ -310,7 +310,7 @@ def test_two_downloads_into_one_folder(hub_server, model, settings):
     download.download(model, settings, hub(hub_server), only=["lora"])
 
 
-def test_dry_run_prints_the_table_and_writes_nothing(hub_server, model, settings, tmp_path, capsys):
+def test_a_dry_run_prints_the_table_and_writes_nothing(hub_server, model, settings, tmp_path, capsys):
     download.download(model, settings, hub(hub_server, None), dry_run=True)
     out = capsys.readouterr().out
     for row in model.files:
@@ -320,7 +320,7 @@ def test_dry_run_prints_the_table_and_writes_nothing(hub_server, model, settings
     assert not list(tmp_path.rglob("*"))
 
 
-def test_dry_run_without_a_network_shows_the_catalog(model, settings, capsys):
+def test_a_dry_run_without_a_network_shows_the_catalog(model, settings, capsys):
     with HubServer({}) as server:
         pass
     download.download(MODELS["flux-dev"], settings, hub(server), dry_run=True)
@@ -352,15 +352,15 @@ def test_what_a_variable_or_the_cache_provides_is_not_fetched(hub_server, model,
     assert f"there: {mine}" in capsys.readouterr().out
 
 
-def test_variable_that_points_nowhere_is_refused_first(hub_server, model, settings, tmp_path):
+def test_a_variable_that_points_nowhere_is_refused_first(hub_server, model, settings, tmp_path):
     with pytest.raises(SettingsError, match="LORA points to"):
         download.download(model, dataclasses.replace(settings, lora=str(tmp_path / "nowhere")), hub(hub_server))
-    # The place the download goes to may be named before it is there.
+    # The download's destination may be named before it exists.
     target = str(Path(settings.weights) / "USO" / LORA)
     download.download(model, dataclasses.replace(settings, lora=target), hub(hub_server), only=["lora"])
 
 
-def test_every_row_lands_where_take_stock_looks(tmp_path):
+def test_every_row_lands_where_find_weights_looks(tmp_path):
     for model in MODELS.values():
         for row in model.files:
             first, *rest = Path(row.local).parts
@@ -389,14 +389,14 @@ def test_command_line_errors_are_two_lines(argv, message, capsys, monkeypatch, t
     assert second.startswith("hint: ")
 
 
-def test_embedded_model_needs_no_download(capsys, monkeypatch, tmp_path):
+def test_the_embedded_model_needs_no_download(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert download.main(["--variant", "uso-tiny"]) == 0
     assert "nothing to download" in capsys.readouterr().out
 
 
 def start(server: HubServer, folder: Path, *argv: str) -> subprocess.Popen[str]:
-    """The script as a person starts it, in `folder`, with the hub given by HF_ENDPOINT."""
+    """Runs the script as a user would, in `folder`, with the hub given by HF_ENDPOINT."""
     (folder / ".env").write_text(f"HF_TOKEN={TOKEN}\n")
     environment = {
         "HF_ENDPOINT": server.url,
@@ -419,7 +419,7 @@ def test_script_takes_the_hub_from_the_environment_and_the_token_from_dotenv(hub
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT for a child there")
 def test_ctrl_c_keeps_what_came(tmp_path):
-    size = 35_000_000  # the client hands on 10 MB at a time
+    size = 35_000_000  # the client passes on 10 MB at a time
     with HubServer(repos(lora_bytes=size)) as server:
         server.members.add(TOKEN)
         server.stall[LORA] = 25_000_000

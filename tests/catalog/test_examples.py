@@ -1,4 +1,4 @@
-"""The examples: each is a request, together they show every mode, and a damaged one spoils nothing."""
+"""The examples: each is a request, together they show every mode, and a damaged one does not affect the others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from uso_core.images import content_crop
 SHIPPED = read_examples()
 
 
-def test_every_example_is_read_in_the_order_of_the_names():
+def test_every_example_is_read_in_order_of_names():
     assert [example.name for example in SHIPPED] == sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
     assert len(SHIPPED) >= 12
     assert len({example.title for example in SHIPPED}) == len(SHIPPED)
@@ -40,7 +40,7 @@ def test_an_aspect_gives_the_sizes_that_suit_the_model():
             high = model.keeps_height and across > down
             assert (height == model.size) if high else (width * height == pytest.approx(model.size**2, rel=0.1))
     assert sides(16, 9, MODELS["flux-dev"]) == (1360, 768)
-    assert sides(16, 9, MODELS["uso-tiny"]) == (224, 128)  # it knows images that are 128 pixels high best
+    assert sides(16, 9, MODELS["uso-tiny"]) == (224, 128)  # it knows images of 128 pixels in height best
 
 
 def test_a_content_image_gives_its_shape_in_sizes_that_suit_the_model():

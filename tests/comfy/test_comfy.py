@@ -1,4 +1,4 @@
-"""ComfyUI workflows in every shape they come in, strangers' and our own."""
+"""ComfyUI workflows in every form, untrusted ones and our own."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from uso_core.errors import RequestError
 from uso_core.messages import message
 from uso_core.request import MAX_SEED, SCHEDULES, GenerationRequest, InputImage
 
-# What ComfyUI's classes look like, written down apart from the code under test: widgets in the order in which they are
-# saved ("*" is the control behind a seed), types of the linked inputs, types of the outputs.
+# What ComfyUI's classes look like, written down independently of the code under test: widgets in the order in which
+# they are saved ("*" is the control after a seed), types of the linked inputs, types of the outputs.
 WIDGETS = {
     "CheckpointLoaderSimple": ["ckpt_name"],
     "LoraLoaderModelOnly": ["lora_name", "strength_model"],
@@ -82,7 +82,7 @@ for types, kinds in {
 
 
 def recipe(content=None, styles=(), prompt="A fox in a library", size=(1024, 768), content_size=512):
-    """A USO workflow as {id: [class, {input: value or (id, slot)}]}; ids as names, for the tests to point at."""
+    """A USO workflow as {id: [class, {input: value or (id, slot)}]}; names as ids, for the tests to refer to."""
     nodes = {
         "loader": ["CheckpointLoaderSimple", {"ckpt_name": "flux1-dev-fp8.safetensors"}],
         "lora": ["LoraLoaderModelOnly", {"model": ("loader", 0), "lora_name": "uso-flux1-dit-lora-v1.safetensors",
@@ -325,14 +325,14 @@ FULL = SUBJECT | {"styles": ("1.png", "2.png")}
 def test_subgraphs(nested):
     data = with_subgraphs(nested=nested)
     assert values(read(data)) == expected(**FULL, guidance=2.5)
-    node(data, "guidance")["widgets_values"] = []  # nothing set outside: the widget inside counts
+    node(data, "guidance")["widgets_values"] = []  # nothing set outside: the inner widget counts
     node(inside(data, "condition-id"), "guidance")["widgets_values"] = [4.5]
     if nested:
         node(inside(data, "outer-id"), "in1")["widgets_values"] = []
     assert values(read(data)) == expected(**FULL, guidance=4.5)
 
 
-def test_a_bypassed_subgraph_hands_its_inputs_on():
+def test_a_bypassed_subgraph_passes_its_inputs_on():
     data = with_subgraphs()
     node(data, "style1")["mode"] = 4
     assert read(data).styles == ("2.png",)
@@ -372,7 +372,7 @@ def test_named_widget_values_and_dictionaries():
     node(data, "latent")["widgets_values"] = [512, 640]
     noise = node(data, "sampler")
     del noise["widgets_values_named"]
-    noise["widgets_values"] = [55, 9, 1, "euler", "simple", 1]  # saved without the control behind the seed
+    noise["widgets_values"] = [55, 9, 1, "euler", "simple", 1]  # saved without the control after the seed
     assert values(read(data)) == expected(seed=55, steps=9, prompt="by name", width=512, height=640)
 
 
@@ -405,7 +405,7 @@ def test_set_and_get_nodes():
 
 
 def advanced(nodes):
-    """The same with the sampler in parts."""
+    """The same workflow with the sampler split into parts."""
     sampler = nodes["sampler"][1]
     nodes |= {
         "noise": ["RandomNoise", {"noise_seed": sampler["seed"]}],
@@ -419,7 +419,7 @@ def advanced(nodes):
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_the_sampler_in_parts(form):
+def test_a_sampler_split_into_parts(form):
     nodes = advanced(recipe(content="me.png", styles=("1.png", "2.png")))
     assert values(read(FORMATS[form](nodes))) == expected(**FULL)
     nodes["sigmas"][1] |= {"scheduler": "beta", "denoise": 0.6}
@@ -484,7 +484,7 @@ def test_a_size_that_follows_the_content(form):
     assert values(read(FORMATS[form](nodes))) == expected(**SUBJECT, width=None, height=None)
 
 
-def test_a_size_that_an_image_is_scaled_to():
+def test_a_size_from_a_scaled_image():
     nodes = recipe(content="me.png")
     nodes["scale"] = ["ImageScale", {"image": ("image", 0), "upscale_method": "lanczos", "width": 640, "height": 448,
                                      "crop": "center"}]  # fmt: skip
@@ -562,7 +562,7 @@ def loop():
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_circle_ends(form):
+def test_a_cycle_ends(form):
     nodes = loop()
     nodes["both"][1] = {"string_a": ("both", 0), "string_b": "x", "delimiter": "y"}
     assert read(FORMATS[form](nodes)).styles == ("1.png",)
@@ -603,14 +603,14 @@ def test_texts_that_double_without_end():
     ],
     ids=lambda value: value[:24] if len(value) > 24 else None,
 )
-def test_what_is_no_workflow_is_refused_in_a_sentence(text, match):
+def test_text_without_a_workflow_is_refused_in_a_sentence(text, match):
     with pytest.raises(RequestError, match=match) as refused:
         import_workflow(text)
     assert refused.value.hint
     assert len(str(refused.value)) < 300
 
 
-def test_subgraphs_that_hold_themselves_or_grow_without_end():
+def test_subgraphs_that_contain_themselves_or_grow_without_end():
     twice = scope({"a": ["b-id", {}], "b": ["b-id", {}]})
     for inner in ({"c": ["b-id", {}]}, {f"c{i}": ["b-id", {}] for i in range(10)}):
         with pytest.raises(RequestError, match="deep|more than"):
@@ -633,7 +633,7 @@ JUNK = (None, True, -1, 0, 3.7, 1e308, float("nan"), 10**30, 10**400, "", "x", "
 
 
 def places(value, path=()):
-    """The path of every part of a JSON value."""
+    """The paths of all parts of a JSON value."""
     yield path
     for key, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         yield from places(part, (*path, key))
@@ -668,7 +668,7 @@ def test_junk_anywhere_gives_a_refusal_or_an_import():
 
 
 def check_in_range(result):
-    """What was read makes a request as it is."""
+    """The imported values make a valid request."""
     assert isinstance(result, ComfyImport)
     fields = {name: value for name, value in values(result).items() if value is not None}
     content, styles = fields.pop("content", None), fields.pop("styles")
@@ -726,7 +726,7 @@ def test_an_exported_request_comes_back(export):
 
 
 def test_an_exported_workflow_is_whole():
-    """Every link is known at both its ends, every widget has its value, nothing lies on top of anything."""
+    """Both ends of every link are known, every widget has its value, and no nodes overlap."""
     request = GenerationRequest(prompt="a", content=InputImage("/home/a/c.png", "0"), keep_size=True, seed=1,
                                 styles=tuple(InputImage(f"{i}.png", "0") for i in range(3)))  # fmt: skip
     data = export_workflow(request, {"checkpoint": "mine.safetensors"})
@@ -761,7 +761,7 @@ def test_a_request_without_a_seed_lets_comfyui_draw_one():
     assert MODEL_FILES["checkpoint"] in json.dumps(export_api(GenerationRequest()))
 
 
-def test_the_schedules_in_comfyuis_terms():
+def test_the_schedules_in_terms_of_comfyui():
     """ModelSamplingFlux gives the mu that the reference computes: 0.4675 and 1.15 at 1024 x 1024."""
     assert schedule.shifts("flux") == (1.15, 0.5)
     assert schedule.mu(*schedule.shifts("uso"), 1024, 1024) == pytest.approx(0.4675, abs=1e-5)

@@ -1,4 +1,4 @@
-"""Products with packed weights compute what the plain ones do, in every kind of request."""
+"""Products with reordered weights compute the same as plain ones, in every kind of request."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from uso_core.quantization.matrices import TRANSFORMER_MATRICES
 from uso_core.runtime import load
 from uso_core.settings import Settings
 
-# oneDNN multiplies bfloat16 where there is AVX512 at least; elsewhere blocks in bfloat16 stay as they are.
+# oneDNN multiplies bfloat16 only with AVX512 or better; elsewhere bfloat16 blocks stay unchanged.
 BFLOAT16 = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
 DTYPES = (torch.float32, *((torch.bfloat16,) if BFLOAT16 else ()))
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
@@ -56,7 +56,7 @@ def inputs(
 )  # fmt: skip
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("rows", [1, 7, 300])
-def test_a_product_is_that_of_its_layers(
+def test_a_product_equals_that_of_its_layers(
     dtype: torch.dtype, by_onednn: bool, gelu: bool, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "by_onednn", lambda dtype: by_onednn)
@@ -71,7 +71,7 @@ def test_a_product_is_that_of_its_layers(
 
 @pytest.mark.parametrize("tokens", [(5, 6), (40, kernels.WRITTEN_OUT)])
 @pytest.mark.parametrize("biased", [True, False])
-def test_a_prediction_differs_by_rounding_alone(pipeline: USOPipeline, tokens: tuple[int, int], biased: bool) -> None:  # noqa: F811
+def test_a_prediction_differs_only_by_rounding(pipeline: USOPipeline, tokens: tuple[int, int], biased: bool) -> None:  # noqa: F811
     exact, errors = pipeline.transformer, {}
     for dtype in DTYPES:
         plain, ours = copy.deepcopy(exact).to(dtype), copy.deepcopy(exact).to(dtype)
@@ -88,13 +88,13 @@ def test_a_prediction_differs_by_rounding_alone(pipeline: USOPipeline, tokens: t
         assert errors["ours", torch.bfloat16] < 1.2 * errors["plain", torch.bfloat16]
 
 
-def test_gelu_is_right_far_out_too() -> None:
+def test_gelu_is_right_for_large_values_too() -> None:
     x = torch.cat([torch.linspace(-30, 30, 4001), torch.tensor([-1e30, -1e4, 0.0, 1e4, 1e18])])
     right = F.gelu(x.double(), approximate="tanh")
     torch.testing.assert_close(kernels.gelu_(x.clone()).double(), right, atol=1e-6, rtol=1e-6)
 
 
-def test_several_samples_go_the_plain_way(pipeline: USOPipeline) -> None:  # noqa: F811
+def test_several_samples_take_the_plain_path(pipeline: USOPipeline) -> None:  # noqa: F811
     ours = copy.deepcopy(pipeline.transformer)
     accelerate_transformer(ours, rows=64)
     given = inputs(ours, torch.float32, 5, 6, batch=2)
@@ -123,11 +123,11 @@ def test_fp8_layers_stay(own: USOPipeline, images) -> None:  # noqa: F811
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="oneDNN packs elsewhere as it can")
-def test_an_x86_processor_packs(dtype: torch.dtype) -> None:
+def test_an_x86_cpu_has_kernels(dtype: torch.dtype) -> None:
     assert has_kernels(dtype) == (dtype == torch.float32 or BFLOAT16)
 
 
-def test_without_onednn_nothing_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onednn_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object, **__: object) -> torch.Tensor:
         raise NotImplementedError("no such operator")
 

@@ -1,4 +1,4 @@
-"""The VAE on a CPU decodes and encodes what the library's own modules do."""
+"""The VAE on a CPU decodes and encodes like the library's own modules."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def errors(results: tuple[torch.Tensor, ...], exact: tuple[torch.Tensor, ...]) -
 
 @pytest.mark.parametrize("channels", [(3, 5), (8, 8)])
 @pytest.mark.parametrize("size", [(1, 1), (2, 7), (16, 9)])
-def test_a_doubling_is_repeated_pixels_convolved(channels: tuple[int, int], size: tuple[int, int]) -> None:
+def test_a_doubling_equals_repeated_pixels_convolved(channels: tuple[int, int], size: tuple[int, int]) -> None:
     torch.manual_seed(size[0])
     convolution = nn.Conv2d(*channels, 3, padding=1).double()
     x = torch.randn(2, channels[0], *size, dtype=torch.double)
@@ -52,7 +52,7 @@ def test_a_doubling_is_repeated_pixels_convolved(channels: tuple[int, int], size
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_accelerated_it_differs_by_rounding_alone(vae: AutoencoderKL, size: tuple[int, int]) -> None:
+def test_the_accelerated_vae_differs_only_by_rounding(vae: AutoencoderKL, size: tuple[int, int]) -> None:
     exact = both_ways(vae, *size)
     ours = copy.deepcopy(vae).to(memory_format=torch.channels_last)
     accelerate_vae(ours)
@@ -92,7 +92,7 @@ def test_a_pipeline_on_a_cpu_is_accelerated() -> None:
 
 
 def test_acceleration_can_be_undone(vae: AutoencoderKL) -> None:
-    """The pipeline is then what it was, bit for bit."""
+    """The pipeline is then as before, bit for bit."""
     paths = {role: WEIGHTS / name for role, name in EMBEDDED_FILES.items()}
     made = load.assemble(paths, Settings(device="cpu", dtype="float32"), get_model(EMBEDDED))[0]
     for module in made.vae.modules():

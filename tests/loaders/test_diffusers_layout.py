@@ -1,4 +1,4 @@
-"""Folders as diffusers writes them become the same modules, and damaged ones are refused."""
+"""Folders written by diffusers become the same modules, and damaged ones are refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from uso_core.errors import WeightsError
 
 @pytest.fixture(scope="module")
 def diffusers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The golden transformer and VAE as diffusers itself writes them, the transformer in shards."""
+    """The golden transformer and VAE as written by diffusers itself, the transformer in shards."""
     folder = tmp_path_factory.mktemp("FLUX.1-dev")
     ours = transformer(FLUX)
     base = FluxTransformer2DModel.from_config(dict(ours.config))
@@ -29,7 +29,7 @@ def diffusers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sharded(diffusers_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the sharded transformer that a test may spoil."""
+    """A copy of the sharded transformer that a test may damage."""
     return Path(shutil.copytree(diffusers_folder / "transformer", tmp_path / "transformer"))
 
 
@@ -47,7 +47,7 @@ def test_the_diffusers_layout_gives_the_same_vae(diffusers_folder):
     same(loaded, original)
 
 
-def test_links_of_a_hugging_face_cache_are_followed(diffusers_folder, tmp_path):
+def test_links_in_a_hugging_face_cache_are_followed(diffusers_folder, tmp_path):
     if os.name == "nt":
         pytest.skip("links need a privilege there")
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0" / "transformer"
@@ -104,7 +104,7 @@ def test_a_missing_shard_is_named(sharded):
         {"num_layers": None},
         {"attention_head_dim": -32},
         {"axes_dims_rope": 5},
-        {"axes_dims_rope": [1, 1, 1]},  # the tensors fit, and yet the model cannot be run
+        {"axes_dims_rope": [1, 1, 1]},  # the tensors fit, but the model cannot run
         {"num_layers": 3},
         {"joint_attention_dim": 64},
         {"guidance_embeds": False},

@@ -1,4 +1,4 @@
-"""Text encoders and vision tower from the folders of transformers: right, damaged and hostile ones."""
+"""Text encoders and the vision tower from transformers folders: valid, damaged and hostile ones."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ def test_a_folder_of_another_encoder_is_refused(maker, given):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_a_file_is_no_encoder_folder(name):
+def test_a_file_is_not_an_encoder_folder(name):
     path = GOLDEN / name / "model.safetensors"
-    with pytest.raises(WeightsError, match="is a file, the folder") as failure:
+    with pytest.raises(WeightsError, match="is a file; the folder") as failure:
         ENCODERS[name](path)
     assert str(path) in failure.value.message
 
@@ -132,7 +132,7 @@ def test_an_encoder_in_shards_is_the_same(copied):
 
 
 class Payload:
-    """Unpickled, it makes a folder: what a hostile pickle could do."""
+    """Creates a folder when unpickled, as a hostile pickle could."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -175,7 +175,7 @@ def test_a_damaged_tokenizer_is_refused(name, file, content, copied):
 @pytest.mark.parametrize(
     ("name", "encoder", "tokenizer"), [("t5", "text_encoder_2", "tokenizer_2"), ("clip", "text_encoder", "tokenizer")]
 )
-def test_the_tokenizer_may_lie_beside_as_in_the_diffusers_layout(name, encoder, tokenizer, copied, tmp_path):
+def test_the_tokenizer_may_be_beside_it_as_in_the_diffusers_layout(name, encoder, tokenizer, copied, tmp_path):
     folder = copied(name).rename(tmp_path / encoder)
     (tmp_path / tokenizer).mkdir()
     for file in folder.iterdir():
@@ -203,7 +203,7 @@ def test_t5s_tokenizer_is_the_same_from_spiece_model_and_from_tokenizer_json(cop
     assert 1 in ids  # </s>
 
 
-def test_clips_tokenizer_is_the_one_of_transformers():
+def test_clips_tokenizer_is_that_of_transformers():
     theirs = AutoTokenizer.from_pretrained(GOLDEN / "clip", local_files_only=True)
     ours = clip(GOLDEN / "clip")[1]
     assert [ours(prompt).input_ids for prompt in PROMPTS] == [theirs(prompt).input_ids for prompt in PROMPTS]

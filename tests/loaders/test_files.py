@@ -1,4 +1,4 @@
-"""What is this file? Golden, embedded, foreign, damaged and hostile ones."""
+"""Identifying files: golden, embedded, foreign, damaged and hostile ones."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from uso_core.loaders.files import inspect
         ("siglip/model.safetensors", "SigLIP vision tower"),
     ],
 )
-def test_the_role_is_learnt_from_the_tensors_not_from_the_name(folder, name, role, tmp_path):
+def test_the_role_comes_from_the_tensors_and_not_from_the_name(folder, name, role, tmp_path):
     renamed = tmp_path / "download(1).bin"
     shutil.copy(folder / name, renamed)
     checkpoint = inspect(renamed)
@@ -95,7 +95,7 @@ def test_a_foreign_model_is_refused_by_its_kind(maker, names, spoken, tmp_path):
 def test_a_file_in_another_files_place_is_refused_by_name(maker, given, spoken, wanted):
     with pytest.raises(WeightsError) as failure:
         maker(given)
-    assert failure.value.message == f"{given} is not {wanted}: it seems to be {spoken}."
+    assert failure.value.message == f"{given} is not {wanted}: it appears to be {spoken}."
     assert wanted in failure.value.hint
     if given in (LORA, PROJECTOR):  # the usual mix-up: say which variable takes which
         assert "LORA takes dit_lora" in failure.value.hint
@@ -127,7 +127,7 @@ NOT_WEIGHTS = {
 
 
 @pytest.mark.parametrize("kind", NOT_WEIGHTS)
-def test_what_is_no_safetensors_file_is_refused_for_what_it_is(kind, tmp_path):
+def test_a_file_that_is_not_safetensors_is_refused_for_what_it_is(kind, tmp_path):
     content, seems, remedy = NOT_WEIGHTS[kind]
     path = tmp_path / "flux1-dev.safetensors"
     path.write_bytes(content)
@@ -138,8 +138,8 @@ def test_what_is_no_safetensors_file_is_refused_for_what_it_is(kind, tmp_path):
     assert remedy in failure.value.hint
 
 
-@pytest.mark.parametrize(("make", "words"), [(Path.mkdir, "folder"), (lambda path: None, "not there")])
-def test_a_folder_or_nothing_is_no_file(make, words, tmp_path):
+@pytest.mark.parametrize(("make", "words"), [(Path.mkdir, "folder"), (lambda path: None, "does not exist")])
+def test_a_folder_or_a_missing_file_is_refused(make, words, tmp_path):
     path = tmp_path / "x.safetensors"
     make(path)
     with pytest.raises(WeightsError, match=words):
@@ -206,7 +206,7 @@ def test_an_interrupted_download_is_refused(file, kept, tmp_path):
     assert "download it again" in failure.value.hint
 
 
-# The first bytes of a safetensors file are the length of its header, and may look like the start of something else:
+# The first bytes of a safetensors file are the length of its header, and may look like the start of another format:
 # 0x280, 0x380 and 0x480 like a pickle, 0x5b and 0x7b like JSON, and the same after a 0x20 that reads as a blank.
 @pytest.mark.parametrize("length", [0x280, 0x380, 0x480, 0x10280, 0x5B, 0x7B, 0x5B20, 0x7B20])
 def test_a_header_of_an_unlucky_length_is_read(length, tmp_path):

@@ -1,4 +1,4 @@
-"""The fused cache: bit for bit the direct ones, made once, made anew when they should be, never in the way."""
+"""The fused cache: equal to direct loading bit for bit, made once, remade when needed, never in the way."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from uso_core.settings import ROOT, Settings
 
 @dataclasses.dataclass
 class Sources:
-    """Copies of the golden transformer and LoRA, and the folder in which they are fused."""
+    """Copies of the golden transformer and LoRA, and the folder for their fused cache."""
 
     transformer: Path
     lora: Path
@@ -88,7 +88,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize("fp8", [True, False], ids=["fp8", "plain"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_fused_weights_are_the_direct_ones(sources, fp8, dtype, caplog):
+def test_fused_weights_equal_the_direct_ones(sources, fp8, dtype, caplog):
     direct = sources.build(cache=False, fp8=fp8, dtype=dtype)
     for _ in range(2):
         model = sources.build(fp8=fp8, dtype=dtype)
@@ -118,7 +118,7 @@ def test_each_kind_has_its_own_place(sources, caplog):
     assert conversions(caplog) == len(sources.files(".safetensors")) == 4
 
 
-def test_the_file_is_one_that_others_can_read(sources):
+def test_other_programs_can_read_the_file(sources):
     sources.build(dtype=torch.bfloat16)
     tensors = load_file(sources.weights)
     assert tensors["transformer_blocks.0.attn.to_q.weight"].dtype == torch.float8_e4m3fn
@@ -140,11 +140,11 @@ def test_a_model_can_be_changed_without_changing_the_file(sources):
     same(sources.build(), sources.build(cache=False))
 
 
-# --- made anew --------------------------------------------------------------------------------------------------------
+# --- remade ----------------------------------------------------------------------------------------------------------
 
 
 def change_values(path: Path) -> None:
-    """Other numbers under the same header, in a file of the same size."""
+    """Different numbers under the same header, in a file of the same size."""
     save_file({name: tensor * 2 for name, tensor in load_file(path).items()}, path)
 
 
@@ -174,7 +174,7 @@ def empty(sources: Sources) -> None:
 
 
 def overwrite(sources: Sources) -> None:
-    """Some bytes of a tensor changed in place, size and header as before."""
+    """Changes some bytes of a tensor in place, keeping size and header."""
     with sources.weights.open("r+b") as file:
         file.seek(-100, os.SEEK_END)
         file.write(b"\1" * 50)
@@ -190,7 +190,7 @@ def break_header(sources: Sources) -> None:
 
 
 def other_tensors(sources: Sources) -> None:
-    """A whole file that its manifest describes, but of another model."""
+    """A complete file that matches its manifest, but of another model."""
     save_file({"a": torch.zeros(3)}, sources.weights)
     found = sources.weights.stat()
     manifest = json.loads(sources.manifest.read_text())
@@ -215,17 +215,17 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-def test_a_damaged_one_is_made_anew(sources, damage, caplog):
+def test_a_damaged_one_is_remade(sources, damage, caplog):
     sources.build()
     damage(sources)
     same(sources.build(), sources.build(cache=False))
     assert conversions(caplog) == 2
-    assert sum("made anew" in record.getMessage() for record in caplog.records) >= 1
+    assert sum("remaking them" in record.getMessage() for record in caplog.records) >= 1
     sources.build()
     assert conversions(caplog) == 2
 
 
-def test_another_version_of_the_format_is_made_anew(sources, caplog, monkeypatch):
+def test_another_version_of_the_format_is_remade(sources, caplog, monkeypatch):
     sources.build()
     monkeypatch.setattr(fused_cache, "FORMAT", fused_cache.FORMAT + 1)
     sources.build()
@@ -241,7 +241,7 @@ def test_stopping_leaves_nothing_half_written(sources):
     same(sources.build(), sources.build(cache=False))
 
 
-def test_what_a_killed_process_left_is_cleared(sources):
+def test_leftovers_of_a_killed_process_are_removed(sources):
     sources.build()
     left = sources.cache / f"{sources.weights.stem}.0123abcd.part"
     left.write_bytes(b"half")
@@ -278,14 +278,14 @@ def test_a_disk_that_fills_up_meanwhile_is_no_obstacle(sources, caplog, monkeypa
     assert not sources.files(".safetensors") + sources.files(".part")
 
 
-def test_a_folder_that_cannot_be_made_is_no_obstacle(sources, caplog):
+def test_a_folder_that_cannot_be_created_is_no_obstacle(sources, caplog):
     sources.cache.write_text("a file where the folder should be")
     same(sources.build(), sources.build(cache=False))
     assert len(warned(caplog)) == 1
 
 
 def test_two_at_once_fuse_once(sources, caplog):
-    """The second waits for the first, and reports while it waits."""
+    """The second waits for the first, and reports while waiting."""
     models: list[USOTransformer2DModel] = []
 
     def build_slowly() -> None:
@@ -342,7 +342,7 @@ def test_waiting_for_another_can_be_stopped(sources):
     assert time.monotonic() - began < 10
 
 
-def test_faults_of_the_sources_are_told_as_ever(sources):
+def test_faults_of_the_sources_are_reported_as_usual(sources):
     sources.lora.write_bytes(b"")
     with pytest.raises(WeightsError, match="is empty"):
         sources.build()
@@ -352,7 +352,7 @@ def test_faults_of_the_sources_are_told_as_ever(sources):
 
 
 def test_a_small_model_is_not_kept(tmp_path, monkeypatch):
-    """Nor does the embedded one gain anything: it is converted in a moment."""
+    """The embedded model gains nothing either: it is converted in a moment."""
     paths = {role: GOLDEN / name for role, name in FILES.items()}
     settings = Settings(device="cpu", dtype="float32", weights=str(tmp_path))
     assemble(paths, settings, get_model("flux-dev-fp8"))
@@ -362,7 +362,7 @@ def test_a_small_model_is_not_kept(tmp_path, monkeypatch):
     assert len(list((tmp_path / "prepared").glob("*.safetensors"))) == 1
 
 
-def test_one_command_removes_them(tmp_path, sources, capsys):
+def test_one_command_removes_the_cache(tmp_path, sources, capsys):
     sources.build()
     stranger = sources.cache / "mine.safetensors"
     stranger.write_bytes(b"not ours")
@@ -373,7 +373,7 @@ def test_one_command_removes_them(tmp_path, sources, capsys):
     assert download.main(["--weights", str(tmp_path / "elsewhere"), "--remove-prepared"]) == 0
 
 
-def test_a_model_at_work_survives_the_removal(sources):
+def test_a_model_in_use_survives_the_removal(sources):
     model = sources.build()
     assert fused_files.remove(sources.cache) > 0
     same(model, sources.build(cache=False))
@@ -394,7 +394,7 @@ def test_tensors_may_come_in_any_order(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [{}, {"a": torch.zeros(3)}, {"a": torch.zeros(2).double()}])
-def test_a_file_that_is_not_what_was_planned_is_refused(tmp_path, wrong):
+def test_a_file_other_than_planned_is_refused(tmp_path, wrong):
     def write() -> None:
         with TensorWriter(tmp_path / "t", {"a": (torch.float32, (2,))}) as writer:
             for name, tensor in wrong.items():
@@ -411,7 +411,7 @@ MID_SIZE = loading.FLUX_DEV | {"num_layers": 2, "num_single_layers": 4, "num_att
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_file_is_converted_in_a_fraction_of_its_size(tmp_path, monkeypatch):
-    """Neither the source nor the result is ever held: only the tensor at work, and the LoRA."""
+    """It never holds the source or the result: only the current tensor and the LoRA."""
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "262144")  # glibc then gives back at once what is no longer held
     source = loading.write_sparse(tmp_path / "flux.safetensors", loading.original_shapes(MID_SIZE))
     lora = loading.write_sparse(tmp_path / "lora.safetensors", loading.lora_shapes(MID_SIZE, 16))
@@ -422,7 +422,7 @@ def test_a_file_is_converted_in_a_fraction_of_its_size(tmp_path, monkeypatch):
     assert figures["peak_above_interpreter_bytes"] < 0.35 * source + lora
 
 
-def test_the_shapes_of_the_full_size_file_are_flux_dev_s():
+def test_the_shapes_of_the_full_size_file_are_those_of_flux_dev():
     shapes = loading.original_shapes(loading.FLUX_DEV)
     assert len(shapes) == 780
     assert shapes["single_blocks.37.linear1.weight"] == (21504, 3072)

@@ -1,4 +1,4 @@
-"""GGUF files: written by ggml's own library, read as the safetensors file of the same weights is, or refused."""
+"""GGUF files: written by ggml's own library, read like the safetensors file of the same weights, or refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SOURCE, LORA = EMBEDDED / "flux.safetensors", EMBEDDED / "dit_lora.safetensors"
 
 
 def write(path: Path, tensors: Mapping[str, tuple[np.ndarray, Kind]], **notes: Any) -> Path:
-    """A file by the library's own writer; each array holds numbers, or bytes that are already blocks of its type."""
+    """A file written by the library; each array holds numbers, or bytes that are already blocks of its type."""
     writer = gguf.GGUFWriter(path, "flux")
     writer.add_array("comfy.gguf.orig_shape.some.weight", [3, 4])
     writer.add_array("general.tags", ["text-to-image", "a toy"])
@@ -45,7 +45,7 @@ def write(path: Path, tensors: Mapping[str, tuple[np.ndarray, Kind]], **notes: A
 
 
 def embedded(path: Path, kind: Kind) -> Path:
-    """The embedded transformer as such files are made: matrices in that type, all else in float32."""
+    """The embedded transformer as such files are usually made: matrices in that type, everything else in float32."""
     with open(SOURCE, "rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     tensors = {
@@ -61,7 +61,7 @@ def blocks(kind: Kind, rows: int, columns: int) -> np.ndarray:
 
 
 def readable(kind: Kind) -> bool:
-    """Whether this version of the library knows what blocks of that type mean."""
+    """Whether this version of the library can decode blocks of that type."""
     try:
         return gguf.dequantize(blocks(kind, 1, 256), kind).size == 256
     except NotImplementedError:
@@ -78,7 +78,7 @@ def read(path: Path, name: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", [Kind.F32, Kind.BF16], ids=lambda kind: kind.name)
-def test_what_is_not_quantized_gives_the_same_weights_bit_for_bit(kind, tmp_path):
+def test_unquantized_tensors_give_the_same_weights_bit_for_bit(kind, tmp_path):
     path = embedded(tmp_path / "flux.gguf", kind)
     assert inspect(path).role == "transformer"
     same(transformer(path, LORA), transformer(SOURCE, LORA))
@@ -100,7 +100,7 @@ def test_eight_bits_give_nearly_the_same_weights_and_image(tmp_path):
 
 
 @pytest.mark.parametrize("kind", READ, ids=lambda kind: kind.name)
-def test_every_type_of_block_is_read_as_the_library_reads_it(kind, tmp_path):
+def test_every_block_type_is_read_as_the_library_reads_it(kind, tmp_path):
     tensors = {"a": (blocks(kind, 3, 512), kind), "b": (np.arange(5, dtype=np.float32), Kind.F32),
                "c": (blocks(kind, 2, 256), kind)}  # fmt: skip
     path = write(tmp_path / "x.gguf", tensors)
@@ -111,7 +111,7 @@ def test_every_type_of_block_is_read_as_the_library_reads_it(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", UNREAD, ids=lambda kind: kind.name)
-def test_a_type_that_nobody_dequantizes_is_refused_by_name(kind, tmp_path):
+def test_a_type_that_nothing_can_dequantize_is_refused_by_name(kind, tmp_path):
     path = write(tmp_path / "x.gguf", {"a": (blocks(kind, 2, 256), kind)})
     with pytest.raises(WeightsError, match=rf"holds a as {kind.name}, a quantization that cannot be read"):
         read(path, "a")
@@ -122,7 +122,7 @@ def small(path: Path) -> bytes:
     return write(path, {"a": (numbers, Kind.Q8_0), "b": (numbers, Kind.F32)}, uso="{}").read_bytes()
 
 
-def test_a_file_that_ends_anywhere_early_is_refused(tmp_path):
+def test_a_file_cut_off_anywhere_is_refused(tmp_path):
     whole, path = small(tmp_path / "whole.gguf"), tmp_path / "cut.gguf"
     for length in range(4, len(whole), 7):
         path.write_bytes(whole[:length])
@@ -142,7 +142,7 @@ def test_a_header_with_any_byte_changed_is_read_or_refused(tmp_path):
                     reader.read(name)
 
 
-def test_a_type_younger_than_the_library_and_two_tensors_in_one_place(tmp_path):
+def test_a_type_newer_than_the_library_and_two_tensors_in_one_place(tmp_path):
     whole = small(tmp_path / "whole.gguf")
     at = whole.index(b"\1\0\0\0\0\0\0\0b") + 9 + 4 + 16  # behind b's name, dimensions and shape: type, offset
     path = tmp_path / "changed.gguf"

@@ -1,4 +1,4 @@
-"""Does a file become the right module? Strict loading, the LoRA, and every form that the transformer comes in."""
+"""Turning files into modules: strict loading, the LoRA, and every form of the transformer."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ MAKERS: dict[str, tuple[Path, Callable[[Path], Any]]] = {
         ("lora", "double_blocks.0.processor.qkv_lora2.down.weight"),
     ],
 )
-def test_a_missing_tensor_is_named_as_the_file_would(role, name, tmp_path):
+def test_a_missing_tensor_is_named_as_in_the_file(role, name, tmp_path):
     file, maker = MAKERS[role]
     tensors = load_file(file)
     del tensors[name]
@@ -145,7 +145,7 @@ def test_the_tensors_that_tell_the_shape_may_be_misshapen_too(role, name, other,
     assert str(path) in failure.value.message
 
 
-def test_a_block_number_out_of_all_proportion_is_refused_before_anything_is_built(flux, tmp_path):
+def test_an_absurd_block_number_is_refused_before_anything_is_built(flux, tmp_path):
     stem = "double_blocks.1."
     renamed = {name.replace(stem, "double_blocks.100000000."): tensor for name, tensor in flux.items()}
     path = write(tmp_path / "flux.safetensors", renamed)
@@ -153,7 +153,7 @@ def test_a_block_number_out_of_all_proportion_is_refused_before_anything_is_buil
         build.transformer_config(inspect(path))
 
 
-def test_the_loading_tells_its_progress_and_may_be_stopped():
+def test_loading_reports_its_progress_and_may_be_stopped():
     fractions = list(build.load_transformer(FLUX, LORA, torch.float32))
     assert fractions == sorted(fractions)
     assert fractions[0] == 0
@@ -176,7 +176,7 @@ def test_unreadable_notes_are_refused(noted, tmp_path):
 
 
 @pytest.mark.parametrize("depths", [[-2, -11], ["a", "b", "c"], 3, None, [1.5, 2.5, 3.5]])
-def test_notes_that_mean_nothing_are_refused(depths, tmp_path):
+def test_meaningless_notes_are_refused(depths, tmp_path):
     path = write(tmp_path / "projector.safetensors", load_file(PROJECTOR), {"uso": json.dumps({"depths": depths})})
     with pytest.raises(WeightsError, match="depths"):
         projector(path)
@@ -270,7 +270,7 @@ def test_the_prefix_of_comfyui_changes_nothing(flux, lora, tmp_path):
     same(transformer(path, lora), transformer(FLUX, lora))
 
 
-def test_of_an_all_in_one_checkpoint_the_transformer_is_taken(flux, tmp_path):
+def test_the_transformer_of_an_all_in_one_checkpoint_is_used(flux, tmp_path):
     others = {"vae.encoder.down.0.block.0.conv1.weight": torch.zeros(2), "vae.decoder.up.0.block.0.x": torch.zeros(2),
               "text_encoders.clip_l.logit_scale": torch.zeros(1)}  # fmt: skip
     path = write(tmp_path / "flux1-dev-fp8.safetensors", {COMFY + name: t for name, t in flux.items()} | others)
@@ -290,7 +290,7 @@ def is_matrix(name: str, tensor: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
 @pytest.mark.parametrize("lora", [None, LORA], ids=["plain", "lora"])
-def test_a_plain_fp8_cast_is_the_cast_weights(flux, dtype, lora, tmp_path):
+def test_a_plain_fp8_cast_gives_the_cast_weights(flux, dtype, lora, tmp_path):
     cast = {name: tensor.to(dtype) if is_matrix(name, tensor) else tensor for name, tensor in flux.items()}
     back = {name: tensor.float() for name, tensor in cast.items()}
     assert not torch.equal(back["img_in.weight"], back["img_in.weight"] * 0)
@@ -301,7 +301,7 @@ def test_a_plain_fp8_cast_is_the_cast_weights(flux, dtype, lora, tmp_path):
 @pytest.mark.parametrize("suffix", ["scale_weight", "weight_scale"])
 @pytest.mark.parametrize("prefix", ["", COMFY], ids=["bare", "comfy"])
 @pytest.mark.parametrize("per_row", [False, True], ids=["scalar", "per row"])
-def test_scaled_fp8_is_brought_back_with_its_scale(flux, suffix, prefix, per_row, tmp_path):
+def test_scaled_fp8_is_restored_with_its_scale(flux, suffix, prefix, per_row, tmp_path):
     quantized: Tensors = {f"{prefix}scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
     back: Tensors = {}
     for name, tensor in flux.items():
@@ -374,13 +374,13 @@ def test_the_shapes_of_the_golden_files():
     assert (config["layers_per_block"], config["latent_channels"]) == (1, 16)
 
 
-def test_a_width_that_no_heads_fill_is_refused(flux, tmp_path):
+def test_a_width_that_heads_do_not_divide_is_refused(flux, tmp_path):
     scale = {name: torch.ones(48) for name in flux if name.endswith("_norm.scale")}
     with pytest.raises(WeightsError, match="width 64 and head size 48"):
         transformer(write(tmp_path / "flux.safetensors", flux | scale))
 
 
-def test_an_exported_lora_fits_the_transformer_that_it_was_made_for(tmp_path):
+def test_an_exported_lora_fits_its_transformer(tmp_path):
     made = make_transformer(num_attention_heads=3, num_single_layers=2)
     state, pairs = made.state_dict(), {}
     for target in state:

@@ -1,4 +1,4 @@
-"""Weight files for tests: where the golden ones lie, how to write others, and the modules that they become."""
+"""Weight files for tests: where the golden ones are, how to write others, and the modules that they become."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def raw(header: bytes | Mapping[str, Any], data: bytes = b"", length: int | None = None) -> bytes:
-    """A safetensors file byte by byte, so that it can be wrong."""
+    """A safetensors file written byte by byte, so that it can be wrong."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return (len(text) if length is None else length).to_bytes(8, "little") + text + data
 
@@ -40,7 +40,7 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, s
 
 
 def named(path: Path, *names: str) -> Path:
-    """A file with tensors of these names, as far as its header tells."""
+    """A file whose header lists tensors with these names."""
     return write(path, {name: torch.zeros(1) for name in names})
 
 

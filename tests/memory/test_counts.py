@@ -1,4 +1,4 @@
-"""What an image costs at full size, counted on meta tensors: any change of these numbers is a change of speed."""
+"""What an image costs at full size, counted on meta tensors: a change of these numbers is a change of speed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Pieces(PinnedMemory):
 
 @pytest.fixture(scope="module")
 def halves() -> dict[str, tuple[Tally, Tally]]:
-    """What the transformer does once, and in each step, by mode."""
+    """What the transformer computes once, and in each step, by mode."""
     return {mode: counts.hoisted(full_size()["transformer"], *tokens) for mode, tokens in MODES.items()}
 
 
@@ -103,7 +103,7 @@ def test_nothing_that_no_step_changes_is_computed_in_a_step(halves):
         ("vae decode", 10.472, 39, 1),
     ],
 )
-def test_what_is_computed_once(once, stage, tflop, products, attentions):
+def test_the_part_computed_once(once, stage, tflop, products, attentions):
     tally = once[stage]
     assert tally.flops / 1e12 == pytest.approx(tflop, abs=0.001)
     assert (tally.matrix_products, tally.attentions) == (products, attentions)
@@ -130,7 +130,7 @@ def test_the_bound_of_a_step_holds_in_float32():
     assert bound / 1.1 < tally.peak_bytes <= bound
 
 
-def test_a_tile_takes_what_is_said():
+def test_a_tile_takes_what_is_stated():
     vae = full_size()["vae"]
     with torch.device("meta"):
         latents = torch.empty(1, 16, 64, 64, dtype=torch.bfloat16)
@@ -184,7 +184,7 @@ def test_counting_itself():
 
 
 def test_the_report_is_written(tmp_path, capsys, monkeypatch, halves, once):
-    """The same tallies, told: every mode, every stage, every rung with its plan."""
+    """The same tallies, reported: every mode, every stage, every tier with its plan."""
     by_tokens = {tokens: halves[mode] for mode, tokens in MODES.items()}
     monkeypatch.setattr(counts, "hoisted", lambda transformer, *tokens: by_tokens[tokens])
     monkeypatch.setattr(counts, "once", lambda parts: once)
@@ -200,8 +200,10 @@ def test_the_report_is_written(tmp_path, capsys, monkeypatch, halves, once):
 
 
 @pytest.mark.parametrize("resident", [57, 26, 0])
-def test_what_waits_in_locked_memory_is_what_the_plan_counts(resident):
-    """Pieces of a power of two, filled with the tensors of modulation, streamed blocks and visitors in their order."""
+def test_pinned_memory_is_what_the_plan_counts(resident):
+    """Pieces of a power of two, filled with the tensors of modulation, streamed blocks and components on demand in
+    order.
+    """
     transformer = full_size()["transformer"]
     modulation = [each for part in transformer.modules() if isinstance(part, Modulation) for each in part.parameters()]
     streamed = [each for block in list(transformer.blocks)[resident:] for each in block.parameters()]
@@ -211,7 +213,7 @@ def test_what_waits_in_locked_memory_is_what_the_plan_counts(resident):
     waiting = list({id(each): each for each in (*modulation, *streamed, *visitors)}.values())
     total = sum(each.nbytes for each in waiting)
     planned = total + total // HOST_WASTE_PART
-    expected = planned - planned // (HOST_WASTE_PART + 1)  # as `place` tells it
+    expected = planned - planned // (HOST_WASTE_PART + 1)  # as `place` reports it
     assert abs(expected - total) <= 1
     host = Pieces(torch.device("cpu"), expected)
     for each in waiting:

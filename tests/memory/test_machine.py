@@ -1,4 +1,4 @@
-"""The machine: memory and CPUs of a container, from the kernel's files as they are laid out there."""
+"""The machine: memory and CPUs of a container, from the kernel's files as laid out there."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_limit_of_version_1(host, cgroups):
     assert threads(cgroups, host) == 1
 
 
-def test_a_parent_may_be_the_narrower(host, cgroups):
+def test_a_parent_may_have_the_lower_limit(host, cgroups):
     write(host, {"self/cgroup": "0::/pod/app\n"})
     write(cgroups, {
         "pod/app/memory.max": "max\n", "pod/app/memory.current": "1\n", "pod/app/cpu.max": "max 100000\n",
@@ -113,7 +113,7 @@ def test_more_used_than_allowed_leaves_nothing(host, cgroups):
         (2, 2, [], 2),
     ],
 )
-def test_threads_that_suit(processors, cores, quotas, expected):
+def test_suitable_threads(processors, cores, quotas, expected):
     assert suitable_threads(processors, cores, quotas) == expected
 
 
@@ -132,7 +132,7 @@ def test_physical_cores_are_counted(host, tmp_path):
         ("", False),
     ],
 )
-def test_bfloat16_is_fast_where_the_processor_multiplies_it(tmp_path, flags, fast):
+def test_bfloat16_is_fast_if_the_cpu_multiplies_it(tmp_path, flags, fast):
     write(tmp_path, {"cpuinfo": f"processor : 0\nmodel name : x\nflags\t\t: {flags}\n"})
     assert fast_bfloat16(cpu_flags(tmp_path)) is fast
 
@@ -169,7 +169,7 @@ def test_a_machine_that_compiles_has_no_obstacle(monkeypatch):
 
 
 def test_a_missing_compiler_is_the_obstacle(monkeypatch, tmp_path):
-    """The real compiler's own words, where it finds no C++ compiler to call."""
+    """The real compiler's own message when it finds no C++ compiler."""
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     said = machine.obstacle_to_compiling(torch.device("cpu"), torch.float32)

@@ -1,4 +1,4 @@
-"""A plan carried out on a real pipeline: whatever is placed how, the image is the same."""
+"""A plan carried out on a real pipeline: however parts are placed, the image is the same."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def planned(pipeline: USOPipeline, where: dict[str, str], resident: int) -> MemoryPlan:  # noqa: F811
-    """A plan for this pipeline with some groups elsewhere than a CPU needs them."""
+    """A plan for this pipeline with some groups placed differently from what a CPU needs."""
     parts = {"transformer": pipeline.transformer, "t5": pipeline.text_encoder_2, "clip": pipeline.text_encoder,
              "siglip": pipeline.image_encoder, "projector": pipeline.style_projector, "vae": pipeline.vae}  # fmt: skip
     made = plan(Machine("cpu", "", 10**11), Sizes(counts_of(parts), 4), PlanOptions())
@@ -63,7 +63,7 @@ def test_the_blocks_of_an_encoder_are_its_longest_list(own):  # noqa: F811
     assert isinstance(layers_of(own.image_encoder), nn.ModuleList)
 
 
-def test_a_large_image_is_decoded_in_tiles_where_the_plan_says_so(own, images):  # noqa: F811
+def test_a_large_image_is_decoded_in_tiles_if_the_plan_says_so(own, images):  # noqa: F811
     packed = generate(own, images, width=128, height=128, num_inference_steps=1)
     whole = own.decode(packed, 128, 128)
     place({name: getattr(own, name) for name in HEAVY}, planned(own, {}, 8), CPU)

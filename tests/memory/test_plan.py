@@ -1,4 +1,4 @@
-"""The memory plan as a table: every tier, every wish, the bounds between them, what is refused, and the words."""
+"""The memory plan as a table: every tier, every option, the bounds between them, refusals, and the sentences."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from uso_core.messages import message, size_text
 from uso_core.settings import ROOT
 
 GIB = 2**30
-# FLUX.1-dev with USO's encoders; test_counts.py holds that these are the parameters of the modules.
+# FLUX.1-dev with USO's encoders; test_counts.py checks that these are the parameters of the modules.
 FLUX = Counts(
     blocks=(Piece(226_492_416, 55_296, 55_808),) * 19 + (Piece(113_246_208, 24_576, 24_832),) * 38,
     modulation=(56_641_536,) * 38 + (28_320_768,) * 38 + (18_880_512,),
@@ -56,13 +56,13 @@ OFFLOAD, OFFLOAD_FAST = PlanOptions(offload=True), PlanOptions(fp8=True, offload
 
 
 def card(gibibytes: float, name: str = "NVIDIA GPU", ram: int = 64 * GB, multiplies_fp8: bool = True) -> Machine:
-    """A card of a nominal size of which 3 % are taken before anything of ours."""
+    """A card of this nominal size, 3 % of which is taken before anything of ours."""
     total = int(gibibytes * GIB)
     return Machine("cuda", name, ram, total * 97 // 100, total, multiplies_fp8)
 
 
 def free(size: int, ram: int = 64 * GB) -> Machine:
-    """A card with exactly so much free."""
+    """A card with exactly this much free."""
     return Machine("cuda", "NVIDIA GPU", ram, size, size, True)
 
 
@@ -86,7 +86,7 @@ def places(made: MemoryPlan) -> tuple[str, str, str]:
         (24, OFFLOAD, "24 GB", (STREAMS, STREAMS, ON_DEMAND), 57, True),
     ],
 )
-def test_the_ladder(gibibytes, options, tier, where, resident, tiled):
+def test_the_tiers(gibibytes, options, tier, where, resident, tiled):
     made = plan(card(gibibytes), Sizes(FLUX), options)
     assert (made.tier, places(made), made.resident_blocks, made.tiled_decode) == (tier, where, resident, tiled)
     assert made.fp8 == options.fp8
@@ -99,7 +99,7 @@ def test_the_ladder(gibibytes, options, tier, where, resident, tiled):
 @pytest.mark.parametrize(
     ("gibibytes", "options"), [(8, FAST), (6, FAST), (16, LOSSLESS), (12, LOSSLESS), (8, LOSSLESS)]
 )
-def test_blocks_stream_where_they_cannot_stay(gibibytes, options):
+def test_blocks_stream_if_they_cannot_stay(gibibytes, options):
     made = plan(card(gibibytes), Sizes(FLUX), options)
     assert 0 < made.resident_blocks < 57
     assert made.slots == 3
@@ -177,7 +177,7 @@ def test_one_byte_decides(options):
     assert plan(free(enough - 1), Sizes(FLUX), options).order > everything.order
 
 
-def test_the_limit_counts_where_it_is_lower_than_what_is_free():
+def test_the_limit_counts_if_it_is_lower_than_what_is_free():
     limited = plan(card(80), Sizes(FLUX), dataclasses.replace(FAST, vram_limit_bytes=12 * GB))
     assert limited.peak_bytes <= 12 * GB - reserve(12 * GB)
     assert plan(card(12), Sizes(FLUX), dataclasses.replace(FAST, vram_limit_bytes=80 * GB)) == plan(
@@ -197,7 +197,7 @@ def test_every_group_has_its_place_and_nothing_is_counted_twice():
 # -- RAM ---------------------------------------------------------------------------------------------------------------
 
 
-def test_what_visits_waits_in_pinned_ram():
+def test_groups_on_demand_rest_in_pinned_ram():
     made = plan(card(12), Sizes(FLUX), FAST)
     visitors = sum(each.bytes for each in made.placements if each.where != STAYS)
     assert made.pinned
@@ -205,17 +205,17 @@ def test_what_visits_waits_in_pinned_ram():
     assert plan(card(80), Sizes(FLUX), FAST).host_bytes == 0
 
 
-def test_with_little_ram_what_visits_is_read_from_mapped_files():
+def test_with_little_ram_groups_on_demand_are_read_from_mapped_files():
     made = plan(card(16, ram=14 * GB), Sizes(FLUX), LOSSLESS)
     assert made.streams_blocks
     assert made.host_bytes + 2 * GB <= 14 * GB
     assert not made.pinned
     assert made.notes[-1] == message("plan_note_from_disk")
     assert "disk" in str(made.summary)
-    assert ("T5, bf16", "read from disk in pieces", "9.5 GB") in shown(made)
+    assert ("T5, bf16", "streamed from disk", "9.5 GB") in shown(made)
 
 
-def test_fp8_of_t5_is_taken_before_the_disk():
+def test_fp8_of_t5_comes_before_the_disk():
     visitors = plan(card(12), Sizes(FLUX), FAST).host_bytes
     made = plan(card(12, ram=visitors + 2 * GB - 1), Sizes(FLUX), FAST)
     assert made.pinned
@@ -238,7 +238,7 @@ def test_too_small_a_card_is_refused_with_numbers(capsys):
         plan(free(25 * GB // 10), Sizes(FLUX), LOSSLESS)
     assert caught.value.message == (
         "The model needs at least 2.8 GB of GPU memory during text encoding; "
-        "2.5 GB are free, of which 1.4 GB are kept in reserve."
+        "2.5 GB are free, of which 1.4 GB are reserved."
     )
     assert caught.value.hint == (
         "Use --name flux-dev-fp8, which needs about half. Close other programs. Or use --name uso-tiny."
@@ -266,7 +266,7 @@ def test_a_cpu_without_the_memory_is_refused(options, dtype_bytes, needed, hint)
     with pytest.raises(MemoryShortage) as caught:
         plan(Machine("cpu", "CPU", 16 * GB), Sizes(FLUX, dtype_bytes), options)
     assert needed in caught.value.message
-    assert "16.0 GB are free, of which 2.0 GB are kept in reserve" in caught.value.message
+    assert "16.0 GB are free, of which 2.0 GB are reserved" in caught.value.message
     assert hint in caught.value.hint
 
 
@@ -281,7 +281,7 @@ def test_a_cpu_keeps_everything_in_memory():
     assert str(made.summary) == "CPU: everything stays in memory, blocks in float32; peak about 74.3 GB."
 
 
-def test_a_cpu_with_room_packs_copies_of_the_transformer():
+def test_a_cpu_with_room_keeps_copies_of_the_transformer():
     made = plan(Machine("cpu", "CPU", 128 * GB), Sizes(FLUX, 4), LOSSLESS)
     assert made.cpu_kernels
     assert str(made.summary) == (
@@ -316,7 +316,7 @@ def test_an_apple_gpu_keeps_everything_and_never_fp8(options):
     assert not made.compile
     assert str(made.summary) == "Apple GPU: everything stays in memory, blocks in bf16; peak about 38.1 GB."
     assert [str(note) for note in made.notes if note.key == "plan_note_no_fp8"] == [
-        "Apple GPUs do not compute fp8: the weights stay as they are."
+        "Apple GPUs do not compute fp8: the weights stay unquantized."
     ] * options.fp8
 
 
@@ -338,7 +338,7 @@ def test_the_embedded_model_stays_anywhere(machine, options):
     assert str(made.summary).startswith("Embedded model: everything stays ")
 
 
-def test_a_gpu_that_cannot_multiply_fp8_is_told():
+def test_a_gpu_that_cannot_multiply_fp8_is_reported():
     old = card(12, "NVIDIA GeForce RTX 3060", multiplies_fp8=False)
     assert plan(old, Sizes(FLUX), FAST).notes[0].key == "plan_note_fp8_is_slow"
     assert not plan(card(12), Sizes(FLUX), FAST).notes
@@ -348,12 +348,12 @@ def test_a_gpu_that_cannot_multiply_fp8_is_told():
 
 
 @pytest.mark.parametrize(("wish", "compiled"), [(None, True), (True, True), (False, False)])
-def test_compiling_is_a_wish(wish, compiled):
+def test_compiling_is_an_option(wish, compiled):
     assert plan(card(24), Sizes(FLUX), PlanOptions(compile=wish)).compile is compiled
     assert plan(Machine("cpu", "CPU", 99 * GB), Sizes(FLUX), PlanOptions(compile=wish)).compile is bool(wish)
 
 
-def test_blocks_are_not_compiled_where_they_cannot_be():
+def test_blocks_are_not_compiled_if_they_cannot_be():
     obstacle = "Cannot find a working triton installation."
     machine = dataclasses.replace(card(24, "NVIDIA GeForce RTX 4090"), obstacle=obstacle)
     made = plan(machine, Sizes(FLUX), FAST)
@@ -368,7 +368,7 @@ def test_compiling_the_embedded_model_would_take_longer_than_its_images():
     assert plan(card(24), Sizes(TINY), PlanOptions(compile=True)).compile
 
 
-def test_larger_images_are_decoded_in_tiles_where_they_would_not_fit():
+def test_larger_images_are_decoded_in_tiles_if_they_would_not_fit():
     made = plan(card(24), Sizes(FLUX), LOSSLESS)
     assert made.untiled_pixels >= 1024 * 1024
     assert made.untiled_pixels < 2048 * 2048
@@ -378,7 +378,7 @@ def test_larger_images_are_decoded_in_tiles_where_they_would_not_fit():
     assert tiled.untiled_pixels == 512 * 512  # one tile
 
 
-def test_larger_wishes_need_more():
+def test_larger_options_need_more():
     small, large = (plan(card(80), Sizes(FLUX), PlanOptions(width=side, height=side)) for side in (1024, 2048))
     assert large.stages["steps"] > small.stages["steps"]
     assert large.stages["decoding"] > small.stages["decoding"]
@@ -395,7 +395,7 @@ def test_larger_wishes_need_more():
         (
             card(8, "NVIDIA GeForce RTX 4060"),
             FAST,
-            "8 GB: 26 of 57 fp8 blocks stay and the others stream, the rest on demand, decoder in tiles; "
+            "8 GB: 26 of 57 fp8 blocks stay, the others stream, the rest on demand, decoder in tiles; "
             "peak about 6.9 GB.",
         ),
     ],
@@ -405,20 +405,20 @@ def test_the_sentence(machine, options, sentence):
 
 
 def shown(made: MemoryPlan) -> list[tuple[str, str, str]]:
-    """The table as people see it."""
+    """The table as shown to users."""
     return [(str(group), str(where), size_text(size)) for group, where, size in made.lines()]
 
 
-def test_the_table_for_people():
+def test_the_table_for_users():
     rows = shown(plan(card(8), Sizes(FLUX), FAST))
     assert rows[0] == ("transformer blocks, fp8", "26 of 57 stay, the others stream in every step", "8.6 GB")
-    assert ("T5, bf16", "passes through in pieces", "9.5 GB") in rows
+    assert ("T5, bf16", "streamed", "9.5 GB") in rows
     assert ("VAE decoder", "on demand", "99 MB") in rows
-    assert rows[-1][:2] == ("RAM for what waits", "pinned")
+    assert rows[-1][:2] == ("RAM for weights off the GPU", "pinned")
     assert ("Peak, the steps", "estimate", "6.7 GB") in rows
     on_cpu = shown(plan(Machine("cpu", "CPU", 128 * GB), Sizes(FLUX, 4), LOSSLESS))
     assert on_cpu[0] == ("transformer blocks, float32", "stays in memory", "34.4 GB")
-    assert "RAM for what waits" not in {row[0] for row in on_cpu}
+    assert "RAM for weights off the GPU" not in {row[0] for row in on_cpu}
 
 
 def test_the_plan_needs_no_torch():

@@ -1,4 +1,4 @@
-"""Properties of the model floor that hold for any weights."""
+"""Properties of the model package that hold for any weights."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_token_is_a_2_by_2_patch_with_channels_first():
     assert token.tolist() == [2, 3, 6, 7, 18, 19, 22, 23]
 
 
-def test_references_go_down_the_diagonal():
+def test_references_follow_the_diagonal():
     ids = latents.image_ids((3, 2), [(2, 4), (1, 1)])
     assert ids.shape == (3 * 2 + 2 * 4 + 1, 3)
     assert ids[0].tolist() == [0, 0, 0]
@@ -57,7 +57,7 @@ def test_references_go_down_the_diagonal():
     assert ids[14].tolist() == [0, 5, 6]  # second one after both
 
 
-def test_a_model_taught_on_squares_finds_references_at_their_distance():
+def test_a_model_trained_on_squares_finds_references_at_their_distance():
     wide = latents.image_ids((2, 5), [(2, 5), (1, 1)], most_columns=2)
     assert wide[10].tolist() == [0, 2, 2]  # below the target, not beyond its right end
     assert wide[20].tolist() == [0, 4, 7]
@@ -71,7 +71,7 @@ def test_unpack_refuses_another_size():
         latents.unpack(torch.zeros(1, 5, 64), 32, 32)
 
 
-def test_schedule_quirk_and_alternative():
+def test_the_schedules_quirk_and_its_alternative():
     assert latents.schedule_tokens(1024, 1024) == 64
     assert latents.schedule_mu(64) == pytest.approx(0.4675)
     assert latents.schedule_tokens(1024, 1024, "flux") == 4096
@@ -95,7 +95,7 @@ def test_a_fitted_preview_finds_the_map_that_made_the_pixels():
 
 
 @pytest.mark.parametrize("guidance", [True, False])
-def test_without_style_the_transformer_is_the_base_class(guidance):
+def test_without_style_the_transformer_equals_the_base_class(guidance):
     torch.manual_seed(0)
     ours = build_transformer(GOLDEN / "flux.safetensors", None, torch.float32)
     base = FluxTransformer2DModel.from_config(dict(ours.config) | {"guidance_embeds": guidance})
@@ -148,7 +148,7 @@ def test_sizes_are_floored_to_16(pipeline, width, height):
     assert image.size == (width // 16 * 16, height // 16 * 16)
 
 
-def test_several_generators_are_as_many_single_runs(pipeline, images):
+def test_several_generators_equal_as_many_single_runs(pipeline, images):
     seeds = (3, 4)
     together = pipeline(
         "a cat",
@@ -174,7 +174,7 @@ def test_callback_sees_every_step_and_may_change_the_latents(pipeline):
     assert not result.images.any()
 
 
-def test_what_a_callback_raises_leaves_the_pipeline_usable(pipeline):
+def test_an_error_in_a_callback_leaves_the_pipeline_usable(pipeline):
     def stop(pipe, step, timestep, tensors):
         raise KeyboardInterrupt
 
@@ -198,12 +198,12 @@ def test_what_a_callback_raises_leaves_the_pipeline_usable(pipeline):
         ({"generator": []}, "generators"),
     ],
 )
-def test_refuses_early_and_quotes_the_value(pipeline, options, quoted):
+def test_bad_values_are_refused_early_and_quoted(pipeline, options, quoted):
     with pytest.raises(RequestError, match=quoted):
         pipeline("a cat", **options)
 
 
-def test_saves_and_loads_offline(pipeline, images, tmp_path):
+def test_the_pipeline_saves_and_loads_offline(pipeline, images, tmp_path):
     pipeline.save_pretrained(tmp_path)
     again = USOPipeline.from_pretrained(tmp_path, local_files_only=True)
     content, *styles = images
@@ -215,7 +215,7 @@ def test_saves_and_loads_offline(pipeline, images, tmp_path):
 
 
 @pytest.mark.parametrize("strengths", [(), (1.0, 1.0)])
-def test_strength_1_is_no_strength_bit_for_bit(pipeline, images, strengths):
+def test_strength_1_equals_no_strength_bit_for_bit(pipeline, images, strengths):
     content, *styles = images
     plain, strong = (
         pipeline("a cat", content, styles, seed=5, content_size=64, output_type="latent", **options, **SMALL).images
@@ -224,7 +224,7 @@ def test_strength_1_is_no_strength_bit_for_bit(pipeline, images, strengths):
     assert torch.equal(plain, strong)
 
 
-def test_strength_0_of_a_style_is_the_style_left_out(pipeline, images):
+def test_strength_0_of_a_style_equals_no_style(pipeline, images):
     content, one, other = images
     silenced = pipeline("a cat", None, [one, other], seed=5, style_strengths=(1, 0), output_type="latent", **SMALL)
     left_out = pipeline("a cat", None, [one], seed=5, output_type="latent", **SMALL)
@@ -232,7 +232,7 @@ def test_strength_0_of_a_style_is_the_style_left_out(pipeline, images):
 
 
 def test_strength_acts_smoothly_and_in_order(pipeline, images):
-    """The farther from 1, the farther the latents move; a small change of strength moves them a little."""
+    """The farther from 1, the more the latents move; a small change of strength moves them a little."""
 
     def latents_at(strength):
         return pipeline("a cat", images[0], [images[1]], seed=5, content_size=64, output_type="latent",

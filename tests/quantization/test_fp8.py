@@ -1,4 +1,4 @@
-"""Linear layers in fp8: quanto's numbers, our products, bias, and what they cost in the image."""
+"""Linear layers in fp8: quanto's numbers, our products, bias, and their effect on the image."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ from uso_core.settings import Settings
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 FLUX, LORA = GOLDEN / "flux.safetensors", GOLDEN / "dit_lora.safetensors"
-# With every block's matrices quantized; e4m3fn itself puts every weight off by 0.026. The goldens' random weights:
-# relative L2 of the last latents (0.049 seen). The embedded model: mean levels of 255 in its images (0.8-3.3 seen).
+# With every block's matrices quantized; e4m3fn itself shifts every weight by 0.026. The goldens' random weights:
+# relative
+# L2 of the last latents (0.049 seen). The embedded model: mean levels of 255 in its images (0.8-3.3 seen).
 PRODUCTS = [partial(fp8_product, way=way) for way in fp8.WAYS] + [fp8.dequantized_product]
 GOLDEN_BOUND, EMBEDDED_LEVELS = 0.06, 6
 
@@ -105,7 +106,7 @@ def test_each_number_is_within_a_sixteenth():
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-def test_the_layer_is_the_linear_layer_of_its_dequantized_weight(bias, device):
+def test_the_layer_equals_the_linear_layer_of_its_dequantized_weight(bias, device):
     quantized = layer(bias, device)
     x = torch.randn(2, 5, 64, device=device)
     expected = F.linear(x, quantized.dequantized(), quantized.bias)
@@ -130,7 +131,7 @@ def test_the_bias_is_added(device, dtype):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("way", fp8.WAYS)
 @pytest.mark.parametrize("shape", [(33, 64), (2, 5, 64), (1, 64)])
-def test_the_fp8_product_is_the_linear_layer_of_rounded_activations(device, way, shape):
+def test_the_fp8_product_equals_the_linear_layer_of_rounded_activations(device, way, shape):
     if device == "cuda" and not fp8.multiplies(torch.device("cuda"), way):
         pytest.skip("this GPU does not multiply fp8 so")
     quantized = layer(device=device).to(torch.bfloat16)
@@ -155,7 +156,7 @@ def test_activations_may_lie_in_any_order(product):
 
 @pytest.mark.parametrize("way", fp8.WAYS)
 def test_activations_are_scaled_row_by_row(way):
-    """A token far larger than the others does not take their precision, and a token of zeros gives the bias."""
+    """A token far larger than the others does not reduce their precision, and a token of zeros gives the bias."""
     quantized = layer().to(torch.bfloat16)
     x = torch.randn(4, 64).bfloat16()
     alone = fp8_product(x, quantized.weight, quantized.scale, quantized.bias, way)
@@ -168,7 +169,7 @@ def test_activations_are_scaled_row_by_row(way):
 
 @pytest.mark.parametrize("way", [*fp8.WAYS, None])
 def test_a_device_multiplies_in_the_first_way_that_works(way, monkeypatch):
-    """As on a GPU: PyTorch's row-wise product is missing on Windows and some GPUs, and older GPUs have no fp8."""
+    """As on GPUs: PyTorch's row-wise product is missing on Windows and some GPUs, and older GPUs have no fp8."""
     real = torch._scaled_mm
 
     def scaled(*given: Any, scale_a: torch.Tensor, **others: Any) -> torch.Tensor:
@@ -189,7 +190,7 @@ def test_a_device_multiplies_in_the_first_way_that_works(way, monkeypatch):
 
 
 @pytest.mark.parametrize("broken", [lambda right: right * 1.1, lambda right: right * torch.nan, torch.zeros_like])
-def test_a_product_that_gives_wrong_numbers_is_not_taken(broken, monkeypatch):
+def test_a_product_that_gives_wrong_numbers_is_not_used(broken, monkeypatch):
     real = torch._scaled_mm
     assert fp8.multiplies(torch.device("cpu"), fp8.ROW_WISE)
     monkeypatch.setattr(torch, "_scaled_mm", lambda *given, **others: broken(real(*given, **others)))
@@ -249,7 +250,7 @@ def test_the_layer_compiles_to_one_graph():
     lambda module: module.double(), copy.deepcopy, lambda module: module.to("cpu", torch.bfloat16),
     lambda module: module.cpu(),
 ], ids=["bf16", "float32", "half", "double", "deepcopy", "both", "cpu"])  # fmt: skip
-def test_a_change_of_dtype_leaves_the_quantized_weight_alone(change):
+def test_a_change_of_dtype_does_not_affect_the_quantized_weight(change):
     quantized = layer()
     data, scale = quantized.weight.clone(), quantized.scale.clone()
     changed = change(quantized)
@@ -259,14 +260,14 @@ def test_a_change_of_dtype_leaves_the_quantized_weight_alone(change):
 
 
 @pytest.mark.parametrize("device", ["meta", *DEVICES])
-def test_the_layer_moves_whole(device):
+def test_the_layer_moves_as_a_whole(device):
     quantized = layer().to(device)
     assert {tensor.device.type for tensor in quantized.state_dict().values()} == {device}
     empty = layer().to("meta").to_empty(device="cpu")
     assert empty.weight.dtype == torch.float8_e4m3fn
 
 
-def test_the_layer_goes_through_a_file(tmp_path):
+def test_the_layer_survives_a_file(tmp_path):
     quantized = layer()
     save_file(quantized.state_dict(), tmp_path / "layer.safetensors")
     again = layer()
@@ -278,7 +279,7 @@ def test_the_layer_goes_through_a_file(tmp_path):
 # --- which layers -----------------------------------------------------------------------------------------------------
 
 
-def test_the_large_matrices_of_flux_are_quantized_and_nothing_else():
+def test_only_the_large_matrices_of_flux_are_quantized():
     with torch.device("meta"):
         model = USOTransformer2DModel(**FLUX_DEV)
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -292,7 +293,7 @@ def test_the_large_matrices_of_flux_are_quantized_and_nothing_else():
 
 
 def test_the_plan_counts_the_bytes_that_fp8_takes():
-    """What `memory/sizes.py` derives from names alone is what lies there once the layers are exchanged."""
+    """What `memory/sizes.py` derives from names alone equals the bytes after the layers are replaced."""
     parts = copy.deepcopy(full_size())
     sizes = Sizes(counts_of(parts), torch.bfloat16.itemsize)
     use_fp8(parts["transformer"], TRANSFORMER_MATRICES)
@@ -343,8 +344,8 @@ def test_the_lora_is_fused_before_quantizing(dtype):
     assert {type(tensor) for _, tensor in rest} == {torch.Tensor}  # none of quanto's, which bring their own product
 
 
-def test_fp8_blocks_stream_and_visit():
-    """Whoever moves weights moves the quantized ones as well, bit for bit."""
+def test_fp8_blocks_stream_and_come_on_demand():
+    """Moving weights also moves the quantized ones, bit for bit."""
     model, here = transformer(), torch.device("cpu")
     given = inputs(model)
     expected = model(**given).sample
@@ -363,7 +364,7 @@ def test_fp8_blocks_stream_and_visit():
 
 
 @pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled"])
-def test_an_fp8_file_is_brought_back_before_it_is_quantized(scaled, tmp_path):
+def test_an_fp8_file_is_restored_before_it_is_quantized(scaled, tmp_path):
     stored: dict[str, torch.Tensor] = {}
     meaning: dict[str, torch.Tensor] = {}
     for name, tensor in load_file(FLUX).items():
@@ -422,7 +423,7 @@ def test_the_embedded_models_images_mean_the_same():
             assert plain == reduced, (mode, number, question)
 
 
-def test_fp8_is_what_the_fp8_model_asks_for():
+def test_the_fp8_model_uses_fp8():
     assert {name for name, model in MODELS.items() if model.quantize == "fp8"} == {"flux-dev-fp8"}
 
 

@@ -28,11 +28,11 @@ SMALL = GenerationRequest(prompt="a red house by the sea", width=64, height=64, 
 LONG = dataclasses.replace(SMALL, steps=500)
 SLOW_STEPS = dataclasses.replace(SMALL, width=512, height=512, steps=100)  # a step takes long beside a thread's wake-up
 PATIENCE_SECONDS = 90.0
-AT_ONCE = 0.0  # patience that finds only what has been told already
+AT_ONCE = 0.0  # patience that finds only what has been reported already
 
 
 class RememberingEngine(Engine):
-    """An engine that can be cleared of whatever a test left behind, so that a failure does not spread."""
+    """An engine that can be cleared of what a test left behind, so that failures do not spread."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -61,7 +61,7 @@ def engine(module_engine: RememberingEngine) -> Iterator[Engine]:
 
 @pytest.fixture
 def eager_switching() -> Iterator[None]:
-    """Threads take turns as often as they can, so that a race shows itself."""
+    """Threads switch as often as possible, to expose races."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -69,14 +69,14 @@ def eager_switching() -> Iterator[None]:
 
 
 def listen(job: Job) -> Iterator[Event]:
-    """The events of a job; fails when nothing at all is told for too long."""
+    """The events of a job; fails if nothing is reported for too long."""
     for event in job.events(PATIENCE_SECONDS):
         assert event is not None, f"nothing heard for {PATIENCE_SECONDS:.0f} s"
         yield event
 
 
 def wait_for(job: Job, kind: type[Event]) -> Event:
-    """Reads on until an event of that kind."""
+    """Reads until an event of this kind."""
     heard = []
     for event in listen(job):
         if isinstance(event, kind):
@@ -86,7 +86,7 @@ def wait_for(job: Job, kind: type[Event]) -> Event:
 
 
 def told_already(job: Job) -> list[Event]:
-    """What the job has told by now and nobody has read yet."""
+    """Events that the job has reported and nobody has read yet."""
     events: list[Event] = []
     for event in job.events(AT_ONCE):
         if event is None:
@@ -119,7 +119,7 @@ def changed(one: Image.Image, two: Image.Image) -> float:
     return float((pixels(one) != pixels(two)).mean())
 
 
-def test_a_first_run_tells_of_loading_and_a_second_does_not() -> None:
+def test_a_first_run_reports_loading_and_a_second_does_not() -> None:
     engine = Engine(SETTINGS)
     first, second = run(engine, SMALL), run(engine, SMALL)
 
@@ -145,7 +145,7 @@ def test_previews_are_an_eighth_of_the_size_and_change_no_pixel(engine: Engine) 
     assert images_of(watched) == images_of(run(engine, SMALL))
 
 
-def test_skipping_leaves_one_image_out_and_goes_on(engine: Engine) -> None:
+def test_skipping_leaves_one_image_out_and_continues(engine: Engine) -> None:
     request = dataclasses.replace(SMALL, images=3)
     job = engine.submit(request)
     events: list[Event] = []
@@ -170,7 +170,7 @@ def test_steps_count_up_and_say_how_long_is_left(engine: Engine) -> None:
     assert steps[-1].seconds_left == 0
 
 
-def test_several_images_are_the_single_runs_of_running_seeds(engine: Engine) -> None:
+def test_several_images_equal_single_runs_with_consecutive_seeds(engine: Engine) -> None:
     request = dataclasses.replace(SMALL, content=image(1), styles=(image(2),))
     events = run(engine, dataclasses.replace(request, images=3))
     ready = [event for event in events if isinstance(event, ImageReady)]
@@ -190,7 +190,7 @@ def test_same_request_same_pixels_on_any_engine(engine: Engine) -> None:
     assert one.tobytes() == two.tobytes() == other_engine.tobytes()
 
 
-def test_the_end_of_a_prompt_for_which_there_is_no_room_is_told_and_changes_nothing(engine: Engine) -> None:
+def test_the_unread_end_of_a_prompt_is_reported_and_changes_nothing(engine: Engine) -> None:
     end = "beside  Zoë's two grey owls"
     request = dataclasses.replace(SMALL, prompt=f"{'a red car ' * 10}at {end} ")
     cut = wait_for(engine.submit(request), ImageReady)
@@ -202,7 +202,7 @@ def test_the_end_of_a_prompt_for_which_there_is_no_room_is_told_and_changes_noth
     assert whole.image.tobytes() == cut.image.tobytes()
 
 
-def test_a_seed_is_drawn_on_submission_and_told(engine: Engine) -> None:
+def test_a_seed_is_drawn_on_submission_and_reported(engine: Engine) -> None:
     job = engine.submit(dataclasses.replace(SMALL, seed=None))
     ready = wait_for(job, ImageReady)
     assert job.request.seed is not None
@@ -254,7 +254,7 @@ def test_cancel_during_loading_then_a_run_that_succeeds() -> None:
 
 
 @pytest.mark.parametrize(("model", "guidance"), [("uso-tiny", 0.5), ("uso-tiny", 7.5), (None, 20.0)])
-def test_a_guidance_that_the_model_was_not_taught_is_refused(
+def test_a_guidance_that_the_model_was_not_trained_for_is_refused(
     engine: Engine, model: str | None, guidance: float
 ) -> None:
     with pytest.raises(RequestError, match="from 1 to 7"):
@@ -262,7 +262,7 @@ def test_a_guidance_that_the_model_was_not_taught_is_refused(
     engine.check(dataclasses.replace(SMALL, model="flux-dev", guidance=guidance))
 
 
-def test_a_loading_that_was_stopped_goes_on_where_it_was() -> None:
+def test_a_stopped_loading_resumes_where_it_was() -> None:
     paths = find_weights(get_model("uso-tiny"), SETTINGS).require()
     parts: dict[str, object] = {}
     loading = load(paths, SETTINGS, get_model("uso-tiny"), parts)
@@ -303,7 +303,7 @@ def test_requests_run_in_order_and_never_two_at_once(engine: Engine) -> None:
     assert isinstance(list(listen(third))[-1], Done)
 
 
-def test_a_request_that_finds_the_engine_idle_hears_of_no_queue(eager_switching: None, tmp_path: Path) -> None:
+def test_a_request_on_an_idle_engine_hears_of_no_queue(eager_switching: None, tmp_path: Path) -> None:
     gone = str(tmp_path / "gone.safetensors")
     engine = Engine(dataclasses.replace(SETTINGS, name="flux-dev", weights=str(tmp_path), ae=gone))
     for _ in range(300):  # requests that fail quickly, each submitted the moment the one before has ended
@@ -319,7 +319,7 @@ def test_cancelling_a_waiting_request_ends_it_at_once(engine: Engine) -> None:
     assert told_already(second) == [Cancelled()]
     assert told_already(third) == [Queued(1)]  # moved up
     told_already(first)
-    assert isinstance(wait_for(first, Step), Step)  # the one at work went on
+    assert isinstance(wait_for(first, Step), Step)  # the running one continued
     first.cancel()
     assert isinstance(list(listen(third))[-1], Done)
 
@@ -334,8 +334,8 @@ def test_listening_with_patience_wakes_up_while_nothing_happens(engine: Engine) 
     assert time.monotonic() - began >= 0.05
 
 
-def test_unloading_gives_a_gpus_memory_back_and_the_page_locked_one_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch keeps both for later; what is locked would count as taken when the next model is planned."""
+def test_unloading_returns_gpu_memory_and_the_pinned_memory_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch keeps both for later; pinned memory would count as taken when the next model is planned."""
     own, given_back = Engine(SETTINGS), []
     assert isinstance(run(own, SMALL)[-1], Done)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
@@ -348,7 +348,7 @@ def test_unloading_gives_a_gpus_memory_back_and_the_page_locked_one_beside_it(mo
     assert given_back == [("device", None), ("host", None)]
 
 
-def test_a_failing_request_leaves_the_loaded_model_at_work(tmp_path: Path) -> None:
+def test_a_failing_request_leaves_the_loaded_model_in_place(tmp_path: Path) -> None:
     engine = Engine(dataclasses.replace(SETTINGS, weights=str(tmp_path), ae=str(tmp_path / "gone.safetensors")))
     (before,) = images_of(run(engine, SMALL))
     (failed,) = run(engine, dataclasses.replace(SMALL, model="flux-dev"))
@@ -360,7 +360,7 @@ def test_a_failing_request_leaves_the_loaded_model_at_work(tmp_path: Path) -> No
     assert after.tobytes() == before.tobytes()
 
 
-def test_a_content_image_of_which_nothing_would_be_left_is_refused_on_submission(engine: Engine) -> None:
+def test_a_content_image_of_which_nothing_would_remain_is_refused_on_submission(engine: Engine) -> None:
     with pytest.raises(RequestError, match="2000 x 1 ") as caught:
         engine.submit(dataclasses.replace(SMALL, content=image(1, 2000, 1)))
     assert caught.value.hint
@@ -374,7 +374,7 @@ def test_an_unknown_model_is_refused_on_submission(engine: Engine) -> None:
         Engine(Settings(name="flux-mini"))
 
 
-def test_a_image_that_is_only_named_is_refused_on_submission(engine: Engine) -> None:
+def test_an_image_given_only_by_name_is_refused_on_submission(engine: Engine) -> None:
     named = InputImage("holiday.jpg", "0" * 64)
     with pytest.raises(RequestError, match=r"holiday\.jpg"):
         engine.submit(dataclasses.replace(SMALL, content=named))
@@ -395,7 +395,7 @@ def test_a_missing_weight_file_is_named_and_another_model_still_runs(tmp_path: P
     assert ready.result.model == "uso-tiny"
 
 
-def test_an_unknown_device_fails_in_words(tmp_path: Path) -> None:
+def test_an_unknown_device_fails_with_a_sentence(tmp_path: Path) -> None:
     last = run(Engine(dataclasses.replace(SETTINGS, device="toaster")), SMALL)[-1]
     assert isinstance(last, Failed)
     assert isinstance(last.error, UsoError)

@@ -87,7 +87,7 @@ def test_closing_stops_at_once_and_leaves_the_pipeline_clean(pipeline, steps_see
     assert pixels(list(generate(pipeline, TINY, REQUEST))) == before
 
 
-def test_a_skip_that_is_sent_leaves_out_the_image_at_work(pipeline):
+def test_a_skip_abandons_the_current_image(pipeline):
     events = generate(pipeline, TINY, dataclasses.replace(REQUEST, images=3))
     seen, wish = [], None
     while True:
@@ -141,7 +141,7 @@ def test_the_registered_scheduler_steps(pipeline):
     assert made() == plain
 
 
-def test_latents_that_are_sent_take_the_place_of_a_steps(pipeline):
+def test_sent_latents_replace_a_steps(pipeline):
     condition = pipeline.encode("A red mug.")
     prepared = pipeline.prepare(condition, GenerationRequest(width=64, height=64, steps=3).sampling)
     steps = pipeline.denoise(prepared, pipeline.generator(1))
@@ -152,7 +152,7 @@ def test_latents_that_are_sent_take_the_place_of_a_steps(pipeline):
     assert not torch.equal(last.latents, pipeline.denoise_all(prepared, pipeline.generator(1), None))
 
 
-def test_a_worker_resumes_a_loading_that_was_stopped_and_frees_what_it_has():
+def test_a_worker_resumes_a_stopped_loading_and_frees_what_it_has():
     made = Worker(SETTINGS)
     events = made.run(Work(REQUEST))
     for event in events:

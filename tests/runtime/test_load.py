@@ -1,4 +1,4 @@
-"""What is decided before anything is read: device, plan, whether blocks are compiled, and what is said where not."""
+"""What is decided before anything is read: device, plan, whether blocks are compiled, and the messages if not."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def planned(compile: str = "auto") -> MemoryPlan:
 
 @pytest.fixture
 def processor_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch without CUDA, as pip brings it on Windows."""
+    """PyTorch without CUDA, as pip installs it on Windows."""
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
@@ -46,7 +46,7 @@ def test_a_gpu_that_this_pytorch_cannot_use_is_named(processor_build, tool, monk
     assert "memory" in short.value.message
 
 
-def test_blocks_are_compiled_where_it_was_asked_for_and_can_be(monkeypatch):
+def test_blocks_are_compiled_if_requested_and_possible(monkeypatch):
     asked = []
     monkeypatch.setattr(load, "obstacle_to_compiling", lambda *where: asked.append(where) or "")
     assert not planned().compile
@@ -56,7 +56,7 @@ def test_blocks_are_compiled_where_it_was_asked_for_and_can_be(monkeypatch):
     assert asked == [(CPU, torch.float32)]
 
 
-def test_a_wish_to_compile_that_cannot_be_met_is_refused(monkeypatch):
+def test_a_request_to_compile_that_cannot_be_met_is_refused(monkeypatch):
     monkeypatch.setattr(load, "obstacle_to_compiling", lambda *_: "Failed to find C compiler.")
     with pytest.raises(SettingsError) as refused:
         planned("on")
@@ -64,7 +64,7 @@ def test_a_wish_to_compile_that_cannot_be_met_is_refused(monkeypatch):
     assert "--compile" in refused.value.hint
 
 
-def test_without_a_wish_an_obstacle_is_only_told(monkeypatch):
+def test_without_a_request_an_obstacle_is_only_reported(monkeypatch):
     """As on Windows, where Triton is missing: a large model on an NVIDIA GPU runs all the same."""
     card = Machine("cuda", "NVIDIA GeForce RTX 4090", 64 * GB, 24 * GB, 24 * GB, True)
     monkeypatch.setattr(load, "look_at", lambda device: card)
@@ -79,8 +79,8 @@ def test_without_a_wish_an_obstacle_is_only_told(monkeypatch):
     assert dataclasses.replace(made, notes=(), compile=True) == planned()
 
 
-def test_streams_and_events_are_those_of_the_gpu_chosen(monkeypatch):
-    """`torch.cuda.current_stream()` is that of the thread's device, which is the first GPU unless it is told."""
+def test_streams_and_events_are_those_of_the_chosen_gpu(monkeypatch):
+    """`torch.cuda.current_stream()` belongs to the thread's device, which is the first GPU by default."""
     chosen: list[torch.device] = []
 
     def stop(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""The queue: visitors take turns, nothing is taken without bound, and places cost nothing to who does not ask."""
+"""The queue: visitors take turns, everything has a limit, and positions cost nothing unless somebody asks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REQUEST = GenerationRequest(prompt="a", width=64, height=64, steps=2, seed=1)
 
 
 class Gate:
-    """An executor that computes nothing: it holds each request until it is let through, and remembers their order."""
+    """An executor that computes nothing: it holds each request until released, and remembers their order."""
 
     slots = 1
 
@@ -61,7 +61,7 @@ def test_visitors_take_turns():
     gate = Gate()
     engine = Engine(ALONE, gate)
     jobs = [engine.submit(asked(f"a{number}"), visitor="a") for number in range(4)]
-    gate.begun.acquire()  # the first one is at work
+    gate.begun.acquire()  # the first one is running
     jobs += [engine.submit(asked(f"{visitor}{number}"), visitor=visitor) for visitor in "bc" for number in range(2)]
     for _ in jobs:
         gate.opened.release()
@@ -75,7 +75,7 @@ def test_visitors_take_turns():
         assert own == sorted(own)  # a visitor's own keep their order
 
 
-def test_places_follow_the_turns_and_are_looked_up():
+def test_positions_follow_the_turns_and_are_looked_up_on_request():
     gate = Gate()
     engine = Engine(ALONE, gate)
     first = engine.submit(asked("a0"), visitor="a")
@@ -95,7 +95,7 @@ def test_places_follow_the_turns_and_are_looked_up():
     ("settings", "most"),
     [(OPEN, 8), (dataclasses.replace(OPEN, max_waiting_each=3), 3), (dataclasses.replace(ALONE, max_waiting=20), 20)],
 )
-def test_the_queue_refuses_at_some_length(settings, most):
+def test_the_queue_refuses_beyond_a_length(settings, most):
     gate = Gate()
     engine = Engine(settings, gate)
     jobs = [engine.submit(asked("first"), visitor="a")]
@@ -110,8 +110,8 @@ def test_the_queue_refuses_at_some_length(settings, most):
     engine.close()
 
 
-def test_a_thousand_wait_and_the_last_one_hears_of_it_at_once():
-    """Submitting and asking cost about the same however many wait."""
+def test_with_a_thousand_waiting_the_last_one_hears_of_it_at_once():
+    """Submitting and asking cost about the same however many requests wait."""
     gate = Gate()
     engine = Engine(dataclasses.replace(ALONE, max_waiting=5000), gate)
     began = time.monotonic()
@@ -122,7 +122,7 @@ def test_a_thousand_wait_and_the_last_one_hears_of_it_at_once():
     assert all(isinstance(list(job.events())[-1], Cancelled) for job in jobs)
 
 
-def test_an_open_server_bounds_the_work_of_a_request():
+def test_an_open_server_limits_the_work_of_a_request():
     engine, large = Engine(OPEN, Gate()), dataclasses.replace(REQUEST, width=2048, height=2048, steps=100, images=64)
     with pytest.raises(RequestError) as refused:
         engine.check(large)

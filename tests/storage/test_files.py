@@ -1,4 +1,4 @@
-"""Files on disk: names that one writer has, locks, and the sentence for each way in which writing fails."""
+"""Files on disk: names owned by one writer, locks, and the sentence for each way in which writing fails."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from uso_core.storage.files import (
 )
 
 
-def test_a_name_is_given_once_even_without_a_lock(tmp_path):
+def test_a_name_is_given_only_once_even_without_a_lock(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         paths = list(pool.map(lambda _: reserve_path(tmp_path, 7, 1), range(80)))
     assert len(set(paths)) == 80
@@ -41,7 +41,7 @@ def test_an_image_that_lost_its_json_keeps_its_name(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.glob("*.json")] == ["20260102-000000-7-000002.json"]
 
 
-def test_images_sort_by_sequence_and_those_from_before_come_first():
+def test_images_sort_by_sequence_and_older_ones_come_first():
     names = [
         "20260102-000000-7.png", "20260102-000000-7-1.png", "20270101-000000-123456.png",
         "20200101-000000-5-000001.png", "20190101-000000-5-000002.png", "20180101-000000-5-1000000.png",
@@ -51,7 +51,7 @@ def test_images_sort_by_sequence_and_those_from_before_come_first():
     ]  # fmt: skip
 
 
-def test_the_lock_is_for_one_and_waiting_has_an_end(tmp_path):
+def test_the_lock_is_exclusive_and_waiting_has_an_end(tmp_path):
     inside, leave = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -110,7 +110,7 @@ def test_each_way_to_fail_has_its_sentence(number, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_is_made_and_nothing_is_left_in_it(tmp_path):
+def test_a_folder_is_created_and_nothing_is_left_in_it(tmp_path):
     check_writable(tmp_path / "new" / "output")
     assert list((tmp_path / "new" / "output").iterdir()) == []
     (tmp_path / "file").touch()
@@ -118,7 +118,7 @@ def test_a_folder_is_made_and_nothing_is_left_in_it(tmp_path):
         check_writable(tmp_path / "file")
 
 
-def test_a_machine_without_a_temporary_folder_is_told(monkeypatch):
+def test_a_machine_without_a_temporary_folder_is_reported(monkeypatch):
     check_temporary_folder()
 
     def none() -> str:

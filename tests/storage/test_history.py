@@ -63,7 +63,7 @@ def words_of(history: History, path: Path) -> str:
     return put_back(history, path)[2]
 
 
-def test_what_is_added_is_restored_with_its_images(history):
+def test_an_added_image_is_restored_with_its_inputs(history):
     path = add(history, seed=7, prompt="a mug", content=RED, styles=(BLUE,), guidance=3.0)
     request, kept = history.restore(path)
     assert (request.prompt, request.seed, request.guidance) == ("a mug", 7, 3.0)
@@ -73,14 +73,14 @@ def test_what_is_added_is_restored_with_its_images(history):
     ]
 
 
-def test_a_image_that_is_gone_is_named(history, tmp_path):
+def test_a_missing_image_is_named(history, tmp_path):
     path, elsewhere = add(history, content=RED), History(tmp_path / "elsewhere", 1, 1)
     assert elsewhere.restore(path)[1] == {}
     assert words_of(history, path) == text.restored([], [])
     assert words_of(elsewhere, path) == text.restored([RED.name], [])
 
 
-def test_styles_for_which_the_page_has_no_place_are_named(history, tmp_path):
+def test_styles_beyond_the_pages_slots_are_named(history, tmp_path):
     styles = [open_image(Image.new("RGB", (20, 30), (shade, 0, 0)), f"{shade}.png") for shade in range(6)]
     path = add(history, content=RED, styles=styles)
     form, updates, words = put_back(history, path)
@@ -134,7 +134,7 @@ def test_nothing_outside_is_deleted(history, name):
     assert place.exists()
 
 
-def test_count_and_bytes_are_bounded_and_the_newest_stays(tmp_path):
+def test_count_and_bytes_are_limited_and_the_newest_stays(tmp_path):
     few = History(tmp_path / "few", 2, 10**9)
     for seed in range(4):
         newest = add(few, seed=seed)
@@ -169,7 +169,7 @@ def test_an_image_that_cannot_be_written_leaves_no_record(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["taken.png"]
 
 
-def test_the_same_second_twice_is_two_files(history):
+def test_the_same_second_twice_gives_two_files(history):
     assert add(history, seed=5) != add(history, seed=5)
 
 
@@ -199,7 +199,7 @@ def test_a_clock_set_back_does_not_make_the_newest_the_oldest(tmp_path, monkeypa
     assert add(again, seed=10).exists()
 
 
-def test_images_from_before_there_were_sequences_are_the_oldest(tmp_path):
+def test_images_from_before_sequences_are_the_oldest(tmp_path):
     history = History(tmp_path, 3, 10**9)
     new = add(history, seed=1)
     for name in ("20990101-000000-5", "20990101-000000-5-1"):
@@ -211,7 +211,7 @@ def test_images_from_before_there_were_sequences_are_the_oldest(tmp_path):
     assert [entry.path.stem for entry in history.entries()] == [newest.stem, *names[:2]]
 
 
-def test_a_name_is_not_used_again_after_its_image_was_deleted(history, monkeypatch):
+def test_a_name_is_not_reused_after_its_image_was_deleted(history, monkeypatch):
     monkeypatch.setattr(files, "datetime", type("Still", (), {"now": staticmethod(lambda: datetime(2026, 1, 2))}))
     first = add(history, seed=1)
     history.delete(first)
@@ -223,7 +223,7 @@ def test_a_name_is_not_used_again_after_its_image_was_deleted(history, monkeypat
 
 
 @pytest.mark.parametrize("place", ["inputs", "thumbnails", "output"])
-def test_an_add_that_fails_leaves_nothing(place, history, monkeypatch):
+def test_a_failed_add_leaves_nothing(place, history, monkeypatch):
     kept = add(history, content=BLUE)
     before = set(history.folder.rglob("*"))
 
@@ -240,7 +240,7 @@ def test_an_add_that_fails_leaves_nothing(place, history, monkeypatch):
     assert set(history.folder.rglob("*")) == before
 
 
-def test_inputs_are_there_before_the_image_is(history, monkeypatch):
+def test_inputs_are_written_before_the_image(history, monkeypatch):
     order = []
 
     def noted(path: Path, write: object) -> None:
@@ -253,7 +253,7 @@ def test_inputs_are_there_before_the_image_is(history, monkeypatch):
     assert order == ["inputs", "inputs", "thumbnails", ".json", ".png"]
 
 
-def test_the_bound_counts_inputs_and_thumbnails(tmp_path):
+def test_the_limit_counts_inputs_and_thumbnails(tmp_path):
     bound = 300_000
     history = History(tmp_path, 1000, bound)
     for seed in range(6):
@@ -265,7 +265,7 @@ def test_the_bound_counts_inputs_and_thumbnails(tmp_path):
     assert len(history.restore(newest)[1]) == 1
 
 
-def test_an_input_that_many_share_counts_once(tmp_path):
+def test_a_shared_input_counts_once(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)
     content, history = open_image(Image.fromarray(noise), "c.png"), History(tmp_path, 1000, 200_000)
     for seed in range(6):
@@ -324,7 +324,7 @@ def test_a_damaged_record_costs_nothing(record, history):
     assert json.loads(beside.read_text())["content"]["sha256"] == RED.sha256  # written anew from the image
 
 
-def test_odd_files_do_not_keep_the_history_from_being_read(history):
+def test_odd_files_do_not_prevent_reading_the_history(history):
     path = add(history, prompt="a mug")
     record = json.loads(path.with_suffix(".json").read_text())
     path.with_suffix(".json").write_text(json.dumps({**record, "prompt": "half \ud800", "seed": "x"}))
@@ -333,7 +333,7 @@ def test_odd_files_do_not_keep_the_history_from_being_read(history):
     assert [(entry.prompt, entry.seed) for entry in history.entries()] == [("half ?", 0)]
 
 
-def test_an_image_that_cannot_be_deleted_is_told(history, monkeypatch):
+def test_an_image_that_cannot_be_deleted_is_reported(history, monkeypatch):
     path = add(history)
 
     def refuse(*arguments: object, **options: object) -> None:
@@ -345,7 +345,7 @@ def test_an_image_that_cannot_be_deleted_is_told(history, monkeypatch):
     assert [entry.path for entry in history.entries()] == [path]
 
 
-def test_a_folder_that_vanished_is_made_again(history):
+def test_a_vanished_folder_is_created_again(history):
     path = add(history)
     shutil.rmtree(history.folder)
     history.delete(path)

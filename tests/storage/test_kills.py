@@ -1,4 +1,4 @@
-"""Programs that are killed while they save, delete and store: what they had reported stays, what was half done goes."""
+"""Programs killed while they save, delete and store: what they reported stays, what was half done goes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from uso_core.storage.history import History
 from uso_core.storage.png import read_request
 from uso_core.storage.styles import StyleStore
 
-# Says each thing it begins and each it has done, one a line.
+# Reports each thing before and after doing it, one per line.
 WRITER = """
 import random, sys
 from pathlib import Path
@@ -56,7 +56,7 @@ for number in range(most):
 
 @contextmanager
 def writers(folder: Path, names: list[str], most: int = 10**6) -> Iterator[list[subprocess.Popen[str]]]:
-    """Programs that write into the folder, each of them at it already."""
+    """Programs that write into the folder, all of them already writing."""
     command = [sys.executable, "-c", WRITER, str(folder)]
     programs = [
         subprocess.Popen([*command, name, str(most)], cwd=ROOT, text=True, stdout=subprocess.PIPE) for name in names
@@ -73,7 +73,7 @@ def writers(folder: Path, names: list[str], most: int = 10**6) -> Iterator[list[
 
 
 class Told:
-    """What writers have reported."""
+    """What the writers have reported."""
 
     def __init__(self) -> None:
         self.saved: dict[str, str] = {}
@@ -83,7 +83,7 @@ class Told:
     def read(self, output: str) -> None:
         for line in output.splitlines(keepends=True):
             kind, *words = line.split(maxsplit=2)
-            if not line.endswith("\n"):  # killed while it said so
+            if not line.endswith("\n"):  # killed while reporting it
                 break
             if kind == "saved":
                 assert words[0] not in self.saved, "one name for two images"
@@ -95,7 +95,7 @@ class Told:
 
 
 def check(folder: Path, told: Told) -> None:
-    """A new start finds everything that was reported, whole, and nothing else."""
+    """A new start finds everything that was reported, complete, and nothing else."""
     history, store = History(folder, 1000, 10**9), StyleStore(folder / "styles")
     names = {entry.path.name for entry in history.entries()}
     assert set(told.saved) - told.deleted <= names
@@ -180,7 +180,7 @@ def test_flipped_bytes_in_one_style_never_hide_the_others(tmp_path):
         assert other in store.entries()
 
 
-def test_of_two_who_take_one_name_one_gets_it(tmp_path):
+def test_of_two_who_take_one_name_only_one_gets_it(tmp_path):
     store, image = StyleStore(tmp_path), Image.new("RGB", (8, 8))
 
     def add(shade: int) -> str:
@@ -195,7 +195,7 @@ def test_of_two_who_take_one_name_one_gets_it(tmp_path):
     assert [entry.name for entry in store.entries()] == ["Ink"]
 
 
-def test_a_style_that_cannot_be_deleted_is_told(tmp_path, monkeypatch):
+def test_a_style_that_cannot_be_deleted_is_reported(tmp_path, monkeypatch):
     store = StyleStore(tmp_path)
     entry = store.add("Ink", [np.ones((6, 8), np.float32)], (1.0,), "uso-tiny", "f", Image.new("RGB", (8, 8)))
 

@@ -1,4 +1,4 @@
-"""Files that nobody keeps: gone at the end, swept after a kill, bounded meanwhile; those of living processes stay."""
+"""Files that nobody keeps: gone at the end, swept after a kill, limited meanwhile; those of living processes stay."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HOLD = (
 
 
 def hold(base: Path) -> tuple[subprocess.Popen[str], Path]:
-    """Another process with a folder of its own."""
+    """Another process with its own folder."""
     process = subprocess.Popen([sys.executable, "-c", HOLD, base], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     return process, Path(process.stdout.readline().strip())
@@ -38,7 +38,7 @@ def test_nothing_is_left_at_the_end(tmp_path):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_what_a_killed_process_left_is_swept_and_a_living_ones_stays(tmp_path):
+def test_leftovers_of_a_killed_process_are_swept_and_a_living_ones_stay(tmp_path):
     (living, theirs), (killed, left) = hold(tmp_path), hold(tmp_path)
     other = tmp_path / "uso-notes"
     other.mkdir()
@@ -68,7 +68,7 @@ def test_the_oldest_go_when_there_is_too_much(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["fresh"]  # it may still be shown
 
 
-def test_a_place_that_takes_no_files_is_named(tmp_path):
+def test_an_unwritable_place_is_named(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError) as refused:
         Scratch.claim(tmp_path / "file" / "below")

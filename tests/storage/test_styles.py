@@ -1,4 +1,4 @@
-"""Saved styles: kept and found again, the same image without the images, and what a stranger's file may not do."""
+"""Stored styles: kept and found again, the same image without the images, and what an untrusted file may not do."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def add(store: StyleStore, name="Ink", tokens=(ONE,), strengths=(1.0,), model="u
     return store.add(name, tokens, strengths, model, fingerprint, SMALL_PICTURE)
 
 
-def test_a_style_is_found_again_by_another_process(store):
+def test_another_process_finds_the_style_again(store):
     entry = add(store, tokens=(ONE, OTHER), strengths=(1.0, 0.5))
     again = StyleStore(store.folder)
     assert again.entries() == [entry]
@@ -54,18 +54,18 @@ def test_a_name_can_be_changed_and_the_style_stays_the_same(store):
     assert [(each.name, each.sha256) for each in store.entries()] == [("Blue ink", entry.sha256)]
     store.delete(entry.sha256)
     assert store.entries() == []
-    with pytest.raises(RequestError, match="not there"):
+    with pytest.raises(RequestError, match="does not exist|no longer exists"):
         store.get(entry.sha256)
 
 
 @pytest.mark.parametrize("name", ["", "  \n", "\u200b", "x" * 81, None])
-def test_a_name_that_is_none_is_refused(store, name):
+def test_an_invalid_name_is_refused(store, name):
     with pytest.raises(RequestError):
         add(store, name)
     assert store.entries() == []
 
 
-def test_a_name_or_a_style_twice_is_refused(store):
+def test_a_name_or_a_style_is_refused_the_second_time(store):
     add(store, "Ink")
     with pytest.raises(RequestError, match="already a style named INK"):
         add(store, "INK", tokens=(OTHER,))
@@ -86,7 +86,7 @@ def test_a_hostile_hash_leads_nowhere(store, tmp_path):
         store.get("../outside")
 
 
-def test_an_exported_style_is_taken_in_elsewhere(store, tmp_path):
+def test_an_exported_style_is_imported_elsewhere(store, tmp_path):
     entry = add(store, tokens=(ONE, OTHER), strengths=(0.5, 2.0))
     elsewhere = StyleStore(tmp_path / "elsewhere")
     add(elsewhere, "Ink", tokens=(OTHER,))
@@ -97,7 +97,7 @@ def test_an_exported_style_is_taken_in_elsewhere(store, tmp_path):
 
 
 def written(store: StyleStore, tmp_path, change):
-    """A style file with its tensors and metadata changed."""
+    """A style file with changed tensors and metadata."""
     path = store.path(add(store).sha256)
     tensors = load_file(path)
     with path.open("rb") as file:
@@ -133,7 +133,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-def test_a_strangers_file_is_refused_in_words(what, store, tmp_path):
+def test_an_untrusted_file_is_refused_in_words(what, store, tmp_path):
     path = written(store, tmp_path, HOSTILE[what])
     empty = StyleStore(tmp_path / "empty")
     with pytest.raises(RequestError) as caught:
@@ -142,7 +142,7 @@ def test_a_strangers_file_is_refused_in_words(what, store, tmp_path):
     assert empty.entries() == []
 
 
-def test_what_is_no_style_file_is_refused(store, tmp_path, monkeypatch):
+def test_a_file_that_is_not_a_style_is_refused(store, tmp_path, monkeypatch):
     for name, data in {"empty": b"", "text": b"hello", "header": (2**40).to_bytes(8, "little") + b"{}"}.items():
         (tmp_path / name).write_bytes(data)
         with pytest.raises(RequestError, match=name):
@@ -163,21 +163,21 @@ def test_a_damaged_file_is_left_out_and_a_changed_one_refused(store, tmp_path):
         store.get(entry.sha256)
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError):
         add(StyleStore(tmp_path / "file"))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 6])
-def test_the_small_image_shows_the_images(count):
+def test_the_thumbnail_shows_the_images(count):
     colours = ["red", "lime", "blue", "white", "black", "yellow"][:count]
     square = mosaic([Image.new("RGB", (90, 60), colour) for colour in colours])
     assert square.size == (256, 256)
     assert len(square.getcolors()) == min(count, 4)
 
 
-def test_a_request_with_a_saved_style_comes_back_from_its_json():
+def test_a_request_with_a_stored_style_comes_back_from_its_json():
     style = StoredStyle("Ink", "a" * 64, (ONE,), (0.5,), "uso-tiny", "f" * 64)
     request = GenerationRequest("a mug", None, (image(1), style), style_strengths=(1.0, 0.5))
     again = GenerationRequest.from_dict(json.loads(json.dumps(request.to_dict())))
@@ -193,7 +193,7 @@ def test_a_request_with_a_saved_style_comes_back_from_its_json():
             GenerationRequest.from_dict(values)
 
 
-def test_the_images_within_saved_styles_count():
+def test_the_images_within_stored_styles_count():
     style = StoredStyle("Ink", "a" * 64, (ONE,) * 5, (1.0,) * 5)
     with pytest.raises(RequestError, match="10 style images"):
         GenerationRequest(styles=(style, dataclasses.replace(style, sha256="b" * 64)))
@@ -211,7 +211,7 @@ def ready_styles(engine: Engine, request: GenerationRequest) -> StylesReady:
     return ready
 
 
-def test_a_saved_style_gives_the_images_own_result_bit_for_bit(engine, store):
+def test_a_stored_style_gives_the_images_own_result_bit_for_bit(engine, store):
     one, two, content = image(1), image(2), image(3)
     with_images = dataclasses.replace(SMALL, content=content, styles=(one, two), style_strengths=(1.0, 0.5))
     ready = ready_styles(engine, dataclasses.replace(with_images, content=None))
@@ -241,8 +241,8 @@ def test_a_style_of_another_model_is_refused_by_name(engine, store):
     assert images_of(run(engine, SMALL))
 
 
-def test_a_saved_style_that_is_only_named_is_refused_on_submission(engine):
-    with pytest.raises(RequestError, match="saved style Ink is not there"):
+def test_a_stored_style_given_only_by_name_is_refused_on_submission(engine):
+    with pytest.raises(RequestError, match="saved style Ink does not exist"):
         engine.submit(dataclasses.replace(SMALL, styles=(StoredStyle("Ink", "a" * 64),)))
 
 

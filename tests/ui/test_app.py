@@ -24,13 +24,13 @@ from PIL import Image
 from uso_core.settings import ROOT, Settings, env_name
 from uso_core.storage.png import read_request
 
-START_SECONDS = 15.0  # about 3 on an idle machine; this bound is for one that is busy
+START_SECONDS = 15.0  # about 3 on an idle machine; this bound is for a busy one
 REPLY_SECONDS = 120.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Served:
-    """A running `python app.py`: where it answers, where it writes, what it said, and how soon it answered."""
+    """A running `python app.py`: its address, its folder, its output, and how soon it answered."""
 
     url: str
     output: Path
@@ -45,12 +45,12 @@ class Served:
 
 @contextmanager
 def serve(folder: Path, *flags: str, **variables: str) -> Iterator[Served]:
-    """Starts the app on the embedded model in a folder of its own, waits until it answers, and ends it afterwards.
+    """Starts the app with the embedded model in its own folder, waits until it answers, and ends it afterwards.
 
     `flags` are added to its command, `variables` to its environment.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / ".env").touch()  # found before anybody's own
+    (folder / ".env").touch()  # found before anyone else's
     output, log, port = folder / "output", folder / "app.log", free_port()
     command = [sys.executable, str(ROOT / "app.py"), "--name", "uso-tiny", "--device", "cpu"]
     command += ["--port", str(port), "--output", str(output), *flags]
@@ -156,7 +156,7 @@ def test_building_the_page_imports_no_model_stack(tmp_path: Path) -> None:
 
 
 def test_pytorch_is_imported_while_the_visitor_looks_around(tmp_path: Path) -> None:
-    """Asked for by the page's load, it happens beside the caller; what is unloaded meanwhile does not disturb it."""
+    """Triggered by the page load, it happens in the background; an unload meanwhile does not disturb it."""
     code = (
         "import sys, threading, time\n"
         "from uso_core.runtime.engine import Engine\n"
@@ -187,8 +187,8 @@ def test_three_endpoints_are_public(client: Client) -> None:
     assert all(each["label"].endswith(".") for each in endpoints["named_endpoints"]["/generate"]["parameters"])
 
 
-def test_programs_are_spoken_to_in_english(served: Served, client: Client) -> None:
-    """A script in a browser sends the browser's language along; what programs read must not change with it."""
+def test_programs_get_english(served: Served, client: Client) -> None:
+    """A script in a browser sends the browser's language along; this must not change what programs read."""
     german = Client(served.url, verbose=False, analytics_enabled=False, headers={"accept-language": "de"})
     try:
         assert german.view_api(return_format="dict", print_info=False) == client.view_api(
@@ -209,7 +209,7 @@ def test_a_prompt_alone_is_enough(client: Client) -> None:
     assert read_request(path).prompt == "a boat"
 
 
-def test_the_png_holds_the_settings_asked_for(client: Client, served: Served) -> None:
+def test_the_png_holds_the_requested_settings(client: Client, served: Served) -> None:
     asked = {"width": 64, "height": 96, "steps": 3, "guidance": 2.5, "seed": 5, "content_size": 96}
     path, status, seed = generate(client, prompt="a red house by the sea", **asked)
     assert path.read_bytes().startswith(b"\x89PNG")
@@ -224,7 +224,7 @@ def test_the_png_holds_the_settings_asked_for(client: Client, served: Served) ->
     assert any(pixels(result) == pixels(path) for result in served.results)
 
 
-def test_content_and_styles_are_heard(client: Client, drawn: dict[str, Path]) -> None:
+def test_content_and_styles_take_effect(client: Client, drawn: dict[str, Path]) -> None:
     small = {"prompt": "a boat", "seed": 3, "width": 64, "height": 64, "steps": 2}
     images = {name: handle_file(drawn[name]) for name in drawn}
     path, _, _ = generate(client, **small, **images)
@@ -239,7 +239,7 @@ def test_content_and_styles_are_heard(client: Client, drawn: dict[str, Path]) ->
 def test_keep_size_takes_the_content_images_shape(client: Client, drawn: dict[str, Path]) -> None:
     path, _, _ = generate(client, prompt="", content=handle_file(drawn["content"]), keep_size=True, steps=2)
     with Image.open(path) as image:
-        assert image.size == (128, 80)  # 96 x 64 becomes 128 x 85, of which 80 are left
+        assert image.size == (128, 80)  # 96 x 64 becomes 128 x 85, of which 80 remain
 
 
 def test_same_seed_same_pixels_and_a_drawn_seed_can_be_used_again(client: Client) -> None:
@@ -281,7 +281,7 @@ def test_a_bad_value_is_answered_by_a_sentence_that_names_it(
     assert [word for word in words if word not in message.lower()] == [], message
 
 
-def test_a_file_that_is_no_image_is_named(client: Client, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_named(client: Client, tmp_path: Path) -> None:
     page = tmp_path / "page.png"
     page.write_text("<html>not found</html>")
     with pytest.raises(AppError) as caught:
@@ -289,10 +289,10 @@ def test_a_file_that_is_no_image_is_named(client: Client, tmp_path: Path) -> Non
     message = str(caught.value)
     assert "page.png" in message
     assert "image" in message
-    assert "preprocess" not in message  # words about the inside help nobody
+    assert "preprocess" not in message  # internals help nobody
 
 
-def test_what_the_user_did_wrong_leaves_no_traceback_in_the_log(client: Client, served: Served) -> None:
+def test_user_errors_leave_no_traceback_in_the_log(client: Client, served: Served) -> None:
     before = len(served.log.read_text())
     with pytest.raises(AppError):
         generate(client, prompt="a boat", keep_size=True)

@@ -1,4 +1,4 @@
-"""Downloads as the page starts them: only where allowed, one at a time, stopped and failed in sentences."""
+"""Downloads as the page starts them: only if allowed, one at a time, stopped and failed with sentences."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LORA_BYTES = 60_000
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A hub on loopback that `Downloads` asks, with the client's pieces small enough to count."""
+    """A hub on loopback for `Downloads`, with the client's pieces small enough to count."""
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 4096)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
@@ -58,9 +58,9 @@ def wait(downloads: Downloads, condition: Callable[[Download], bool]) -> Downloa
     return downloads.now
 
 
-def test_a_visitor_may_not_where_the_owner_did_not_say_so(model: Model, tmp_path: Path) -> None:
+def test_a_visitor_may_not_download_unless_the_owner_allows_it(model: Model, tmp_path: Path) -> None:
     downloads = Downloads(Settings(weights=str(tmp_path)))
-    with pytest.raises(DownloadError, match="does not download for its visitors") as caught:
+    with pytest.raises(DownloadError, match="may not start downloads") as caught:
         downloads.start(model)
     assert "--allow-download" in caught.value.hint
     assert downloads.now is None
@@ -74,15 +74,13 @@ def test_everything_arrives_and_is_counted(hub: HubServer, model: Model, downloa
     assert (tmp_path / "USO" / LORA).read_bytes() == content(LORA, LORA_BYTES)
 
 
-def test_one_at_a_time_stopped_and_taken_up_again(
-    hub: HubServer, model: Model, downloads: Downloads, tmp_path: Path
-) -> None:
+def test_one_at_a_time_stopped_and_resumed(hub: HubServer, model: Model, downloads: Downloads, tmp_path: Path) -> None:
     hub.stall[LORA] = 5 * 4096
     downloads.start(model)
     now = wait(downloads, lambda now: now.done == 5 * 4096)
     assert now.total == LORA_BYTES + 300
     assert now.file == f"{USO}/{LORA}"
-    with pytest.raises(DownloadError, match="A download of two-files is running"):
+    with pytest.raises(DownloadError, match="two-files is already being downloaded"):
         downloads.start(model)
     downloads.cancel()
     assert downloads.now is not None

@@ -1,4 +1,4 @@
-"""Addresses that strangers give: only public hosts are asked, redirects included, no more than an image taken."""
+"""Untrusted addresses: only public hosts are contacted, redirects included, and nothing beyond an image is taken."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from uso_core.ui import inputs
 from uso_core.ui.fetch import fetch, is_public
 
 BODY = b"not an image, but bytes"
-OVER = threading.Event()  # after which servers that keep their callers waiting let go
+OVER = threading.Event()  # after which servers that keep their callers waiting give up
 
 
 def encoded(reply: BaseHTTPRequestHandler) -> None:
@@ -90,7 +90,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A server on 127.0.0.1, which alone counts as public here."""
+    """A server on 127.0.0.1, the only address that counts as public here."""
     monkeypatch.setattr(module, "is_public", lambda address: address == "127.0.0.1")
     OVER.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -101,7 +101,7 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.server_close()
 
 
-def test_what_lies_there_with_its_name(address: str) -> None:
+def test_the_content_with_its_name(address: str) -> None:
     host = address.removeprefix("http://").encode()
     assert fetch(f"{address}/a%20mug.png?size=1") == ("a mug.png", BODY + host)
     assert fetch(f"{address}/moved") == ("a mug.png", BODY + host)
@@ -109,25 +109,25 @@ def test_what_lies_there_with_its_name(address: str) -> None:
 
 @pytest.mark.parametrize(
     ("path", "words"),
-    [("/inside", "not on the public internet"), ("/round", "leads on more"), ("/gone", "answers 404")],
+    [("/inside", "not on the public internet"), ("/round", "redirects more"), ("/gone", "answered with status 404")],
 )
-def test_what_is_not_taken(address: str, path: str, words: str) -> None:
+def test_refused_answers(address: str, path: str, words: str) -> None:
     with pytest.raises(RequestError, match=words) as caught:
         fetch(f"{address}{path}?token=secret")
     assert "secret" not in str(caught.value)
 
 
-def test_no_more_than_a_image(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_than_an_image(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_BYTES", 10)
-    with pytest.raises(RequestError, match="more than"):
+    with pytest.raises(RequestError, match="larger than"):
         fetch(f"{address}/a.png")
 
 
 @pytest.mark.parametrize(
     "address", ["ftp://example.org/a.png", "http://", "http://[::1", "http://host:port/", "file:///a"]
 )
-def test_what_is_no_address(address: str) -> None:
-    with pytest.raises(RequestError, match="is no address of the web"):
+def test_invalid_addresses(address: str) -> None:
+    with pytest.raises(RequestError, match="is not a web address"):
         fetch(address)
 
 
@@ -183,7 +183,7 @@ def test_public_addresses(address: str, public: bool) -> None:
     assert is_public(address) is public
 
 
-def test_identity_is_asked_for(address: str) -> None:
+def test_no_encoding_is_requested(address: str) -> None:
     headers = fetch(f"{address}/shows")[1].lower()
     assert b"accept-encoding: identity" in headers
     assert b"user-agent: uso" in headers
@@ -195,14 +195,14 @@ def test_an_encoded_answer_is_not_unpacked(address: str, encoding: str) -> None:
         fetch(f"{address}/encoded?{encoding}")
 
 
-def test_what_is_encoded_by_nothing_is_taken_as_it_is(address: str) -> None:
+def test_an_answer_encoded_by_nothing_is_used_unchanged(address: str) -> None:
     assert fetch(f"{address}/encoded?identity")[1] == zlib.compress(bytes(10**7))
 
 
 @pytest.mark.parametrize("path", ["/endless", "/boastful"])
-def test_what_is_too_large_is_not_read_to_its_end(address: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_an_answer_is_not_read_to_its_end(address: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_BYTES", 2**20)
-    with pytest.raises(RequestError, match="more than"):
+    with pytest.raises(RequestError, match="larger than"):
         fetch(f"{address}{path}")
 
 
@@ -220,14 +220,14 @@ def test_a_name_that_is_not_found_in_time_is_unknown(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(module, "LOOKUP_SECONDS", 0.1)
     monkeypatch.setattr(module, "_lookups", threading.BoundedSemaphore(2))
     monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: over.wait(10) and [])
-    for _ in range(3):  # of which the last finds every lookup taken
-        with pytest.raises(RequestError, match=r"The host of http://example\.org/a\.png is not known"):
+    for _ in range(3):  # the last of them finds every lookup taken
+        with pytest.raises(RequestError, match=r"The host of http://example\.org/a\.png cannot be found"):
             fetch("http://example.org/a.png?x")
     over.set()
 
 
 class Names:
-    """Stands for the name service: each name has the addresses that it is given, one list after another."""
+    """Stands for the name service: each name has the addresses given to it, one list after another."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **addresses: list[list[str]]) -> None:
         self.asked: list[str] = []
@@ -287,7 +287,7 @@ def refused(url: str) -> None:
         fetch(url)
 
 
-def test_a_fetch_holds_none_of_the_threads_that_all_visitors_share(
+def test_a_fetch_uses_none_of_the_threads_that_all_visitors_share(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with gr.Blocks():

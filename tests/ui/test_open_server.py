@@ -1,4 +1,4 @@
-"""A server that others reach: whom it answers, whose images it shows, and how it ends."""
+"""A server that others can reach: whom it answers, whose images it shows, and how it ends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def ask(url: str, name: str = "generate", cookies: dict[str, str] | None = None, **values: object) -> str:
-    """Submits a call over plain HTTP and returns where its answer comes."""
+    """Submits a call over plain HTTP and returns the address of its answer."""
     reply = httpx.post(f"{url}/gradio_api/call/v2/{name}", json=values, cookies=cookies, timeout=60)
     return f"{url}/gradio_api/call/{name}/{reply.json()['event_id']}"
 
@@ -51,7 +51,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
      ("localhost", 200), ("[::1]:7860", 200), ("192.168.3.4:7860", 200), ("art.example.evil", 421), ("", 421),
      ("127.0.0.1.evil.example", 421)],
 )  # fmt: skip
-def test_only_names_of_its_own_are_answered(opened, host, status):
+def test_only_its_own_names_are_answered(opened, host, status):
     for path in ("/", "/gradio_api/info"):
         assert httpx.get(f"{opened.url}{path}", headers={"host": host}, timeout=60).status_code == status
 
@@ -67,8 +67,8 @@ def test_other_pages_may_neither_call_nor_frame_it(opened):
     assert page.headers["x-content-type-options"] == "nosniff"
 
 
-def test_each_visitor_sees_the_own_images_alone(opened):
-    """By cookie: histories lie apart, and nobody gets a file by its name."""
+def test_each_visitor_sees_only_their_own_images(opened):
+    """By cookie: histories are separate, and nobody gets a file by its name."""
     visitors = []
     for _ in range(2):
         cookie = httpx.get(opened.url, timeout=60).cookies["uso_visitor"]
@@ -88,7 +88,7 @@ def test_each_visitor_sees_the_own_images_alone(opened):
     assert httpx.get(f"{opened.url}/gradio_api/file={first}", timeout=60).status_code == 404
 
 
-def test_nothing_but_what_is_shown_is_served_of_the_output_folder(tmp_path):
+def test_only_shown_files_of_the_output_folder_are_served(tmp_path):
     (tmp_path / ".env").write_text("HF_TOKEN=hf_secret")
     (tmp_path / "notes.txt").write_text("mine")
     with serve(tmp_path / "app", "--output", str(tmp_path)) as served:
@@ -108,7 +108,7 @@ def test_nothing_but_what_is_shown_is_served_of_the_output_folder(tmp_path):
             assert "hf_secret" not in reply.text
 
 
-def test_a_login_is_asked_of_everybody(tmp_path):
+def test_everybody_needs_a_login(tmp_path):
     with serve(tmp_path, "--auth", "ann:tea", "--mcp") as served:
         assert httpx.post(f"{served.url}/gradio_api/call/v2/models", json={}, timeout=60).status_code == 401
         assert httpx.get(f"{served.url}/config", timeout=60).status_code == 401
@@ -134,7 +134,7 @@ def test_logins_are_read_from_a_file_too(tmp_path):
 
 @pytest.mark.parametrize(("number", "codes"), [(signal.SIGTERM, {0}), (signal.SIGINT, {130})])
 def test_a_signal_ends_it_cleanly_within_seconds(tmp_path, number, codes):
-    """During a step: who waits is told, no file is left, nothing aborts."""
+    """During a step: those who wait are told, no file is left, nothing aborts."""
     with serve(tmp_path) as served:
         address = ask(served.url, **SLOW)
         told: list[str] = []
@@ -154,7 +154,7 @@ def test_a_signal_ends_it_cleanly_within_seconds(tmp_path, number, codes):
     assert files(tmp_path / "uploads") == []
 
 
-def test_nothing_of_a_private_run_stays(tmp_path):
+def test_nothing_of_a_private_run_remains(tmp_path):
     with serve(tmp_path) as served:
         words = answer(ask(served.url, private=True, **SMALL))
         values = json.loads(words.rpartition("data: ")[2])
@@ -170,7 +170,7 @@ def test_nothing_of_a_private_run_stays(tmp_path):
         ]
 
 
-def test_calls_and_uploads_are_counted_by_visitor():
+def test_calls_and_uploads_are_counted_per_visitor():
     window = Window(60)
     assert [window.take("a", 1, 2) for _ in range(3)] == [True, True, False]
     assert window.take("b", 1, 2)

@@ -21,16 +21,16 @@ def words(*arguments) -> str:
     return status["text"]
 
 
-def test_a_job_that_waits_behind_its_own_page_leaves_the_line_to_the_one_at_work():
+def test_a_job_that_waits_behind_its_own_page_leaves_the_line_to_the_running_one():
     assert describe(Queued(1), SECOND, [FIRST, SECOND]) is None
     assert words(Queued(2), FIRST, [FIRST, SECOND]) == "Waiting: 2 ahead of you."
     assert words(Queued(1), FIRST) == "Waiting: 1 ahead of you."
 
 
-def test_the_job_at_work_tells_how_many_more_wait():
-    assert words(STEP, FIRST, [FIRST]) == "Step 3 of 16, 0.50 s a step, 6 s left."
-    assert words(STEP, FIRST, [FIRST, SECOND]).endswith("6 s left. 1 more of yours waits.")
-    assert words(STEP, FIRST, [FIRST, SECOND, SECOND]).endswith("2 more of yours wait.")
+def test_the_running_job_says_how_many_more_wait():
+    assert words(STEP, FIRST, [FIRST]) == "Step 3 of 16, 0.50 s per step, 6 s left."
+    assert words(STEP, FIRST, [FIRST, SECOND]).endswith("6 s left. 1 more of yours is waiting.")
+    assert words(STEP, FIRST, [FIRST, SECOND, SECOND]).endswith("2 more of yours are waiting.")
 
 
 def test_the_end_of_a_run_quotes_the_beginning_of_what_was_not_read():

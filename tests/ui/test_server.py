@@ -1,4 +1,4 @@
-"""The public endpoints of the running app: the same files by gradio_client, plain HTTP and MCP; what is refused."""
+"""The public endpoints of the running app: the same files by gradio_client, plain HTTP and MCP; refusals."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_every_way_makes_the_same_file(served: Served, client: Client, drawing: 
 
 
 def uploaded_address(client: Client, path: Path) -> str:
-    """The address of a file that was uploaded, as a program without files of its own gives it."""
+    """The address of an uploaded file, as given by a program without files of its own."""
     from gradio_client.utils import encode_file_path
 
     boundary = "frontier"
@@ -175,7 +175,7 @@ def test_settings_come_back_by_http_and_mcp(served: Served, client: Client, tmp_
     assert json.loads(content.text) == values
 
 
-def test_a_stranger_s_image_has_no_settings(client: Client, drawing: Path) -> None:
+def test_a_foreign_image_has_no_settings(client: Client, drawing: Path) -> None:
     with pytest.raises(AppError, match="drawing.png holds no USO settings"):
         client.predict(image=handle_file(drawing), api_name="/settings_from_image")
     with pytest.raises(AppError, match="No image was given"):
@@ -220,14 +220,14 @@ def test_previews_and_status_come_while_it_runs(client: Client) -> None:
     assert seen[-1][2] == {"text": seen[-1][2]["text"], "percent": 100}
 
 
-def test_http_streams_while_it_runs_and_a_caller_who_hangs_up_ends_the_run(served: Served, client: Client) -> None:
+def test_http_streams_while_it_runs_and_a_disconnecting_caller_ends_the_run(served: Served, client: Client) -> None:
     event = post(f"{served.url}/gradio_api/call/v2/generate", {**LONG, "seed": 600})["event_id"]
     with urllib.request.urlopen(f"{served.url}/gradio_api/call/generate/{event}", timeout=REPLY_SECONDS) as stream:
         assert any(b", step " in line for line in stream)
     expect_ended(served, client, 600)
 
 
-def test_a_client_who_cancels_ends_the_run(served: Served, client: Client) -> None:
+def test_a_client_that_cancels_ends_the_run(served: Served, client: Client) -> None:
     job = client.submit(**LONG, seed=700, api_name="/generate")
     deadline = time.monotonic() + REPLY_SECONDS
     while not any(", step" in status["text"] for _, _, status, _ in job.outputs()):
@@ -238,7 +238,7 @@ def test_a_client_who_cancels_ends_the_run(served: Served, client: Client) -> No
 
 
 @pytest.mark.parametrize(("seed", "progress"), [(800, False), (900, True)])
-def test_a_tool_s_caller_who_goes_ends_the_run(served: Served, client: Client, seed: int, progress: bool) -> None:
+def test_a_tools_caller_who_leaves_ends_the_run(served: Served, client: Client, seed: int, progress: bool) -> None:
     async def tell(*_: Any) -> None: ...
 
     async def begin_and_go(session: Any) -> None:
@@ -254,7 +254,7 @@ def test_a_tool_s_caller_who_goes_ends_the_run(served: Served, client: Client, s
 
 
 def expect_ended(served: Served, client: Client, seed: int) -> None:
-    """A short run succeeds and finds that the long one before it did not go on to its last image."""
+    """A short run succeeds and finds that the long one before it did not continue to its last image."""
     by_client(client, **SMALL, seed=1)
     made = [read_request(path).seed for path in served.results]
     assert seed + 7 not in made
@@ -280,11 +280,11 @@ def test_nothing_inside_the_network_is_fetched(served: Served, address: str) -> 
         assert "not on the public internet" in reply["error"]
 
 
-def test_no_path_of_a_caller_is_opened(served: Served, drawing: Path) -> None:
+def test_no_path_given_by_a_caller_is_opened(served: Served, drawing: Path) -> None:
     for given in (str(drawing), {"path": str(drawing)}, {"url": str(drawing)}, {"path": "uploads/../../drawing.png"}):
         name, reply = by_http(served, "generate", content=given, **SMALL)
         assert name == "error"
-        assert "was not given to this server" in reply["error"]
+        assert "was not uploaded to this server" in reply["error"]
     name, reply = by_http(
         served, "generate", content={"path": str(drawing), "meta": {"_type": "gradio.FileData"}}, **SMALL
     )
@@ -292,7 +292,7 @@ def test_no_path_of_a_caller_is_opened(served: Served, drawing: Path) -> None:
 
 
 @pytest.mark.parametrize("given", ["data:image/png;base64,!!!", "x" * 200, {"url": None}, {"path": ""}])
-def test_what_is_no_image_is_told_in_a_sentence(served: Served, given: Any) -> None:
+def test_a_file_that_is_not_an_image_is_reported_in_a_sentence(served: Served, given: Any) -> None:
     before = len(served.log.read_text())
     name, reply = by_http(served, "generate", content=given, **SMALL)
     assert name == "error"
@@ -300,7 +300,7 @@ def test_what_is_no_image_is_told_in_a_sentence(served: Served, given: Any) -> N
     assert "Traceback" not in served.log.read_text()[before:]
 
 
-def test_base64_alone_will_do(served: Served, drawing: Path) -> None:
+def test_base64_alone_works(served: Served, drawing: Path) -> None:
     name, data = by_http(served, "generate", content=base64.b64encode(drawing.read_bytes()).decode(), seed=2, **SMALL)
     assert name == "complete"
     with Image.open(io.BytesIO(files(data)[0])) as image:
@@ -316,13 +316,13 @@ def test_tools_say_what_they_do(served: Served) -> None:
     assert all(tool.description for tool in tools)
 
 
-def test_a_tool_s_error_is_the_sentence(served: Served) -> None:
+def test_a_tools_error_is_the_sentence(served: Served) -> None:
     result = by_mcp(served, lambda session: session.call_tool("generate", {"steps": 0}))
     assert result.isError
     assert "steps is 0, which is out of range" in result.content[0].text
 
 
-def test_without_the_flag_there_are_no_tools_and_visitors_of_the_network_may_not_switch(tmp_path: Path) -> None:
+def test_without_the_flag_there_are_no_tools_and_network_visitors_may_not_switch(tmp_path: Path) -> None:
     with serve(tmp_path / "app", "--host", "0.0.0.0") as served:
         with pytest.raises(urllib.error.HTTPError):
             urllib.request.urlopen(f"{served.url}/gradio_api/mcp/", timeout=REPLY_SECONDS)

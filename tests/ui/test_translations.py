@@ -1,4 +1,4 @@
-"""The languages of the page: complete, filled in alike, chosen as the browser chooses, English where nobody asks."""
+"""The page's languages: complete, with the same placeholders, chosen as the browser chooses, English by default."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_every_language_has_its_weekdays_and_months(language):
 
 @pytest.mark.parametrize("language", languages())
 def test_no_two_fields_have_one_name(language):
-    """Who hears the form instead of seeing it tells them apart by their names."""
+    """Screen reader users tell the fields apart by their names."""
     names = ("prompt", "content", "style", "width", "height", "steps", "guidance", "seed", "images", "content_size",
              "content_strength", "style_strength", "saved_style", "saved_style_strength", "aspect", "generate", "stop",
              "skip", "search", "selected", "style_name", "chosen_style")  # fmt: skip
@@ -70,7 +70,7 @@ def test_every_role_has_a_name():
     assert {f"role_{role}" for role in roles} == {key for key in languages()[ENGLISH] if key.startswith("role_")}
 
 
-def test_the_browser_gets_what_labels_ask_for():
+def test_the_browser_gets_what_labels_need():
     known = translations().translations_dict
     assert set(known) == set(languages())
     assert known["de"][label("style", 4).key] == "Stilbild 4"
@@ -85,12 +85,12 @@ def test_the_browser_gets_what_labels_ask_for():
     [("de-DE,de;q=0.9,en;q=0.8", "de"), ("zh-CN", "zh"), ("zh-TW,en", "zh"), ("ja", "ja"), ("JA-jp", "ja"),
      ("en-US,de", "en"), ("fr-FR,de;q=0.9", "en"), ("*", "en"), ("", "en"), (";,=\x00" * 99, "en")],
 )  # fmt: skip
-def test_the_first_wish_decides(header, language):
+def test_the_first_choice_decides(header, language):
     assert preferred(header) == language
 
 
 def test_sentences_come_in_the_language_of_the_request():
-    assert text.stepping(1, 1, 3, 16, 0.5, 6, 0) == "Step 3 of 16, 0.50 s a step, 6 s left."
+    assert text.stepping(1, 1, 3, 16, 0.5, 6, 0) == "Step 3 of 16, 0.50 s per step, 6 s left."
     with visitor("de-DE,de"):
         assert text.stepping(1, 1, 3, 16, 0.5, 6, 0) == "Schritt 3 von 16, 0,50 s pro Schritt, noch 6 s."
         assert text.day(date(2026, 3, 2), date(2026, 3, 4)) == "Montag, 2. März 2026"
@@ -115,8 +115,8 @@ def test_every_mode_has_a_name_and_advice(language):
     assert len(lines) == 12
 
 
-def test_words_in_braces_are_no_blanks():
-    """A stranger's words are filled in, never a sentence to fill in."""
+def test_braces_in_values_are_not_placeholders():
+    """An untrusted text is filled in, never filled out."""
     with visitor("de"):
         assert say("style_saved", name="{name.__class__} {0}") == "Der Stil {name.__class__} {0} ist gespeichert."
 
@@ -131,4 +131,4 @@ def test_errors_plans_and_reasons_come_in_the_language_of_the_request():
             told = [tell(each) for each in (error.told, reason, plan.summary, MODELS["uso-tiny"].note)]
         assert not set(told) & set(english)
         assert "1.5" in told[0] or "1,5" in told[0]
-    assert english[1] == "as asked"
+    assert english[1] == "as requested"

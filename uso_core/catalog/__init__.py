@@ -1,1 +1,1 @@
-"""What exists and where it is: models and their files as tables, what of them is on this disk, how to get the rest."""
+"""Which models exist, which of their files are on this disk, how to download the rest."""

@@ -1,8 +1,8 @@
-"""Fetches a model's weights into the weights folder: resumed after an interruption, checked by size and hash.
+"""Downloads a model's weights into the weights folder: resumes after an interruption, checks size and hash.
 
     python weights/downloader.py --variant flux-dev --dry-run
 
-Exit codes: 0 all there, 2 something the user can put right (two lines on stderr), 130 stopped, 1 a fault of ours.
+Exit codes: 0 everything is there, 2 the user can fix it (two lines on stderr), 130 stopped, 1 a fault of ours.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from uso_core.errors import DownloadError, SettingsError, UsoError, exit_code
 from uso_core.messages import Bytes
 from uso_core.settings import Parser, Settings, env_name, load_settings
 
-Say = Callable[[str], None]  # a sentence, or a table, for people
-Progress = Callable[[str, int, int], None]  # what is fetched, bytes of all that are there, bytes of all; raises to stop
+Say = Callable[[str], None]  # shows a sentence or a table to the user
+Progress = Callable[[str, int, int], None]  # current file, bytes present of all, total bytes; raises to stop
 
 PRINT: Say = partial(print, flush=True)
 HASH_CHUNK = 1 << 20
-SLOW_TO_HASH = 10**9  # bytes; from here on the pause is worth a word
+SLOW_TO_HASH = 10**9  # bytes; hashing more takes long enough to announce
 
 
 @dataclass(frozen=True)
 class Part:
-    """A remote file and what of it lies at `path`: `state` is there, partly, missing or damaged."""
+    """A remote file and what of it is at `path`: `state` is there, partly, missing or damaged."""
 
     remote: RemoteFile
     path: Path
@@ -51,14 +51,16 @@ class Part:
 
     @property
     def incomplete(self) -> Path:
-        """Where the bytes gather; named by content, so that a newer revision never continues an older one's."""
+        """Where the bytes are collected; named by content, so that a newer revision never continues an older one's
+        file.
+        """
         key = self.remote.sha256 or self.remote.blob_id or self.remote.commit
         return self.path.with_name(f"{self.path.name}.{key[:12]}.part")
 
 
 @dataclass(frozen=True)
 class Item:
-    """A row of the catalog and where it stands; without `parts`, `state` is all that is known."""
+    """A row of the catalog and its state; without `parts`, `state` is all that is known."""
 
     row: WeightFile
     state: str
@@ -80,15 +82,15 @@ def download(
     say: Say = PRINT,
     progress: Progress | None = None,
 ) -> None:
-    """Says where each file stands and fetches what is missing. Afterwards `find_weights` finds all that was asked for.
+    """Reports the state of each file and downloads what is missing. `find_weights` then finds everything asked for.
 
-    `only` restricts to roles; `verify` hashes what lies in the weights folder instead of trusting its size; `dry_run`
-    stops after the table. With `progress`, nothing is shown on the terminal while a file comes; what it raises ends
-    the download and keeps what came. Raises `DownloadError` or `SettingsError`, before the first byte wherever that
-    can be known.
+    `only` restricts to roles; `verify` hashes the files in the weights folder instead of trusting their size; `dry_run`
+    stops after the table. With `progress`, the terminal shows nothing while a file comes; an exception from it ends
+    the download and keeps what came. Raises `DownloadError` or `SettingsError`, before the first byte wherever
+    possible.
     """
     if model.folder is not None:
-        say(f"{model.name} comes with the project: nothing to download.")
+        say(f"{model.name} is included: nothing to download.")
         return
     roles = [row.role for row in model.files]
     if unknown := [role for role in only if role not in roles]:
@@ -114,11 +116,11 @@ def download(
             if progress is not None:
                 progress(f"{part.remote.repo}/{part.remote.name}", before, total)
             fetch_part(part, hub, row.gated, say, _watch(part, before, total, progress))
-    say(f"All of it is in {weights}.")
+    say(f"Everything is in {weights}.")
 
 
 def _watch(part: Part, before: int, total: int, progress: Progress | None) -> Watch | None:
-    """Turns the length of the partial file into bytes of the whole download; `before` were there when it began."""
+    """Converts the partial file's length into bytes of the whole download; `before` were there at its start."""
     if progress is None:
         return None
     had = part.remote.bytes - part.bytes_to_fetch
@@ -129,9 +131,9 @@ def _watch(part: Part, before: int, total: int, progress: Progress | None) -> Wa
 def survey(
     model: Model, settings: Settings, hub: Hub, only: Sequence[str], verify: bool, catalog_will_do: bool, say: Say
 ) -> list[Item]:  # fmt: skip
-    """Where each row of the model stands: what the user's variables or the Hugging Face cache provide is there.
+    """The state of each row of the model: what the user's variables or the Hugging Face cache provide counts as there.
 
-    Asks the hub what a row consists of; without an answer, `catalog_will_do` falls back to the catalog's numbers.
+    Asks the hub for each row's files; without an answer, `catalog_will_do` falls back to the catalog's numbers.
     """
     report, unreachable = find_weights(model, settings), False
     items: list[Item] = []
@@ -161,8 +163,8 @@ def survey(
 
 
 def inspect_parts(row: WeightFile, files: Sequence[RemoteFile], weights: Path, verify: bool) -> Item:
-    """Compares what lies in the weights folder with what the hub lists; changes nothing."""
-    folder = weights / Path(row.local).parts[0]  # holds the repository's files under their names there
+    """Compares the weights folder with the hub's list of files; changes nothing."""
+    folder = weights / Path(row.local).parts[0]  # contains the repository's files under their names there
     parts = []
     for file in files:
         part = Part(file, folder / file.name, "missing", file.bytes)
@@ -184,9 +186,9 @@ def inspect_parts(row: WeightFile, files: Sequence[RemoteFile], weights: Path, v
 
 
 def fetch_part(part: Part, hub: Hub, gated: bool, say: Say, watch: Watch | None = None) -> None:
-    """Fetches one file and renames it into place once its content is proven; raises `DownloadError` if it is not.
+    """Downloads one file and renames it into place once verified; raises `DownloadError` if it does not match.
 
-    A damaged file is deleted: the one in place before the download, the fetched one after it.
+    A damaged file is deleted: the one in place before the download, the downloaded one after it.
     """
     name = f"{part.remote.repo}/{part.remote.name}"
     try:
@@ -209,7 +211,7 @@ def fetch_part(part: Part, hub: Hub, gated: bool, say: Say, watch: Watch | None 
 
 
 def is_intact(path: Path, file: RemoteFile) -> bool:
-    """Whether the content is what the hub lists: by sha256, a small file by git's blob id, else by size alone."""
+    """Whether the content matches the hub's list: by sha256, for a small file by git's blob id, else by size alone."""
     if path.stat().st_size != file.bytes:
         return False
     if file.sha256 is None and file.blob_id is None:
@@ -223,7 +225,7 @@ def is_intact(path: Path, file: RemoteFile) -> bool:
 
 @contextmanager
 def weights_folder(weights: Path) -> Iterator[None]:
-    """Creates the folder and keeps a second downloader out of it: two of them would garble a shared partial file."""
+    """Creates the folder and keeps out a second downloader: two would garble a shared partial file."""
     lock = FileLock(weights / ".download.lock", timeout=0)
     try:
         weights.mkdir(parents=True, exist_ok=True)
@@ -241,14 +243,14 @@ def weights_folder(weights: Path) -> Iterator[None]:
 
 
 def raise_write_error(error: OSError, folder: Path) -> NoReturn:
-    """Raises the `DownloadError` for a file system that refuses."""
+    """Raises the `DownloadError` for a refusal by the file system."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise DownloadError("disk_full", folder=folder) from None
     raise DownloadError("weights_not_writable", folder=folder, reason=error.strerror or type(error).__name__) from None
 
 
 def remove_fused(weights: Path) -> None:
-    """Deletes the fused cache; the next start that wants them makes them again."""
+    """Deletes the fused cache; the next start that needs it makes it again."""
     print(f"Deleted {size_text(fused_files.remove(fused_files.folder_in(weights)))} of fused weights.")
 
 
@@ -261,7 +263,7 @@ def free_bytes(folder: Path) -> int:
 
 
 def table(model: Model, items: Sequence[Item], weights: Path) -> str:
-    """Where each file of a model stands, a line each."""
+    """The state of each file of a model, one line each."""
     rows = [("role", "file", "size", "licence", "gated", "state")]
     for item in items:
         row = item.row
@@ -272,7 +274,7 @@ def table(model: Model, items: Sequence[Item], weights: Path) -> str:
 
 
 def size_text(count: int) -> str:
-    """Bytes for people, in decimal units as the hub shows them: 23.80 GB."""
+    """Bytes for display, in decimal units like the hub's: 23.80 GB."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= factor:
             return f"{count / factor:.2f} {unit}"

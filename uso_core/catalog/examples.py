@@ -1,7 +1,7 @@
-"""The examples in examples/<name>/config.json, in the format of USO's own, with a few additions.
+"""The examples in examples/<name>/config.json, in USO's own format with a few additions.
 
 prompt, seed, image_ref1 (content), image_ref2 and on (styles) are the reference's; title, aspect, content_strength and
-style_strengths are ours. Sizes, steps and guidance are left to the model, so that an example suits each of them.
+style_strengths are ours. Sizes, steps and guidance come from the model, so that an example suits every model.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Example:
-    """One example, its images read; `paths` are their files by sha256."""
+    """One example with its images read; `paths` are their files by sha256."""
 
     name: str
     title: str
@@ -46,7 +46,7 @@ class Example:
     paths: dict[str, Path] = field(default_factory=dict, compare=False)
 
     def request(self, model: Model) -> GenerationRequest:
-        """The example as a request, at the sizes and with the defaults of a model."""
+        """The example as a request, with a model's sizes and defaults."""
         if self.aspect == AS_CONTENT and self.content is not None and self.content.image is not None:
             width, height, content_size = sides_of_content(*self.content.image.size, model.content_size, model)
         else:
@@ -60,26 +60,26 @@ class Example:
 
 
 def sides(across: int, down: int, model: Model) -> tuple[int, int]:
-    """Width and height that suit a model in an aspect, in multiples of 16 pixels: mostly about its own area."""
+    """Width and height for a model at this aspect, in multiples of 16 pixels: mostly about the model's own area."""
     scale = model.size / (down if model.keeps_height and across > down else (across * down) ** 0.5)
     width, height = (max(round(part * scale / SIZE_MULTIPLE), 1) * SIZE_MULTIPLE for part in (across, down))
     return width, height
 
 
 def sides_of_content(across: int, down: int, content_size: int, model: Model) -> tuple[int, int, int]:
-    """Width, height and content size, pixels, for a result of the shape of a content image of across x down pixels.
+    """Width, height and content size in pixels for a result shaped like a content image of across x down pixels.
 
-    A model that keeps its height gets content and result in one size, as it has learnt to keep a layout.
+    A model that keeps its height gets content and result in one size, as it was trained to keep a layout.
     """
     size = model.size
     if model.keeps_height:
-        wide = ceil(size * across / down / SIZE_MULTIPLE) * SIZE_MULTIPLE  # so that `size` is left when it is cropped
+        wide = ceil(size * across / down / SIZE_MULTIPLE) * SIZE_MULTIPLE  # so that `size` remains after cropping
         size = content_size = min(wide if across > down else sides(across, down, model)[1], model.sides[1])
     return *kept_size(content_crop(across, down, content_size), content_size, size), content_size
 
 
 def read_examples(folder: Path = FOLDER) -> list[Example]:
-    """The examples in a folder, sorted by name; one that cannot be read is logged and left out."""
+    """The examples in a folder, sorted by name; an unreadable one is logged and left out."""
     found = []
     for path in sorted(folder.glob("*/config.json")):
         try:
@@ -90,7 +90,7 @@ def read_examples(folder: Path = FOLDER) -> list[Example]:
 
 
 def read_example(path: Path) -> Example:
-    """One example from its config.json; raises `RequestError` naming the file and what is wrong with it."""
+    """Reads one example from its config.json; raises `RequestError` naming the file and what is wrong with it."""
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise RequestError("example_too_large", hint="example", path=path, most=MAX_CONFIG_BYTES)
@@ -124,7 +124,7 @@ def read_example(path: Path) -> Example:
 
 
 def _image(values: dict[str, Any], key: str, config: Path) -> tuple[InputImage, Path] | None:
-    """The image under a key and its file, which must lie beside the config."""
+    """The image under a key and its file, which must be beside the config."""
     name = values.get(key)
     if name in (None, ""):
         return None

@@ -1,4 +1,4 @@
-"""Where the fused cache keeps its files, by what names, and how to delete them. No torch."""
+"""Where the fused cache keeps its files, their names, and how to delete them. No torch."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ PREFIX, WEIGHTS, MANIFEST, LOCK, PART = "transformer-", ".safetensors", ".json",
 
 
 def folder_in(weights: Path) -> Path:
-    """Where fused weights lie in a weights folder."""
+    """The fused cache's folder inside a weights folder."""
     return weights / "prepared"
 
 
 def remove(folder: Path) -> int:
     """Deletes every file of the fused cache in the folder, and nothing else; returns the bytes freed.
 
-    A program that has one open keeps it until it ends. Raises `WeightsError` where a file cannot be deleted.
+    A program that has one open keeps it until it ends. Raises `WeightsError` if a file cannot be deleted.
     """
     freed = 0
     for suffix in (MANIFEST, WEIGHTS, PART, LOCK):

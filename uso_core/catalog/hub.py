@@ -1,4 +1,4 @@
-"""A Hugging Face hub as the downloader sees it: what a repository holds, and its bytes."""
+"""A Hugging Face hub for the downloader: lists a repository's files and fetches them."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ ANSWER_SECONDS = 10  # to wait for the hub's first answer
 TOKEN_PAGE = f"{HUB_PAGE}/settings/tokens"
 
 
-Watch = Callable[[int], None]  # told how many bytes of a file are there; may raise to stop, and they stay there
+Watch = Callable[[int], None]  # gets the number of bytes on disk; may raise to stop, which keeps them
 
 
 class HubUnreachable(DownloadError):
-    """No answer at all: no network, a wrong address, or the client was told to stay offline."""
+    """No answer at all: no network, a wrong address, or the client is set to offline."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file as the hub lists it; `blob_id` is git's name for a small file, which has no sha256 there."""
+    """One file as the hub lists it; `blob_id` is git's name for a small file, for which the hub has no sha256."""
 
     repo: str
     commit: str
@@ -57,24 +57,25 @@ class RemoteFile:
 
 
 class Hub:
-    """A Hugging Face hub as seen by the downloader. Whatever fails there comes out as a `DownloadError`.
+    """A Hugging Face hub for the downloader. Every failure becomes a `DownloadError`.
 
-    `endpoint` None means the client's own choice (HF_ENDPOINT). Files come by plain ranged HTTP, not by the client's
-    `hf_hub_download`: that deletes its partial file whenever it stops, which loses up to 24 GB.
+    With `endpoint` None the client chooses (HF_ENDPOINT). Files come by plain ranged HTTP, not by the client's
+    `hf_hub_download`, which deletes its partial file whenever it stops and so loses up to 24 GB.
     """
 
     def __init__(self, token: str | None, endpoint: str | None = None) -> None:
         if token is not None and not re.fullmatch(r"[!-~]+", token):
             raise SettingsError("token_malformed")
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its warnings quote signed addresses
-        self._token: str | bool = token or False  # False: not the one of `hf auth login` either
+        self._token: str | bool = token or False  # False: do not use the token of `hf auth login` either
         self._api = HfApi(endpoint=endpoint, token=self._token)
         self._listings: dict[str, list[RemoteFile]] = {}
 
     def list_files(self, row: WeightFile) -> list[RemoteFile]:
-        """The files of the row's repository that its patterns name, all at one commit; the catalog's sha256 prevails.
+        """The repository's files that match the row's patterns, all at one commit; the catalog's sha256 takes
+        precedence.
 
-        Raises `DownloadError` if a pattern names nothing, or if the hub has another file than the catalog pins.
+        Raises `DownloadError` if a pattern matches nothing, or if the hub's file differs from the one the catalog pins.
         """
         if row.repo not in self._listings:
             with self._explained(row.repo, row.gated):
@@ -104,22 +105,22 @@ class Hub:
         return [dataclasses.replace(listed, sha256=row.sha256)]
 
     def check_access(self, file: RemoteFile, gated: bool) -> None:
-        """Asks for the headers only; raises `DownloadError` where the file itself would be refused."""
+        """Requests only the headers; raises `DownloadError` if the file itself would be refused."""
         with self._explained(file.repo, gated, file.name):
             get_hf_file_metadata(
                 self._url(file), token=self._token, timeout=ANSWER_SECONDS, endpoint=self._api.endpoint
             )
 
     def fetch(self, file: RemoteFile, incomplete: Path, gated: bool, watch: Watch | None = None) -> None:
-        """Appends to `incomplete` what it lacks, with a bar on the terminal unless somebody else watches.
+        """Appends to `incomplete` what is missing, with a bar on the terminal unless there is a `watch`.
 
-        Raises `DownloadError`, keeping what came, if that fails.
+        Raises `DownloadError` on failure, keeping what came.
         """
         have = incomplete.stat().st_size if incomplete.exists() else 0
         if have > file.bytes:
             incomplete.unlink()
             have = 0
-        # Compressed on the way, the bytes could not be counted, nor a range of them be asked for.
+        # If the transfer were compressed, bytes could not be counted and no range could be requested.
         headers = {**build_hf_headers(token=self._token), "accept-encoding": "identity"}
         with self._explained(file.repo, gated, file.name), _Watched(incomplete, watch) as stream:
             http_get(
@@ -147,7 +148,7 @@ class Hub:
                 sha256 = sibling.lfs.sha256 if sibling.lfs else None
                 files.append(RemoteFile(repo, str(info.sha), sibling.rfilename, sibling.size, sha256, sibling.blob_id))
             return files
-        except (ValueError, KeyError, TypeError):  # not the JSON of a hub: a mirror, or a network's login page
+        except (ValueError, KeyError, TypeError):  # not a hub's JSON: a mirror, or a network's login page
             raise HubUnreachable("no_hub", endpoint=self._api.endpoint) from None
 
     @contextmanager
@@ -166,7 +167,7 @@ class Hub:
             raise DownloadError("download_incomplete", hint="resume", name=name, repo=repo) from None
 
     def _explain_refusal(self, error: HfHubHTTPError, repo: str, gated: bool, name: str) -> NoReturn:
-        """Raises the `DownloadError` for a status that is not success. The client's text may quote signed addresses."""
+        """Raises the `DownloadError` for an unsuccessful status. The client's text may quote signed addresses."""
         status, page = error.response.status_code, f"{HUB_PAGE}/{repo}"
         gated = gated or isinstance(error, GatedRepoError)
         if gated and status in (401, 403) and not self._token:
@@ -187,7 +188,7 @@ class Hub:
 
 
 class _Watched(io.BufferedWriter):
-    """A file to append to that tells how long it has become."""
+    """A file opened for appending that reports its length."""
 
     def __init__(self, path: Path, watch: Watch | None) -> None:
         super().__init__(io.FileIO(path, "ab"))

@@ -1,4 +1,4 @@
-"""What of a model's weights is on this disk, and which model that makes the default. Looks at names, not into files."""
+"""Finds which of a model's weights are on this disk, and so which model is the default. Reads names, not files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FLUX_FOLDERS = {"vae": "vae", "t5": "text_encoder_2", "clip": "text_encoder"}  #
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """Where each role of a model was found, and what to say of each that was not."""
+    """Where each role of a model was found, and a message for each that was not."""
 
     model: Model
     paths: dict[str, Path]
@@ -29,7 +29,7 @@ class WeightsReport:
         return not self.missing
 
     def require(self) -> dict[str, Path]:
-        """The paths by role; raises `WeightsError` that lists what is missing and how to get it."""
+        """The paths by role; raises `WeightsError` listing what is missing and how to get it."""
         if self.complete:
             return self.paths
         count, known = len(self.missing), len(self.missing) + len(self.paths)
@@ -61,7 +61,7 @@ def find_weights(model: Model, settings: Settings) -> WeightsReport:
 
 
 def choose_model(settings: Settings) -> tuple[Model, Message]:
-    """The model to start with and why, in words: the one named, else flux-dev if complete, else the embedded one."""
+    """The model to start with and the reason: the one named, else flux-dev if complete, else the embedded one."""
     if settings.name:
         return get_model(settings.name), message("reason_as_asked")
     report = find_weights(MODELS["flux-dev"], settings)
@@ -73,7 +73,7 @@ def choose_model(settings: Settings) -> tuple[Model, Message]:
 
 
 def names_flux_dev(settings: Settings) -> bool:
-    """Whether the user pointed at any part of FLUX.1-dev, so that silently taking the embedded model would be wrong."""
+    """Whether the user pointed at any part of FLUX.1-dev, so that silently using the embedded model would be wrong."""
     return any(getattr(settings, file.setting) for file in MODELS["flux-dev"].files)
 
 
@@ -108,7 +108,7 @@ def _existing(value: str) -> Path | None:
     try:
         path = Path(value).expanduser()
         return path if path.exists() else None
-    except (OSError, RuntimeError, ValueError):  # a name that no disk takes, a home that nobody has
+    except (OSError, RuntimeError, ValueError):  # a name that no disk accepts, an unknown user's home
         return None
 
 
@@ -119,7 +119,7 @@ def _inside(path: Path, role: str) -> Path:
 
 
 def _holds(folder: Path) -> bool:
-    """Whether a folder has its configuration and weights, and no download into it is under way or was broken off."""
+    """Whether a folder has its configuration and weights, and no unfinished download."""
     files = {path.name for path in folder.glob("*")}
     return (
         "config.json" in files

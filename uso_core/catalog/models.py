@@ -1,4 +1,4 @@
-"""Models and weight files as tables: what each model is made of, where its files come from, what it offers."""
+"""Models and weight files as tables: each model's parts, the source of its files, its options."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ ROLES = ("transformer", "lora", "projector", "vae", "t5", "clip", "siglip")
 class WeightFile:
     """One file or folder of weights that a model needs.
 
-    `setting` is the field of `Settings` that may point elsewhere; `local` where the downloader puts it, relative to
-    the weights folder; `repo` and `patterns` where it comes from (several patterns make a folder); `bytes` about how
-    much is transferred, exact where `sha256` is given.
+    `setting` is the field of `Settings` that may point elsewhere; `local` is where the downloader puts it, relative to
+    the weights folder; `repo` and `patterns` say where it comes from (several patterns make a folder); `bytes` is about
+    the download size, exact if `sha256` is given.
     """
 
     role: str
@@ -32,20 +32,20 @@ class WeightFile:
 
 @dataclass(frozen=True)
 class Model:
-    """One model on offer: its weight files and the sizes, steps and guidance that suit it."""
+    """One available model: its weight files and the sizes, steps and guidance that suit it."""
 
     name: str
     title: str
     files: tuple[WeightFile, ...] = ()
     folder: str | None = None  # an embedded model: the original layout in one folder under weights/
     size: int = 1024  # default width and height, pixels
-    keeps_height: bool = False  # wide formats on offer are `size` high; otherwise all have about its square's area
-    sides: tuple[int, int] = (256, 2048)  # smallest and largest side on offer, pixels
+    keeps_height: bool = False  # wide formats are `size` high; otherwise all have about the area of the square
+    sides: tuple[int, int] = (256, 2048)  # smallest and largest side, pixels
     steps: int = 25
     guidance: float = 4.0
-    guidances: tuple[float, float] = (0.0, 100.0)  # what the model was taught; beyond, it makes noise
+    guidances: tuple[float, float] = (0.0, 100.0)  # the range it was trained for; beyond it, it makes noise
     content_size: int = 512
-    quantize: str = ""  # "fp8": the transformer's large matrices in one byte a number
+    quantize: str = ""  # "fp8": the transformer's large matrices in one byte per number
     note: Message | None = None
 
 
@@ -97,7 +97,7 @@ MODELS = {
 }  # fmt: skip
 
 EMBEDDED = "uso-tiny"
-EMBEDDED_FILES = {  # the original layout, as it lies in the folder of an embedded model
+EMBEDDED_FILES = {  # the original layout, as in the folder of an embedded model
     "transformer": "flux.safetensors",
     "lora": "dit_lora.safetensors",
     "projector": "projector.safetensors",
@@ -109,7 +109,7 @@ EMBEDDED_FILES = {  # the original layout, as it lies in the folder of an embedd
 
 
 def get_model(name: str) -> Model:
-    """The model of that name; raises `SettingsError` listing those that exist."""
+    """The model of this name; raises `SettingsError` listing the existing ones."""
     if name not in MODELS:
         raise SettingsError("no_such_model", hint="choose_one_of", name=name, choices=", ".join(MODELS))
     return MODELS[name]

@@ -1,4 +1,4 @@
-"""ComfyUI workflow <-> request: what a workflow means for the form, and the present request as a workflow.
+"""ComfyUI workflow <-> request: what a workflow means for the form, and the current request as a workflow.
 
 A workflow is untrusted text: it is parsed, never run, and no path in it is opened.
 """

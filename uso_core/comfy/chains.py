@@ -1,6 +1,6 @@
-"""The chains behind a sampler, read one after the other: sampling, conditioning, model, latent, images.
+"""Reads the chains behind a sampler one after the other: sampling, conditioning, model, latent, images.
 
-Whatever has no counterpart here becomes a note, one sentence each.
+Whatever has no counterpart here becomes a note of one sentence.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ Place = tuple[Node, str]  # an input of a node
 
 @dataclass
 class ImageSource:
-    """An input image as the graph gives it: its name, and what scales it, nearest to the file first."""
+    """An input image as the graph names it, and what scales it, nearest to the file first."""
 
     name: str | None = None
     scalers: list[Node] = field(default_factory=list)
 
 
 class Reader(Values):
-    """Reads the chains, each into `found` and `notes`; conditioning before the latent, whose size may follow it."""
+    """Reads the chains into `found` and `notes`; conditioning before the latent, whose size may depend on it."""
 
     def __init__(self, graph: Graph) -> None:
         super().__init__(graph)
         self._sigmas_model: Place | None = None
 
-    # --- sampling: seed, steps, and all that Euler from pure noise does not do
+    # --- sampling: seed, steps, and everything beyond Euler from pure noise
 
     def read_sampling(self, sampler: Node) -> tuple[Place, Place, Place]:
-        """Returns where the model, the positive and the negative conditioning come in."""
+        """Returns the sources of the model, the positive and the negative conditioning."""
         guide = self.node(sampler, "guider") or sampler
         noise = self.node(sampler, "noise")
         for node in (sampler, noise):
@@ -128,7 +128,7 @@ class Reader(Values):
         return None if value is None else float(value)
 
     def _read_prompt(self, node: Node, last: bool) -> bool:
-        """Takes the prompt from a text encoder; False where the node is none."""
+        """Takes the prompt from a text encoder; False if the node is not one."""
         name = ENCODERS.get(node.kind)
         if name is None and last:
             name = next((name for name in ("text", "t5xxl", "prompt", "positive") if self.has(node, name)), None)
@@ -192,7 +192,7 @@ class Reader(Values):
             self.note("content_size_range", size=size, low=SIZE_MULTIPLE, high=MAX_SIDE)
 
     def _long_side(self, scaler: Node, before: float | None) -> float | None:
-        """The long side after a scaler, pixels; None where only the image itself would tell."""
+        """The long side after a scaler, in pixels; None if it depends on the image itself."""
         if scaler.kind in LONG_SIDE:
             sides = [self.number(scaler, name, "content_size", 0, 1e9) for name in LONG_SIDE[scaler.kind]]
             known = [side for side in sides if side]
@@ -205,7 +205,7 @@ class Reader(Values):
     # --- images
 
     def image(self, node: Node, name: str, what: str) -> ImageSource | None:
-        """The image behind an input; None where nothing is connected. Its name is None where a node makes it."""
+        """The image behind an input; None if nothing is connected. Its name is None if a node makes it."""
         image = ImageSource()
         for found in self.graph.chain(node, name, "IMAGE"):
             here = found.node
@@ -230,7 +230,7 @@ class Reader(Values):
             here = found.node
             if here.kind == "USOStyleReference":
                 style = self._style(here)
-                styles[:0] = [style] if style else []  # walked backwards: the one next to the loader is the first
+                styles[:0] = [style] if style else []  # walked backwards: the style next to the loader is the first
             elif here.kind in LORAS:
                 uso_lora |= self._is_uso_lora(here)
             elif here.kind != "ModelSamplingFlux" and self.graph.onward(found, "MODEL") is not None:
@@ -294,7 +294,7 @@ class Reader(Values):
             self.keep_whole(side, node, side, SIZE_MULTIPLE, MAX_SIDE)
 
     def _follow(self, image: ImageSource | None) -> None:
-        """The size follows an image: by number where it is scaled to one, else by shape if it is the content."""
+        """Makes the size follow an image: by number if it is scaled to one, else by shape if it is the content."""
         last = image.scalers[-1] if image is not None and image.scalers else None
         if last is not None and last.kind == "ImageScale" and self.graph.value(last, "width"):
             self._read_size(last)
@@ -315,7 +315,7 @@ class Reader(Values):
     # --- schedule
 
     def read_schedule(self, node: Node, name: str) -> None:
-        """`uso` or `flux`, whichever a ModelSamplingFlux comes near; ComfyUI's own fixed shift is neither."""
+        """`uso` or `flux`, whichever is near a ModelSamplingFlux; ComfyUI's own fixed shift is neither."""
         node, name = self._sigmas_model or (node, name)
         patches = (found.node for found in self.graph.chain(node, name, "MODEL"))
         patch = next((patch for patch in patches if patch.kind == "ModelSamplingFlux"), None)
@@ -331,5 +331,5 @@ class Reader(Values):
 
 
 def _whole_characters(text: str) -> str:
-    """JSON may hold half a character (a lone surrogate), which no text may: it becomes a question mark."""
+    """JSON may hold half a character (a lone surrogate), which text may not: replaces it by a question mark."""
     return text.encode("utf-8", "replace").decode("utf-8")

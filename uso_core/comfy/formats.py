@@ -1,8 +1,7 @@
-"""An untrusted workflow -> a flat graph.
+"""Turns an untrusted workflow into a flat graph.
 
-Both of ComfyUI's formats are read: the frontend's (version 0.4 with links as lists, 1.0 with links as objects,
-subgraphs in either) and the API's ({id: {class_type, inputs}}). Nothing is trusted: whatever has the wrong type counts
-as absent.
+Reads both of ComfyUI's formats: the frontend's (version 0.4 with links as lists, 1.0 with links as objects, subgraphs
+in either) and the API's ({id: {class_type, inputs}}). Nothing is trusted: a value of the wrong type counts as absent.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from uso_core.comfy.nodes import CONTROL, CONTROL_WORDS, SIGNATURES, WIDGET_TYPE
 from uso_core.errors import RequestError
 
 MAX_TEXT_CHARACTERS = 10 * 2**20
-MAX_PARTS = 200_000  # inputs, values and links of all nodes, subgraphs opened out
-MAX_DEPTH = 24  # subgraphs in subgraphs
+MAX_PARTS = 200_000  # inputs, values and links of all nodes, with subgraphs expanded
+MAX_DEPTH = 24  # nested subgraphs
 MAX_NAME_CHARACTERS = 255
-INPUT_NODE, OUTPUT_NODE = "-10", "-20"  # a subgraph's own ends
+INPUT_NODE, OUTPUT_NODE = "-10", "-20"  # a subgraph's own input and output nodes
 
 
 def workflow_in_png_text(info: Mapping[str, Any]) -> str | None:
-    """The workflow in a PNG's text as PIL gives it: `workflow` (frontend), else `prompt` (API), else None."""
+    """The workflow in a PNG's text as PIL returns it: `workflow` (frontend), else `prompt` (API), else None."""
     for key in ("workflow", "prompt"):
         text = info.get(key)
         if isinstance(text, str) and text.lstrip().startswith("{"):
@@ -33,14 +32,14 @@ def workflow_in_png_text(info: Mapping[str, Any]) -> str | None:
 
 
 def parse(text: str) -> Graph:
-    """The graph in a workflow's text; raises `RequestError` where it is too large or holds no workflow."""
+    """Parses a workflow's text; raises `RequestError` if it is too large or holds no workflow."""
     if len(text) > MAX_TEXT_CHARACTERS:
         raise RequestError("workflow_too_large", hint="workflow")
     try:
         data = json.loads(text)
-    except (ValueError, RecursionError):  # ValueError also for a number of thousands of digits
+    except (ValueError, RecursionError):  # ValueError also for a number with thousands of digits
         raise RequestError("workflow_no_json", hint="workflow") from None
-    for _ in range(3):  # as it comes from /prompt, /history or a saved reply: wrapped
+    for _ in range(3):  # unwraps replies of /prompt and /history, also saved ones
         if not isinstance(data, dict):
             break
         if isinstance(data.get("nodes"), list):
@@ -52,7 +51,7 @@ def parse(text: str) -> Graph:
 
 
 def file_name(text: str) -> str | None:
-    """The last component of a file name, without the "[output]" that ComfyUI may put behind it; None for none."""
+    """The last component of a file name, without the "[output]" that ComfyUI may append; None if there is none."""
     name = re.split(r"[\\/]", text[-4096:].strip())[-1]
     for folder in ("input", "output", "temp"):
         name = name.removesuffix(f"[{folder}]")
@@ -67,7 +66,7 @@ def _api(data: dict[str, Any]) -> Graph:
             continue
         node = Node(str(key), raw["class_type"])
         for name, value in _dict(raw.get("inputs")).items():
-            if isinstance(value, dict) and "__value__" in value:  # how a list that is no link is written
+            if isinstance(value, dict) and "__value__" in value:  # how a list that is not a link is written
                 value = value["__value__"]
             elif isinstance(value, list) and len(value) == 2 and isinstance(value[0], str | int):
                 node.types[name] = ""
@@ -79,7 +78,7 @@ def _api(data: dict[str, Any]) -> Graph:
 
 
 class _Frontend:
-    """Opens a frontend workflow out into a flat graph, subgraph by subgraph."""
+    """Expands a frontend workflow into a flat graph, subgraph by subgraph."""
 
     def __init__(self, data: dict[str, Any]) -> None:
         subgraphs = _dict(data.get("definitions")).get("subgraphs")
@@ -91,7 +90,7 @@ class _Frontend:
         self._open(data, "", {}, 0)
 
     def _open(self, scope: dict[str, Any], prefix: str, promoted: dict[str, dict[str, object]], depth: int) -> None:
-        """Adds a scope's nodes; `promoted` holds values that its node outside sets on widgets inside."""
+        """Adds a scope's nodes; `promoted` holds values that its outer node sets on inner widgets."""
         if depth > MAX_DEPTH:
             raise RequestError("workflow_too_deep", hint="workflow", most=MAX_DEPTH)
         self._count(scope, "nodes", "links", "inputs")
@@ -136,7 +135,7 @@ class _Frontend:
         self._open(definition, prefix, _proxies(node, raw), depth + 1)
 
     def _links(self, scope: dict[str, Any]) -> list[_Link]:
-        if id(scope) not in self._links_of:  # a definition is opened as often as it is used
+        if id(scope) not in self._links_of:  # a definition is opened once per use
             self._links_of[id(scope)] = list(_links(scope))
         return self._links_of[id(scope)]
 
@@ -169,7 +168,7 @@ def _links(scope: dict[str, Any]) -> Iterator[_Link]:
 
 
 def _widgets(kind: str, raw: dict[str, Any]) -> list[str]:
-    """The names to which a node's list of widget values belongs."""
+    """The names that a node's list of widget values belongs to."""
     if kind in SIGNATURES:
         return list(SIGNATURES[kind].widgets)
     slots = [slot for slot in _dicts(raw.get("inputs")) if _dict(slot.get("widget"))]
@@ -182,7 +181,7 @@ def _with_control(name: str, slot: dict[str, Any]) -> list[str]:
 
 
 def _host_widgets(definition: dict[str, Any]) -> list[str]:
-    """The same for a subgraph's node: its inputs that end in a widget inside, in order."""
+    """The same for a subgraph's node: its inputs that lead to an inner widget, in order."""
     ends = {(link.origin, link.slot): link for link in _links(definition)}
     nodes = {_id(node.get("id")): _dicts(node.get("inputs")) for node in _dicts(definition.get("nodes"))}
     names = []
@@ -196,7 +195,7 @@ def _host_widgets(definition: dict[str, Any]) -> list[str]:
 
 
 def _values(raw: dict[str, Any], names: list[str]) -> dict[str, object]:
-    """A node's widget values by name, however they are saved."""
+    """A node's widget values by name, in whichever form they are saved."""
     saved, named = raw.get("widgets_values"), _dict(raw.get("widgets_values_named"))
     values: dict[str, object] = {}
     if isinstance(saved, dict):
@@ -215,9 +214,9 @@ def _values(raw: dict[str, Any], names: list[str]) -> dict[str, object]:
 
 
 def _proxies(host: Node, raw: dict[str, Any]) -> dict[str, dict[str, object]]:
-    """Values that `proxyWidgets` of a subgraph's node sets: on its own inputs ("-1"), or on widgets inside.
+    """Values that `proxyWidgets` of a subgraph's node sets: on its own inputs ("-1"), or on inner widgets.
 
-    Their order is that of the node's saved values, whatever its inputs say; so those read by input are dropped.
+    They follow the order of the node's saved values, not of its inputs; so values read by input are dropped.
     """
     proxies = _dict(raw.get("properties")).get("proxyWidgets")
     saved = raw.get("widgets_values")
@@ -236,7 +235,7 @@ def _proxies(host: Node, raw: dict[str, Any]) -> dict[str, dict[str, object]]:
 
 
 def _alike(old: object, new: object) -> bool:
-    """Whether a value may stand in for another: a saved list out of step must not put a text where a number was."""
+    """Whether a value may replace another: a misaligned saved list must not put a text where a number was."""
     kinds = (bool, int | float, str)
     return old is None or any(isinstance(old, kind) and isinstance(new, kind) for kind in kinds)
 

@@ -1,7 +1,7 @@
 """A workflow as one flat graph whose links can be followed backwards.
 
-Following a link passes through reroutes, bypassed nodes and the walls of subgraphs as ComfyUI_frontend's
-`ExecutableNodeDTO` does, so that what comes out is the node that would really have run.
+A followed link passes through reroutes, bypassed nodes and subgraph boundaries like ComfyUI_frontend's
+`ExecutableNodeDTO`, so it ends at the node that would really have run.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import NamedTuple
 from uso_core.comfy.nodes import CONSTANTS, GET_NODE, ONWARD, PASS_THROUGH, SET_NODE
 from uso_core.errors import RequestError
 
-MAX_NODES = 20_000  # subgraphs opened out
-MAX_HOPS = 50_000  # links followed in all; a real workflow needs some hundreds
-MAX_DEPTH = 24  # texts joined of texts
+MAX_NODES = 20_000  # with subgraphs expanded
+MAX_HOPS = 50_000  # followed links in total; a real workflow needs some hundreds
+MAX_DEPTH = 24  # nested joins of texts
 MAX_JOINED_CHARACTERS = 100_000
 MUTED, BYPASSED = 2, 4
 
 
 class Origin(NamedTuple):
-    """Where a link begins: an output of a node, or, with `entry`, that input of the subgraph's node outside."""
+    """Where a link begins: an output of a node, or, with `entry`, that input of the outer node of the subgraph."""
 
     key: str
     slot: int
@@ -38,7 +38,7 @@ class Found(NamedTuple):
 
 @dataclass
 class Node:
-    """One node. `types` of its inputs in order ("" unknown); `exits` (of a subgraph's node) lead to what is inside."""
+    """One node. `types` are its inputs' in order ("" unknown); `exits` (of a subgraph's node) lead to inner nodes."""
 
     key: str
     kind: str
@@ -51,7 +51,7 @@ class Node:
 
 
 class Graph:
-    """Nodes by key, and the ways along their links. The keys are those of ComfyUI's own prompt: "57:44"."""
+    """Nodes by key, and how to follow their links. The keys are those of ComfyUI's own prompt: "57:44"."""
 
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
@@ -59,7 +59,7 @@ class Graph:
         self._by_name: dict[str, Origin] | None = None
 
     def add(self, node: Node) -> None:
-        self._added += 1  # those that share a key count too
+        self._added += 1  # nodes that share a key count too
         if self._added > MAX_NODES:
             raise RequestError("workflow_too_many_nodes", hint="workflow", most=MAX_NODES)
         self.nodes.setdefault(node.key, node)
@@ -70,7 +70,7 @@ class Graph:
             raise RequestError("workflow_tangled", hint="workflow")
 
     def feed(self, node: Node, name: str) -> Found | None:
-        """What really feeds an input; None where nothing does (no link, muted, bypassed into nothing, a circle)."""
+        """What really feeds an input; None if nothing does (no link, muted, bypassed to nothing, a cycle)."""
         origin, wanted = node.links.get(name), node.types.get(name, "")
         seen: set[Origin] = set()
         while origin is not None and origin not in seen:
@@ -100,7 +100,7 @@ class Graph:
         return None
 
     def value(self, node: Node, name: str, path: tuple[str, ...] = ()) -> object:
-        """An input's value: what a link brings, else the node's own widget. A `Found` where a node would compute it."""
+        """An input's value: from its link, else from the node's own widget. A `Found` if a node would compute it."""
         found = self.feed(node, name)
         if found is None:
             return node.values.get(name)
@@ -114,7 +114,7 @@ class Graph:
             parts = [self.value(source, part, path) for part in ("string_a", "delimiter", "string_b")]
             texts = [part for part in parts if isinstance(part, str)]
             return "".join(texts) if len(texts) == 3 and sum(map(len, texts)) <= MAX_JOINED_CHARACTERS else found
-        if source.links.keys() <= set(CONSTANTS):  # one that computes something has other inputs
+        if source.links.keys() <= set(CONSTANTS):  # a node that computes something has other inputs
             for constant in CONSTANTS:
                 if constant in source.values or constant in source.links:
                     value = self.value(source, constant, path)
@@ -122,7 +122,7 @@ class Graph:
         return found
 
     def chain(self, node: Node, name: str, role: str) -> Iterator[Found]:
-        """The nodes behind an input, nearest first, each time onward along the input that carries `role`."""
+        """The nodes behind an input, nearest first, each time following the input that carries `role`."""
         seen: set[str] = set()
         found = self.feed(node, name)
         while found is not None and found.slot >= 0 and found.node.key not in seen:
@@ -135,7 +135,7 @@ class Graph:
     def onward(self, found: Found, role: str) -> str | None:
         links = found.node.links
         if role == "CONDITIONING" and found.slot == 1 and "negative" in links:
-            return "negative"  # nodes that treat both prompts give the negative one second
+            return "negative"  # nodes that handle both prompts output the negative one second
         named = next((name for name in ONWARD[role] if name in links), None)
         return named or next((name for name in links if found.node.types.get(name) == role), None)
 
@@ -147,7 +147,7 @@ class Graph:
 
 
 def _bypass(node: Node, slot: int, wanted: str) -> str:
-    """The input that a bypassed node hands on at an output; "" for none. The same place if the type fits, else the
+    """The input that a bypassed node passes on to an output; "" for none. The same position if the type fits, else the
     first of that type."""
     names, types = list(node.types), list(node.types.values())
     given = node.outputs[slot] if 0 <= slot < len(node.outputs) else wanted

@@ -1,7 +1,7 @@
-"""ComfyUI's node classes as data: their inputs in order, and the part each plays here.
+"""ComfyUI's node classes as data: their inputs in order, and the role of each here.
 
 Facts from Comfy-Org/ComfyUI (nodes.py, comfy_extras/nodes_flux.py, nodes_model_patch.py, nodes_custom_sampler.py,
-nodes_images.py); names and order decide what a saved list of widget values means.
+nodes_images.py); names and order determine what a saved list of widget values means.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 WIDGET_TYPES = frozenset({"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"})
-CONTROL = "control_after_generate"  # the widget that the frontend puts behind a seed; no input of the node
+CONTROL = "control_after_generate"  # the widget that the frontend adds after a seed; not an input of the node
 CONTROL_WORDS = frozenset({"fixed", "increment", "decrement", "randomize"})
 
-# class: "input:TYPE ... -> OUTPUT ...". An input of a widget type is a widget; "+" marks one that has CONTROL behind
-# it, "=word" one that only the frontend has. An output is named as its type unless said otherwise.
+# class: "input:TYPE ... -> OUTPUT ...". An input of a widget type is a widget; "+" marks one followed by CONTROL,
+# "=word" one that only the frontend has. An output is named after its type unless stated otherwise.
 _SIGNATURES = {
     "CheckpointLoaderSimple": "ckpt_name:COMBO -> MODEL CLIP VAE",
     "UNETLoader": "unet_name:COMBO weight_dtype:COMBO -> MODEL",
@@ -84,7 +84,7 @@ _SIGNATURES = {
 
 @dataclass(frozen=True)
 class Input:
-    """One input of a node class. `extra` is a widget of the frontend alone, with the value that it always has."""
+    """One input of a node class. `extra` is a widget that only the frontend has, with its constant value."""
 
     name: str
     type: str
@@ -98,14 +98,14 @@ class Input:
 
 @dataclass(frozen=True)
 class Signature:
-    """A node class: its inputs and its outputs (name, type), both in ComfyUI's order."""
+    """A node class: its inputs and its outputs (name, type), in ComfyUI's order."""
 
     inputs: tuple[Input, ...]
     outputs: tuple[tuple[str, str], ...]
 
     @property
     def widgets(self) -> tuple[str, ...]:
-        """The names to which a saved list of widget values belongs."""
+        """The names that a saved list of widget values belongs to."""
         return tuple(
             name for one in self.inputs if one.widget for name in ((one.name, CONTROL) if one.control else (one.name,))
         )
@@ -125,7 +125,7 @@ def _signature(text: str) -> Signature:
 SIGNATURES = {kind: _signature(text) for kind, text in _SIGNATURES.items()}
 
 PASS_THROUGH = frozenset({"Reroute", "Reroute (rgthree)", "SetNode", "ReroutePrimitive|pysssss"})
-GET_NODE, SET_NODE = "GetNode", "SetNode"  # KJNodes: a link without a wire, by name
+GET_NODE, SET_NODE = "GetNode", "SetNode"  # KJNodes: a link by name, without a wire
 SAVERS = ("SaveImage", "SaveImageWebsocket", "SaveAnimatedWEBP", "SaveAnimatedPNG", "PreviewImage")  # best first
 SAMPLERS = frozenset({"KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced"})
 QUIET_AFTER_SAMPLING = frozenset({"VAEDecode", "VAEDecodeTiled", "MaskToImage"})
@@ -133,7 +133,7 @@ LORAS = frozenset({"LoraLoaderModelOnly", "LoraLoader"})
 USO_LORA_NAMES = ("uso", "dit_lora")  # ComfyUI's repackaged name, and the original one
 ENCODERS = {"CLIPTextEncode": "text", "CLIPTextEncodeFlux": "t5xxl"}  # class: the input that holds the prompt
 IMAGE_LOADERS = frozenset({"LoadImage", "LoadImageOutput", "LoadImageMask"})
-LONG_SIDE = {  # classes that scale an image: the inputs whose larger value becomes the long side
+LONG_SIDE = {  # classes that scale an image: the inputs of which the larger becomes the long side
     "ImageScaleToMaxDimension": ("largest_size",),
     "ResizeImagesByLongerEdge": ("longer_edge",),
     "ImageScale": ("width", "height"),
@@ -142,7 +142,7 @@ LONG_SIDE = {  # classes that scale an image: the inputs whose larger value beco
     "ImageResize+": ("width", "height"),
 }
 OTHER_SCALERS = frozenset({"ImageScaleBy", "ImageScaleToTotalPixels", "FluxKontextImageScale"})
-ONWARD = {  # along which input a chain of this type goes on through a node, the likeliest name first
+ONWARD = {  # the input along which a chain of this type continues through a node, likeliest name first
     "MODEL": ("model",),
     "CONDITIONING": ("conditioning", "positive", "conditioning_1", "conditioning_to", "cond"),
     "IMAGE": ("image", "images", "pixels", "image1", "image_1", "input_image"),

@@ -1,4 +1,4 @@
-"""What a ComfyUI workflow means for the form: backwards from the sampler that reaches an output."""
+"""Reads what a ComfyUI workflow means for the form: backwards from the sampler that reaches an output."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from uso_core.messages import Message
 
 @dataclass(frozen=True)
 class ComfyImport:
-    """The form's values in a workflow; None where it does not say. Images are bare file names, never opened.
+    """The form's values in a workflow; None where it says nothing. Images are bare file names, never opened.
 
-    `keep_size` is True where the size follows the content image. Each of `notes` speaks of something that has no
-    counterpart here. Values lie within the ranges of `request.py`; sizes need not be multiples of 16.
+    `keep_size` is True if the size follows the content image. Each of `notes` describes something without a counterpart
+    here. Values are within the ranges of `request.py`; sizes need not be multiples of 16.
     """
 
     prompt: str | None = None
@@ -38,7 +38,7 @@ class ComfyImport:
 
 
 def import_workflow(text: str) -> ComfyImport:
-    """Reads a workflow in the frontend's or the API's format; raises `RequestError` where there is none to read."""
+    """Reads a workflow in the frontend's or the API's format; raises `RequestError` if there is none to read."""
     graph = parse(text)
     reader = Reader(graph)
     sampler, after, several = _choose(graph)
@@ -65,13 +65,13 @@ def _is_sampler(node: Node) -> bool:
 
 
 def _reach(graph: Graph, ends: Iterable[Node]) -> tuple[list[Node], dict[str, Node | None]]:
-    """The samplers behind some nodes, nearest first, and for each node passed the one that it feeds."""
+    """The samplers behind some nodes, nearest first, and for each node passed the node that it feeds."""
     parents: dict[str, Node | None] = {}
     reached: list[Node] = []
     for end in ends:
         queue = [] if end.key in parents else [end]
         parents.setdefault(end.key, None)
-        for node in queue:  # grows while it is walked: breadth first
+        for node in queue:  # grows during the walk: breadth first
             if _is_sampler(node) and parents[node.key] is not None:
                 reached.append(node)
                 continue
@@ -84,7 +84,7 @@ def _reach(graph: Graph, ends: Iterable[Node]) -> tuple[list[Node], dict[str, No
 
 
 def _choose(graph: Graph) -> tuple[Node, list[Node], bool]:
-    """The sampler to read, what lies between it and its output, and whether others reach outputs too."""
+    """The sampler to read, the nodes between it and its output, and whether other samplers reach outputs too."""
     active = [node for node in graph.nodes.values() if node.mode not in (MUTED, BYPASSED) and node.exits is None]
     feeding = {origin.key for node in graph.nodes.values() for origin in node.links.values()}
     ends = sorted((node for node in active if node.kind in SAVERS), key=lambda node: SAVERS.index(node.kind))
@@ -102,7 +102,7 @@ def _choose(graph: Graph) -> tuple[Node, list[Node], bool]:
 
 
 def _first_pass(graph: Graph, sampler: Node) -> Node:
-    """The sampler that starts from nothing, where one refines what another made."""
+    """The sampler that starts from pure noise, if this one refines another's result."""
     seen = {sampler.key}
     while True:
         before = next((node for node in _reach(graph, [sampler])[0] if node.key not in seen), None)

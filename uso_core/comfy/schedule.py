@@ -1,8 +1,8 @@
-"""Our two schedules in the terms of ComfyUI's node ModelSamplingFlux, where mu is a line over the number of tokens too.
+"""Our two schedules in terms of ComfyUI's node ModelSamplingFlux, where mu is linear in the number of tokens too.
 
 The node computes mu = slope * (width * height / 256) + offset, through (256, base_shift) and (4096, max_shift).
-"flux" is that line with the node's defaults. "uso" divides the tokens by 64 (see `latents.schedule_tokens`), which is a
-flatter line with the same offset; only the reference's rounding down is lost, at most 0.0002 of mu.
+"flux" is that line with the node's defaults. "uso" divides the tokens by 64 (see `latents.schedule_tokens`), which
+gives a flatter line with the same offset; only the reference's rounding down is lost, at most 0.0002 of mu.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 BASE_TOKENS, MAX_TOKENS = 256, 4096
 BASE_MU, MAX_MU = 0.5, 1.15
-DIVISORS = {"uso": 64, "flux": 1}  # by how much a schedule understates the number of tokens
-NEAR = 0.06  # mu; the two are farther apart wherever the difference can be seen
+DIVISORS = {"uso": 64, "flux": 1}  # factor by which a schedule understates the number of tokens
+NEAR = 0.06  # of mu; the two are farther apart wherever the difference is visible
 
 
 def shifts(schedule: str) -> tuple[float, float]:
-    """max_shift and base_shift of ModelSamplingFlux that give a schedule, at the image's own width and height."""
+    """The max_shift and base_shift of ModelSamplingFlux that give a schedule, at the image's own width and height."""
     slope = (MAX_MU - BASE_MU) / (MAX_TOKENS - BASE_TOKENS)
     offset = BASE_MU - slope * BASE_TOKENS
     low, high = (offset + slope * tokens / DIVISORS[schedule] for tokens in (BASE_TOKENS, MAX_TOKENS))
@@ -30,9 +30,9 @@ def mu(max_shift: float, base_shift: float, width: float, height: float) -> floa
 
 
 def nearest_schedule(values: Sequence[float | None], target: tuple[float | None, float | None]) -> str | None:
-    """The schedule nearest to a ModelSamplingFlux's max_shift, base_shift, width and height, None if none is near.
+    """The schedule nearest to a ModelSamplingFlux's max_shift, base_shift, width and height, or None if none is near.
 
-    `target` is the image's size; where it is not known, the node's own shifts decide.
+    `target` is the image's size; if unknown, the node's own shifts decide.
     """
     max_shift, base_shift, width, height = values
     if max_shift is None or base_shift is None:

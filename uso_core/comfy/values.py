@@ -1,4 +1,4 @@
-"""Single values of a graph's nodes, checked, and the notes that collect beside them."""
+"""Checks single values of a graph's nodes, and collects notes about them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_NOTES = 60
 
 
 class Values:
-    """Collects the form's values in `found` and in `notes` what to say of things without a counterpart."""
+    """Collects the form's values in `found`, and in `notes` sentences about things without a counterpart."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -32,7 +32,7 @@ class Values:
         return found.node if found is not None and found.slot >= 0 else None
 
     def number(self, node: Node, name: str, what: str, low: float, high: float) -> int | float | None:
-        """An input's value in [low, high]; None where it says nothing, with a note on `what` where it is another."""
+        """An input's value in [low, high]; None if it says nothing, with a note on `what` for any other value."""
         value = self.graph.value(node, name)
         if isinstance(value, Found):
             self.note("computed", what=message(f"what_{what}"), node=label(value.node))
@@ -57,7 +57,7 @@ class Values:
 
 
 def label(node: Node) -> str:
-    """A node's class for a sentence: one short line, whatever the file says."""
+    """A node's class for use in a sentence: one short line, whatever the file says."""
     return _plain(node.kind) or "A node without a name"
 
 
@@ -66,7 +66,7 @@ def _plain(text: str) -> str:
 
 
 def as_number(value: object) -> int | float | None:
-    """A number as ComfyUI takes it, also written as text; None for anything else. An int keeps all its digits."""
+    """A number as ComfyUI accepts it, also as text; None for anything else. An int keeps all its digits."""
     if isinstance(value, str) and len(value) <= 32:
         try:
             value = int(value)

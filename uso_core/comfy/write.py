@@ -1,4 +1,4 @@
-"""The present request as a ComfyUI workflow: the frontend's format to drag into it, or the API's to send.
+"""The current request as a ComfyUI workflow: in the frontend's format to drag into it, or in the API's to send.
 
 Both come from one list of nodes, those of ComfyUI's own USO template.
 """
@@ -23,7 +23,7 @@ MODEL_FILES = {  # role: ComfyUI's repackaged file
 CHECKPOINTS = {"flux-schnell": {"checkpoint": "flux1-schnell-fp8.safetensors"}}  # other models in one checkpoint
 TEMPLATE_MODELS = (None, "flux-dev", "flux-dev-fp8", *CHECKPOINTS)
 _USO_FILES = "https://huggingface.co/Comfy-Org/USO_1.0_Repackaged/resolve/main/split_files"
-DOWNLOADS = {  # file: folder under ComfyUI's models, and where the frontend offers to get it
+DOWNLOADS = {  # file: folder under ComfyUI's models, and where the frontend offers to download it
     "flux1-dev-fp8.safetensors": ("checkpoints", "https://huggingface.co/Comfy-Org/flux1-dev/resolve/main"),
     "flux1-schnell-fp8.safetensors": ("checkpoints", "https://huggingface.co/Comfy-Org/flux1-schnell/resolve/main"),
     "uso-flux1-dit-lora-v1.safetensors": ("loras", f"{_USO_FILES}/loras"),
@@ -57,9 +57,9 @@ class _Placed:
 
 
 def export_workflow(request: GenerationRequest, model_files: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """A workflow in the frontend's format 0.4; what ComfyUI cannot do stands in a note on its canvas.
+    """A workflow in the frontend's format 0.4; a note on its canvas says what ComfyUI cannot do.
 
-    `model_files` replaces file names of `MODEL_FILES` by role. Without a seed ComfyUI is told to draw one each time.
+    `model_files` replaces file names of `MODEL_FILES` by role. Without a seed ComfyUI draws a new one each time.
     """
     sheet = _Sheet(request, model_files or {}).placed
     nodes, groups = _laid_out(sheet, "randomize" if request.seed is None else "fixed")
@@ -87,7 +87,7 @@ def export_workflow(request: GenerationRequest, model_files: Mapping[str, str] |
 
 
 def export_api(request: GenerationRequest, model_files: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The same in the API's format, as it is sent to ComfyUI's /prompt under the key `prompt`."""
+    """The same in the API's format, to send to ComfyUI's /prompt under the key `prompt`."""
     prompt = {}
     for key, placed in enumerate(_Sheet(request, model_files or {}).placed, 1):
         inputs = {
@@ -100,7 +100,7 @@ def export_api(request: GenerationRequest, model_files: Mapping[str, str] | None
 
 
 class _Sheet:
-    """The nodes, each behind those that it needs; node n of the workflow is entry n - 1 of `placed`."""
+    """The nodes, each after those that it needs; node n of the workflow is entry n - 1 of `placed`."""
 
     def __init__(self, request: GenerationRequest, model_files: Mapping[str, str]) -> None:
         self.placed: list[_Placed] = []
@@ -131,7 +131,7 @@ class _Sheet:
         return _Output(len(self.placed), 0)
 
     def put_styles(self, model: _Output) -> _Output:
-        """The model with every style applied, the first one next to the loader."""
+        """The model with every style applied, the first next to the loader."""
         if not self.request.styles:
             return model
         patch = self.put("ModelPatchLoader", 0, name=self.files["projector"])
@@ -143,7 +143,7 @@ class _Sheet:
         return model
 
     def put_content(self, positive: _Output, vae: _Output) -> tuple[_Output, dict[str, Any]]:
-        """The conditioning with the content image, and the result's width and height, by number or by link."""
+        """The conditioning with the content image, and the result's width and height, as numbers or links."""
         request = self.request
         size: dict[str, Any] = {"width": request.width, "height": request.height}
         if request.content is None:
@@ -228,12 +228,12 @@ def _downloads(values: list[object]) -> dict[str, Any]:
 
 
 def _note(request: GenerationRequest, key: int) -> dict[str, Any]:
-    """A note on the canvas: what to do first, and what ComfyUI does otherwise."""
+    """A note on the canvas: what to do first, and what ComfyUI does differently."""
     images = [_name(request.content, "content.png")] if request.content else []
     images += [_name(style, f"style{number}.png") for number, style in enumerate(request.styles, 1)]
-    lines = ["The same seed gives another image than here: ComfyUI draws its noise on the CPU in float32."]
+    lines = ["The same seed gives a different image here: ComfyUI draws its noise on the CPU in float32."]
     if images:
-        lines.insert(0, f"Put into ComfyUI's input folder, or choose in the nodes: {', '.join(images)}.")
+        lines.insert(0, f"Copy into ComfyUI's input folder, or choose in the nodes: {', '.join(images)}.")
     if request.model not in TEMPLATE_MODELS:
         lines.append(f"The model was {request.model}; the loader names {MODEL_FILES['checkpoint']} in its place.")
     if request.content is not None:

@@ -1,1 +1,1 @@
-"""Faster forwards of transformer and VAE on a CPU."""
+"""Faster forwards of the transformer and VAE on a CPU."""

@@ -1,4 +1,4 @@
-"""The one door to the CPU kernels: faster forwards of a pipeline's transformer and VAE, and the way back."""
+"""Entry point to the CPU kernels: faster forwards of a pipeline's transformer and VAE, and the undo."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from uso_core.cpu.vae import accelerate_vae
 
 
 def accelerate(pipeline: Any, tokens: int, transformer: bool = True) -> Callable[[], None]:
-    """Lets a pipeline compute with CPU kernels, to the same numbers up to rounding; returns what undoes it.
+    """Makes a pipeline compute with CPU kernels, with the same numbers up to rounding; returns the undo function.
 
-    `tokens` is the usual number of a step. The transformer's kernels take copies of its weights, as many bytes again;
-    without `transformer`, or where this build of PyTorch has none for its dtype, it is left as it is.
+    `tokens` is the usual number per step. The transformer's kernels copy its weights, which takes as many bytes again;
+    without `transformer`, or if this build of PyTorch has no kernels for its dtype, it stays unchanged.
     """
     undo_vae = accelerate_vae(pipeline.vae)
     if transformer and has_kernels(pipeline.transformer.dtype):

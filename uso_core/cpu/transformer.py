@@ -1,10 +1,10 @@
-"""The transformer's step on a CPU: the same numbers up to rounding, with weights that oneDNN has reordered.
+"""The transformer's step on a CPU: the same numbers up to rounding, with weights reordered by oneDNN.
 
-`nn.Linear` gives float32 products to MKL, which does not use AVX512 on CPUs that Intel did not make, and bfloat16
-ones to oneDNN, which rearranges the weight at every call. Here the weights are rearranged once, q, k and v are one
-product, GELU is part of the product before it or written out, and rotary positions are one multiplication of complex
-numbers. A small model's step is otherwise half bookkeeping, so it is written for one sample, without the dimension of
-the batch, in as few operations as it takes; the last block computes what is read of it.
+`nn.Linear` gives float32 products to MKL, which uses AVX512 only on Intel's CPUs, and bfloat16 ones to oneDNN, which
+reorders the weight on every call. Here the weights are reordered once, q, k and v are one product, GELU is part of the
+product before it or written out, and rotary positions are one multiplication of complex numbers. Half of a small
+model's step would otherwise be bookkeeping, so this is written for one sample, without a batch dimension, in as few
+operations as possible; the last block computes only what is read of it.
 Letters: N tokens (T of text, then S of the target and R of references), H heads, C head size, D width, P one for q and
 one for k.
 """
@@ -23,15 +23,15 @@ from torch import nn
 from uso_core.model.step_cache import StepCache
 from uso_core.model.transformer import Fixed, USOTransformer2DModel, modulations
 
-TIMESTEPS = 16  # about as many are asked for at once
-WRITTEN_OUT = 512  # tokens up to which attention is faster as two products with a softmax between them
+TIMESTEPS = 16  # about as many are requested at once
+WRITTEN_OUT = 512  # up to this many tokens attention is faster as two products with a softmax between them
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # q, scaled (H, M, C), k and v (H, N, C)
 
 
 class Product:
-    """x -> x times the weights of some linear layers, one behind the other, plus their biases.
+    """x -> x times the weights of one or more linear layers, concatenated, plus their biases.
 
-    The weights are a copy, in oneDNN's own layout, chosen for about `rows` rows, where `by_onednn`. With `gelu` the
+    The weights are a copy, with `by_onednn` in oneDNN's own layout, chosen for about `rows` rows. With `gelu` the
     result goes through GELU's tanh form.
     """
 
@@ -52,36 +52,36 @@ class Product:
         return self._call(x)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Product:
-        return self  # nothing changes it, and PyTorch cannot copy the layout
+        return self  # it never changes, and PyTorch cannot copy the layout
 
 
 def by_onednn(dtype: torch.dtype) -> bool:
-    """Whether products are oneDNN's here, rather than those that PyTorch takes by itself.
+    """Whether products use oneDNN here instead of PyTorch's default.
 
-    With AVX2 alone MKL is near the CPU's limit in float32 (90 GFLOP/s on a core of an AMD EPYC, where oneDNN
-    reaches 80), and oneDNN's GELU takes as long as the product before it.
+    With only AVX2, MKL is near the CPU's limit in float32 (90 GFLOP/s on a core of an AMD EPYC, where oneDNN reaches
+    80), and oneDNN's GELU takes as long as the product before it.
     """
     return dtype != torch.float32 or torch.backends.cpu.get_cpu_capability() != "AVX2"
 
 
 def gelu_(x: torch.Tensor) -> torch.Tensor:
-    """GELU's tanh form in float32, overwriting x: by the logistic function, whose kernel is four times as fast."""
+    """GELU's tanh form in float32, overwriting x: uses the logistic function, whose kernel is four times as fast."""
     slope = 2 * math.sqrt(2 / math.pi)
     inner = torch.addcmul(_number(slope), x, x, value=slope * 0.044715).mul_(x)  # tanh's argument, doubled
     return x.mul_(inner.sigmoid_())
 
 
 class Attention:
-    """What a request's blocks and steps share about attention: positions, and what is added to its logits."""
+    """What a request's blocks and steps share for attention: positions, and the term added to its logits."""
 
     def __init__(self, fixed: Fixed) -> None:
-        cosines, sines = fixed.rotary  # (N, C), each angle twice since neighbouring channels turn together
+        cosines, sines = fixed.rotary  # (N, C), each angle twice since neighbouring channels rotate together
         self.turns = torch.complex(cosines[:, ::2], sines[:, ::2])[:, None, None]  # (N, 1, 1, C / 2)
         bias = fixed.attention.get("attention_mask")  # (1, 1, 1, N)
         self.bias = None if bias is None else bias[0, 0]  # (1, N)
 
     def attend(self, heads: Heads) -> torch.Tensor:
-        """What the M queries find: (H, M, C)."""
+        """Attention of the M queries: (H, M, C)."""
         query, key, value = heads
         if value.shape[1] > WRITTEN_OUT:
             bias = None if self.bias is None else self.bias[None, None]
@@ -91,7 +91,7 @@ class Attention:
 
 
 class Norms:
-    """RMS norms of q, of k or of both, and attention's scale with q's."""
+    """RMS norms of q, of k or of both, with attention's scale folded into q's."""
 
     def __init__(self, attention: Any, names: str, added: bool = False) -> None:
         norms = [getattr(attention, f"norm_added_{name}" if added else f"norm_{name}") for name in names]
@@ -102,19 +102,19 @@ class Norms:
         self.eps = torch.tensor(norms[0].eps)
 
     def __call__(self, parts: torch.Tensor, turns: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Of a product's result, which is overwritten (N, P, H, C) -> normalised and turned, each (H, N, C)."""
+        """A product's result (N, P, H, C), which is overwritten -> normalised and rotated, each (H, N, C)."""
         pairs = parts.float()
         inverse = self.inverse(pairs)
         return turned(pairs.mul_(self.weights).mul_(inverse), turns, parts.dtype)
 
     def inverse(self, pairs: torch.Tensor) -> torch.Tensor:
-        """float32 (N, P, H, C) -> one over each root mean square (N, P, H, 1)."""
+        """float32 (N, P, H, C) -> the reciprocal of each root mean square (N, P, H, 1)."""
         norms = torch.linalg.vector_norm(pairs, dim=-1, keepdim=True)
         return torch.addcmul(self.eps, norms, norms, value=1 / self.size).rsqrt_()
 
 
 class DoubleBlock:
-    """`FluxTransformerBlock`: text and image with weights of their own, one attention."""
+    """`FluxTransformerBlock`: separate weights for text and image, one attention."""
 
     def __init__(self, block: Any, rows: int) -> None:
         attention = block.attn
@@ -150,13 +150,13 @@ class DoubleBlock:
 
 
 class _Single:
-    """What both kinds of single blocks share: behind the attention beside the MLP, one product takes both results."""
+    """Shared by both kinds of single blocks: attention runs beside the MLP, and one product takes both results."""
 
     def __init__(self, block: Any, rows: int) -> None:
         self.mlp, self.product = Product(block.proj_mlp, rows=rows, gelu=True), Product(block.proj_out, rows=rows)
 
     def out(self, x: torch.Tensor, gate: torch.Tensor, normal: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
-        """x and normal (M, D), gate (D), what attention found (H, M, C) -> (M, D)."""
+        """x and normal (M, D), gate (D), attention's output (H, M, C) -> (M, D)."""
         beside = self.mlp(normal).view(len(x), -1, found.shape[-1])
         joint = torch.cat([found.transpose(0, 1), beside], dim=1).view(len(x), -1)
         return torch.addcmul(x, gate, self.product(joint))
@@ -180,7 +180,7 @@ class SingleBlock(_Single):
 
 
 class LastBlock(_Single):
-    """The last single block, of which only the target's tokens are read: the others are no more than keys."""
+    """The last single block: only the target's tokens are read, the others serve only as keys."""
 
     def __init__(self, block: Any, rows: int) -> None:
         super().__init__(block, rows)
@@ -189,7 +189,7 @@ class LastBlock(_Single):
         self.keys = Product(block.attn.to_k, block.attn.to_v, rows=rows)
 
     def __call__(self, x: torch.Tensor, row: torch.Tensor, attention: Attention, wanted: slice) -> torch.Tensor:
-        """Text and image (N, D), the block's row of the table (3 D) and which tokens are wanted -> those (M, D)."""
+        """Text and image (N, D), the block's row of the table (3 D) and the wanted tokens -> those (M, D)."""
         shift, scale, gate = row.view(3, -1).unbind()
         normal = _modulated(x, shift, scale)
         asking = normal[wanted]
@@ -217,7 +217,7 @@ class CpuStep:
     def __call__(
         self, latents: torch.Tensor, fixed: Fixed, rows: tuple[torch.Tensor, ...], cache: StepCache | None = None
     ) -> torch.Tensor:
-        """Arguments and result are `step`'s."""
+        """Takes and returns the same as `step`."""
         image, text, attention = self.into(latents[0]), fixed.text[0], self.attention(fixed)
         target, tokens = len(image), len(text)
         before = image[None]
@@ -240,56 +240,56 @@ class CpuStep:
         return self.out(_modulated(image, shift, scale))[None]  # (1, S, 4C)
 
     def tables(self, condition: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The layers' part of `USOTransformer2DModel.modulation`, in one product: from (N, D)."""
+        """The layers' part of `USOTransformer2DModel.modulation`, in one product, from (N, D)."""
         return self._tables(condition).split(self._columns, dim=1)
 
     def attention(self, fixed: Fixed) -> Attention:
-        """The request's, computed once for all its steps."""
+        """The request's attention, computed once for all its steps."""
         if self._attention is None or fixed is not self._fixed:
             self._fixed, self._attention = fixed, Attention(fixed)
         return self._attention
 
 
 def accelerate_transformer(transformer: USOTransformer2DModel, rows: int) -> None:
-    """Lets the transformer compute with CPU kernels, from copies of its weights; its modules stay as they are.
+    """Makes the transformer compute with CPU kernels on copies of its weights; its modules stay unchanged.
 
-    The copies take as many bytes again, and do not follow later changes of the weights. `rows` is the usual number of
-    tokens. A transformer with products that are no plain `nn.Linear` (fp8 ones) is left as it is.
+    The copies take as many bytes again and do not follow later changes of the weights. `rows` is the usual number of
+    tokens. A transformer with products other than plain `nn.Linear` (fp8 ones) stays unchanged.
     """
     if all(_is_plain(block) for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks)):
         transformer.kernels = CpuStep(transformer, rows)
 
 
 def has_kernels(dtype: torch.dtype) -> bool:
-    """Whether this build of PyTorch has kernels for weights of a dtype on this CPU, and multiplies them right."""
+    """Whether this build of PyTorch has kernels for weights of this dtype on this CPU, and they multiply correctly."""
     layer = nn.Linear(48, 32).to(dtype)
     x = torch.linspace(-1, 1, 7 * 48).view(1, 7, 48).to(dtype)
     try:
         reordered = Product(layer, rows=7, gelu=True)(x)
-    except (AttributeError, NotImplementedError, RuntimeError):  # without oneDNN, or a dtype that it does not know
+    except (AttributeError, NotImplementedError, RuntimeError):  # without oneDNN, or for a dtype it does not know
         return False
     expected = F.gelu(F.linear(x.float(), layer.weight.float(), layer.bias.float()), approximate="tanh")
     return bool(torch.allclose(reordered.float(), expected, atol=4 * torch.finfo(dtype).eps, rtol=0.02))
 
 
 def turned(pairs: torch.Tensor, turns: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    """q or k or both (N, P, H, C), overwritten, at their positions (N, 1, 1, C / 2) -> each (H, N, C)."""
+    """Rotates q, k or both (N, P, H, C), overwriting them, to their positions (N, 1, 1, C / 2) -> each (H, N, C)."""
     torch.view_as_complex(pairs.view(*pairs.shape[:3], -1, 2)).mul_(turns)
     return pairs.permute(1, 2, 0, 3).to(dtype, memory_format=torch.contiguous_format).unbind()
 
 
 def _is_plain(block: nn.Module) -> bool:
-    """Whether all products behind the modulation, whose tables are computed elsewhere, are plain ones."""
+    """Whether all products after the modulation, whose tables are computed elsewhere, are plain."""
     products = (part for name, part in block.named_modules() if "norm" not in name and hasattr(part, "in_features"))
     return all(type(part) is nn.Linear for part in products)
 
 
 @functools.cache
 def _number(value: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """A number in a dtype, for additions: Python's would be converted each time, which takes as long again."""
+    """A number as a tensor, for additions: a Python number is converted each time, which doubles their time."""
     return torch.tensor(value, dtype=dtype)
 
 
 def _modulated(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """(N, D), both others (D)."""
+    """(N, D); shift and scale are (D)."""
     return torch.layer_norm(x, scale.shape, scale + _number(1.0, scale.dtype), shift, 1e-6)

@@ -13,9 +13,9 @@ from diffusers.models.upsampling import Upsample2D
 
 
 class Doubling:
-    """`Upsample2D`: repeating each pixel twice and convolving by 3 x 3 is one transposed convolution by 4 x 4.
+    """`Upsample2D`: repeating each pixel twice and convolving by 3 x 3 equals one transposed convolution by 4 x 4.
 
-    That has 4/9 of the products, and no large image in between. Each of its weights is the sum of those that meet
+    That takes 4/9 of the products and no large intermediate image. Each of its weights is the sum of those that meet
     the same pixel.
     """
 
@@ -33,7 +33,7 @@ class Doubling:
 
 
 class Residual:
-    """`ResnetBlock2D` without time: activation and addition write where their argument was."""
+    """`ResnetBlock2D` without time: activation and addition overwrite their argument."""
 
     def __init__(self, block: Any) -> None:
         self._block = block
@@ -47,9 +47,9 @@ class Residual:
 
 
 def accelerate_vae(vae: AutoencoderKL) -> Callable[[], None]:
-    """Lets the VAE compute so; returns what undoes it.
+    """Makes the VAE compute this way; returns the undo function.
 
-    Its modules and weights stay as they are, and later changes of weights are not seen.
+    Its modules and weights stay unchanged; later changes of weights have no effect.
     """
     changed = []
     for module in vae.modules():
@@ -63,6 +63,6 @@ def accelerate_vae(vae: AutoencoderKL) -> Callable[[], None]:
 
     def undo() -> None:
         for module in changed:
-            del module.forward  # the class's own shows again
+            del module.forward  # the class's own applies again
 
     return undo

@@ -1,1 +1,1 @@
-"""From files on a disk to modules: what a file is, what its tensors are called, how they become a module."""
+"""From files on disk to modules: identifies a file, maps its tensors' names, fills a module."""

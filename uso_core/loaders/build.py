@@ -1,4 +1,4 @@
-"""A module out of a checkpoint: its shape read off the tensors, then strictly filled."""
+"""Builds a module from a checkpoint: reads its shape off the tensors, then fills it strictly."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def load_transformer(
 ) -> Generator[float, None, USOTransformer2DModel]:
     """The transformer with the LoRA fused in float32, in `dtype`, from an original file or a diffusers folder.
 
-    Yields the fraction done. With `fp8` the blocks' matrices are quantized, each when it is read. With a `cache`
-    folder the result is kept there and used the next time (`fused_cache`). Raises `WeightsError` where a file is not
-    what it should be, or the two do not fit each other.
+    Yields the fraction done. With `fp8` each of the blocks' matrices is quantized as it is read. With a `cache` folder
+    the result is kept there and used the next time (`fused_cache`). Raises `WeightsError` if a file is not what it
+    should be or the two do not fit each other.
     """
     adapter = LoRA(expect(inspect(lora), "lora")) if lora is not None else None
     files = _files(path, "transformer", "diffusers transformer")
@@ -61,17 +61,17 @@ def load_vae(path: Path, dtype: torch.dtype) -> Generator[float, None, Autoencod
 def build_transformer(
     path: Path, lora: Path | None, dtype: torch.dtype, fp8: bool = False, cache: Path | None = None
 ) -> USOTransformer2DModel:
-    """`load_transformer` for callers who do not watch."""
+    """`load_transformer` without progress."""
     return finished(load_transformer(path, lora, dtype, fp8, cache))
 
 
 def build_vae(path: Path, dtype: torch.dtype) -> AutoencoderKL:
-    """`load_vae` for callers who do not watch."""
+    """`load_vae` without progress."""
     return finished(load_vae(path, dtype))
 
 
 def empty_transformer(path: Path, files: list[Checkpoint] | None = None) -> USOTransformer2DModel:
-    """The transformer that a file or folder describes, on the meta device; raises `WeightsError` if it is none."""
+    """The transformer described by a file or folder, on the meta device; raises `WeightsError` if there is none."""
     files = files or _files(path, "transformer", "diffusers transformer")
     if not path.is_dir():
         return _empty(lambda: USOTransformer2DModel(**transformer_config(files[0])), path)
@@ -82,7 +82,7 @@ def empty_transformer(path: Path, files: list[Checkpoint] | None = None) -> USOT
 
 
 def empty_vae(path: Path, files: list[Checkpoint] | None = None) -> AutoencoderKL:
-    """The VAE likewise."""
+    """Like `empty_transformer`, for the VAE."""
     files = files or _files(path, "vae", "diffusers vae")
     if path.is_dir():
         return _empty(lambda: AutoencoderKL.from_config(_config(path)), path)
@@ -90,7 +90,7 @@ def empty_vae(path: Path, files: list[Checkpoint] | None = None) -> AutoencoderK
 
 
 def build_projector(path: Path, dtype: torch.dtype) -> StyleProjector:
-    """The style projector in `dtype` from projector.safetensors."""
+    """The style projector in `dtype`, from projector.safetensors."""
     checkpoint = expect(inspect(path), "projector")
     tokens_out, tokens_in = checkpoint.shape("feature_embedder.high_embedding_linear.0.weight", 2)
     width, vision_width = checkpoint.shape("feature_embedder.high_projection.weight", 2)
@@ -104,7 +104,7 @@ def build_projector(path: Path, dtype: torch.dtype) -> StyleProjector:
 
 
 def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """Euler along FLUX.1's exponentially shifted schedule; mu comes with each call of `set_timesteps`."""
+    """Euler along FLUX.1's exponentially shifted schedule; each call of `set_timesteps` passes mu."""
     return FlowMatchEulerDiscreteScheduler(
         use_dynamic_shifting=True,
         time_shift_type="exponential",
@@ -116,7 +116,7 @@ def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
 
 
 def text_tokens(path: Path) -> int:
-    """The number of T5 tokens that a transformer was trained with: 512, or what its file notes."""
+    """The number of T5 tokens that a transformer was trained with: 512, or the number in its file's notes."""
     tokens = notes(inspect(path)).get("text_tokens", 512) if path.is_file() else 512
     if not (isinstance(tokens, int) and 1 <= tokens <= 512):
         raise WeightsError("text_tokens", hint="download_again", path=path, tokens=tokens)
@@ -124,9 +124,9 @@ def text_tokens(path: Path) -> int:
 
 
 def reference_columns(path: Path) -> int | None:
-    """How far to the right of the target's first column a reference begins at most (`latents.image_ids`), in tokens.
+    """The maximum distance from the target's first column to a reference's, in tokens (`latents.image_ids`).
 
-    None, as USO has it, or what the transformer's file notes.
+    None, as in USO, or the number in the transformer's file notes.
     """
     columns = notes(inspect(path)).get("reference_columns") if path.is_file() else None
     if not (columns is None or (isinstance(columns, int) and columns >= 1)):
@@ -135,7 +135,7 @@ def reference_columns(path: Path) -> int | None:
 
 
 def preview_factors(path: Path) -> list[list[float]]:
-    """The VAE's map from latents to RGB (`preview.FLUX_FACTORS`), or the one that its file notes."""
+    """The VAE's map from latents to RGB: `preview.FLUX_FACTORS`, or the one in its file's notes."""
     factors = notes(inspect(path)).get("preview") if path.is_file() else None
     if factors is None:
         return [list(row) for row in preview.FLUX_FACTORS]
@@ -148,11 +148,11 @@ def preview_factors(path: Path) -> list[list[float]]:
 
 
 def transformer_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The transformer's configuration, read off an original file's tensors (widths, depths, guidance, RoPE axes)."""
+    """The transformer's configuration, read from an original file's tensors (widths, depths, guidance, RoPE axes)."""
     prefix = prefix_of(checkpoint)
     width, channels = checkpoint.shape(f"{prefix}img_in.weight", 2)
     head = checkpoint.shape(f"{prefix}double_blocks.0.img_attn.norm.query_norm.scale", 1)[0]
-    if head % 32 or width % head:  # RoPE needs even axes of head x (1/8, 7/16, 7/16)
+    if head % 32 or width % head:  # RoPE needs even axes: head x (1/8, 7/16, 7/16)
         raise WeightsError("head_size", path=checkpoint.path, width=width, head=head)
     return {
         "in_channels": channels,
@@ -168,7 +168,7 @@ def transformer_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def vae_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The VAE's configuration, read off an original file's tensors; constants from its notes, else FLUX.1's."""
+    """The VAE's configuration, read from an original file's tensors; constants from its notes, else FLUX.1's."""
     levels = checkpoint.count(r"encoder\.down\.(\d+)\.block\.")
     widths = [checkpoint.shape(f"encoder.down.{level}.block.0.conv2.weight", 4)[0] for level in range(levels)]
     noted = notes(checkpoint)
@@ -207,7 +207,7 @@ def vae_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def notes(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a file of ours notes that its tensors cannot tell: the JSON object in the metadata entry "uso"."""
+    """What a file of ours notes beyond its tensors: the JSON object in the metadata entry "uso"."""
     try:
         noted = json.loads(checkpoint.metadata.get("uso", "{}"))
     except (ValueError, RecursionError):
@@ -237,7 +237,7 @@ def _files(path: Path, role: str, folder_role: str) -> list[Checkpoint]:
 
 
 def _plain(name: object) -> bool:
-    """A shard is a file beside its index; a name that leads elsewhere is not opened."""
+    """Whether the name is that of a file beside its index; a shard's name that leads elsewhere is not opened."""
     return isinstance(name, str) and Path(name).name == name
 
 
@@ -258,11 +258,11 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _empty(make: Callable[[], Module], path: Path) -> Module:
-    """The module without memory for its weights; a configuration that makes no module is the file's fault."""
+    """The module without memory for its weights; a configuration that makes no module counts as the file's fault."""
     try:
         with torch.device("meta"):
             return make()
-    except Exception as error:  # whatever a configuration provokes in a library's constructor
+    except Exception as error:  # whatever a library's constructor raises for a bad configuration
         raise WeightsError("no_model_described", hint="download_again", path=path, reason=error) from None
 
 

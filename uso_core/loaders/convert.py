@@ -1,6 +1,6 @@
-"""Weights into an empty module: names matched strictly, then read, fused, cast or quantized one tensor at a time.
+"""Fills an empty module: matches names strictly, then reads, fuses, casts or quantizes one tensor at a time.
 
-So no second copy of a model builds up. Loading is an iterator of the fraction done: whoever stops iterating ends it.
+So no second copy of a model builds up. Loading iterates over the fraction done; whoever stops iterating ends it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Job = tuple[Checkpoint, str, tuple[str, ...], bool]  # file, name in it, paramet
 
 @dataclass(frozen=True)
 class Conversion:
-    """How the tensors of files become the weights of an empty (meta) model: matched, not yet read.
+    """How tensors in files become the weights of an empty (meta) model: matched, not yet read.
 
     Weights of fp8 layers are quantized after the LoRA is fused; all others are cast to `dtype`.
     """
@@ -49,7 +49,7 @@ class Conversion:
         return frozenset(f"{name}.weight" for name in fp8_layers(self.model))
 
     def layout(self) -> Layout:
-        """Name, dtype and shape of every tensor that `tensors` gives."""
+        """Name, dtype and shape of every tensor that `tensors` yields."""
         kept = self.quantized | {_scale_of(name) for name in self.quantized}
         return {
             name: (tensor.dtype if name in kept else self.dtype, tuple(tensor.shape))
@@ -57,7 +57,7 @@ class Conversion:
         }
 
     def tensors(self) -> Iterator[tuple[float, str, torch.Tensor]]:
-        """The weights by their names in the model, each read when it is asked for, behind the fraction done."""
+        """The weights by their names in the model, each read on request, preceded by the fraction done."""
         shapes = {name: shape for name, (_, shape) in self.layout().items()}
         quantized = self.quantized
         with ExitStack() as stack:
@@ -88,11 +88,11 @@ def match(
     lora: LoRA | None = None,
     levels: int = 0,
 ) -> Conversion:
-    """Which tensors fill which parameters; raises `WeightsError` unless files, LoRA and model fit exactly.
+    """Matches tensors to parameters; raises `WeightsError` unless files, LoRA and model fit exactly.
 
-    With an empty table the file's names are the model's own.
+    With an empty table the file uses the model's own names.
     """
-    made = {f"{name}.scale" for name in fp8_layers(model)}  # by quantizing, not read
+    made = {f"{name}.scale" for name in fp8_layers(model)}  # made by quantizing, not read
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in made}
     if lora is not None:
         lora.check(shapes)
@@ -100,7 +100,7 @@ def match(
 
 
 def fill(conversion: Conversion) -> Filling:
-    """Gives the empty model its weights, in memory."""
+    """Loads the weights into the empty model, in memory."""
     weights: dict[str, torch.Tensor] = {}
     for fraction, name, tensor in conversion.tensors():
         yield fraction
@@ -110,7 +110,7 @@ def fill(conversion: Conversion) -> Filling:
 
 
 def finished(work: Generator[Any, None, Each]) -> Each:
-    """Iterates to the end and returns what the iterator returns, for callers who do not watch."""
+    """Iterates to the end and returns the iterator's result, without progress."""
     while True:
         try:
             next(work)
@@ -119,7 +119,7 @@ def finished(work: Generator[Any, None, Each]) -> Each:
 
 
 def assign(model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Makes these the weights of the model, all of them, and the model ready to predict."""
+    """Sets all of the model's weights and makes it ready to predict."""
     model.load_state_dict(dict(weights), strict=True, assign=True)
     model.eval().requires_grad_(False)
 
@@ -127,7 +127,7 @@ def assign(model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]]) -> Non
 def _match(
     files: list[Checkpoint], table: tuple[keys.Rename, ...], shapes: dict[str, tuple[int, ...]], levels: int
 ) -> list[Job]:
-    """Which tensor fills which parameters; the strictness of loading is here."""
+    """Matches tensors to parameters; this is where loading is strict."""
     jobs: list[Job] = []
     unknown: list[str] = []
     misshapen: list[str] = []
@@ -155,7 +155,7 @@ def _match(
 
 
 def _read(opened: TensorReader, name: str) -> torch.Tensor:
-    """One tensor as floating point; fp8 is brought back to float32 with its scale, if it has one."""
+    """One tensor as floating point; fp8 is converted back to float32 with its scale, if any."""
     tensors = opened.checkpoint.tensors
     tensor = opened.read(name)
     if tensors[name].dtype not in FP8:
@@ -178,5 +178,5 @@ def _is_scale(name: str) -> bool:
 
 
 def prefix_of(checkpoint: Checkpoint) -> str:
-    """What stands before every name in this file: ComfyUI's prefix, or nothing."""
+    """The prefix of every name in this file: ComfyUI's, or none."""
     return COMFY_PREFIX if any(name.startswith(COMFY_PREFIX) for name in checkpoint.tensors) else ""

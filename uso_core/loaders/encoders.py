@@ -1,4 +1,4 @@
-"""Text encoders, tokenizers and vision tower from transformers folders, offline and strict."""
+"""Loads text encoders, tokenizers and the vision tower from transformers folders, offline and strictly."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from transformers.utils import logging
 from uso_core.errors import WeightsError
 from uso_core.messages import message
 
-# Tensors of a published model's other half, by model type: T5's decoder, CLIP's and SigLIP's other tower.
+# Tensors of the other half of a published model, by model type: T5's decoder, the other tower of CLIP and SigLIP.
 OTHER_HALF = {
     "t5": ("decoder.", "lm_head."),
     "clip": ("vision_model.", "visual_projection.", "text_projection.", "logit_scale"),
     "siglip": ("text_model.", "logit_scale", "logit_bias"),
 }
-POSITION_IDS = "position_ids"  # a buffer that older files still hold
-_ONE_AT_A_TIME = threading.Lock()  # transformers changes global state while it loads: T5 lost its tied embedding
+POSITION_IDS = "position_ids"  # a buffer that older files still contain
+_ONE_AT_A_TIME = threading.Lock()  # transformers changes global state during loading: T5 lost its tied embedding
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json")
 
 
@@ -49,13 +49,13 @@ def build_siglip(folder: Path, dtype: torch.dtype) -> tuple[SiglipVisionModel, S
         processor = SiglipImageProcessorPil.from_pretrained(folder, local_files_only=True)
     except MemoryError:
         raise
-    except Exception as error:  # a damaged file surfaces as whatever reads it raises
+    except Exception as error:  # a damaged file surfaces as whatever its reader raises
         raise _broken(folder, "part_image_preprocessing", error) from None
     return model, processor
 
 
 def empty_encoders(t5: Path, clip: Path, siglip: Path) -> dict[str, Any]:
-    """The three encoders that folders describe, on the meta device, by role; raises `WeightsError` for a bad one."""
+    """The three encoders in these folders, on the meta device, by role; raises `WeightsError` for a bad one."""
     return {
         role: _empty(kind, folder, role)
         for role, kind, folder in (
@@ -74,7 +74,7 @@ def _empty(kind: type[Any], folder: Path, model_type: str) -> Any:
             return kind(kind.config_class.from_pretrained(folder, local_files_only=True))
     except WeightsError:
         raise
-    except Exception as error:  # whatever a configuration provokes in a library's constructor
+    except Exception as error:  # whatever a library's constructor raises for a bad configuration
         raise _broken(folder, "part_configuration", error) from None
 
 

@@ -1,6 +1,6 @@
-"""What is this file? Learnt from its first bytes and its tensors' names, never from its own name.
+"""Identifies a file by its first bytes and its tensors' names, never by its own name.
 
-safetensors and GGUF; everything else is recognised so that it can be refused by name.
+Reads safetensors and GGUF; recognises other formats in order to refuse them by name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DTYPE_BYTES = {
     "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
 
-# What the names of its tensors say a file is; the first row of which every pattern occurs wins.
+# What a file's tensor names say it is; the first row whose patterns all occur wins.
 ROLES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("projector", (r"^feature_embedder\.",)),
     ("lora", (r"\.processor\.(qkv|proj)_lora1?\.(down|up)\.weight$",)),
@@ -45,7 +45,7 @@ SPOKEN = ("projector", "lora", "foreign lora", "transformer", "diffusers transfo
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """`offset`: of the tensor's first byte in the file, `bytes`: from there on, all of them in the file."""
+    """`offset` of the tensor's first byte in the file; `bytes` from there on, all within the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -64,14 +64,14 @@ class Checkpoint:
 
     @property
     def kind(self) -> Message:
-        """What the file seems to be."""
+        """What the file appears to be."""
         if self.role == "unknown":
             first = next(iter(self.tensors), None)
             return message("kind_empty") if first is None else message("kind_unknown", tensor=first)
         return kind_of(self.role)
 
     def shape(self, name: str, dimensions: int) -> tuple[int, ...]:
-        """The shape of a tensor; raises `WeightsError` if the file lacks it or it has other dimensions, or none."""
+        """A tensor's shape; raises `WeightsError` if the file lacks it, or its number of dimensions is wrong or 0."""
         if name not in self.tensors:
             raise WeightsError("tensor_missing", hint="download_again", path=self.path, name=name)
         shape = self.tensors[name].shape
@@ -87,9 +87,9 @@ class Checkpoint:
         return shape
 
     def count(self, pattern: str) -> int:
-        """How many numbers from 0 the pattern's group matches in the tensors' names.
+        """How many numbers, counting from 0, the pattern's group matches in the tensors' names.
 
-        Raises `WeightsError` where one is missing: nothing is sized by an untrusted number.
+        Raises `WeightsError` if one is missing: an untrusted number sizes nothing.
         """
         matches = {int(match[1]): match[0] for name in self.tensors if (match := re.match(pattern, name))}
         last = max(matches, default=-1)
@@ -105,7 +105,7 @@ class Checkpoint:
 
 
 def inspect(path: Path) -> Checkpoint:
-    """Reads the header of a safetensors or GGUF file; raises `WeightsError` that says what the file is instead.
+    """Reads the header of a safetensors or GGUF file; otherwise raises `WeightsError` saying what the file is.
 
     Nothing in the file is trusted: sizes are checked against the file's own before anything is allocated.
     """
@@ -120,7 +120,7 @@ def inspect(path: Path) -> Checkpoint:
         raise WeightsError("file_unreadable", hint="check_permissions", path=path, reason=error.strerror) from None
 
 
-@lru_cache(maxsize=16)  # one loading asks several times for the same header, which may have megabytes
+@lru_cache(maxsize=16)  # one loading asks several times for the same header, which can be megabytes
 def _inspected(path: Path, size: int, modified_ns: int) -> Checkpoint:
     try:
         with path.open("rb") as file:
@@ -143,7 +143,7 @@ def _inspected(path: Path, size: int, modified_ns: int) -> Checkpoint:
 
 
 def role_of(names: dict[str, TensorInfo]) -> str:
-    """The role that a file's tensor names speak of, or "unknown"."""
+    """The role that a file's tensor names indicate, or "unknown"."""
     for role, patterns in ROLES:
         if all(any(re.search(pattern, name) for name in names) for pattern in patterns):
             return role
@@ -151,7 +151,7 @@ def role_of(names: dict[str, TensorInfo]) -> str:
 
 
 def expect(checkpoint: Checkpoint, *roles: str) -> Checkpoint:
-    """The checkpoint itself if it has one of the roles; else raises `WeightsError` saying what it seems to be."""
+    """Returns the checkpoint if it has one of the roles; else raises `WeightsError` saying what it appears to be."""
     if checkpoint.role in roles:
         return checkpoint
     hint = "wanted_kind_of_two" if checkpoint.role in ("lora", "projector") else "wanted_kind"
@@ -159,12 +159,12 @@ def expect(checkpoint: Checkpoint, *roles: str) -> Checkpoint:
 
 
 def kind_of(role: str) -> Message:
-    """A role of `ROLES` for a sentence."""
+    """Names a role of `ROLES` in a sentence."""
     return message(f"kind_{role.replace(' ', '_')}") if role in SPOKEN else message("kind_other", role=role)
 
 
 def misfit(path: Path, what: str, missing: list[str], unknown: list[str], misshapen: list[str]) -> WeightsError:
-    """The error that names how many tensors of a file do not fit, each kind with its first.
+    """An error that says how many tensors of a file do not fit, giving the first of each kind.
 
     `what` is the key of what they should fit.
     """
@@ -238,7 +238,7 @@ def _read_header(
             raise _cut_off(path, name, data_begin + end, size)
         tensors[name] = TensorInfo(dtype, shape, data_begin + begin, end - begin)
     edges = [0, *(edge for span in sorted(spans) for edge in span), data_bytes]
-    if edges[::2] != edges[1::2]:  # the format allows no overlap, no hole and nothing behind the last tensor
+    if edges[::2] != edges[1::2]:  # the format allows no overlap, no gap and nothing after the last tensor
         raise damaged
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise damaged

@@ -1,7 +1,7 @@
-"""The fused cache: a transformer fused with its LoRA and quantized, kept on disk so that the next start opens it.
+"""The fused cache: a transformer fused with its LoRA and quantized, kept on disk so that the next start only opens it.
 
-One safetensors file and one manifest for each (files, dtype, quantization). The manifest is written last; a file
-without a fitting one counts for nothing. No trouble here ends a loading: weights are then converted in memory.
+One safetensors file and one manifest per (files, dtype, quantization). The manifest is written last; a file without a
+matching one is ignored. Trouble with the cache never stops a loading: the weights are then converted in memory.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from uso_core.loaders.tensors import DTYPES, TensorWriter
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # to be raised whenever the same sources would give other numbers
-WORTH_KEEPING = 2**30  # bytes of a source; converting less is over in a moment (the embedded model's: 22 MB)
-RESERVE = 2 * 2**30  # bytes that are left free on the disk for the images
-WAIT_SECONDS = 0.5  # between two looks at whether the other process is done, or the user wants to stop
+FORMAT = 1  # raise this whenever the same sources would give different numbers
+WORTH_KEEPING = 2**30  # bytes of a source; converting less takes a moment (the embedded model's: 22 MB)
+RESERVE = 2 * 2**30  # bytes left free on the disk for images
+WAIT_SECONDS = 0.5  # between two checks whether the other process is done or the user wants to stop
 
 
 def fill(conversion: Conversion, sources: Sequence[Path], folder: Path) -> Filling:
-    """Gives the empty model its weights out of `folder`, writing them there first where they are not, or outdated.
+    """Loads the weights into the empty model from `folder`, writing them there first if missing or outdated.
 
-    `sources` are the files that the conversion reads. The weights are memory-mapped: what is not used costs nothing,
-    and the system can take back what is. Raises what the conversion raises; trouble with the folder is only logged.
+    `sources` are the files that the conversion reads. The weights are memory-mapped: unused ones cost nothing, and the
+    system can reclaim the rest. Raises what the conversion raises; trouble with the folder is only logged.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def fill(conversion: Conversion, sources: Sequence[Path], folder: Path) -> Filli
         if not slot.is_right(conversion):
             with ExitStack() as stack:
                 yield from slot.lock(stack)
-                if not slot.is_right(conversion):  # nor has another process made it so meanwhile
+                if not slot.is_right(conversion):  # unless another process has written it meanwhile
                     yield from slot.write(conversion)
         with safe_open(slot.weights, "pt") as file:
             assign(conversion.model, [(name, file.get_tensor(name)) for name in conversion.layout()])
@@ -61,7 +61,7 @@ def fill(conversion: Conversion, sources: Sequence[Path], folder: Path) -> Filli
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of one fused transformer; `identity` is what must be equal for it to be used."""
+    """The place of one fused transformer; it is used only if `identity` is equal."""
 
     folder: Path
     name: str
@@ -69,7 +69,7 @@ class Slot:
 
     @classmethod
     def of(cls, conversion: Conversion, sources: Sequence[Path], folder: Path) -> Slot:
-        """The place follows from where the sources lie, so that a changed source replaces its predecessor."""
+        """Derives the place from the sources' location, so that a changed source replaces its predecessor."""
         paths = [source.resolve() for source in sources]
         kind = "fp8" if conversion.quantized else "plain"
         dtype = str(conversion.dtype).removeprefix("torch.")
@@ -86,12 +86,12 @@ class Slot:
         return self.folder / f"{self.name}{MANIFEST}"
 
     def is_right(self, conversion: Conversion) -> bool:
-        """Whether the file is there, whole and made of these sources; what is wrong with it is logged."""
+        """Whether the file is there, complete and made from these sources; logs what is wrong with it."""
         if not self.manifest.is_file() and not self.weights.is_file():
             return False
         wrong = self._what_is_wrong(conversion)
         if wrong:
-            log.info("The fused weights %s %s: they are made anew.", self.weights, wrong)
+            log.info("The fused weights %s %s: remaking them.", self.weights, wrong)
         return not wrong
 
     def _what_is_wrong(self, conversion: Conversion) -> str:
@@ -113,9 +113,9 @@ class Slot:
         return "" if held == conversion.layout() else "hold other tensors than they should"
 
     def write(self, conversion: Conversion) -> Filling:
-        """Converts into a file of another name, one tensor at a time, then renames it; raises OSError.
+        """Converts into a temporary file, one tensor at a time, then renames it; raises OSError.
 
-        What lay in the place goes first: there may be no room for both.
+        The old file is deleted first: there may be no room for both.
         """
         for old in (self.manifest, self.weights, *self.folder.glob(f"{self.name}.*{PART}")):
             old.unlink(missing_ok=True)
@@ -139,7 +139,9 @@ class Slot:
             part.unlink(missing_ok=True)
 
     def lock(self, stack: ExitStack) -> Filling:
-        """Keeps a second process from the same work until the stack closes; iterates while another one holds it."""
+        """Keeps a second process from the same work until the stack closes; yields while another process holds the
+        lock.
+        """
         lock = FileLock(self.folder / f"{self.name}{LOCK}")
         while not lock.is_locked:
             try:
@@ -152,7 +154,7 @@ class Slot:
 
 
 def sources_key(source: Path) -> dict[str, Any]:
-    """What tells a weight file from another: its size, its time and its header (names, shapes, offsets)."""
+    """What identifies a weight file: its size, its time and its header (names, shapes, offsets)."""
     found = source.stat()
     with source.open("rb") as file:
         length = file.read(8)

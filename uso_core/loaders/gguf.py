@@ -1,7 +1,7 @@
-"""GGUF, ggml's format: what a file's header says, and its blocks of quantized numbers as float32.
+"""Reads GGUF, ggml's format: file headers, and blocks of quantized numbers as float32.
 
-Versions 2 and 3, little-endian, as docs/gguf.md of github.com/ggml-org/ggml has them. What the blocks mean is known to
-ggml's own library, which is imported when a file needs it.
+Versions 2 and 3, little-endian, following docs/gguf.md of github.com/ggml-org/ggml. ggml's own library decodes the
+blocks; it is imported when a file needs it.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import torch
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-MAX_DIMENSIONS, MAX_DEPTH = 4, 2  # of a tensor, and of arrays in arrays
-ALIGNMENT = 32  # bytes, of tensors in a file that names no other
-_SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # by type of value
+MAX_DIMENSIONS, MAX_DEPTH = 4, 2  # of a tensor, and of nested arrays
+ALIGNMENT = 32  # bytes, of tensors in a file that states no other
+_SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # by value type
 _TEXT, _ARRAY = 8, 9
 
-Entry = tuple[str, tuple[int, ...], int, int]  # type, shape as PyTorch has it, offset in the file, bytes
+Entry = tuple[str, tuple[int, ...], int, int]  # type, shape in PyTorch's order, offset in the file, bytes
 
 
 def read_header(file: IO[bytes], most: int) -> tuple[dict[str, Entry], dict[str, str]]:
-    """The tensors by name, in the file's order, and the texts that it notes, from a header of at most so many bytes.
+    """The tensors by name, in the file's order, and the texts in its metadata, from a header of at most `most` bytes.
 
-    Raises ValueError for what is no header. Whether the tensors' own bytes are there is left to the caller; one of an
+    Raises ValueError if this is not a header. Checking that the tensors' bytes exist is left to the caller; a tensor of
     unknown type has none.
     """
     header = _Header(file, most)
@@ -50,20 +50,20 @@ def read_header(file: IO[bytes], most: int) -> tuple[dict[str, Entry], dict[str,
 
 
 def dequantize(data: torch.Tensor, kind: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """A tensor's bytes, uint8, as float32 (shape).
+    """A tensor's bytes (uint8) as float32 (shape).
 
-    Raises KeyError for a type that is not ggml's, NotImplementedError for one that its library cannot read, ValueError
-    where bytes and shape do not fit.
+    Raises KeyError for a type unknown to ggml, NotImplementedError for one that its library cannot read, ValueError if
+    bytes and shape do not fit.
     """
     import gguf
 
     blocks = data.numpy().reshape(math.prod(shape[:-1]), -1)
-    with np.errstate(all="ignore"):  # of a damaged file
+    with np.errstate(all="ignore"):  # the file may be damaged
         return torch.from_numpy(gguf.dequantize(blocks, gguf.GGMLQuantizationType[kind]).reshape(shape))
 
 
 class _Header:
-    """Reads on in a file each of whose numbers may be a lie; raises ValueError at its end."""
+    """Reads on in a file whose numbers may all be lies; raises ValueError at its end."""
 
     def __init__(self, file: IO[bytes], most: int) -> None:
         self._file, self._most = file, most
@@ -86,7 +86,7 @@ class _Header:
         return self.take(self.number(8)).decode()
 
     def value(self, kind: int, depth: int = 0) -> str | int | None:
-        """A text, or a number as an unsigned one; None for an array, which is passed over."""
+        """A text, or a number read as unsigned; None for an array, which is skipped."""
         if kind == _TEXT:
             return self.text()
         if kind in _SCALAR_BYTES:
@@ -103,10 +103,10 @@ class _Header:
 
 
 def _type(number: int, shape: tuple[int, ...]) -> tuple[str, int]:
-    """A type's name, and how many bytes a tensor takes in it."""
+    """The name of a type, and the bytes that a tensor of this shape takes in it."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    if number not in GGML_QUANT_SIZES:  # younger than the library
+    if number not in GGML_QUANT_SIZES:  # newer than the library
         return f"ggml type {number}", 0
     kind = GGMLQuantizationType(number)
     block, width = GGML_QUANT_SIZES[kind]

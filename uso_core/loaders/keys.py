@@ -1,7 +1,7 @@
-"""What the original files call their tensors, and what diffusers calls them: renames as data.
+"""Maps the original files' tensor names to those of diffusers: renames as data.
 
 A row maps one original name to one or more diffusers names; `{n}`, `{m}` stand for numbers, `{p}` for the leaf
-(weight, bias, scale). Several targets mean that the original holds them stacked by rows.
+(weight, bias, scale). Several targets mean that the original stacks them by rows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rename:
-    """`halves_swapped`: the two halves of the rows change places (shift, scale <-> scale, shift).
+    """`halves_swapped`: the two halves of the rows trade places (shift, scale <-> scale, shift).
     `reversed_levels`: {n} counts from the other end (the VAE's decoder).
     """
 
@@ -33,7 +33,7 @@ class Rename:
         return tuple(target.format(**values) for target in self.targets)
 
     def source_name(self, target: str, levels: int = 0) -> str | None:
-        """The original name of which a diffusers name is (a part of) the target, if this row holds it."""
+        """The original name that maps to this diffusers name, or to part of it, if this row holds it."""
         for template in self.targets:
             found = re.fullmatch(_pattern(template), target)
             if found:
@@ -45,13 +45,13 @@ class Rename:
 
 
 def original_name(target: str, table: Iterable[Rename], levels: int = 0) -> str:
-    """What the original file calls the tensor that holds a diffusers tensor; the name itself if no row knows it."""
+    """The original file's name for the tensor that holds a diffusers tensor; the name itself if no row matches."""
     names = (row.source_name(target, levels) for row in table)
     return next((name for name in names if name is not None), target)
 
 
 def row_of(name: str, table: Iterable[Rename]) -> tuple[Rename, dict[str, str]] | None:
-    """The row of the table that an original name fits, with the placeholders' values."""
+    """The table's row that matches an original name, with the placeholders' values."""
     for row in table:
         values = row.match(name)
         if values is not None:
@@ -112,8 +112,8 @@ TRANSFORMER = (
 )
 
 # The LoRA's pairs, NAME.down.weight and NAME.up.weight, by the matrices they add to: the rows of `up` stack like the
-# targets. lora1 is the image stream, lora2 the text stream. In single blocks the qkv pair leaves the MLP's rows of
-# linear1 alone.
+# targets. lora1 is the image stream, lora2 the text stream. In single blocks the qkv pair does not touch the MLP's rows
+# of linear1.
 LORA = (
     Rename(f"{_DOUBLE}.processor.qkv_lora1", tuple(f"{_TO_DOUBLE}.attn.to_{x}.weight" for x in "qkv")),
     Rename(f"{_DOUBLE}.processor.qkv_lora2", tuple(f"{_TO_DOUBLE}.attn.add_{x}_proj.weight" for x in "qkv")),

@@ -1,4 +1,4 @@
-"""USO's LoRA: which matrices it adds to, and the sums."""
+"""USO's LoRA: the matrices it adds to, and the sums."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from uso_core.loaders.tensors import TensorReader
 
 
 class LoRA:
-    """USO's LoRA by the matrices that it adds to; its pairs are read when they are added, in float32."""
+    """USO's LoRA by target matrix; its pairs are read when they are added, in float32."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint, self.path = checkpoint, checkpoint.path
         self._pairs: dict[
             str, tuple[str, int, int]
         ] = {}  # target -> name of the pair, which chunk of `up`, of how many
-        self._shapes: dict[str, tuple[int, ...]] = {}  # target -> of what is added to it
+        self._shapes: dict[str, tuple[int, ...]] = {}  # target -> shape of what is added to it
         stems = dict.fromkeys(name.removesuffix(".weight").removesuffix(".down").removesuffix(".up")
                               for name in checkpoint.tensors)  # fmt: skip
         rows = {stem: keys.row_of(stem, keys.LORA) for stem in stems}
@@ -36,7 +36,7 @@ class LoRA:
                 self._shapes[target] = (up[0] // len(targets), down[1])
 
     def check(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        """Raises `WeightsError` unless the LoRA covers exactly what it should of a transformer of these shapes."""
+        """Raises `WeightsError` unless the LoRA covers exactly the right matrices of a transformer of these shapes."""
         stems = {name: keys.original_name(name, keys.LORA) for name in shapes}
         missing = [stems[name] for name in shapes if stems[name] != name and name not in self._pairs]
         extra = [keys.original_name(name, keys.LORA) for name in self._pairs if name not in shapes]
@@ -49,7 +49,7 @@ class LoRA:
             raise misfit(self.path, "fit_transformer", missing, extra, misshapen)
 
     def fuse(self, target: str, weight: torch.Tensor) -> torch.Tensor:
-        """`weight` plus the LoRA's part of it, in float32; weights without one are returned as they are."""
+        """`weight` plus the LoRA's part of it, in float32; weights without one are returned unchanged."""
         if target not in self._pairs:
             return weight
         stem, index, count = self._pairs[target]

@@ -1,6 +1,6 @@
-"""Tensors out of weight files, and into safetensors files, one at a time.
+"""Reads tensors from weight files, and writes them to safetensors files, one at a time.
 
-Read with plain reads: a memory-mapped file's pages would count as this process's memory, all 24 GB of them.
+Plain reads: a memory-mapped file's pages would count as this process's memory, all 24 GB of them.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-ALIGNMENT = 64  # bytes, of the first tensor in a file that we write
+ALIGNMENT = 64  # bytes, of the first tensor in files that we write
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # what a file will hold, by name
 
 
 class TensorReader:
-    """Reads tensors of a file that `inspect` has described; a context manager that closes it."""
+    """Reads tensors of a file described by `inspect`; a context manager that closes it."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
@@ -43,9 +43,9 @@ class TensorReader:
         self._file.close()
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor in memory of its own, ggml's quantizations as float32.
+        """Returns the tensor in its own memory, ggml's quantizations as float32.
 
-        Raises `WeightsError` where it is no floating point or cannot be read.
+        Raises `WeightsError` if it is not floating point or cannot be read.
         """
         info = self.checkpoint.tensors[name]
         data = self._bytes(info.offset, info.bytes)
@@ -81,12 +81,12 @@ class TensorReader:
 class TensorWriter:
     """Writes a safetensors file of a known layout, its tensors in any order; a context manager.
 
-    Without an error the file is complete and on the disk when it closes. Raises OSError where the disk refuses.
+    On exit without an error the file is complete and on disk. Raises OSError if the disk refuses.
     """
 
     def __init__(self, path: Path, layout: Layout) -> None:
         self._path, self._layout, self._left = path, layout, set(layout)
-        # Wide numbers first: each tensor then begins at a multiple of its own width.
+        # Wide numbers first, so that each tensor begins at a multiple of its own width.
         order = sorted(layout, key=lambda name: -layout[name][0].itemsize)
         header, end = {}, 0
         self._offsets: dict[str, int] = {}
@@ -110,7 +110,7 @@ class TensorWriter:
             if error is None:
                 if self._left:
                     raise ValueError(f"{len(self._left)} tensors were not written (first {min(self._left)})")
-                os.fsync(self._file.fileno())  # or a crash may leave a file of the right size, full of zeros
+                os.fsync(self._file.fileno())  # else a crash may leave a file of the right size, full of zeros
         finally:
             self._file.close()
 

@@ -1,1 +1,1 @@
-"""What of a model lies where: the plan in numbers, and the machine that it is made for."""
+"""Decides where each part of a model lies, from sizes and the machine's free memory, and places it there."""

@@ -1,6 +1,6 @@
-"""The machine as it is: what is free on the device and in RAM, how many threads suit it, what its CPU is fast at.
+"""Describes this machine: free memory on the device and in RAM, suitable thread count, fast number formats.
 
-Containers are given less than their host has: cgroup limits (version 1 and 2) bound the memory and the threads.
+Containers get less than their host has: cgroup limits (versions 1 and 2) bound memory and threads.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from uso_core.memory.planner import Machine
 from uso_core.quantization.fp8 import fp8_way
 
 CGROUPS, PROC = Path("/sys/fs/cgroup"), Path("/proc")
-UNLIMITED = 2**60  # cgroup 1 writes a number near 2^63 where there is no limit
-# Flags of /proc/cpuinfo under which bfloat16 products are faster than float32 ones: AMX tiles (about 7 times), and
-# AVX512's dot product (3.3 to 3.9 times on one core of an AMD EPYC, 300 to 5000 rows, widths 256 to 3072; twice where
+UNLIMITED = 2**60  # cgroup 1 writes a number near 2^63 for no limit
+# Flags in /proc/cpuinfo with which bfloat16 products are faster than float32 ones: AMX tiles (about 7 times), and
+# AVX512's dot product (3.3 to 3.9 times on one core of an AMD EPYC, 300 to 5000 rows, widths 256 to 3072; twice if
 # float32 weights are packed too).
 FAST_BFLOAT16_FLAGS = frozenset({"amx_bf16", "avx512_bf16"})
 
 
 def look_at(device: torch.device) -> Machine:
-    """What there is on the device now, for the planner. On a GPU this creates its context."""
+    """What the device offers now, for the planner. On a GPU this creates its context."""
     ram = free_ram()
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
@@ -44,10 +44,10 @@ def look_at(device: torch.device) -> Machine:
 
 
 def obstacle_to_compiling(device: torch.device, dtype: torch.dtype) -> str:
-    """What keeps PyTorch from compiling for this device, in its words; empty where a small function compiles.
+    """What stops PyTorch from compiling for this device, in its words; empty if a small function compiles.
 
-    It takes a C compiler, on a GPU Triton as well, which Windows does not have by itself, and a GPU that Triton knows
-    the dtype of. Seconds, most of which a real compilation would take too.
+    Compiling takes a C compiler and, on a GPU, Triton (not available for Windows by default) and a GPU for which
+    Triton supports the dtype. Takes seconds, most of which a real compilation would need too.
     """
     x = torch.linspace(-2, 2, 64, device=device, dtype=dtype)
     try:
@@ -65,27 +65,27 @@ def _gelu_and_more(x: torch.Tensor) -> torch.Tensor:
 
 
 def free_ram(cgroups: Path = CGROUPS, proc: Path = PROC) -> int:
-    """Bytes of RAM that can be taken without swapping: what the system has, or what the container may still take."""
+    """Bytes of RAM available without swapping: those of the system, or those the container may still take."""
     available = _available(proc)
     left = [limit - used for limit, used in _memory_limits(cgroups, proc)]
     return max(min([available, *left]), 0)
 
 
 def threads(cgroups: Path = CGROUPS, proc: Path = PROC) -> int:
-    """Threads for computing that suit this process and its container."""
+    """Number of compute threads that suits this process and its container."""
     return suitable_threads(_usable_processors(), _physical_cores(proc), _cpu_quotas(cgroups, proc))
 
 
 def suitable_threads(processors: int, cores: int, quotas: Collection[float]) -> int:
-    """As many threads as physical cores that the process may use, and as its container has time for.
+    """One thread per physical core that the process may use, within the container's CPU quota.
 
-    More than the quota allows are stopped in turn and wait for each other, which is slower than fewer.
+    Threads beyond the quota are throttled in turn and wait for each other, which is slower than having fewer.
     """
     return max(min([processors, cores, *map(math.ceil, quotas)]), 1)
 
 
 def cpu_flags(proc: Path = PROC) -> frozenset[str]:
-    """Names of what the first CPU can do, as Linux calls them; elsewhere those of bfloat16 that PyTorch sees."""
+    """Feature flags of the first CPU, as Linux names them; elsewhere the bfloat16 flags that PyTorch detects."""
     for line in _text(proc / "cpuinfo").splitlines():
         name, _, values = line.partition(":")
         if name.strip() in ("flags", "Features"):
@@ -103,7 +103,7 @@ def fast_bfloat16(flags: Collection[str]) -> bool:
 
 
 def _available(proc: Path) -> int:
-    """Bytes that new programs can take; half of all memory where the system does not say."""
+    """Bytes that new programs can take; half of all memory if the system does not say."""
     found = re.search(r"^MemAvailable:\s*(\d+) kB", _text(proc / "meminfo"), re.MULTILINE)
     if found:
         return int(found[1]) * 1024
@@ -139,14 +139,14 @@ def _macos_available() -> int:
 
 
 def macos_pages(text: str) -> int:
-    """Bytes that can be taken according to the output of vm_stat."""
+    """Available bytes according to the output of vm_stat."""
     size = re.search(r"page size of (\d+) bytes", text)
     kinds = re.findall(r"^Pages (free|inactive|speculative|purgeable):\s+(\d+)\.", text, re.MULTILINE)
     return sum(int(pages) for _, pages in kinds) * int(size[1] if size else 4096)
 
 
 def _memory_limits(cgroups: Path, proc: Path) -> list[tuple[int, int]]:
-    """(limit, used) of every group that this process is in; caches that can be dropped do not count as used."""
+    """(limit, used) of every group of this process; droppable caches do not count as used."""
     found = []
     for folder in _groups(cgroups, proc, "memory"):
         for limit_name, used_name, cache_name in (
@@ -162,7 +162,7 @@ def _memory_limits(cgroups: Path, proc: Path) -> list[tuple[int, int]]:
 
 
 def _cpu_quotas(cgroups: Path, proc: Path) -> list[float]:
-    """Processors' worth of time that each group of this process may use."""
+    """CPU time, in CPUs, that each group of this process may use."""
     found = []
     for folder in _groups(cgroups, proc, "cpu"):
         quota, _, period = _text(folder / "cpu.max").strip().partition(" ")
@@ -174,9 +174,9 @@ def _cpu_quotas(cgroups: Path, proc: Path) -> list[float]:
 
 
 def _groups(cgroups: Path, proc: Path, controller: str) -> list[Path]:
-    """Folders of the control groups of this process and of their parents, of both versions.
+    """Folders of this process's control groups and their parents, of both versions.
 
-    Inside a container the path may be that of the host, which is not there; then the mounted root is the group.
+    Inside a container the path may be the host's and not exist; then the mounted root is the group.
     """
     folders: list[Path] = []
     for line in _text(proc / "self" / "cgroup").splitlines():
@@ -193,7 +193,7 @@ def _groups(cgroups: Path, proc: Path, controller: str) -> list[Path]:
 
 
 def _physical_cores(proc: Path) -> int:
-    """Cores without their second threads, which share one multiplier."""
+    """Physical cores: hyperthreads share one multiplier and do not count."""
     cores = set()
     for block in _text(proc / "cpuinfo").split("\n\n"):
         values = dict(re.findall(r"^(physical id|core id)\s*:\s*(\d+)", block, re.MULTILINE))
@@ -214,7 +214,7 @@ def _number(path: Path) -> int | None:
 
 
 def _text(path: Path) -> str:
-    """A small file of the kernel; empty where there is none."""
+    """The text of a small kernel file; empty if there is none."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,6 +1,6 @@
-"""Which components lie on the device: some stay, the others come on demand, one at a time, and are never copied back.
+"""Decides which components lie on the device: some stay, others come on demand, one at a time, never copied back.
 
-Weights do not change, so the host's copy of a component stays valid and taking it off the device costs nothing.
+Weights do not change, so the host's copy of a component stays valid and removing it from the device is free.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from uso_core.memory.pinned import PinnedMemory
 class Offloader:
     """Brings modules to `device` when they are used.
 
-    `modules` are named; those `on_demand` are there only while they are used, at most one of them at a time, all
-    others always. `held` are parts that never move: who uses them brings their weights along (adaLN layers, streamed
-    blocks). They wait in `host`, without one where they are. `events` logs every arrival and departure, ("arrive"
-    or "leave", name).
+    `modules` are named; those `on_demand` are on the device only while used, at most one at a time; all others stay.
+    `held` are parts that never move: their users bring the weights along (adaLN layers, streamed blocks). Modules on
+    demand rest in `host`, or in place without one. `events` logs every arrival and departure ("arrive" or "leave",
+    name).
     """
 
     def __init__(
@@ -49,9 +49,9 @@ class Offloader:
                 self._bring(module)
 
     def use(self, name: str) -> nn.Module:
-        """The module of that name, on the device.
+        """Returns the module of this name, on the device.
 
-        Another one that came on demand leaves, whether its room is needed or not.
+        Any other module that came on demand leaves, whether or not its room is needed.
         """
         module = self.modules[name]
         if self._arrived != name:
@@ -63,7 +63,7 @@ class Offloader:
         return module
 
     def leave(self) -> None:
-        """Takes off the device what came on demand, if anything did."""
+        """Removes from the device what came on demand, if anything."""
         if self._arrived is None:
             return
         for tensor in self._movable(self.modules[self._arrived]):
@@ -74,7 +74,7 @@ class Offloader:
         self._arrived = None
 
     def bytes_on_device(self, name: str) -> int:
-        """Bytes of the module's weights that lie on the device now."""
+        """Bytes of the module's weights that are on the device now."""
         return sum(each.nbytes for each in tensors_of(self.modules[name]) if each.device.type == self.device.type)
 
     def _movable(self, module: nn.Module) -> Iterator[torch.Tensor]:
@@ -92,6 +92,6 @@ class Offloader:
 
 
 def tensors_of(module: nn.Module) -> Iterator[torch.Tensor]:
-    """A module's parameters and buffers, shared ones once."""
+    """A module's parameters and buffers, each shared one once."""
     yield from module.parameters()
     yield from module.buffers()

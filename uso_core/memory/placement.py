@@ -1,4 +1,4 @@
-"""A plan carried out: modules placed, blocks streamed, the decoder tiled, blocks compiled."""
+"""Carries out a plan: places modules, streams blocks, tiles the decoder, compiles blocks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from uso_core.memory.sizes import TILE_PIXELS
 from uso_core.memory.streaming import BlockStream
 from uso_core.model.transformer import Modulation
 
-# The plan's group by which each component of the pipeline comes and goes; its transformer never leaves as a whole.
+# The plan's group for each pipeline component that comes and goes; the transformer never leaves as a whole.
 GROUPS = {
     "text_encoder": "clip",
     "text_encoder_2": "t5",
@@ -24,21 +24,21 @@ GROUPS = {
     "vae": "vae_decoder",
 }
 LATENT_TILE = TILE_PIXELS // 8
-# Of a compiled block that a process keeps: sizes as they first come, any sizes, and both with strengths. More would be
-# computed without compiling, slower but rightly.
+# Compiled versions of a block that a process keeps: first sizes, any sizes, and both with strengths. Further ones run
+# uncompiled: slower, but correct.
 VARIANTS = 32
 
 
 def place(modules: Mapping[str, Any], plan: MemoryPlan, device: torch.device) -> Offloader:
-    """Places a pipeline's components as planned; the offloader returned brings what does not stay.
+    """Places a pipeline's components as planned; the returned offloader brings those that do not stay.
 
-    `modules` are named as the pipeline's: transformer, vae, text_encoder, text_encoder_2, image_encoder,
+    `modules` are named as in the pipeline: transformer, vae, text_encoder, text_encoder_2, image_encoder,
     style_projector.
     """
     transformer = modules["transformer"]
     modulation = [each for part in transformer.modules() if isinstance(part, Modulation) for each in part.parameters()]
     host = PinnedMemory(device, plan.host_bytes - plan.host_bytes // (HOST_WASTE_PART + 1))
-    waiting = host if plan.pinned else None  # for what is on demand; streamed blocks always wait there
+    waiting = host if plan.pinned else None  # for modules on demand; streamed blocks always rest there
     held: list[torch.Tensor] = []
     if plan.where("modulation") != STAYS:
         held += modulation
@@ -66,7 +66,7 @@ def place(modules: Mapping[str, Any], plan: MemoryPlan, device: torch.device) ->
 
     vae = modules["vae"]
     vae.tile_sample_min_size, vae.tile_latent_min_size = TILE_PIXELS, LATENT_TILE
-    if device.type in ("cuda", "cpu"):  # on a CPU 1.2 to 1.5 times as fast; on Apple's GPUs not tried
+    if device.type in ("cuda", "cpu"):  # 1.2 to 1.5 times as fast on a CPU; not tried on Apple's GPUs
         vae.to(memory_format=torch.channels_last)
     offloader = Offloader(device, modules, on_demand, held, on_leave, waiting)
     if plan.compile:

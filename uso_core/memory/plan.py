@@ -1,4 +1,4 @@
-"""A memory plan as a value: where each group of a model lies, in numbers, in one sentence and in a table. No torch."""
+"""A memory plan as a value: where each group of a model lies, as numbers, a sentence and a table. No torch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from uso_core.messages import Bytes, Message, message
 EMBEDDED = "Embedded model"  # the tier of a small model
 
 STAYS = "stays"  # on the device from loading to the end
-ON_DEMAND = "on demand"  # comes to the device whole when its turn is, and leaves; nothing that stays makes room for it
-STREAMS = "streams"  # passes through a few slots on the device, piece by piece, as it is computed
+ON_DEMAND = "on demand"  # comes to the device whole when used, then leaves; nothing that stays makes room for it
+STREAMS = "streams"  # passes through a few slots on the device, piece by piece, while it is computed
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where one group lies: how, its bytes in all, and how many of them are on the device at its turn."""
+    """Where one group lies, its total bytes, and how many of them are on the device while it is used."""
 
     group: str
     where: str
@@ -27,7 +27,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What goes where. Bytes on the device are estimates, by stage; `order` sorts plans by speed, the fastest first."""
+    """Where everything goes. Device bytes are estimates per stage; `order` sorts plans by speed, fastest first."""
 
     device: str
     tier: str
@@ -36,18 +36,18 @@ class MemoryPlan:
     placements: tuple[Placement, ...]
     resident_blocks: int
     blocks: int
-    slots: int  # on the device for the blocks that do not stay; 0 where all stay
+    slots: int  # on the device, for blocks that do not stay; 0 if all stay
     tiled_decode: bool
     compile: bool
-    pinned: bool  # groups on demand wait in pinned RAM; else in mapped files. Streamed blocks always wait in RAM
-    host_bytes: int  # RAM that waiting takes
+    pinned: bool  # groups on demand rest in pinned RAM, else in mapped files. Streamed blocks always rest in RAM
+    host_bytes: int  # RAM for weights that rest off the device
     budget_bytes: int
     stages: dict[str, int]
     order: tuple[int, ...]
     notes: tuple[Message, ...] = ()
     dtype: str = "bf16"
     cpu_kernels: bool = False  # the blocks compute from copies of their weights in a CPU's own layout
-    decode_bytes: tuple[int, int] = (0, 0)  # (resident at decoding, decoder's bytes per pixel untiled)
+    decode_bytes: tuple[int, int] = (0, 0)  # (resident during decoding, decoder's bytes per pixel untiled)
 
     @property
     def peak_bytes(self) -> int:
@@ -59,7 +59,7 @@ class MemoryPlan:
 
     @property
     def moves(self) -> bool:
-        """Whether anything comes to the device and leaves it while images are made."""
+        """Whether anything moves to and from the device while images are made."""
         return any(placement.where != STAYS for placement in self.placements)
 
     @property
@@ -72,7 +72,7 @@ class MemoryPlan:
 
     @property
     def untiled_pixels(self) -> int:
-        """Images of more pixels are decoded in tiles: as planned, and any that would not fit otherwise."""
+        """Images with more pixels are decoded in tiles: as planned, or because they would not fit otherwise."""
         resident, per_pixel = self.decode_bytes
         fitting = (self.budget_bytes - resident) // per_pixel if per_pixel else self.budget_bytes
         return TILE_PIXELS**2 if self.tiled_decode else max(TILE_PIXELS**2, fitting)
@@ -140,7 +140,7 @@ class MemoryPlan:
         return message("group_format", group=title, format=_format(quantized, self.dtype))
 
 
-_MOVABLE = ("t5", "modulation", "clip")  # what the summary names of the groups that may be on demand
+_MOVABLE = ("t5", "modulation", "clip")  # groups that the summary names if they are on demand
 
 
 def _format(fp8: bool, dtype: str) -> str:

@@ -1,8 +1,8 @@
-"""Where each group of a model lies while an image is made: decided from numbers alone, before anything is loaded.
+"""Decides where each group of a model lies while an image is made, from numbers alone, before anything is loaded.
 
-Every way to place the model on the device is a candidate; candidates are taken in order of speed (bytes streamed in
-every step, then bytes moved for every new prompt), and the first that fits is the plan. So more memory never gives a
-slower plan, and nothing is left to a driver that would spill. No torch.
+Every way to place the model is a candidate; candidates are tried in order of speed (bytes streamed per step, then bytes
+moved per new prompt), and the first that fits is the plan. So more memory never gives a slower plan, and no driver has
+to spill. No torch.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from uso_core.messages import Bytes, Message, message
 
 STREAMED_SLOTS, ON_DEMAND_SLOTS = 3, 2  # slots for the blocks (two copies ahead); for T5, SigLIP and the modulation
 
-SMALL_BYTES = GB  # a model below this is never taken apart: the embedded one
-RESERVE_BYTES, RESERVE_PART = 1_400_000_000, 16  # left free at least, and a sixteenth: fragments, the desktop
-HOST_WASTE_PART = 14  # of what waits in page-locked RAM, whose pieces are never filled to their end (`memory/host.py`)
+SMALL_BYTES = GB  # smaller models are never split up: the embedded one
+RESERVE_BYTES, RESERVE_PART = 1_400_000_000, 16  # left free: at least this, and a sixteenth; fragments, the desktop
+HOST_WASTE_PART = 14  # of weights resting in pinned RAM, whose pieces are never quite full (`memory/pinned.py`)
 RAM_RESERVE_BYTES = 2 * GB  # the interpreter with its libraries, and the rest of the machine
 TEXT_TOKENS, STYLE_TOKENS = 512, 192
 VAE = ("vae_encoder", "vae_decoder")  # come and go together
 
-# Ways that are worse than streaming so many bytes of blocks in every step: T5 in fp8 costs closeness to the original,
-# a mapped file is read for every new prompt. Tiles compute their overlaps twice, the time of so many bytes over PCIe.
+# Ways that are worse than streaming this many bytes of blocks per step: T5 in fp8 departs from the original, a mapped
+# file is read again for every new prompt. Tiles compute their overlaps twice, in the time of so many bytes over PCIe.
 T5_FP8_HANDICAP, MAPPED_HANDICAP, TILES_COST = GB // 2, GB, 2 * GB
 
 RUNGS = (8, 12, 16, 24, 32, 40, 48, 80)  # cards by their nominal size, GiB
@@ -35,7 +35,7 @@ RUNGS = (8, 12, 16, 24, 32, 40, 48, 80)  # cards by their nominal size, GiB
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is to plan for. On "mps" the memory is one: the device's figures bound what it may take of the RAM."""
+    """What there is to plan for. On "mps" memory is shared: the device's figures bound what it may take of the RAM."""
 
     device: str  # "cuda", "mps" or "cpu"
     name: str
@@ -43,12 +43,12 @@ class Machine:
     free_vram_bytes: int = 0
     total_vram_bytes: int = 0
     multiplies_fp8: bool = False
-    obstacle: str = ""  # what keeps blocks from being compiled here
+    obstacle: str = ""  # what stops blocks from being compiled here
 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What the user and the chosen model ask for; sizes in pixels, the largest that is to fit without a new plan."""
+    """What the user and the chosen model ask for; sizes in pixels, the largest to fit without a new plan."""
 
     fp8: bool = False
     offload: bool = False
@@ -72,9 +72,9 @@ class PlanOptions:
 
 
 def plan(machine: Machine, sizes: Sizes, options: PlanOptions) -> MemoryPlan:
-    """The fastest way to place a model that fits.
+    """Returns the fastest placement of the model that fits.
 
-    Raises `MemoryShortage` with what is needed at the least, what is free and what to do.
+    Raises `MemoryShortage` with the minimum needed, what is free and what to do.
     """
     budget = budget_of(machine, options)
     lowest: MemoryPlan | None = None  # on the device
@@ -94,9 +94,9 @@ def plan(machine: Machine, sizes: Sizes, options: PlanOptions) -> MemoryPlan:
 
 
 def compiles(machine: Machine, sizes: Sizes, options: PlanOptions) -> bool:
-    """Whether blocks are to be compiled if they can be: as asked, else on an NVIDIA GPU.
+    """Whether blocks should be compiled if possible: as asked, else on an NVIDIA GPU.
 
-    The embedded model's images take less time than compiling it.
+    The embedded model makes its images faster than it compiles.
     """
     if options.compile is not None:
         return options.compile
@@ -104,7 +104,7 @@ def compiles(machine: Machine, sizes: Sizes, options: PlanOptions) -> bool:
 
 
 def budget_of(machine: Machine, options: PlanOptions) -> int:
-    """Bytes on the device that a plan may use: what is free or allowed, less the reserve; never below 0."""
+    """Device bytes that a plan may use: what is free or allowed, less the reserve; never below 0."""
     if machine.device == "cpu":
         return max(machine.free_ram_bytes - RAM_RESERVE_BYTES, 0)
     free = _free(machine)
@@ -114,19 +114,19 @@ def budget_of(machine: Machine, options: PlanOptions) -> int:
 
 
 def _free(machine: Machine) -> int:
-    """Bytes free where the model is computed; on an Apple GPU no more than the RAM that is free."""
+    """Free bytes where the model is computed; on an Apple GPU no more than the free RAM."""
     if machine.device == "cuda":
         return machine.free_vram_bytes
     return min(machine.free_vram_bytes or machine.free_ram_bytes, machine.free_ram_bytes)
 
 
 def reserve(free: int) -> int:
-    """Bytes of so much free memory that a plan leaves alone."""
+    """Bytes of this much free memory that a plan leaves alone."""
     return max(RESERVE_BYTES, free // RESERVE_PART)
 
 
 def candidates(machine: Machine, sizes: Sizes, options: PlanOptions, budget: int) -> Iterator[MemoryPlan]:
-    """Every way to place the model, the fastest first (with offload: the one with the lowest peak first)."""
+    """Every way to place the model, fastest first (with offload: lowest peak first)."""
     small = sizes.total() <= SMALL_BYTES
     fp8 = options.fp8 and not small and machine.device != "mps"
     together = small or machine.device != "cuda"
@@ -135,7 +135,7 @@ def candidates(machine: Machine, sizes: Sizes, options: PlanOptions, budget: int
     counts = [count for count in range(blocks, -1, -1) if count == 0 or held[count] <= budget]
 
     def kind(t5_fp8: bool, pinned: bool) -> Iterator[MemoryPlan]:
-        """Candidates of one kind; within it, fewer resident blocks are always slower, so that few need be built."""
+        """Candidates of one kind; within it, fewer resident blocks are always slower, so few need to be built."""
         for resident in (blocks,) if together else counts:
             ways = _ways(t5_fp8, pinned, together, options.offload)
             built = [_build(machine, sizes, options, budget, fp8, way, resident) for way in ways]
@@ -167,7 +167,7 @@ def _ways(t5_fp8: bool, pinned: bool, together: bool, offload: bool) -> Iterator
 def _build(
     machine: Machine, sizes: Sizes, options: PlanOptions, budget: int, fp8: bool, way: Way, resident: int
 ) -> MemoryPlan:
-    """The plan of one way in numbers: where each group lies, the peak of each stage, what it moves."""
+    """Builds the plan of one way in numbers: where each group lies, the peak of each stage, what it moves."""
     placements = _placements(sizes, fp8, way, resident)
     by_group = {placement.group: placement for placement in placements}
     stays = sum(each.device_bytes for each in placements if each.where == STAYS or each.group == "blocks")
@@ -178,7 +178,7 @@ def _build(
     locked = streamed + (waiting if way.pinned else 0)
     handicap = T5_FP8_HANDICAP * way.t5_fp8 + MAPPED_HANDICAP * (not way.pinned)
     cost, peak = waiting + TILES_COST * way.tiled, max(stages.values())
-    lowest_first = options.offload and way.t5 != STAYS  # where nothing can leave, offload changes nothing
+    lowest_first = options.offload and way.t5 != STAYS  # if nothing can leave, offload changes nothing
     order = (streamed + handicap, *((peak, cost) if lowest_first else (cost, peak)))
     compiled = compiles(machine, sizes, options) and not machine.obstacle
     on_demand = sum(by_group[half].device_bytes for half in VAE) if way.light != STAYS else 0
@@ -206,7 +206,7 @@ def _build(
 
 def _placements(sizes: Sizes, fp8: bool, way: Way, resident: int) -> tuple[Placement, ...]:
     def place(group: str, where: str, pieces: tuple[int, ...], whole: int = 0) -> Placement:
-        """`whole` is what is on the device at the group's turn however its pieces come."""
+        """`whole` is on the device while the group is used, however its pieces come."""
         size = sum(pieces) + whole
         in_slots = sum(sorted(pieces)[-ON_DEMAND_SLOTS:]) + whole
         return Placement(group, where, size, in_slots if where == STREAMS else size)
@@ -227,7 +227,7 @@ def _placements(sizes: Sizes, fp8: bool, way: Way, resident: int) -> tuple[Place
 def _stages(
     sizes: Sizes, options: PlanOptions, fp8: bool, way: Way, groups: dict[str, Placement], stays: int
 ) -> dict[str, int]:
-    """Bytes on the device at the most in each stage: what stays, what has its turn, and the activations."""
+    """Maximum device bytes in each stage: what stays, what is in use, and the activations."""
 
     def turn(*names: str) -> int:
         return stays + sum(groups[name].device_bytes for name in names if groups[name].where != STAYS)
@@ -244,7 +244,7 @@ def _stages(
 
 
 def _with_cpu_kernels(candidate: MemoryPlan, sizes: Sizes) -> MemoryPlan:
-    """The same with the CPU kernels' copies of the transformer's weights, where they have room and can be used."""
+    """The same plan with the CPU kernels' copies of the transformer's weights, if they fit and can be used."""
     copies = sum(sizes.blocks(False)) + sum(sizes.modulation)
     if candidate.fp8 or candidate.compile or candidate.peak_bytes + copies > candidate.budget_bytes:
         return candidate
@@ -258,7 +258,7 @@ def _with_cpu_kernels(candidate: MemoryPlan, sizes: Sizes) -> MemoryPlan:
 
 
 def _ram(candidate: MemoryPlan) -> int:
-    """RAM that a candidate takes beside the GPU."""
+    """RAM that a candidate takes in addition to the GPU."""
     return candidate.host_bytes + RAM_RESERVE_BYTES if candidate.host_bytes else 0
 
 
@@ -269,7 +269,7 @@ def _ram_shortage(lightest: MemoryPlan, machine: Machine, options: PlanOptions) 
 
 
 def _device_shortage(lowest: MemoryPlan, machine: Machine, options: PlanOptions) -> MemoryShortage:
-    """Names what binds: the limit that was set, or what is free."""
+    """Names the limit that binds: the one that was set, or what is free."""
     free = _free(machine)
     limit = options.vram_limit_bytes if machine.device != "cpu" else None
     limited = limit is not None and limit <= free
@@ -289,7 +289,7 @@ def _device_shortage(lowest: MemoryPlan, machine: Machine, options: PlanOptions)
 def _remedies(
     candidate: MemoryPlan, machine: Machine, options: PlanOptions, limited: bool = False
 ) -> tuple[Message, ...]:
-    """What to do about a shortage, a sentence each."""
+    """Remedies for a shortage, one sentence each."""
     large = candidate.tier != EMBEDDED
     keys = ["vram_limit"] if limited else []
     if large and not options.fp8 and machine.device != "mps":
@@ -301,7 +301,7 @@ def _remedies(
 
 
 def _tier(machine: Machine, sizes: Sizes, fp8: bool, peak: int) -> str:
-    """The smallest card that holds the plan, or what else there is instead of one."""
+    """The smallest card that holds the plan, or the device used instead of a card."""
     if sizes.total() <= SMALL_BYTES:
         return EMBEDDED
     if machine.device != "cuda":
@@ -316,7 +316,7 @@ def _tier(machine: Machine, sizes: Sizes, fp8: bool, peak: int) -> str:
 def _notes(
     machine: Machine, sizes: Sizes, options: PlanOptions, fp8: bool, way: Way, streamed: int
 ) -> Iterator[Message]:
-    """What the user should know beside the plan, a sentence each."""
+    """What the user should know besides the plan, one sentence each."""
     large = sizes.total() > SMALL_BYTES
     if options.fp8 and not fp8 and large:
         yield message("plan_note_no_fp8")

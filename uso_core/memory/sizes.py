@@ -1,4 +1,5 @@
-"""How large a model is: parameters of each group counted, bytes of weights and of activations derived. No torch.
+"""Computes how large a model is: counts the parameters of each group, derives bytes of weights and activations. No
+torch.
 
 1 GB is 10^9 bytes here and wherever the project names gigabytes.
 """
@@ -17,19 +18,19 @@ GB = 10**9
 PIXELS_PER_TOKEN = 16
 SCALE_BYTES = 4  # one float32 scale for each output channel of a quantized matrix
 
-# Activations, counted as live tensors of one forward on the meta device (benchmarks/counts.py; a test holds that these
-# bounds are not below what is counted there). One transformer step keeps at most, at the end of a single-stream block,
-# 13 tensors of (tokens, width) in the model's dtype, the embedded text that waits for the next step (a third of one
-# where the image is small), and 8.4 bytes of float32 RoPE for each of their elements.
+# Activations, counted as live tensors of one forward on the meta device (benchmarks/counts.py; a test checks that these
+# bounds are not below the counts). At the end of a single-stream block, one transformer step keeps at most 13 tensors
+# of (tokens, width) in the model's dtype, the embedded text for the next step (a third of one if the image is small),
+# and 8.4 bytes of float32 RoPE for each of their elements.
 STEP_TENSORS, STEP_FLOAT32_BYTES = 13.4, 9
-FP8_INPUT_WIDTHS = 5  # the widest quantized product reads 5 x width, whose copy in fp8 (and its scaling) lies beside it
-# The VAE's peak is at full resolution: encoder 5 tensors of its first width, decoder 3 of its second. Convolutions
-# take workspace on top, which no count on meta tensors sees.
+FP8_INPUT_WIDTHS = 5  # the widest quantized product reads 5 x width; its fp8 copy (and the scaling) lies beside it
+# The VAE peaks at full resolution: encoder 5 tensors of its first width, decoder 3 of its second. Convolutions take
+# workspace on top, which counts on meta tensors do not show.
 VAE_ENCODE_TENSORS, VAE_DECODE_TENSORS, CONVOLUTION_WORKSPACE = 5, 3, 1.5
 TILE_PIXELS = 512  # side of a tile of the tiled decoder
-IMAGE_BYTES = 48  # per pixel: decoded tiles, their rows and the whole in float32
+IMAGE_BYTES = 48  # per pixel: decoded tiles, their rows and the whole image in float32
 ENCODER_ACTIVATION_BYTES = 150 * 10**6  # T5 at 512 tokens keeps 101 MB, SigLIP with all its hidden states 123 MB
-WORKSPACE_BYTES = 150 * 10**6  # cuBLAS workspaces, embedded prompts, the caches of one request; at most its weights
+WORKSPACE_BYTES = 150 * 10**6  # cuBLAS workspaces, embedded prompts, one request's caches; at most the weights' size
 
 
 class Parameter(Protocol):
@@ -38,7 +39,7 @@ class Parameter(Protocol):
 
 
 class Module(Protocol):
-    """What counting needs of a module of any framework, its weights there or not."""
+    """What counting needs from a module of any framework, loaded or not."""
 
     def named_parameters(self) -> Iterable[tuple[str, Any]]: ...
 
@@ -59,10 +60,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Counts:
-    """Parameters of each group of a model, and the widths that its activations follow from.
+    """Parameters of each group of a model, and the widths that determine its activations.
 
     `blocks` are the transformer's in the order of computation, without their modulation; `modulation` holds the adaLN
-    matrices (with biases) one by one; `ends` the embedders and the output; `t5_rest` T5's token embedding and norm,
+    matrices (with biases) one by one; `ends` the embedders and the output; `t5_rest` T5's token embedding and norm;
     `siglip_rest` SigLIP's embeddings, last norm and head.
     """
 
@@ -88,7 +89,7 @@ class Counts:
 
 
 def counts_of(parts: Mapping[str, Module]) -> Counts:
-    """Counts a model's modules by role: transformer, t5, clip, siglip, projector, vae. Meta tensors will do.
+    """Counts a model's modules by role: transformer, t5, clip, siglip, projector, vae. Meta tensors suffice.
 
     Names are those of diffusers' FluxTransformer2DModel and AutoencoderKL and of transformers' T5EncoderModel.
     """
@@ -124,7 +125,7 @@ def counts_of(parts: Mapping[str, Module]) -> Counts:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of each group in the number format it is computed in.
+    """Bytes of each group in the number format that it is computed in.
 
     `dtype_bytes` is that of the transformer, the text encoders and the VAE, `vision_bytes` that of SigLIP and the
     projector (4: they are computed in float32, as the reference does).
@@ -165,7 +166,7 @@ class Sizes:
 
     @cached_property
     def light(self) -> dict[str, int]:
-        """The groups that are too small to be taken apart."""
+        """The groups too small to be split up."""
         counts, dtype = self.counts, self.dtype_bytes
         return {
             "clip": counts.clip * dtype,
@@ -192,13 +193,13 @@ class Sizes:
         return outputs * steps * self.dtype_bytes
 
     def step(self, tokens: int, fp8: bool) -> int:
-        """Activations of one transformer step at most, for so many tokens of text, style, target and references."""
+        """Maximum activations of one transformer step for this many tokens of text, style, target and references."""
         elements = tokens * self.counts.width
         plain = int(elements * (STEP_TENSORS * self.dtype_bytes + STEP_FLOAT32_BYTES))
         if not fp8:
             return plain
-        copied = elements * FP8_INPUT_WIDTHS * (1 + self.dtype_bytes)  # the input scaled, and in fp8
-        dequantized = 2 * self.counts.largest_matrix * self.dtype_bytes  # where the GPU cannot multiply fp8
+        copied = elements * FP8_INPUT_WIDTHS * (1 + self.dtype_bytes)  # the scaled input, and its fp8 copy
+        dequantized = 2 * self.counts.largest_matrix * self.dtype_bytes  # for GPUs that cannot multiply fp8
         return plain + max(copied, dequantized)
 
     def encode(self, pixels: int) -> int:
@@ -207,7 +208,7 @@ class Sizes:
         return int(pixels * tensors * CONVOLUTION_WORKSPACE)
 
     def decode(self, pixels: int, tiled: bool) -> int:
-        """Activations of the VAE's decoder, over the whole image or tile by tile."""
+        """Activations of the VAE's decoder, for the whole image or per tile."""
         at_once = min(pixels, TILE_PIXELS**2) if tiled else pixels
         tensors = VAE_DECODE_TENSORS * self.counts.decoder_width * self.dtype_bytes
         return int(at_once * tensors * CONVOLUTION_WORKSPACE) + pixels * IMAGE_BYTES
@@ -217,7 +218,7 @@ class Sizes:
         return min(WORKSPACE_BYTES, self.total())
 
     def encoder(self, group_bytes: int) -> int:
-        """Activations of a text or vision encoder whose weights have so many bytes."""
+        """Activations of a text or vision encoder with this many bytes of weights."""
         return min(ENCODER_ACTIVATION_BYTES, 2 * group_bytes)
 
 
@@ -248,7 +249,7 @@ def _pieces(
 ) -> tuple[Piece, ...]:
     """One piece for each block, in the order of computation: double-stream blocks before single-stream ones.
 
-    `matrices` are those that fp8 quantizes.
+    `matrices` matches those that fp8 quantizes.
     """
     blocks: dict[str, list[int]] = {}
     for name, shape in shapes:

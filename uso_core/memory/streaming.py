@@ -1,7 +1,7 @@
-"""Blocks that do not all fit on the device: the first stay, the others' weights pass through a few slots.
+"""Streams blocks that do not all fit on the device: the first ones stay, the others' weights pass through a few slots.
 
-While one block computes, the next one's weights are copied on a side stream, out of page-locked memory, and nothing
-is copied back. The order is the same in every pass, so in a loop the copies go on from one pass to the next.
+While one block computes, the next one's weights are copied from pinned memory on a side stream; nothing is copied
+back. The order is the same in every pass, so in a loop the copies continue from one pass to the next.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from uso_core.memory.pinned import ALIGNMENT, PinnedMemory
 class BlockStream:
     """Blocks in the order of computation, each with its weights on `device` while it is the current one.
 
-    Iterate over it, or `attach` it to modules that call their blocks themselves. The first `resident` blocks and the
-    tensors in `held` are left as they are: whoever made this places them. The slots take device memory from the
-    first block of a pass until `release`. One that `loops` fetches its first blocks again while the last ones compute.
-    The others' weights move to `host`; without one they stay where they are, so that those of a mapped file take no
-    memory of their own. `copies` counts the blocks that were brought; `carried` are the tensors that it moves.
+    Iterate over it, or `attach` it to modules that call their blocks themselves. It leaves the first `resident` blocks
+    and the tensors in `held` alone: its creator places them. The slots take device memory from the first block of a
+    pass until `release`. With `loops` it fetches the first blocks again while the last ones compute. The other blocks'
+    weights move to `host`; without one they stay in place, so that weights in a mapped file take no extra memory.
+    `copies` counts the blocks that were brought; `carried` are the tensors that it moves.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class BlockStream:
 
     @property
     def device_bytes(self) -> int:
-        """Device memory that the slots take now."""
+        """Device memory that the slots use now."""
         return sum(slot.memory.nbytes for slot in self._slots)
 
     def __len__(self) -> int:
@@ -68,14 +68,14 @@ class BlockStream:
             self.depart(index)
 
     def attach(self) -> BlockStream:
-        """Brings each block's weights whenever it is called; for blocks that are called in their order."""
+        """Brings each block's weights when it is called; the blocks must be called in order."""
         for index, block in enumerate(self.blocks):
             block.register_forward_pre_hook(partial(_call, self.arrive, index))
             block.register_forward_hook(partial(_call, self.depart, index))
         return self
 
     def arrive(self, index: int) -> None:
-        """Puts the weights of a block in place; the first one also starts the copies."""
+        """Puts a block's weights in place; the first block also starts the copies."""
         if index == 0:
             self._fetch(0)
         place = index - self.resident
@@ -85,7 +85,7 @@ class BlockStream:
             self._parcels[place].unpack(slot.memory)
 
     def depart(self, index: int) -> None:
-        """Gives the slot of a block that has been submitted to the next block that has none."""
+        """Passes the slot of a submitted block on to the next block that has none."""
         place = index - self.resident
         if place >= 0:
             next(slot for slot in self._slots if slot.holds == place).used()
@@ -93,7 +93,7 @@ class BlockStream:
 
     def release(self) -> None:
         """Frees the slots; the weights are on the host again."""
-        if self._side is not None and self._slots:  # a copy may still be under way into what is freed here
+        if self._side is not None and self._slots:  # a copy into what is freed here may still be running
             torch.cuda.current_stream(self.device).wait_stream(self._side)
         for parcel in self._parcels:
             parcel.go_home()
@@ -102,8 +102,8 @@ class BlockStream:
     def _fetch(self, place: int) -> None:
         """Starts copying what is used next, from this place among the streamed blocks on, cyclically.
 
-        Called where no slot is in use: between two blocks, and at the beginning, when an earlier pass may have been
-        broken off with its kernels still running.
+        Called only while no slot is in use: between two blocks, and at the start, when an interrupted earlier pass may
+        still have kernels running.
         """
         count = len(self._parcels)
         if not self._slots and count:
@@ -125,7 +125,7 @@ def _call(act: Callable[[int], None], index: int, *_: object) -> None:
 
 
 class Parcel:
-    """One block's weights, with a place for each in a slot on the device."""
+    """One block's weights, with a place for each of them in a slot on the device."""
 
     def __init__(self, block: nn.Module, kept: set[int], host: PinnedMemory | None) -> None:
         self.tensors = [each for each in tensors_of(block) if id(each) not in kept]
@@ -140,23 +140,23 @@ class Parcel:
         self._runs = list(_runs([(begin, view) for _, begin, view in self._spans]))
 
     def copy_to(self, memory: torch.Tensor, non_blocking: bool = False) -> None:
-        """Copies all weights into memory, at once those that lie side by side."""
+        """Copies all weights into memory; adjacent ones in a single copy."""
         for begin, run in self._runs:
             memory[begin : begin + run.nbytes].copy_(run, non_blocking=non_blocking)
 
     def unpack(self, memory: torch.Tensor) -> None:
-        """Points the parameters at memory that `copy_to` filled."""
+        """Points the parameters at memory filled by `copy_to`."""
         for tensor, begin, view in self._spans:
             tensor.data = _view(memory, begin, view)
 
     def go_home(self) -> None:
-        """Points the parameters at the weights on the host."""
+        """Points the parameters at the host's weights."""
         for tensor, _, view in self._spans:
             tensor.data = view
 
 
 class Slot:
-    """Memory on the device for one block, and when it may be filled and read."""
+    """Device memory for one block, with the events that say when it may be filled and read."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.memory = torch.empty(size, dtype=torch.uint8, device=device)
@@ -165,7 +165,7 @@ class Slot:
         self._used: torch.cuda.Event | None = None
 
     def fill(self, index: int, parcel: Parcel, side: torch.cuda.Stream | None) -> None:
-        """Copies a block's weights in, behind what still reads the ones before."""
+        """Copies a block's weights in, after all reads of the previous ones."""
         self.holds = index
         if side is None:
             parcel.copy_to(self.memory)
@@ -178,24 +178,24 @@ class Slot:
             self._filled.record(side)
 
     def wait_until_filled(self) -> None:
-        """Holds the computation, not the caller, until the copy is there."""
+        """Makes the computation, not the caller, wait until the copy has arrived."""
         if self._filled is not None:
             torch.cuda.current_stream().wait_event(self._filled)
 
     def used(self) -> None:
-        """The computation that reads this slot has been submitted; what comes next may overwrite it after."""
+        """Marks that the computation reading this slot has been submitted; the next copy waits for it."""
         if self._filled is not None:
             self._used = torch.cuda.Event()
             self._used.record()
 
 
 def _runs(places: Sequence[tuple[int, torch.Tensor]]) -> Iterator[tuple[int, torch.Tensor]]:
-    """(first byte in a slot, bytes to copy there): tensors that lie on the host as far apart as in the slot are one.
+    """(first byte in a slot, bytes to copy there): tensors spaced on the host as in the slot form one run.
 
     `places` are (first byte in the slot, contiguous tensor), in their order.
     """
-    first: tuple[int, torch.Tensor] | None = None  # of the run at hand
-    end = 0  # of it, in the slot
+    first: tuple[int, torch.Tensor] | None = None  # of the current run
+    end = 0  # of that run, in the slot
     for begin, data in places:
         if first is not None and not _together(*first, begin, data):
             yield first[0], _bytes(first[1], end - first[0])
@@ -211,7 +211,7 @@ def _together(begin: int, data: torch.Tensor, other_begin: int, other: torch.Ten
 
 
 def _bytes(data: torch.Tensor, count: int) -> torch.Tensor:
-    """So many bytes of a tensor's storage, from its first one on."""
+    """This many bytes of a tensor's storage, starting at its first one."""
     start = data.storage_offset() * data.itemsize
     return torch.empty(0, dtype=torch.uint8).set_(data.untyped_storage(), start, (count,), (1,))
 

@@ -1,1 +1,1 @@
-"""What is computed: latents, style tokens, the transformer, the pipeline."""
+"""The model itself: latents, style tokens, the transformer, the pipeline."""

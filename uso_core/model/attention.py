@@ -1,7 +1,7 @@
-"""Which of PyTorch's attention kernels is the fastest here: asked of the machine, since it differs between GPUs.
+"""Ranks PyTorch's attention kernels by measured speed on this machine; the order differs between GPUs.
 
-They compute the same, up to the rounding of the dtype. On a Hopper GPU cuDNN's is said to be well ahead of the one that
-PyTorch takes by itself; on others it is behind, or missing.
+They compute the same, up to the rounding of the dtype. On a Hopper GPU cuDNN's kernel is said to be well ahead of
+PyTorch's default; on others it is slower or missing.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ ROUNDS = 5
 def by_speed(
     shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device, kernels: Sequence[SDPBackend] = KERNELS
 ) -> list[SDPBackend]:
-    """The kernels that take q, k and v of this shape (B, heads, tokens, head size), the fastest first, then the others.
+    """Kernels that take q, k and v of this shape (B, heads, tokens, head size), fastest first, then the others.
 
-    The math kernel is never timed: it takes anything and much memory, and stays last.
+    The math kernel is never timed: it takes any input but much memory, so it stays last.
     """
     query, key, value = (torch.randn(shape, dtype=dtype, device=device) for _ in range(3))
     seconds: dict[SDPBackend, float] = {}
     for kernel in kernels:
         if kernel == SDPBackend.MATH:
             continue
-        with contextlib.suppress(RuntimeError), warnings.catch_warnings():  # this kernel does not take such tensors
-            warnings.simplefilter("ignore")  # and PyTorch warns of each reason
+        with contextlib.suppress(RuntimeError), warnings.catch_warnings():  # this kernel does not support these tensors
+            warnings.simplefilter("ignore")  # PyTorch warns with each reason
             seconds[kernel] = _time(kernel, query, key, value)
     return sorted(kernels, key=lambda kernel: (kernel == SDPBackend.MATH, seconds.get(kernel, float("inf"))))
 
 
 @contextlib.contextmanager
 def sdpa_backends(kernels: Sequence[SDPBackend] | None, biased: bool = False) -> Iterator[None]:
-    """Attention takes the first of these kernels that can; without any, PyTorch's own choice.
+    """Makes attention use the first of these kernels that can; without any, PyTorch chooses.
 
-    `biased` attention, which adds something to its logits, leaves cuDNN's out: it was timed without, and is known to
-    refuse shapes only when it is to compute them (pytorch issue 140930).
+    `biased` attention adds a term to its logits and skips cuDNN: cuDNN was timed without a bias, and is known to
+    refuse shapes only at run time (pytorch issue 140930).
     """
     if not kernels:
         yield
@@ -53,7 +53,7 @@ def sdpa_backends(kernels: Sequence[SDPBackend] | None, biased: bool = False) ->
 
 
 def _time(kernel: SDPBackend, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> float:
-    """The least seconds of a few calls, after one that does not count."""
+    """The shortest of a few calls, in seconds, after one warm-up call."""
     best = float("inf")
     with sdpa_kernel(kernel):
         for attempt in range(ROUNDS + 1):

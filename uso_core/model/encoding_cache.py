@@ -1,4 +1,4 @@
-"""What was encoded before, by what it was encoded from: the same prompt or image is not encoded twice."""
+"""Caches encodings by their input, so that the same prompt or image is not encoded twice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_BYTES = 64 * 2**20  # at FLUX.1's size a prompt takes 4.2 MB, a style image 
 
 
 class Encodings:
-    """Tensors by key, least recently used out first; `hits` and `misses` count the questions."""
+    """Tensors by key, evicted least recently used first; `hits` and `misses` count the lookups."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self.max_bytes = max_bytes
@@ -26,7 +26,7 @@ class Encodings:
         return sum(tensor.nbytes for tensors in self._kept.values() for tensor in tensors)
 
     def get(self, key: Hashable, make: Callable[[], tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
-        """What is kept under the key, else what `make` returns, which is kept; too large a result is only returned."""
+        """Returns the tensors under the key, or makes and keeps them; too large a result is returned but not kept."""
         if key in self._kept:
             self.hits += 1
             self._kept.move_to_end(key)

@@ -11,7 +11,7 @@ import torch
 
 PIXELS_PER_LATENT = 8
 PIXELS_PER_TOKEN = 16
-BASE_TOKENS, BASE_MU = 256, 0.5  # FLUX.1's two points of mu over the number of tokens
+BASE_TOKENS, BASE_MU = 256, 0.5  # FLUX.1's two points of mu against the number of tokens
 MAX_TOKENS, MAX_MU = 4096, 1.15
 
 
@@ -45,9 +45,9 @@ def image_ids(
 ) -> torch.Tensor:
     """Positions of the target's tokens, then of each reference's: (S + R, 3). Sizes are (rows, columns) of tokens.
 
-    References are shifted diagonally: the offsets begin at the target's size and grow by each reference's
-    (bytedance/USO b6784d7, `prepare_multi_ip` with pe "d"). `most_columns` bounds the first offset to the right, for
-    a model that was taught to find references at the distance of a square image; rows keep the two apart.
+    References are shifted diagonally: offsets start at the target's size and grow by each reference's
+    (bytedance/USO b6784d7, `prepare_multi_ip` with pe "d"). `most_columns` caps the first offset to the right, for a
+    model trained to find references at the distance of a square image; rows keep the two apart.
     """
     row_offset, column_offset = target
     if most_columns is not None:
@@ -66,11 +66,11 @@ def noise(width: int, height: int, channels: int, generator: torch.Generator) ->
 
 
 def schedule_tokens(width: int, height: int, schedule: str = "uso") -> int:
-    """The number of tokens from which the schedule's shift is computed.
+    """The number of tokens that sets the schedule's shift.
 
-    "uso" divides the latent area by 256 where a token covers 4 latents, so it names 64 times too few: 64 at
+    "uso" divides the latent area by 256 although a token covers 4 latents, so it is 64 times too low: 64 at
     1024 x 1024, mu 0.4675. The published images were made with it (bytedance/USO b6784d7, uso/flux/pipeline.py,
-    the call of `get_schedule`). "flux" is the true count: 4096 and mu 1.15 there, as FluxPipeline and ComfyUI use.
+    the call of `get_schedule`). "flux" is the true count: there 4096 and mu 1.15, as in FluxPipeline and ComfyUI.
     """
     latent_area = (width // PIXELS_PER_LATENT) * (height // PIXELS_PER_LATENT)
     if schedule == "uso":

@@ -1,4 +1,4 @@
-"""The USO pipeline: a prompt, a content image or none, any number of style images -> images.
+"""The USO pipeline: a prompt, an optional content image, any number of style images -> images.
 
 Letters: B batch (always 1), S target tokens, R reference tokens, T text tokens, K style tokens, D width.
 """
@@ -34,7 +34,7 @@ from uso_core.request import MAX_SEED, Sampling, check_prompt, check_strengths, 
 
 
 class ComponentOffloader(Protocol):
-    """Who brings components to the device when they are used (`memory/offload.py`)."""
+    """Brings components to the device when they are used (`memory/offload.py`)."""
 
     @property
     def device(self) -> torch.device:
@@ -44,7 +44,7 @@ class ComponentOffloader(Protocol):
         """The component of that name, on the device."""
 
     def leave(self) -> None:
-        """Takes what is on the device only for its turn away from it."""
+        """Moves off the device what is there only while used."""
 
 
 StepCallback = Callable[["USOPipeline", int, torch.Tensor, dict[str, Any]], dict[str, Any] | None]
@@ -60,23 +60,23 @@ class Conditioning:
     references: tuple[torch.Tensor, ...]  # each (1, C, H, W), normalised latents
 
     def is_same(self, other: Conditioning) -> bool:
-        """Whether these are the very tensors of the other, as the cache returns them."""
+        """Whether these are the same tensor objects, as the cache returns them."""
         mine, theirs = ((each.text, each.pooled, *each.styles, *each.references) for each in (self, other))
         sorts = (len(self.styles), len(self.references)) == (len(other.styles), len(other.references))
         return sorts and all(one is another for one, another in zip(mine, theirs, strict=True))
 
 
-TABLE_STEPS = 64  # rows of the adaLN table made at once: 137 MB at FLUX.1's size in bfloat16
+TABLE_STEPS = 64  # rows of the adaLN table computed at once: 137 MB at FLUX.1's size in bfloat16
 
 
 @dataclass
 class Prepared:
-    """A request ready for any number of denoisings. The adaLN table is made a few dozen steps at a time."""
+    """A request ready for any number of denoisings. The adaLN table is computed a few dozen steps at a time."""
 
     sampling: Sampling
     fixed: Fixed
     pooled: torch.Tensor  # (1, CLIP width)
-    sigmas: torch.Tensor  # (steps + 1,), from 1 to 0: the scheduler's
+    sigmas: torch.Tensor  # (steps + 1,), from 1 to 0, from the scheduler
     _rows: tuple[tuple[torch.Tensor, ...], ...] = ()  # of the table, by step
     _first: int = -1
 
@@ -96,7 +96,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Denoised:
-    """One step done: packed latents (1, S, 4C) behind it, and what foretells the end."""
+    """One finished step: the packed latents (1, S, 4C) after it, and what predicts the result."""
 
     latents: torch.Tensor
     timestep: torch.Tensor  # sigma * 1000
@@ -105,12 +105,12 @@ class Denoised:
 
     @property
     def denoised(self) -> torch.Tensor:
-        """The packed latents (1, S, 4C) to which this step points, for a preview."""
+        """The packed latents (1, S, 4C) that this step predicts for the end, for a preview."""
         return self._before - self.timestep / 1000 * self._velocity
 
 
 class Pace:
-    """Keeps the caller at most one step ahead of a GPU, so that times are true and Stop is heard within a step."""
+    """Keeps the caller at most one step ahead of a GPU, so that timings are true and Stop acts within a step."""
 
     def __init__(self, device: torch.device) -> None:
         self._done: torch.cuda.Event | None = None
@@ -135,15 +135,13 @@ class USOPipelineOutput(BaseOutput):
 class USOPipeline(DiffusionPipeline):
     """Unified style- and subject-driven generation (arXiv 2508.18966) from diffusers and transformers components.
 
-    `text_tokens` is the length to which T5's input is padded, without a mask; `preview_factors` see `preview.py`,
-    `reference_columns` see `latents.image_ids`.
+    `text_tokens` is the length to which T5's input is padded, without a mask; for `preview_factors` see `preview.py`,
+    for `reference_columns` see `latents.image_ids`.
     """
 
-    offloader: ComponentOffloader | None = (
-        None  # who brings the components to the device; without one they are used in place
-    )
-    sdpa_backends: Sequence[SDPBackend] | None = None  # for the steps, by preference; None: PyTorch's own choice
-    untiled_pixels: int | None = None  # images of more are decoded in tiles; None: none are
+    offloader: ComponentOffloader | None = None  # brings components to the device; without one they are used in place
+    sdpa_backends: Sequence[SDPBackend] | None = None  # for the steps, in order of preference; None: PyTorch chooses
+    untiled_pixels: int | None = None  # larger images are decoded in tiles; None: never
 
     def __init__(
         self,
@@ -201,24 +199,24 @@ class USOPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
     ) -> USOPipelineOutput | tuple[list[Image.Image] | torch.Tensor]:
-        """Generates one image for each generator (several generators: encoded once, denoised one after another).
+        """Generates one image per generator (several generators: encoded once, denoised one after another).
 
         Args:
-            prompt: may be empty; with content and style that keeps the content's layout.
+            prompt: may be empty; with content and style images this keeps the content's layout.
             content_image: the subject, any size; resized to `content_size` pixels on its long side.
-            style_images: any number; their order does not matter to the model.
+            style_images: any number; the model ignores their order.
             width, height: pixels, floored to multiples of 16.
-            generator, seed: give one or neither; a generator's device is where the noise is drawn.
+            generator, seed: give one or neither; noise is drawn on the generator's device.
             schedule: "uso" (the reference's) or "flux"; see `schedule_tokens`.
-            content_strength, style_strengths: from 0 (as if not there) over 1 (as trained) to 2; one number for each
-                style image, or none.
-            fast: leaves out steps in which little changes (`step_cache.py`); images change a little.
+            content_strength, style_strengths: from 0 (as if absent) through 1 (as trained) to 2; one number per style
+                image, or none.
+            fast: skips steps in which little changes (`step_cache.py`); images change slightly.
             output_type: "pil", "pt" or "latent".
             callback_on_step_end: called after each step with (pipeline, step, sigma * 1000, {"latents": packed,
-                "denoised": packed}); may return {"latents": other}; what it raises ends the call.
+                "denoised": packed}); may return {"latents": other}; an exception from it ends the call.
 
         Raises:
-            RequestError: a value is out of range, quoted in the message.
+            RequestError: a value is out of range; the message quotes it.
         """
         # 1. Check
         check_prompt(prompt)
@@ -251,7 +249,7 @@ class USOPipeline(DiffusionPipeline):
         styles: Sequence[Image.Image | torch.Tensor] = (),
         content_size: int = 512,
     ) -> Conditioning:
-        """All that is the same for every step and every seed; a tensor among the styles is style tokens (1, K, D)."""
+        """Everything that is the same for every step and seed; a tensor among the styles is style tokens (1, K, D)."""
         text, pooled = self.encodings.get(("text", prompt), lambda: self.encode_prompt(prompt))
         references: tuple[torch.Tensor, ...] = ()
         if content_image is not None:
@@ -261,7 +259,7 @@ class USOPipeline(DiffusionPipeline):
         return Conditioning(text, pooled, tuple(map(self.style_tokens, styles)), references)
 
     def style_tokens(self, style: Image.Image | torch.Tensor) -> torch.Tensor:
-        """The tokens of a style image (1, K, D), or those given."""
+        """The style tokens (1, K, D) of an image, or the given tokens."""
         if isinstance(style, torch.Tensor):
             return style
         return self.encodings.get(("style", image_key(style)), lambda: (self.encode_style(style),))[0]
@@ -279,7 +277,9 @@ class USOPipeline(DiffusionPipeline):
         return text.to(dtype), pooled.to(dtype)
 
     def unread(self, prompt: str) -> str:
-        """The end of a prompt for which T5's input has no room; mostly empty. CLIP reads less, and sums it up."""
+        """The end of a prompt that does not fit T5's input; usually empty. CLIP reads less, but only sums the prompt
+        up.
+        """
         encoded = self.tokenizer_2(
             prompt, max_length=self.config.text_tokens, truncation=True, return_offsets_mapping=True
         )  # fmt: skip
@@ -296,7 +296,7 @@ class USOPipeline(DiffusionPipeline):
         return projector([state.to(dtype_of(projector)) for state in states])
 
     def encode_content(self, image: Image.Image) -> torch.Tensor:
-        """The mean of the VAE's posterior, normalised: (1, C, H, W). The reference samples it, from no fixed seed."""
+        """The mean of the VAE's posterior, normalised: (1, C, H, W). The reference samples it, without a fixed seed."""
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255 * 2 - 1  # (1, 3, h, w)
         vae = self.use("vae")
         vae.disable_tiling()
@@ -307,7 +307,7 @@ class USOPipeline(DiffusionPipeline):
     def prepare(self, condition: Conditioning, sampling: Sampling) -> Prepared:
         """What all images of a request share: positions, embedded text and references, the schedule.
 
-        The last one is kept, for the next request that differs in its seed alone.
+        The last result is kept for a next request that differs only in its seed.
         """
         if self._prepared is not None:
             before, prepared = self._prepared
@@ -337,9 +337,9 @@ class USOPipeline(DiffusionPipeline):
     def denoise(
         self, prepared: Prepared, generator: torch.Generator
     ) -> Generator[Denoised, torch.Tensor | None, torch.Tensor]:
-        """From noise, step by step along the scheduler, to packed latents (1, S, 4C), which are returned.
+        """Denoises step by step along the scheduler and returns packed latents (1, S, 4C).
 
-        What is sent after a step takes the place of its latents. Whoever closes the iterator leaves nothing behind.
+        A value sent after a step replaces its latents. Closing the iterator leaves nothing behind.
         """
         transformer, sampling = self.use("transformer"), prepared.sampling
         device, dtype, channels = self.compute_device, dtype_of(transformer), transformer.config.in_channels // 4
@@ -379,7 +379,7 @@ class USOPipeline(DiffusionPipeline):
         raise AssertionError("denoising never ends")
 
     def _set_timesteps(self, sampling: Sampling) -> None:
-        """Puts the scheduler at the beginning of the schedule; raises `RequestError` if it is of another kind."""
+        """Resets the scheduler to the start of the schedule; raises `RequestError` if it is of another kind."""
         if not isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
             raise RequestError("scheduler", name=type(self.scheduler).__name__)
         mu = tokens.schedule_mu(tokens.schedule_tokens(sampling.width, sampling.height, sampling.schedule))
@@ -399,9 +399,10 @@ class USOPipeline(DiffusionPipeline):
 
     @torch.inference_mode()
     def warm_up(self, width: int, height: int, content_size: int) -> None:
-        """One step of nothing in two shapes, so that compiled blocks are ready for these and, dynamically, for others.
+        """Runs one step on empty input in two shapes, so that compiled blocks are ready for these and, dynamically,
+        others.
 
-        The larger is that of a square content image with one style image, the smaller that of text alone.
+        The larger shape is a square content image with one style image, the smaller one text alone.
         """
         config, device, dtype = self.transformer.config, self.compute_device, dtype_of(self.transformer)
 
@@ -422,7 +423,7 @@ class USOPipeline(DiffusionPipeline):
 
     @property
     def constants(self) -> dict[str, Any]:
-        """The arguments of the initializer that are no components, for a pipeline with others."""
+        """The initializer's arguments that are not components, for building another pipeline."""
         names = ("text_tokens", "preview_factors", "reference_columns")
         return {name: self.config[name] for name in names}
 
@@ -430,27 +431,27 @@ class USOPipeline(DiffusionPipeline):
     def compute_device(self) -> torch.device:
         """Where inputs go and noise is drawn.
 
-        diffusers' own `device` walks through all modules: half a millisecond on a CPU.
+        diffusers' own `device` walks through all modules, which takes half a millisecond on a CPU.
         """
         return self.offloader.device if self.offloader is not None else next(self.transformer.parameters()).device
 
     def use(self, name: str) -> Any:
-        """The component of that name, on the compute device."""
+        """The component of this name, on the compute device."""
         return self.offloader.use(name) if self.offloader is not None else getattr(self, name)
 
     def generator(self, seed: int | None = None) -> torch.Generator:
-        """A random source on the device where noise is drawn; from a fresh seed where none is given."""
+        """A random generator on the device where noise is drawn; freshly seeded if no seed is given."""
         source = torch.Generator(self.compute_device)
         return source.manual_seed(source.seed() if seed is None else seed)
 
     @staticmethod
     def to_images(pixels: torch.Tensor) -> list[Image.Image]:
-        """(B, 3, h, w) in [-1, 1] to RGB images; levels are truncated, not rounded, as the reference does."""
+        """(B, 3, h, w) in [-1, 1] to RGB images; levels are truncated, not rounded, as in the reference."""
         levels = (127.5 * (pixels.float() + 1)).permute(0, 2, 3, 1).to(torch.uint8)  # (B, h, w, 3)
         return [Image.fromarray(image) for image in levels.cpu().numpy()]
 
     def preview(self, packed: torch.Tensor, width: int, height: int) -> Image.Image | None:
-        """A thumbnail of packed latents, an eighth of width and height, without the decoder."""
+        """A thumbnail of packed latents, an eighth of the width and height, made without the decoder."""
         return preview.draw(tokens.unpack(packed, height, width), self.config.preview_factors)
 
     def _generators(
@@ -468,9 +469,9 @@ class USOPipeline(DiffusionPipeline):
 
 
 def dtype_of(module: torch.nn.Module) -> torch.dtype:
-    """What a module computes in, which its fp8 weights, where it has some, do not tell.
+    """The dtype a module computes in, which its fp8 weights, if any, do not show.
 
-    diffusers' own property walks through all modules: half a millisecond on a CPU.
+    diffusers' own property walks through all modules, which takes half a millisecond on a CPU.
     """
     return next(weight.dtype for weight in module.parameters() if weight.dtype.itemsize > 1)
 
@@ -480,8 +481,8 @@ def attention_bias(
 ) -> torch.Tensor | None:
     """Logarithms of the strengths for the keys of style and reference tokens: (1, 1, 1, K + T + S + R).
 
-    A strength of s multiplies the attention's weight of each such key by s before normalising; 0 removes it. None
-    where every strength is 1, so that nothing at all is added then.
+    A strength s multiplies the attention weight of each such key by s before normalising; 0 removes it. Returns
+    None if every strength is 1, so that nothing is added.
     """
     styles = sampling.style_strengths or (1.0,) * len(condition.styles)
     strengths = [(each.shape[1], strength) for each, strength in zip(condition.styles, styles, strict=True)]

@@ -1,4 +1,4 @@
-"""An image of latents without the decoder: one linear map from latent channels to RGB.
+"""Turns latents into an image without the decoder: one linear map from latent channels to RGB.
 
 Letters: C latent channels, H W latent height and width.
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-# FLUX.1's autoencoder: a row of RGB for each of 16 channels, then the offset; RGB in [-1, 1]. Figures as in ComfyUI,
+# FLUX.1's autoencoder: a row of RGB for each of 16 channels, then the offset; RGB in [-1, 1]. Figures from ComfyUI,
 # comfy/latent_formats.py, class Flux.
 FLUX_FACTORS = (
     (-0.0346, 0.0244, 0.0681), (0.0034, 0.0210, 0.0687), (0.0275, -0.0668, -0.0433), (-0.0174, 0.0160, 0.0617),
@@ -24,7 +24,7 @@ FLUX_FACTORS = (
 def fit(latents: torch.Tensor, pixels: torch.Tensor) -> list[list[float]]:
     """The least-squares map for another autoencoder, in the form of `FLUX_FACTORS`.
 
-    `latents` (N, C, H, W) are normalised, `pixels` (N, 3, H, W) their images in [-1, 1], reduced to the same size.
+    `latents` (N, C, H, W) are normalised, `pixels` (N, 3, H, W) are their images in [-1, 1], scaled to the same size.
     """
     rows = latents.permute(0, 2, 3, 1).flatten(0, 2).double()  # (N H W, C)
     rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
@@ -33,7 +33,7 @@ def fit(latents: torch.Tensor, pixels: torch.Tensor) -> list[list[float]]:
 
 
 def draw(latents: torch.Tensor, factors: Sequence[Sequence[float]] = FLUX_FACTORS) -> Image.Image | None:
-    """Normalised latents (1, C, H, W) as an RGB image of W x H pixels; None where the factors are for another C."""
+    """Normalised latents (1, C, H, W) as an RGB image of W x H pixels; None if the factors are for another C."""
     *matrix, offset = torch.tensor(factors, dtype=torch.float32)
     if latents.shape[1] != len(matrix):
         return None

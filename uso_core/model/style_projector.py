@@ -19,9 +19,9 @@ DEPTHS = (-2, -11, -20)  # hidden states of the 27 layers of SigLIP so400m, befo
 class StyleProjector(ModelMixin, ConfigMixin):
     """USO's projector: per depth a linear over the token axis N -> M, SiLU, LayerNorm over V, linear V -> D.
 
-    The defaults are the published sizes: 729 -> 64 tokens per depth, width 1152 -> 3072. `depths` index the hidden
-    states of the vision tower in the order of the output tokens: high, mid, low. The submodules carry the names of
-    the published file, whose keys begin with "feature_embedder.".
+    The defaults are the published sizes: 729 -> 64 tokens per depth, width 1152 -> 3072. `depths` index the vision
+    tower's hidden states in the order of the output tokens: high, mid, low. The submodules are named as in the
+    published file, whose keys begin with "feature_embedder.".
     """
 
     @register_to_config

@@ -1,4 +1,4 @@
-"""FLUX.1's transformer with style tokens in front of its text, and with everything that no step changes hoisted.
+"""FLUX.1's transformer with style tokens before its text, and with everything hoisted that no step changes.
 
 Letters: B batch, S target tokens, R reference tokens, T text tokens, K style tokens, D width, N steps.
 """
@@ -20,11 +20,11 @@ from uso_core.model.step_cache import StepCache
 
 
 class Modulation(nn.Linear):
-    """An adaLN layer in two halves: `rows` computes its shifts, scales and gates ahead, the forward picks them out.
+    """An adaLN layer in two halves: `rows` computes its shifts, scales and gates ahead, `forward` looks them up.
 
-    They depend on timestep, guidance and pooled text alone, so one table serves all steps and all images of a
-    request, and these matrices (3.25 of FLUX.1's 11.9 billion parameters) need not stay on the device. Layers of one
-    block share a row; `offset` is where this one's part begins.
+    They depend only on timestep, guidance and pooled text, so one table serves all steps and images of a request, and
+    these matrices (3.25 of FLUX.1's 11.9 billion parameters) need not stay on the device. The layers of one block
+    share a row; `offset` is where this layer's part begins.
     """
 
     def __init__(self, linear: nn.Linear, offset: int) -> None:
@@ -33,7 +33,7 @@ class Modulation(nn.Linear):
         self.offset = offset
 
     def rows(self, condition: torch.Tensor) -> torch.Tensor:
-        """(N, D) on any device -> (N, out) there; the weights are brought to it for the moment."""
+        """(N, D) on any device -> (N, out) there; the weights are brought to that device only for this call."""
         weight, bias = (each.to(condition.device, non_blocking=True) for each in (self.weight, self.bias))
         return F.linear(condition, weight, bias)
 
@@ -44,16 +44,16 @@ class Modulation(nn.Linear):
 
 @dataclass(frozen=True)
 class Fixed:
-    """What is the same in every step of a request; made by `fix`."""
+    """Everything that is the same in every step of a request; made by `fix`."""
 
     text: torch.Tensor  # (B, K + T, D), style tokens and embedded text
     references: torch.Tensor | None  # (B, R, D), embedded
     rotary: tuple[torch.Tensor, torch.Tensor]  # cosines and sines (K + T + S + R, head size)
-    attention: dict[str, torch.Tensor]  # the blocks' keyword arguments for attention
+    attention: dict[str, torch.Tensor]  # keyword arguments for attention in the blocks
 
 
 class Kernels(Protocol):
-    """What computes in the transformer's place on a CPU (`cpu/transformer.py`)."""
+    """Computes in the transformer's place on a CPU (`cpu/transformer.py`)."""
 
     def __call__(
         self, latents: torch.Tensor, fixed: Fixed, rows: tuple[torch.Tensor, ...], cache: StepCache | None
@@ -61,17 +61,17 @@ class Kernels(Protocol):
         """`USOTransformer2DModel.step`, for one sample."""
 
     def tables(self, condition: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The layers' part of `USOTransformer2DModel.modulation`: from (N, D)."""
+        """The layers' part of `USOTransformer2DModel.modulation`, from (N, D)."""
 
 
 class USOTransformer2DModel(FluxTransformer2DModel):
     """`FluxTransformer2DModel` with style tokens; `forward` without them equals the base class bit for bit.
 
-    The weights and their names are those of the base class. `forward` is one prediction from scratch; a pipeline
-    calls `fix` and `modulation` once and `step` for each step.
+    Weights keep the base class's names. `forward` is one complete prediction; a pipeline calls `fix` and `modulation`
+    once and `step` for each step.
     """
 
-    # diffusers reads the configuration's names off the signature
+    # diffusers reads the configuration's names from the signature
     @functools.wraps(FluxTransformer2DModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -108,8 +108,8 @@ class USOTransformer2DModel(FluxTransformer2DModel):
             pooled_projections: CLIP's pooled output (B, CLIP width).
             timestep: sigma in [0, 1] (B,).
             img_ids, txt_ids: positions (S + R, 3) and (K + T, 3).
-            guidance: the embedded guidance (B,); None exactly where the model has no guidance embedding.
-            style_tokens: output of `StyleProjector` (B, K, D), put before the embedded text.
+            guidance: the embedded guidance (B,); None if and only if the model has no guidance embedding.
+            style_tokens: output of `StyleProjector` (B, K, D), placed before the embedded text.
             attention_bias: added to every attention's logits, per key (1, 1, 1, K + T + S + R).
         """
         fixed = self.fix(encoder_hidden_states, style_tokens, None, img_ids, txt_ids, attention_bias)
@@ -128,7 +128,7 @@ class USOTransformer2DModel(FluxTransformer2DModel):
     ) -> Fixed:
         """Embeds what `step` needs besides the latents.
 
-        `references` are packed latents (B, R, 4C), or None; the others are as in `forward`.
+        `references` are packed latents (B, R, 4C) or None; the other arguments are as in `forward`.
         """
         stream = self.context_embedder(text)  # (B, T, D)
         if style_tokens is not None:
@@ -141,7 +141,7 @@ class USOTransformer2DModel(FluxTransformer2DModel):
     def modulation(
         self, timesteps: torch.Tensor, guidance: torch.Tensor | None, pooled: torch.Tensor, dtype: torch.dtype
     ) -> tuple[torch.Tensor, ...]:
-        """The adaLN table: for each block, then for the output, one row a timestep (N, its layers' outputs together).
+        """The adaLN table: one row per timestep for each block, then for the output (N, its layers' outputs together).
 
         `timesteps` are sigmas (N,), `guidance` (N,) or (1,) or None as in `forward`, `pooled` (N or 1, CLIP width).
         """
@@ -158,9 +158,9 @@ class USOTransformer2DModel(FluxTransformer2DModel):
         rows: tuple[torch.Tensor, ...],
         cache: StepCache | None = None,
     ) -> torch.Tensor:
-        """The velocity of the tokens given (B, S, 4C), from their packed latents (B, S, 4C).
+        """The velocity (B, S, 4C) of the given tokens, from their packed latents (B, S, 4C).
 
-        `rows` are this step's of the table, each (B, ...); a `cache` may stand in for all blocks but the first.
+        `rows` are this step's rows of the table, each (B, ...); a `cache` may replace all blocks but the first.
         """
         if self.kernels is not None and len(latents) == 1:
             return self.kernels(latents, fixed, rows, cache)
@@ -179,7 +179,7 @@ class USOTransformer2DModel(FluxTransformer2DModel):
             )
             text, image = map(_regular, streams)
             if cache is not None and before is not None:
-                hit, before = cache.hit(image[:, :target], before), None  # only behind the first block
+                hit, before = cache.hit(image[:, :target], before), None  # only after the first block
                 if hit:
                     image = cache.reuse()
                     break
@@ -190,16 +190,16 @@ class USOTransformer2DModel(FluxTransformer2DModel):
 
 
 def _regular(stream: torch.Tensor) -> torch.Tensor:
-    """The same tensor (B, N, D) with the strides of one of its own.
+    """The same tensor (B, N, D) with the strides of an independent tensor.
 
-    A single block returns two parts of one tensor. For a batch of one they are contiguous all the same, but the first
-    stride of the whole would make a compiler compile the next block anew.
+    A single block returns two parts of one tensor. With a batch of one they are contiguous anyway, but the first
+    stride of the whole would make a compiler recompile the next block.
     """
     return stream.flatten(0, 1)[None] if len(stream) == 1 else stream
 
 
 def modulations(transformer: USOTransformer2DModel) -> list[tuple[Modulation, ...]]:
-    """The adaLN layers that share a row: of each block, then of the output."""
+    """The adaLN layers that share a row: those of each block, then those of the output."""
     doubles = [(block.norm1.linear, block.norm1_context.linear) for block in transformer.transformer_blocks]
     singles = [(block.norm.linear,) for block in transformer.single_transformer_blocks]
     return [*doubles, *singles, (transformer.norm_out.linear,)]

@@ -1,1 +1,1 @@
-"""Linear layers with weights of one byte."""
+"""Linear layers with one-byte weights."""

@@ -1,7 +1,7 @@
 """Linear layers with fp8 weights: quantized by optimum-quanto, multiplied by us.
 
-quanto's own linear is never used: on NVIDIA GPUs it would go to a Marlin kernel that leaves the bias out (0.2.7) and is
-compiled at first use. Letters: M rows of the activation, K inputs, N outputs.
+quanto's own linear is never used: on NVIDIA GPUs it would call a Marlin kernel that drops the bias (0.2.7) and is
+compiled on first use. Letters: M rows of the activation, K inputs, N outputs.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ FP8_CAPABILITY = (8, 9)  # the first NVIDIA generation that multiplies fp8 (Ada)
 FP8 = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8).max  # 448
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # a row of zeros has no scale of its own
-ELEMENTS_AT_ONCE = 2**20  # quantized together: what stays in a CPU's cache
-FP8_ALIGNMENT = 16  # its product takes inputs and outputs in multiples of this
-_INTEGERS = {"weight": torch.int8, "scale": torch.int32}  # of the same width as the buffers' own dtypes
+ELEMENTS_AT_ONCE = 2**20  # quantized together: fits in a CPU's cache
+FP8_ALIGNMENT = 16  # the fp8 product needs inputs and outputs in multiples of this
+_INTEGERS = {"weight": torch.int8, "scale": torch.int32}  # as wide as the buffers' own dtypes
 
 
 def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """quanto's qfloat8 of a matrix (N, K): its data in float8_e4m3fn (N, K) and its scale in float32 (N, 1).
 
-    `data * scale` is the matrix again, each number within 1/16 of itself or, near zero, 1/1024 of its row's scale.
-    Rows are independent: done some at a time, they need little memory beside the matrix and give the same numbers.
+    `data * scale` restores the matrix, each number within 1/16 of itself or, near zero, 1/1024 of its row's scale.
+    Rows are independent: doing some at a time takes little extra memory and gives the same numbers.
     """
     from optimum.quanto import AbsmaxOptimizer, qfloat8, quantize_weight
 
@@ -40,7 +40,7 @@ def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     rows = max(ELEMENTS_AT_ONCE // max(weight.shape[1], 1), 1)
     for some in (slice(start, start + rows) for start in range(0, len(weight), rows)):
         part = weight[some].float()
-        pair = part if len(part) > 1 else part.expand(2, -1)  # quanto takes a lone row for a tensor with one scale
+        pair = part if len(part) > 1 else part.expand(2, -1)  # quanto treats a lone row as a tensor with one scale
         steps = AbsmaxOptimizer()(pair, qtype=qfloat8, axis=0).clamp_min(SMALLEST_SCALE)
         quantized = quantize_weight(pair, qtype=qfloat8, axis=0, scale=steps, optimized=False)
         data[some], scale[some] = quantized._data[: len(part)], steps[: len(part)]
@@ -48,9 +48,9 @@ def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Float8Linear(nn.Module):
-    """A linear layer whose weight lies in fp8, as the buffers `weight` (N, K) and `scale` (N, 1).
+    """A linear layer with its weight in fp8, in the buffers `weight` (N, K) and `scale` (N, 1).
 
-    They are buffers, so that the dtype of a model remains that of its parameters; and a change of dtype passes them by.
+    Being buffers, they leave a model's dtype that of its parameters, and changing the dtype does not affect them.
     """
 
     weight: torch.Tensor
@@ -67,7 +67,7 @@ class Float8Linear(nn.Module):
 
     @classmethod
     def of(cls, linear: nn.Linear) -> Float8Linear:
-        """The layer quantized; a layer on the meta device gives one that waits for its weights as well."""
+        """The quantized layer; a layer on the meta device gives one that is also still without weights."""
         weight, bias = linear.weight, linear.bias
         made = cls(linear.in_features, linear.out_features, False, "meta", weight.dtype)
         made.bias = bias
@@ -84,14 +84,14 @@ class Float8Linear(nn.Module):
         return fp8_product(x, self.weight, self.scale, self.bias, way)
 
     def dequantized(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """The weight that the layer stands for (N, K)."""
+        """The weight that the layer represents (N, K)."""
         return (self.weight.float() * self.scale).to(dtype)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Float8Linear:
-        """Moves and copies as any module does, but as integers: `.to(dtype)` converts every floating buffer."""
+        """Moves and copies like any module, but as integers: `.to(dtype)` converts every floating buffer."""
         kept = {name: getattr(self, name).dtype for name in _INTEGERS}
         try:
             for name, integers in _INTEGERS.items():
@@ -103,23 +103,23 @@ class Float8Linear(nn.Module):
 
 
 ROW_WISE = "row-wise"  # the product takes a scale for each row and each output
-AFTERWARDS = "afterwards"  # it takes none, and its result is scaled
-WAYS = (ROW_WISE, AFTERWARDS)  # the faster one first
+AFTERWARDS = "afterwards"  # it takes no scale; its result is scaled
+WAYS = (ROW_WISE, AFTERWARDS)  # faster one first
 
 
 @torch.compiler.assume_constant_result
 def fp8_way(device: torch.device) -> str | None:
     """How a device multiplies e4m3fn matrices with this build of PyTorch: the first of `WAYS` that works, or None.
 
-    It is tried once, since a GPU's generation does not tell: PyTorch's row-wise product is not built for Windows, nor
-    for every GPU that has fp8 (pytorch issues 192707 and 194606), and AMD's GPUs have another fp8. Processors do not.
+    Found by trying, once, since a GPU's generation does not tell: PyTorch's row-wise product is not built for Windows,
+    nor for every GPU with fp8 (pytorch issues 192707 and 194606), and AMD's GPUs use another fp8. CPUs cannot.
     """
     if device.type != "cuda":
         return None
     return _first_way(torch.cuda.current_device() if device.index is None else device.index)
 
 
-@functools.cache  # while the model is placed: a compiler that asks must not begin to compute
+@functools.cache  # run while the model is placed: a compiler that asks must not start computing
 def _first_way(index: int) -> str | None:
     device = torch.device("cuda", index)
     if torch.version.hip is not None or torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
@@ -128,7 +128,7 @@ def _first_way(index: int) -> str | None:
 
 
 def multiplies(device: torch.device, way: str) -> bool:
-    """Whether a small product in fp8 can be made in this way, and is right."""
+    """Whether a small fp8 product works this way and is correct."""
     x, weight = (torch.linspace(-3, 2, rows * 32, device=device).view(rows, 32) for rows in (48, 16))
     scale = weight.abs().amax(1, keepdim=True) / FP8_MAX
     bias = torch.linspace(-5, 5, 16, device=device)
@@ -146,12 +146,12 @@ def fp8_product(
 ) -> torch.Tensor:
     """The linear layer as a product of fp8 matrices, each row of the activation quantized by its own largest value.
 
-    Differs from `dequantized_product` by about 2.6 % of the norm for random activations: their rounding to 3 bits of
-    mantissa. `way` is one of `WAYS`; the second rounds the result once more, to bfloat16.
+    Differs from `dequantized_product` by about 2.6 % of the norm for random activations, since they are rounded to a
+    3-bit mantissa. `way` is one of `WAYS`; the second also rounds the result to bfloat16.
     """
-    rows = x.reshape(-1, x.shape[-1]).contiguous()  # (M, K), row by row as the product needs it
+    rows = x.reshape(-1, x.shape[-1]).contiguous()  # (M, K), row-major as the product needs it
     x_scale = (rows.abs().amax(-1, keepdim=True).float() / FP8_MAX).clamp_min(SMALLEST_SCALE)  # (M, 1)
-    x_data = (rows / x_scale).clamp_(-FP8_MAX, FP8_MAX).to(FP8)  # by way of float32, in place: it is the largest tensor
+    x_data = (rows / x_scale).clamp_(-FP8_MAX, FP8_MAX).to(FP8)  # via float32, in place: it is the largest tensor
     multiply = functools.partial(torch._scaled_mm, x_data, weight.t(), out_dtype=x.dtype, use_fast_accum=True)
     if way == ROW_WISE:
         offset = None if bias is None else bias.to(x.dtype)
@@ -168,7 +168,7 @@ def dequantized_product(
 ) -> torch.Tensor:
     """The linear layer in the dtype of `x`, bfloat16 or float32: both hold e4m3fn exactly, and the scale comes last.
 
-    So a dequantized weight is never rounded a second time. float16 would overflow before the scale.
+    So a dequantized weight is never rounded again. float16 would overflow before the scale is applied.
     """
     product = F.linear(x, widened(weight, x)) * scale.squeeze(1)  # float32 (..., N)
     return (product if bias is None else product.add_(bias)).to(x.dtype)
@@ -176,9 +176,9 @@ def dequantized_product(
 
 @torch.library.custom_op("uso::widened", mutates_args=(), schema="(Tensor weight, Tensor like) -> Tensor")
 def widened(weight: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """An fp8 matrix in another's dtype.
+    """An fp8 matrix in the dtype of `like`.
 
-    An operator of its own, so that a compiler leaves it to PyTorch: Triton has no e4m3fn on the GPUs that need this
+    A custom operator, so that a compiler leaves it to PyTorch: Triton has no e4m3fn on the GPUs that need this
     (pytorch issue 167082).
     """
     return weight.to(like.dtype)
@@ -190,10 +190,10 @@ def _(weight: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def use_fp8(model: nn.Module, names: re.Pattern[str]) -> list[str]:
-    """Puts a `Float8Linear` in the place of each `nn.Linear` whose full name matches; returns their names.
+    """Replaces each `nn.Linear` whose full name matches by a `Float8Linear`; returns their names.
 
-    On an empty (meta) model the new layers wait for weights; on a filled one they are quantized one at a time, and each
-    original is let go before the next.
+    In an empty (meta) model the new layers have no weights yet; in a filled one they are quantized one at a time, each
+    original being freed before the next.
     """
     found = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and names.fullmatch(name)]
     for name in found:
@@ -205,5 +205,5 @@ def use_fp8(model: nn.Module, names: re.Pattern[str]) -> list[str]:
 
 
 def fp8_layers(model: nn.Module) -> dict[str, Float8Linear]:
-    """The fp8 layers of a model by their names."""
+    """A model's fp8 layers by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Float8Linear)}

@@ -1,1 +1,1 @@
-"""A request carried out: files to a loaded model, the one recipe, the queue in front of it."""
+"""Carries out a request: loads a model from files, runs the one recipe, queues requests."""

@@ -1,4 +1,4 @@
-"""The queue in front of an executor: places, jobs, and the model for requests that name none. No torch."""
+"""The queue in front of an executor: positions, jobs, and the model for requests that name none. No torch."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from uso_core.runtime.executors.local import LocalExecutor
 from uso_core.settings import Settings
 
 log = logging.getLogger(__name__)
-LOOK_SECONDS = 0.5  # between two looks at the place of a job that waits
+LOOK_SECONDS = 0.5  # between two checks of a waiting job's position
 
 
 @dataclass(frozen=True)
 class Status:
-    """How the engine stands: the model for requests that name none and why, what is loaded, how many wait."""
+    """The engine's state: the model for requests that name none and why, what is loaded, how many wait."""
 
     model: Model
     reason: Message
@@ -45,7 +45,7 @@ class Status:
 
 
 class Job:
-    """One submitted request: its events, and the way to stop it."""
+    """One submitted request: its events, and how to stop it."""
 
     def __init__(self, work: Work, engine: Engine, visitor: str = "") -> None:
         self._work = work
@@ -60,13 +60,13 @@ class Job:
 
     @property
     def request(self) -> GenerationRequest:
-        """What was submitted, its seed and model settled."""
+        """The submitted request, with seed and model settled."""
         return self._work.request
 
     def events(self, patience: float | None = None) -> Iterator[Event | None]:
-        """The events up to the last one; with `patience` in seconds, None whenever so long nothing happened.
+        """The events up to the last one; with `patience` in seconds, None when nothing happened for that long.
 
-        A job that waits looks up its place whenever it is asked for news: nobody is told who does not listen.
+        A waiting job looks up its position only when asked for news, so nothing is sent that nobody reads.
         """
         waited = 0.0
         while True:
@@ -89,25 +89,25 @@ class Job:
 
     @property
     def cancelled(self) -> bool:
-        """Whether it was asked to stop; its last event may still be to come."""
+        """Whether it was asked to stop; its last event may still follow."""
         return self._cancelled.is_set()
 
     @property
     def overdue(self) -> bool:
-        """Whether it has run for longer than a request may."""
+        """Whether it has run longer than a request may."""
         return time.monotonic() > self._deadline
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Returns once the last event has been sent, or after so many seconds; whether it has."""
+        """Waits for the last event to be sent, or for `seconds`; returns whether it was."""
         return self._ended.wait(seconds)
 
     def cancel(self) -> None:
-        """Stops the request within one step; its last event is then `Cancelled`. Does nothing once it has ended."""
+        """Stops the request within one step; its last event is then `Cancelled`. Does nothing after it has ended."""
         self._cancelled.set()
         self._engine._withdraw(self)
 
     def skip(self) -> None:
-        """Leaves the image at work unfinished and goes on to the next; the request ends if there is none."""
+        """Abandons the current image and goes on to the next; the request ends if there is none."""
         self._skipped.set()
 
     def _tell(self, event: Event) -> None:
@@ -125,14 +125,14 @@ class Job:
 
 
 class Engine:
-    """Hands requests to an executor's slots: each visitor's in their order, the visitors in turn."""
+    """Hands requests to an executor's slots: each visitor's in order, visitors in turn."""
 
     def __init__(self, settings: Settings, executor: Executor | None = None) -> None:
         """Chooses the model (`choose_model`) but loads nothing; raises `SettingsError` for an unknown model name."""
         self.settings = settings
         self._executor = executor or LocalExecutor(settings)
         self._model, self._reason = choose_model(settings)
-        self._waiting: OrderedDict[str, deque[Job]] = OrderedDict()  # by visitor; the first one's turn is next
+        self._waiting: OrderedDict[str, deque[Job]] = OrderedDict()  # by visitor; the first is next
         self._places: dict[Job, int] | None = None  # of the waiting jobs, from 0; None: to be counted
         self._running: list[Job] = []
         self._free = self._closed = False
@@ -141,22 +141,22 @@ class Engine:
             threading.Thread(target=self._dispatch, name=f"engine-{slot}", daemon=True).start()
 
     def submit(self, request: GenerationRequest, previews: bool = False, visitor: str = "") -> Job:
-        """Queues a request, its seed settled; with `previews` each step brings a small image.
+        """Queues a request and settles its seed; with `previews` each step sends a small image.
 
-        Visitors take turns: each has a queue of its own. Raises what `check` raises, and `RequestError` if too many
+        Visitors take turns: each has their own queue. Raises what `check` raises, and `RequestError` if too many
         requests wait already.
         """
         return self._submit(request, visitor, previews=previews)
 
     def encode_styles(self, request: GenerationRequest, visitor: str = "") -> Job:
-        """Queues the encoding of a request's styles, told as `StylesReady`; no image is made."""
+        """Queues the encoding of a request's styles, reported as `StylesReady`; makes no image."""
         return self._submit(request, visitor, styles_only=True)
 
     def check(self, request: GenerationRequest) -> None:
         """Refuses what can be refused without the model.
 
-        Raises `SettingsError` for an unknown model name, `RequestError` for a guidance that the model was not taught,
-        an image or stored style that is only named, or a content image of which nothing would be left.
+        Raises `SettingsError` for an unknown model name, `RequestError` for a guidance that the model was not trained
+        for, an image or stored style given only by name, or a content image of which nothing would remain.
         """
         model = get_model(request.model) if request.model is not None else self._model
         number("guidance", request.guidance, *model.guidances)
@@ -173,15 +173,15 @@ class Engine:
             images.content_crop(*request.content.image.size, request.content_size)
 
     def status(self) -> Status:
-        """How the engine stands now."""
+        """The engine's current state."""
         workers = self._executor.state()
         with self._changed:
             return Status(self._model, self._reason, workers, self._count(), len(self._running))
 
     def choose(self, name: str) -> None:
-        """Makes a model the one for requests that name none; it is read when the next of them comes.
+        """Sets the model for requests that name none; it is loaded when the next such request comes.
 
-        Raises `SettingsError` for an unknown name, `WeightsError` that says what is missing of its files.
+        Raises `SettingsError` for an unknown name, `WeightsError` saying which of its files are missing.
         """
         model = get_model(name)
         find_weights(model, self.settings).require()
@@ -189,11 +189,11 @@ class Engine:
             self._model, self._reason = model, message("reason_chosen")
 
     def get_ready(self) -> None:
-        """Begins what the first request would have to wait for; returns at once."""
+        """Starts what the first request would have to wait for; returns at once."""
         self._executor.get_ready()
 
     def unload(self) -> None:
-        """Frees the models' memory as soon as nothing runs or waits; the next request reads the model again."""
+        """Frees the models' memory once nothing runs or waits; the next request loads the model again."""
         with self._changed:
             self._free = True
             self._changed.notify()
@@ -201,7 +201,7 @@ class Engine:
     def close(self, seconds: float | None = None) -> bool:
         """Cancels every job, waits for the last events and ends the workers; nothing can be submitted afterwards.
 
-        Returns whether all ended within so many seconds; a step that takes longer is still at work otherwise.
+        Returns whether all ended within `seconds`; if not, a longer step is still running.
         """
         with self._changed:
             self._closed = True
@@ -262,7 +262,7 @@ class Engine:
         self._places = None
 
     def _next(self) -> Job | None:
-        """Takes the next job: the first of the visitor whose turn it is, who then goes behind the others."""
+        """Takes the first job of the visitor whose turn it is; that visitor then goes to the back."""
         if not self._waiting:
             return None
         visitor = next(iter(self._waiting))
@@ -276,8 +276,8 @@ class Engine:
             return self._ahead(job)
 
     def _ahead(self, job: Job) -> int:
-        """How many requests come before a job, the running ones included; 0 for one that does not wait."""
-        if self._places is None:  # counted once after each change, however many ask
+        """How many requests are ahead of a job, including running ones; 0 if it does not wait."""
+        if self._places is None:  # counted once per change, however many ask
             rounds = zip_longest(*self._waiting.values())
             order = (each for turn in rounds for each in turn if each is not None)
             self._places = {each: place for place, each in enumerate(order)}
@@ -330,7 +330,7 @@ class Engine:
 
 
 def _line(request: GenerationRequest, last: Event, seconds: float) -> str:
-    """One request for the log: nothing of its prompt or images."""
+    """One request as a log line, without its prompt or images."""
     outcome = type(last).__name__.lower() + (f" {last.error.key}" if isinstance(last, Failed) else "")
     size = f"{request.width}x{request.height}"
     return f"{request.model} {size} {request.steps} steps {request.images} images {seconds:.1f} s {outcome}"

@@ -1,7 +1,7 @@
-"""The one recipe: a request and a loaded pipeline -> events, the last images among them.
+"""The one recipe: a request and a loaded pipeline -> events, including the images.
 
 The command line, the page and every executor iterate it. Whoever stops iterating (`close`) stops the work within one
-step; whoever sends `Wish.SKIP` leaves out the image at work.
+step; whoever sends `Wish.SKIP` abandons the current image.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ Events = Generator[Event, Wish | None, None]
 def generate(
     pipeline: USOPipeline, model: Model, request: GenerationRequest, previews: bool = False, first: int = 0
 ) -> Events:
-    """Makes the images of a request whose seed is settled; with `previews` each step brings a small one.
+    """Makes the images of a request with a settled seed; with `previews` each step yields a small image.
 
-    Begins with image `first`, for a request that was broken off.
+    Begins with image `first`, to continue an interrupted request.
 
-    Raises `RequestError` where a stored style was made by other weights.
+    Raises `RequestError` if a stored style was made with other weights.
     """
     yield Encoding()
     began = time.perf_counter()
@@ -62,7 +62,7 @@ def generate(
 
 
 def encode_styles(pipeline: USOPipeline, model: Model, request: GenerationRequest) -> Events:
-    """Encodes the styles of a request, so that they can be stored; makes no image."""
+    """Encodes a request's styles so that they can be stored; makes no image."""
     yield Encoding()
     styles, strengths = _styles_of(request, pipeline, model)
     tokens = encoded(styles, pipeline)
@@ -77,7 +77,7 @@ def _steps(
     index: int,
     previews: bool,
 ) -> Generator[Event, Wish | None, torch.Tensor | None]:
-    """One image's steps; returns its packed latents (1, S, 4C), or None where it was skipped."""
+    """One image's steps; returns its packed latents (1, S, 4C), or None if it was skipped."""
     latents: torch.Tensor | None = None
     times = [time.perf_counter()]
     for done, step in enumerate(pipeline.denoise(prepared, generator), 1):
@@ -94,9 +94,9 @@ def _steps(
 def _styles_of(
     request: GenerationRequest, pipeline: USOPipeline, model: Model
 ) -> tuple[list[Image.Image | torch.Tensor], tuple[float, ...]]:
-    """The styles for `encode`, tokens (1, K, D) or images, and a strength for each; none where all are 1.
+    """The styles for `encode`, tokens (1, K, D) or images, and a strength for each; no strengths if all are 1.
 
-    Raises `RequestError` naming a saved style whose tokens another projector or vision tower made.
+    Raises `RequestError` naming a stored style whose tokens another projector or vision tower made.
     """
     saved = any(isinstance(style, StoredStyle) for style in request.styles)
     ours = fingerprint(pipeline) if saved else ""
@@ -119,7 +119,7 @@ def _styles_of(
 
 
 def _sized(request: GenerationRequest, model: Model) -> GenerationRequest:
-    """The request with the size that `keep_size` stands for."""
+    """The request with the size that `keep_size` implies."""
     if not request.keep_size or request.content is None or request.content.image is None:
         return request
     cropped = images.content_crop(*request.content.image.size, request.content_size)

@@ -1,4 +1,4 @@
-"""A pipeline out of the files of a model: planned, every part read, found to fit the others, and placed."""
+"""Builds a pipeline from a model's files: plans memory, reads every part, checks that they fit, places them."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ Reading = Generator[Loading, None, tuple[USOPipeline, MemoryPlan]]
 def assemble(
     paths: dict[str, Path], settings: Settings, model: Model, parts: dict[str, Any] | None = None
 ) -> tuple[USOPipeline, MemoryPlan]:
-    """`load` for callers who do not watch."""
+    """`load` without progress."""
     return finished(load(paths, settings, model, parts))
 
 
 def load(paths: dict[str, Path], settings: Settings, model: Model, parts: dict[str, Any] | None = None) -> Reading:
-    """The pipeline out of the files of each role, on its device, and the plan by which it was placed.
+    """Builds the pipeline from each role's files, on its device, and returns it with the plan used.
 
-    Yields how far it is; whoever stops iterating ends it, and `parts` keeps what is read, by role, so that a loading
-    that was stopped goes on where it was. Raises `MemoryShortage` before anything is read where the model does not
-    fit, `WeightsError` for files that are not what they should be.
+    Yields its progress; whoever stops iterating ends it. `parts` keeps what has been read, by role, so that a stopped
+    loading resumes where it was. Raises `MemoryShortage` before anything is read if the model does not fit,
+    `WeightsError` for files that are not what they should be.
     """
     parts = {} if parts is None else parts
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
     if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # of this thread, which computes: streams and events are those of its device
+        torch.cuda.set_device(device)  # for this thread, which computes: streams and events belong to its device
     torch.set_num_threads(min(torch.get_num_threads(), threads()))
     yield Loading(0.0, message("loading_planning"))
     memory = plan_memory(paths, settings, model, device, dtype)
@@ -84,9 +84,9 @@ def load(paths: dict[str, Path], settings: Settings, model: Model, parts: dict[s
 def plan_memory(
     paths: dict[str, Path], settings: Settings, model: Model, device: torch.device, dtype: torch.dtype
 ) -> MemoryPlan:
-    """Where each part will lie, from the files' headers alone.
+    """Decides where each part will lie, from the files' headers alone.
 
-    Raises `MemoryShortage`, `WeightsError`, or `SettingsError` where compiling was asked for and is not possible.
+    Raises `MemoryShortage`, `WeightsError`, or `SettingsError` if compiling was requested but is not possible.
     """
     described = {
         "transformer": build.empty_transformer(paths["transformer"]),
@@ -121,7 +121,7 @@ def plan_memory(
 def read(
     paths: dict[str, Path], settings: Settings, memory: MemoryPlan, dtype: torch.dtype, parts: dict[str, Any]
 ) -> Iterator[Loading]:
-    """Puts into `parts` each role that is not there yet."""
+    """Reads into `parts` each role that it lacks."""
     large = _bytes(paths["transformer"]) >= fused_cache.WORTH_KEEPING
     cache = fused_files.folder_in(settings.weights_folder) if large else None
 
@@ -162,7 +162,7 @@ def _at_once(make: Callable[[], Any]) -> Generator[float, None, Any]:
 
 
 def check_fit(parts: dict[str, Any], paths: dict[str, Path]) -> None:
-    """Raises `WeightsError` naming two files where one does not feed the other: parts of different models."""
+    """Raises `WeightsError` naming two files if one does not feed the other: parts of different models."""
     transformer, projector = parts["transformer"].config, parts["projector"].config
     (clip, _), (t5, _), (siglip, processor) = parts["clip"], parts["t5"], parts["siglip"]
     width = transformer.num_attention_heads * transformer.attention_head_dim
@@ -205,7 +205,7 @@ def check_fit(parts: dict[str, Any], paths: dict[str, Path]) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device named, or for "auto" the best there is; raises `SettingsError` if it is not there."""
+    """The named device, or for "auto" the best available; raises `SettingsError` if it is not available."""
     if name == "auto":
         found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device(found)
@@ -226,12 +226,12 @@ def choose_device(name: str) -> torch.device:
 
 
 def overlooks_gpu() -> bool:
-    """Whether this machine has an NVIDIA GPU, by its driver's own tool, that this build of PyTorch cannot use."""
+    """Whether this machine has an NVIDIA GPU, according to its driver's tool, that this build of PyTorch cannot use."""
     return torch.version.cuda is None and torch.version.hip is None and shutil.which("nvidia-smi") is not None
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype named, or for "auto" bfloat16 where it is fast: NVIDIA GPUs, and CPUs that multiply it."""
+    """The named dtype, or for "auto" bfloat16 if it is fast: on NVIDIA GPUs, and CPUs that multiply it."""
     if name == "auto":
         fast = device.type == "cuda" or (device.type == "cpu" and fast_bfloat16(cpu_flags()))
         return torch.bfloat16 if fast else torch.float32

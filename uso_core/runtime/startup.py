@@ -1,4 +1,4 @@
-"""A quick start: large libraries are imported without the garbage collector looking on."""
+"""A quick start: imports large libraries while the garbage collector is paused."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """For imports, whose hundreds of thousands of objects stay: going through them again and again takes a quarter of
-    PyTorch's and diffusers' time. Afterwards no later collection goes through them either.
+    """Pauses garbage collection for imports, whose hundreds of thousands of objects stay: scanning them repeatedly
+    takes a quarter of PyTorch's and diffusers' import time. Later collections do not scan them either.
     """
     enabled = gc.isenabled()
     gc.disable()

@@ -1,4 +1,4 @@
-"""A worker: one loaded model at a time, synchronous. Loads when needed, resumes a stopped loading, frees."""
+"""A worker: one loaded model at a time, synchronous. Loads on demand, resumes a stopped loading, frees memory."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from uso_core.runtime.load import load
 from uso_core.settings import Settings
 
 log = logging.getLogger(__name__)
-NO_MEMORY = ("not enough memory", "can't allocate memory", "Cannot allocate memory")  # PyTorch's words on a CPU
-STEP_DOWN = 0.85  # of the peak that was planned when the GPU ran out of memory
+NO_MEMORY = ("not enough memory", "can't allocate memory", "Cannot allocate memory")  # PyTorch's messages on a CPU
+STEP_DOWN = 0.85  # of the planned peak with which the GPU ran out of memory
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """The model in memory, and the plan by which it was placed."""
+    """The model in memory, and the plan used to place it."""
 
     model: Model
     pipeline: USOPipeline
@@ -47,19 +47,19 @@ class Loaded:
 
 
 class Worker:
-    """Carries out one request after another in the thread that iterates them."""
+    """Carries out one request after another in the thread that iterates over its events."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = self._settings = settings  # the latter with less memory once a GPU ran out of it
+        self.settings = self._settings = settings  # the latter with less memory after a GPU ran out
         self.loaded: Loaded | None = None
         self._begun: str | None = None  # the model that is loaded, or whose loading was stopped
         self._parts: dict[str, Any] = {}  # what a stopped loading had already read, by role
-        self._made = 0  # images of the request at work
+        self._made = 0  # images made of the current request
 
     def run(self, work: Work) -> Events:
-        """The events of one request, but for the last one; raises what goes wrong.
+        """The events of one request except the last; errors are raised.
 
-        A GPU that runs out of memory is planned anew for less, once, and the request goes on where it was.
+        If the GPU runs out of memory, plans once more for less and continues the request where it was.
         """
         self._made = 0
         try:
@@ -96,7 +96,7 @@ class Worker:
             events.close()
 
     def free(self) -> None:
-        """Lets go of the model and gives its memory back to the machine."""
+        """Releases the model and returns its memory to the machine."""
         begun = self._begun is not None
         self.loaded, self._parts, self._begun = None, {}, None
         gc.collect()
@@ -105,7 +105,7 @@ class Worker:
             pinned.empty_cache()
 
     def _ready(self, model: Model) -> Generator[Event, Any, Loaded]:
-        """The model, loaded if it is not; what a stopped loading has read serves the next request."""
+        """Returns the model, loading it if needed; what a stopped loading has read serves the next request."""
         if self.loaded is not None and self.loaded.model is model:
             return self.loaded
         paths = find_weights(model, self.settings).require()
@@ -123,7 +123,7 @@ class Worker:
 
 
 def guarded(events: Events) -> Events:
-    """The events and then the last one, whatever happens: nothing is raised."""
+    """The events followed by the last one, whatever happens: nothing is raised."""
     last: Event = Done()
     try:
         yield from events

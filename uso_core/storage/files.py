@@ -1,4 +1,4 @@
-"""Results on disk: names of our own making, reserved for one writer, written whole or not at all."""
+"""Results on disk: names that we choose, reserved for one writer, written completely or not at all."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from uso_core.request import Result
 from uso_core.storage.png import png_text
 
 LOCK, NO_LOCKS = ".lock", (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-LOCK_SECONDS = 60.0  # of waiting for whoever else writes into the folder
-OLD_SECONDS = 3600.0  # after which a leftover is nobody's, where the file system has no locks
+LOCK_SECONDS = 60.0  # to wait for another writer in the folder
+OLD_SECONDS = 3600.0  # age at which a leftover is abandoned, on file systems without locks
 PROBE_BYTES = 64 * 2**10
-OUR_NAME = re.compile(r"\d{8}-\d{6}-\d+(?:-(\d+))?")  # without its ending
+OUR_NAME = re.compile(r"\d{8}-\d{6}-\d+(?:-(\d+))?")  # without its extension
 OUR_PART = re.compile(r"\.[0-9a-f]{16}\.part")
-SEQUENCE_DIGITS = 6  # at least; a shorter last number is of the time before there were sequences
+SEQUENCE_DIGITS = 6  # at least; a shorter last number predates sequences
 
 
 def save_image(
@@ -37,8 +37,8 @@ def save_image(
 ) -> Path:
     """Writes the PNG with its request inside, and `record` (default: the result) as JSON beside it.
 
-    Without `beside` there is no JSON. Each file appears under its name only when it is complete, and the image last:
-    where it is, its JSON is too. Raises `OutputError` naming the file that could not be written; then neither is left.
+    Without `beside` there is no JSON. Each file appears under its name only when complete, the image last: if the image
+    exists, so does its JSON. Raises `OutputError` naming the file that could not be written; then neither remains.
     """
     record = result.to_dict() if record is None else record
     write_pair(path, png_bytes(image, result), record if beside else None)
@@ -53,7 +53,7 @@ def png_bytes(image: Image.Image, result: Result) -> bytes:
 
 
 def write_pair(path: Path, png: bytes, record: dict[str, Any] | None) -> None:
-    """Writes the JSON beside an image, if there is any, then the image; raises `OutputError` and leaves neither."""
+    """Writes the JSON beside an image, if any, then the image; raises `OutputError` and leaves neither."""
     json_path = path.with_suffix(".json")
     if record is not None:
         text = json.dumps(record, indent=2, ensure_ascii=False)
@@ -85,7 +85,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def remove_file(path: Path) -> None:
-    """Deletes a file, if it is there; raises `OutputError` if it stays."""
+    """Deletes a file, if it exists; raises `OutputError` if it cannot."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -94,7 +94,7 @@ def remove_file(path: Path) -> None:
 
 
 def not_writable(path: Path, error: OSError) -> OutputError:
-    """Why a file cannot be written, in one sentence: a full disk, a folder that is closed, or what the system says."""
+    """Why a file cannot be written, in one sentence: a full disk, a read-only folder, or what the system says."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError("disk_full", hint="make_room", folder=path.parent)
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
@@ -103,14 +103,14 @@ def not_writable(path: Path, error: OSError) -> OutputError:
 
 
 def check_writable(folder: Path) -> None:
-    """Writes a little into a folder, which is made if it is missing, and removes it again; raises `OutputError`."""
-    probe = folder / f".{secrets.token_hex(8)}.part"  # swept, should the program end before it is removed
+    """Writes a little into a folder, creating it if missing, and removes it again; raises `OutputError`."""
+    probe = folder / f".{secrets.token_hex(8)}.part"  # swept, should the program end before removing it
     write_whole(probe, lambda file: file.write(bytes(PROBE_BYTES)))
     remove_file(probe)
 
 
 def check_temporary_folder() -> None:
-    """Raises `OutputError` if this machine has no folder for temporary files that can be written to."""
+    """Raises `OutputError` if this machine has no writable folder for temporary files."""
     try:
         folder = Path(tempfile.gettempdir())
     except OSError:
@@ -120,10 +120,10 @@ def check_temporary_folder() -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path, seconds: float = LOCK_SECONDS) -> Iterator[bool]:
-    """Within it no other thread or process that asks for this lock changes the folder, which is made if it is missing.
+    """Locks a folder, creating it if missing: no other thread or process that takes this lock changes it meanwhile.
 
-    Gives True, or False where the file system has no locks. A process that dies lets go of it. Raises `OutputError`
-    if the folder cannot be written to, or somebody else holds it for more than `seconds`. It cannot be nested.
+    Yields True, or False if the file system has no locks. A process that dies releases it. Raises `OutputError` if the
+    folder is not writable, or somebody else holds the lock for more than `seconds`. It cannot be nested.
     """
     lock, alone = FileLock(folder / LOCK, timeout=seconds), True
     try:
@@ -131,7 +131,7 @@ def locked(folder: Path, seconds: float = LOCK_SECONDS) -> Iterator[bool]:
         lock.acquire(poll_interval=0.01)
     except Timeout:
         raise OutputError("folder_busy", folder=folder) from None
-    except NotImplementedError:  # what filelock makes of some file systems without locks
+    except NotImplementedError:  # filelock raises this for some file systems without locks
         alone = False
     except OSError as error:
         if error.errno not in NO_LOCKS:
@@ -144,9 +144,9 @@ def locked(folder: Path, seconds: float = LOCK_SECONDS) -> Iterator[bool]:
 
 
 def reserve_path(folder: Path, seed: int, sequence: int) -> Path:
-    """A name for an image that nobody else has or gets: date, time, seed, and a number that is at least `sequence`.
+    """Reserves a unique name for an image: date, time, seed, and a number of at least `sequence`.
 
-    Its JSON is created, empty, which only one can do, even where there are no locks. Raises `OutputError`.
+    Creates its JSON, empty, which only one writer can do, even without locks. Raises `OutputError`.
     """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     while True:
@@ -166,14 +166,14 @@ def reserve_path(folder: Path, seed: int, sequence: int) -> Path:
 
 
 def age_order(path: Path) -> tuple[int, str]:
-    """By what images of ours are sorted, the oldest first: the sequence, which no clock changes, then the name."""
+    """The sort key of our images, oldest first: the sequence, which no clock changes, then the name."""
     match = OUR_NAME.fullmatch(path.stem)
     number = match[1] if match else None
     return int(number) if number and len(number) >= SEQUENCE_DIGITS else 0, path.stem
 
 
 def sweep_parts(folders: Iterable[Path], alone: bool) -> None:
-    """Deletes the half-written files in folders to which nobody is writing (`alone`), else only those an hour old."""
+    """Deletes half-written files in folders: all if nobody else is writing (`alone`), else those an hour old."""
     for folder in folders:
         for path in folder.glob(".*.part"):
             if OUR_PART.fullmatch(path.name) and (alone or is_old(path)):
@@ -182,7 +182,7 @@ def sweep_parts(folders: Iterable[Path], alone: bool) -> None:
 
 
 def is_old(path: Path) -> bool:
-    """Whether nobody has written to a file for an hour."""
+    """Whether a file has not been written to for an hour."""
     try:
         return time.time() - path.stat().st_mtime > OLD_SECONDS
     except OSError:

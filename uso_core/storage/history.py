@@ -1,10 +1,11 @@
-"""Every image the page made, kept in the output folder: found again by day and prompt, bounded in count and bytes.
+"""Every image the page made, kept in the output folder: found by day and prompt, limited in count and bytes.
 
-20261123-120000-7-000042.png   the image with its request inside   20261123-120000-7-000042.json   the same as JSON
-thumbnails/*.webp              small ones for the gallery          inputs/<sha256>.png       input images, each once
+    20261123-120000-7-000042.png   the image with its request inside   20261123-120000-7-000042.json   the same as JSON
+    thumbnails/*.webp              small ones for the gallery          inputs/<sha256>.png       input images, each once
 
-The last number only ever rises, so that no clock decides what is newest. An image is written after all that belongs to
-it: what has no image is a leftover of a process that was killed. One thread or process at a time changes the folder.
+The last number only ever rises, so that no clock decides what is newest. An image is written after everything that
+belongs to it: files without an image are left over from a killed process. One thread or process at a time changes the
+folder.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ from uso_core.storage.png import read_request
 
 THUMBNAIL_SIDE = 256
 INPUTS, THUMBNAILS, SEQUENCE = "inputs", "thumbnails", ".sequence"
-SWEEP_SECONDS = 5.0  # of waiting for others before a sweep is left to the next start
+SWEEP_SECONDS = 5.0  # to wait for others before leaving a sweep to the next start
 SHA256 = re.compile("[0-9a-f]{64}")
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One kept image. `prompt` and `seed` are for showing; the request itself is in the PNG."""
+    """One kept image. `prompt` and `seed` are for display; the request itself is in the PNG."""
 
     path: Path
     when: datetime
@@ -55,15 +56,15 @@ class Entry:
 
     @property
     def thumbnail(self) -> Path:
-        """The thumbnail, or the image itself where that is lost."""
+        """The thumbnail, or the image itself if the thumbnail is lost."""
         small = _thumbnail(self.path)
         return small if small.is_file() else self.path
 
 
 class History:
-    """The images in one folder, which several processes may share; what a killed one left there is swept at first.
+    """The images in one folder, which several processes may share; sweeps what a killed process left there first.
 
-    Only files with names of ours are shown, counted and deleted.
+    Shows, counts and deletes only files with names of ours.
     """
 
     def __init__(self, folder: Path, max_images: int, max_bytes: int) -> None:
@@ -72,13 +73,13 @@ class History:
         self.sweep()
 
     def add(self, image: Image.Image, result: Result) -> Path:
-        """Keeps an image with its input images, then deletes the oldest beyond the bounds: never this one.
+        """Keeps an image with its input images, then deletes the oldest ones beyond the limits, but never this one.
 
-        Raises `OutputError` if it cannot be written; then nothing of it is left.
+        Raises `OutputError` if it cannot be written; then nothing of it remains.
         """
         png, thumbnail = png_bytes(image, result), _webp(image)
         inputs = {self._input(each.sha256): each.image for each in result.request.input_images if each.image}
-        encoded = {place: _png(given) for place, given in inputs.items() if not place.exists()}  # before others wait
+        encoded = {place: _png(given) for place, given in inputs.items() if not place.exists()}  # before locking
         with locked(self.folder):
             path = reserve_path(self.folder, result.seed, self._last_sequence() + 1)
             try:
@@ -102,7 +103,7 @@ class History:
         return [entry for entry in found if all(word in entry.prompt.lower() for word in words)]
 
     def delete(self, path: Path) -> None:
-        """Removes one kept image and what belongs to it; a path outside the folder, or none of ours, is left alone.
+        """Removes one kept image and what belongs to it; ignores a path outside the folder or a name that is not ours.
 
         Raises `OutputError` if the image cannot be removed.
         """
@@ -111,7 +112,7 @@ class History:
             return
         with locked(self.folder):
             if age_order(path)[0] == self._last_sequence():
-                with contextlib.suppress(OutputError):  # what is deleted to make room has to go
+                with contextlib.suppress(OutputError):  # the image is deleted to make room
                     _write(self.folder / SEQUENCE, str(age_order(path)[0]).encode())
             _remove(path)
             self._drop_inputs()
@@ -119,16 +120,16 @@ class History:
     def restore(self, path: Path) -> tuple[GenerationRequest, dict[str, Path]]:
         """The request in a PNG of ours, and those of its input images that are still kept, by sha256.
 
-        Raises `RequestError` if the file is none of ours.
+        Raises `RequestError` if the file is not ours.
         """
         request = read_request(path)
         places = {each.sha256: self._input(each.sha256) for each in request.input_images}
         return request, {sha256: place for sha256, place in places.items() if place.is_file()}
 
     def sweep(self) -> None:
-        """Removes what killed processes left: half-written files, whatever has no image, and names without content.
+        """Removes what killed processes left: half-written files, files without an image, and empty reservations.
 
-        A JSON that is damaged is written anew from its image. Nothing that a live process is writing is touched.
+        Rewrites a damaged JSON from its image. Leaves everything that a live process is writing.
         """
         if not self.folder.is_dir():
             return
@@ -143,7 +144,7 @@ class History:
             log.warning("%s", error)
 
     def _input(self, sha256: str) -> Path:
-        """Only the hex digits make the name, whatever an untrusted file calls its image."""
+        """The name consists of hex digits only, whatever an untrusted file calls its image."""
         return self.folder / INPUTS / f"{sha256 if SHA256.fullmatch(sha256) else 'none'}.png"
 
     def _images(self) -> list[Path]:
@@ -154,9 +155,9 @@ class History:
         return []
 
     def _last_sequence(self) -> int:
-        """The highest number given so far, also to an image that is deleted: whoever still asks for it gets no other.
+        """The highest number given so far, even if its image was deleted, so that its name is never reused.
 
-        Only who deletes the newest image must write it down.
+        It needs to be written down only when the newest image is deleted.
         """
         deleted = 0
         with contextlib.suppress(OSError, ValueError):
@@ -164,7 +165,7 @@ class History:
         return max(deleted, *(age_order(path)[0] for path in self._images()), 0)
 
     def _prune(self) -> None:
-        """Deletes the oldest images beyond the bounds, each with the input images that no newer one has."""
+        """Deletes the oldest images beyond the limits, with the input images that no newer one uses."""
         used: set[str] = set()
         total, removed = 0, False
         for index, path in enumerate(self._images()):
@@ -210,13 +211,13 @@ def _entry(path: Path) -> Entry:
     shown = prompt.encode(errors="replace").decode() if isinstance(prompt, str) else ""  # half characters break a page
     try:
         when = datetime.fromtimestamp(path.stat().st_mtime)
-    except (OSError, ValueError, OverflowError):  # deleted meanwhile, or a time that no calendar has
+    except (OSError, ValueError, OverflowError):  # deleted meanwhile, or an impossible date
         when = datetime.min
     return Entry(path, when, shown, seed if isinstance(seed, int) else 0)
 
 
 def _record(path: Path) -> dict[str, Any]:
-    """What is known of an image: the JSON beside it, or where that is damaged, the request inside it."""
+    """What is known of an image: the JSON beside it, or if that is damaged, the request inside it."""
     record = _beside(path)
     if record is None:
         with contextlib.suppress(RequestError):
@@ -233,7 +234,7 @@ def _beside(path: Path) -> dict[str, Any] | None:
 
 
 def _is_whole(record: dict[str, Any]) -> bool:
-    """Whether a record says what the history asks of it: the prompt, and which input images belong to the image."""
+    """Whether a record has what the history needs: the prompt, and the image's input images."""
     styles = record.get("styles")
     images = [record.get("content"), *(styles if isinstance(styles, list) else [0])]
     named = all(isinstance(each, dict) and isinstance(each.get("sha256"), str) for each in images if each is not None)
@@ -250,7 +251,7 @@ def _thumbnail(path: Path) -> Path:
 
 
 def _remove(path: Path) -> None:
-    """Deletes an image, then what belongs to it alone: a kill in between leaves what the next sweep finds."""
+    """Deletes an image, then what belongs only to it: after a kill in between, the next sweep finds the rest."""
     remove_file(path)
     for part in (path.with_suffix(".json"), _thumbnail(path)):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""An image that knows how it was made: the request as versioned JSON in PNG's text."""
+"""Images that record how they were made: the request as versioned JSON in PNG text."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from uso_core.request import GenerationRequest, Result
 
 KEY = "uso"
 MAX_TEXT_CHARACTERS = 1 * 2**20
-FACTS = ("device", "dtype", "seconds")  # of a result, beside its request; files written before may hold the last
+FACTS = ("device", "dtype", "seconds")  # of a result, beside its request; older files may contain the last one
 
 
 def png_text(result: Result) -> PngImagePlugin.PngInfo:
     """PNG text chunks for a result: `uso` holds its request and facts as JSON.
 
-    How long it took is left to the record beside the image: the same request makes the same file, byte for byte.
+    The duration is only in the record beside the image, so that the same request gives the same file, byte for byte.
     """
     values = {name: value for name, value in result.to_dict().items() if name != "seconds"}
     text = PngImagePlugin.PngInfo()
@@ -30,7 +30,7 @@ def png_text(result: Result) -> PngImagePlugin.PngInfo:
 
 
 def png_texts(path: Path) -> dict[str, str]:
-    """The texts in an untrusted PNG by their keys; raises `RequestError` if it is none that can be read."""
+    """The texts in an untrusted PNG by their keys; raises `RequestError` if it cannot be read as one."""
     try:
         with path.open("rb") as file, Image.open(file, formats=["PNG"]):
             file.seek(0)
@@ -43,7 +43,7 @@ def png_texts(path: Path) -> dict[str, str]:
 
 
 def read_request(path: Path) -> GenerationRequest:
-    """The request in a PNG of ours. The file is untrusted: raises `RequestError` for anything but our own format."""
+    """The request in a PNG of ours. The file is untrusted: raises `RequestError` for any other format."""
     text = png_texts(path).get(KEY)
     if text is None:
         raise RequestError("no_settings", hint="our_png", file=path.name)

@@ -1,4 +1,4 @@
-"""Files that nobody keeps: a folder of this process's own, gone when it ends, swept by the next start after a kill."""
+"""Files that nobody keeps: in a folder of this process, deleted at its end, or by the next start after a kill."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from uso_core.errors import OutputError
 from uso_core.storage.files import check_writable, not_writable
 
 PREFIX, LOCK = "uso-", ".lock"
-BOUND_SECONDS = 60  # between two looks at how much lies there
+BOUND_SECONDS = 60  # between two checks of the folder's size
 
 
 class Scratch:
-    """The folder, held by a lock as long as its process lives."""
+    """The folder, held by a lock while its process lives."""
 
     def __init__(self, path: Path, lock: FileLock) -> None:
         self.path, self._lock = path, lock
@@ -27,7 +27,7 @@ class Scratch:
 
     @classmethod
     def claim(cls, base: Path | None = None) -> Scratch:
-        """A new folder in `base` (default: the system's for temporary files), what killed processes left swept.
+        """A new folder in `base` (default: the system's temporary folder); sweeps what killed processes left.
 
         Raises `OutputError` if nothing can be written there.
         """
@@ -42,12 +42,12 @@ class Scratch:
             raise not_writable(Path(base or ".") / PREFIX, error) from None
         check_writable(path)
         lock = FileLock(_lock_of(path))
-        with contextlib.suppress(NotImplementedError):  # a file system without locks: only its age protects it
+        with contextlib.suppress(NotImplementedError):  # on a file system without locks only its age protects it
             lock.acquire(timeout=0)
         return cls(path, lock)
 
     def keep_below(self, most_bytes: int) -> None:
-        """From now on removes the oldest files, once a minute, where all of them have more bytes than this."""
+        """From now on, once a minute, removes the oldest files while all together exceed this many bytes."""
 
         def watch() -> None:
             while not self._ended.wait(BOUND_SECONDS):
@@ -56,7 +56,7 @@ class Scratch:
         threading.Thread(target=watch, name="scratch", daemon=True).start()
 
     def remove(self) -> None:
-        """Removes the folder with all that is in it."""
+        """Removes the folder with everything in it."""
         self._ended.set()
         shutil.rmtree(self.path, ignore_errors=True)
         self._lock.release()
@@ -65,11 +65,11 @@ class Scratch:
 
 
 def sweep(base: Path) -> None:
-    """Removes the folders of processes that are gone; those of living ones, and of others, stay."""
+    """Removes the folders of processes that are gone; those of living processes and of other programs stay."""
     for folder in base.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError, Timeout, NotImplementedError):
             held = _lock_of(folder)
-            if not folder.is_dir() or folder.is_symlink() or not held.exists():  # perhaps somebody else's
+            if not folder.is_dir() or folder.is_symlink() or not held.exists():  # perhaps another program's
                 continue
             with FileLock(held).acquire(timeout=0):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -77,12 +77,12 @@ def sweep(base: Path) -> None:
 
 
 def _lock_of(folder: Path) -> Path:
-    """Its lock lies elsewhere, so that nothing but what passes through lies in the folder."""
+    """Its lock is elsewhere, so that the folder holds only temporary files."""
     return Path(tempfile.gettempdir()) / f".{folder.name}{LOCK}"
 
 
 def bound(folder: Path, most_bytes: int) -> None:
-    """Removes the oldest files until the others have no more bytes than this."""
+    """Removes the oldest files until the others take at most this many bytes."""
     found = []
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):
@@ -93,7 +93,7 @@ def bound(folder: Path, most_bytes: int) -> None:
     for when, size, path in sorted(found, key=lambda each: each[0]):
         if total <= most_bytes:
             return
-        if time.time() - when > BOUND_SECONDS:  # what has just come is still being shown
+        if time.time() - when > BOUND_SECONDS:  # new files are still being shown
             with contextlib.suppress(OSError):
                 path.unlink()
                 total -= size

@@ -1,8 +1,9 @@
-"""Saved styles: each one file of style tokens, with a name, a thumbnail, and what is needed to refuse it.
+"""Stored styles: one file each with style tokens, a name, a thumbnail, and what is needed to refuse a misfit.
 
-<sha256>.safetensors     tokens.0, tokens.1, ... (K, D) float32, one for each image; thumbnail, a WebP's bytes;
-                         metadata: format, version, name, model, fingerprint, strengths (JSON), created (ISO 8601)
-The hash is that of tokens, strengths and fingerprint, so that a style keeps it under any name and on any machine.
+    <sha256>.safetensors     tokens.0, tokens.1, ... (K, D) float32, one for each image; thumbnail, a WebP's bytes;
+                             metadata: format, version, name, model, fingerprint, strengths (JSON), created (ISO 8601)
+
+The hash covers tokens, strengths and fingerprint, so that a style keeps it under any name and on any machine.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ from uso_core.storage.files import locked, remove_file, sweep_parts, write_whole
 FORMAT, VERSION = "uso-style", "1"
 SUFFIX = ".safetensors"
 THUMBNAIL_SIDE = 256
-MAX_FILE_BYTES = 64 * 2**20  # eight images at FLUX's size have 19 MB
+MAX_FILE_BYTES = 64 * 2**20  # eight images at FLUX's size take 19 MB
 MAX_THUMBNAIL_BYTES = 2**20
 MAX_TOKENS, MAX_WIDTH = 4096, 16384  # of one image; FLUX has 192 x 3072
 MAX_NAME_CHARACTERS = 80
 MAX_STORED = 500
-SWEEP_SECONDS = 5.0  # of waiting for others before a sweep is left to the next start
+SWEEP_SECONDS = 5.0  # to wait for others before leaving a sweep to the next start
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class StyleEntry:
-    """One saved style without its tokens: enough to show and choose it."""
+    """One stored style without its tokens: enough to show and choose it."""
 
     name: str
     sha256: str
@@ -56,7 +57,7 @@ class StyleEntry:
 
 @dataclass(frozen=True)
 class _Content:
-    """All that a style file holds."""
+    """Everything in a style file."""
 
     entry: StyleEntry
     tokens: tuple[np.ndarray, ...]
@@ -66,7 +67,7 @@ class _Content:
 class StyleStore:
     """The styles in one folder, which several processes may share: one thread or process at a time changes it.
 
-    What a killed process left half-written there is swept at first.
+    Sweeps what a killed process left half-written there first.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -77,8 +78,8 @@ class StyleStore:
         self, name: str, tokens: Sequence[np.ndarray], strengths: Sequence[float], model: str, fingerprint: str,
         thumbnail: Image.Image,
     ) -> StyleEntry:  # fmt: skip
-        """Keeps tokens (K, D) under a name. Raises `RequestError` for a name that is empty or taken, or a style that
-        is kept already, `OutputError` if it cannot be written."""
+        """Stores tokens (K, D) under a name. Raises `RequestError` for a name that is empty or taken, or a style that
+        is already stored, `OutputError` if it cannot be written."""
         name = checked_name(name)
         if not tokens:
             raise RequestError("no_style_to_store")
@@ -92,7 +93,7 @@ class StyleStore:
         return entry
 
     def entries(self) -> list[StyleEntry]:
-        """The styles kept, newest first; files that cannot be read are left out."""
+        """The stored styles, newest first; unreadable files are left out."""
         found = []
         for path in self._files():
             with contextlib.suppress(RequestError):
@@ -100,29 +101,29 @@ class StyleStore:
         return sorted(found, key=lambda entry: entry.created, reverse=True)
 
     def get(self, sha256: str) -> StoredStyle:
-        """The style with its tokens; raises `RequestError` if it is not there or damaged."""
+        """The style with its tokens; raises `RequestError` if it is missing or damaged."""
         content = self._content(sha256)
         entry = content.entry
         return StoredStyle(entry.name, sha256, content.tokens, entry.strengths, entry.model, content.fingerprint)
 
     def holds(self, sha256: str) -> bool:
-        """Whether the style is there."""
+        """Whether the style is stored."""
         return self.path(sha256).is_file()
 
     def path(self, sha256: str) -> Path:
-        """Where the style's file is, or would be: only hex digits make the name."""
+        """The path of the style's file, existing or not: the name consists of hex digits only."""
         known = len(sha256) == 64 and set(sha256) <= set("0123456789abcdef")
         return self.folder / f"{sha256 if known else 'none'}{SUFFIX}"
 
     def free_name(self, name: object, of: str = "") -> str:
-        """The name, tidied; raises `RequestError` if it is empty or another style than `of` has it."""
+        """The name, tidied; raises `RequestError` if it is empty or taken by a style other than `of`."""
         checked = checked_name(name)
         if any(other.name.casefold() == checked.casefold() and other.sha256 != of for other in self.entries()):
             raise RequestError("style_name_taken", checked=checked)
         return checked
 
     def rename(self, sha256: str, name: str) -> StyleEntry:
-        """Gives a style another name; raises `RequestError` for one that is empty or taken."""
+        """Renames a style; raises `RequestError` for a name that is empty or taken."""
         if not self.holds(sha256):
             raise RequestError("style_gone", hint="style_again")
         with locked(self.folder):
@@ -132,7 +133,7 @@ class StyleStore:
         return entry
 
     def delete(self, sha256: str) -> None:
-        """Removes a style; does nothing where there is none. Raises `OutputError` if it cannot be removed."""
+        """Removes a style, if it exists. Raises `OutputError` if it cannot be removed."""
         if self.holds(sha256):
             with locked(self.folder):
                 remove_file(self.path(sha256))
@@ -148,9 +149,9 @@ class StyleStore:
             log.warning("%s", error)
 
     def take_in(self, path: Path) -> StyleEntry:
-        """Stores an untrusted style file, written anew; raises `RequestError` for anything but our own format.
+        """Stores an untrusted style file, rewriting it; raises `RequestError` for any format but ours.
 
-        A name that is taken gets a number.
+        Adds a number to a name that is taken.
         """
         content = _read(path, with_tokens=True)
         image = open_image(content.entry.thumbnail, "the style's thumbnail").image
@@ -158,7 +159,7 @@ class StyleStore:
             raise RequestError("style_no_thumbnail", hint="our_style", file=path.name)
         thumbnail = _webp(ImageOps.fit(image, (THUMBNAIL_SIDE, THUMBNAIL_SIDE)))
         with locked(self.folder):
-            with contextlib.suppress(RequestError):  # one that is not there, or damaged, is written
+            with contextlib.suppress(RequestError):  # a missing or damaged one is written
                 return self._content(content.entry.sha256).entry
             names = {entry.name.casefold() for entry in self.entries()}
             name, number = content.entry.name, 2
@@ -213,7 +214,7 @@ def mosaic(images: Sequence[Image.Image]) -> Image.Image:
     columns, rows = (1, 1) if len(shown) == 1 else (2, 1) if len(shown) == 2 else (2, 2)
     width, height = side // columns, side // rows
     for index, image in enumerate(shown):
-        across = side if len(shown) == 3 and index == 2 else width  # the third of three has the lower half
+        across = side if len(shown) == 3 and index == 2 else width  # the third of three spans the lower half
         square.paste(
             ImageOps.fit(image.convert("RGB"), (across, height)), (index % columns * width, index // columns * height)
         )
@@ -221,7 +222,7 @@ def mosaic(images: Sequence[Image.Image]) -> Image.Image:
 
 
 def checked_name(name: object) -> str:
-    """A style's name without what cannot be seen; raises `RequestError` if nothing is left or it is too long."""
+    """A style's name without invisible characters; raises `RequestError` if it is then empty, or too long."""
     text = name if isinstance(name, str) else ""
     text = " ".join("".join(each if unicodedata.category(each)[0] != "C" else " " for each in text).split())
     if not text:
@@ -245,7 +246,7 @@ def _hash(tokens: Sequence[np.ndarray], strengths: Sequence[float], fingerprint:
 
 
 def _read(path: Path, with_tokens: bool) -> _Content:
-    """A style file, perhaps untrusted: raises `RequestError` for any but our own format.
+    """Reads a style file, perhaps untrusted; raises `RequestError` for any format but ours.
 
     Without tokens the hash is the file's name, and only header and thumbnail are read.
     """
@@ -282,7 +283,7 @@ def _read(path: Path, with_tokens: bool) -> _Content:
 
 
 def _checked_shapes(file: Any, name: str) -> int:
-    """How many images the style has; raises `RequestError` unless all tensors are of ours and of one width."""
+    """The number of images in the style; raises `RequestError` unless all tensors are ours and of one width."""
     keys = set(file.keys())
     count = len(keys) - 1
     slices = {key: file.get_slice(key) for key in keys}

@@ -23,7 +23,7 @@ SCRIPTS = ("page.js", "crop.js")
 
 
 def build(engine: Engine, settings: Settings) -> gr.Blocks:
-    """The page over one engine; nothing is loaded until somebody generates."""
+    """The page for one engine; nothing is loaded until somebody generates."""
     if settings.mcp:
         mcp.require_mcp()
     services, status = Services.of(engine, settings), engine.status()
@@ -44,7 +44,7 @@ def build(engine: Engine, settings: Settings) -> gr.Blocks:
 
 
 def script() -> str:
-    """The page's own JavaScript, with its words in every language."""
+    """The page's own JavaScript, with its texts in every language."""
     parts = [(CSS_PATH.parent / name).read_text(encoding="utf-8") for name in SCRIPTS]
     names = ("crop", "crop_box", "crop_apply", "cancel")
     words = json.dumps({language: {name: texts[name] for name in names} for language, texts in languages().items()})
@@ -52,7 +52,7 @@ def script() -> str:
 
 
 def launch(page: gr.Blocks, settings: Settings, **options: Any) -> Any:
-    """Serves the page in threads of its own, as `gr.Blocks.launch` does, and returns.
+    """Serves the page in its own threads, like `gr.Blocks.launch`, and returns.
 
     The engine queues, so Gradio lets every request through.
     """

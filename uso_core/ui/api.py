@@ -1,4 +1,4 @@
-"""What programs may call: /generate, /settings_from_image and /models, over HTTP, gradio_client and MCP alike."""
+"""What programs may call: /generate, /settings_from_image and /models, over HTTP, gradio_client and MCP."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from uso_core.ui.language import in_english
 from uso_core.ui.run import follow
 from uso_core.ui.services import Services
 
-GRACE_SECONDS = 4.0  # in which a private image can be fetched once the run has ended
-MEANING = """Makes images from a prompt, a content image or none, and up to four style images.
+GRACE_SECONDS = 4.0  # during which a private image can be fetched after the run
+MEANING = """Makes images from a prompt, an optional content image and up to four style images.
 
-With a content image its subject is kept; with an empty prompt too its layout. Style images decide the look of the
-result. Give images as files, as http(s) addresses, or as base64."""
+A content image gives the subject; with an empty prompt also the layout. Style images set the look of the result. Pass
+images as files, as http(s) addresses, or as base64."""
 
 Reply = tuple[list[str], dict[str, Any] | None, Status, Any]  # images, settings, status, preview
 
 
 def build(services: Services) -> None:
-    """Adds the endpoints to the page under construction; nothing of them is seen on it."""
+    """Adds the endpoints to the page under construction, invisibly."""
     known = parameters(GenerationRequest)
     _endpoint(
         _generate(services, known), "generate", [each.component() for each in known],
         [
-            gr.File(label="images: PNG files with their request inside", file_count="multiple", visible=False),
+            gr.File(label="images: PNG files, each with its request inside", file_count="multiple", visible=False),
             gr.JSON(label="settings: all of them, with model, device, dtype, seconds and seeds", visible=False),
-            gr.JSON(label="status: text and percent, while it runs and at its end", visible=False),
-            gr.Image(label="preview: a small one while it runs", format="png", type="pil", visible=False),
+            gr.JSON(label="status: text and percent, while running and at the end", visible=False),
+            gr.Image(label="preview: a small image while running", format="png", type="pil", visible=False),
         ],
     )  # fmt: skip
     image = ImageInput(label="A PNG made by this program.", type="filepath", image_mode=None, visible=False)
@@ -52,13 +52,13 @@ def build(services: Services) -> None:
 
 
 def _endpoint(function: Callable[..., Any], name: str, inputs: list[Any], outputs: list[Any]) -> None:
-    # Without a queue nothing would be streamed; the limit is the engine's, which queues too.
+    # Without a queue nothing would be streamed; the engine, which also queues, sets the limit.
     gr.on([], function, inputs, outputs, api_name=name, concurrency_limit=None, show_progress="hidden")
 
 
 @dataclass(frozen=True)
 class ApiParameter:
-    """One parameter of /generate. A caller may give null for each, which stands for the default."""
+    """One parameter of /generate. A caller may pass null for any of them to get the default."""
 
     name: str
     kind: str  # as in `request.Ask`
@@ -66,7 +66,7 @@ class ApiParameter:
     default: Any = None
 
     def component(self) -> Any:
-        """What takes it in, out of sight."""
+        """The hidden component that receives it."""
         options: dict[str, Any] = {"label": self.meaning, "value": self.default, "visible": False}
         if self.kind == "image":
             return ImageInput(type="filepath", image_mode=None, label=self.meaning, visible=False)
@@ -77,7 +77,7 @@ class ApiParameter:
         return gr.Textbox(**options)
 
 
-# Callers may give parameters by their places: what comes later has its place behind these.
+# Callers may pass parameters by position: add new ones after these.
 ORDER = (
     "prompt", "content", "style_1", "style_2", "style_3", "style_4", "width", "height", "seed", "images", "steps",
     "guidance", "content_size", "schedule", "keep_size", "content_strength", "style_1_strength", "style_2_strength",
@@ -86,7 +86,7 @@ ORDER = (
 
 
 def parameters(kind: type[Any]) -> list[ApiParameter]:
-    """The parameters of /generate: the fields of a request's class, a style at a time, the model and privacy."""
+    """The parameters of /generate: a request class's fields, with one per style, then the model and privacy."""
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}
     known: dict[str, ApiParameter] = {}
     for name, ask in asks(kind).items():
@@ -97,19 +97,19 @@ def parameters(kind: type[Any]) -> list[ApiParameter]:
         known[name] = ApiParameter(name, ask.kind, f"{ask.help[:1].upper()}{ask.help[1:]}{own}.", default)
     strength = asks(kind)["content_strength"]
     for number in range(1, STYLES + 1):
-        which = "An image that decides the look of the result" if number == 1 else f"Style {number}, blended in"
+        which = "An image that sets the look of the result" if number == 1 else f"Style {number}, blended in"
         known[f"style_{number}"] = ApiParameter(f"style_{number}", "image", f"{which}.")
         meaning = strength.help.replace("the content image", f"style {number}")
         name = f"style_{number}_strength"
         known[name] = ApiParameter(name, "number", f"{meaning}.", defaults["content_strength"])
-    known["model"] = ApiParameter("model", "text", "A name from /models; null for the one at work.")
-    private = "Whether nothing is kept: not in the history, no previews, and the files for a few seconds after the end."
+    known["model"] = ApiParameter("model", "text", "A name from /models; null for the current one.")
+    private = "Whether to keep nothing: no history, no previews, and files only for a few seconds after the end."
     known["private"] = ApiParameter("private", "flag", private, False)
     return [known[name] for name in (*ORDER, *(name for name in known if name not in ORDER)) if name in known]
 
 
 def _generate(services: Services, known: list[ApiParameter]) -> Callable[..., Iterator[Reply]]:
-    """The function of /generate; Gradio reads the parameters off its signature and their meaning off its docstring."""
+    """The function of /generate; Gradio reads parameters from its signature, their meaning from its docstring."""
 
     def generate(*given: Any) -> Iterator[Reply]:
         *values, request = given
@@ -139,7 +139,7 @@ def _generate(services: Services, known: list[ApiParameter]) -> Callable[..., It
 
 
 def _replies(updates: Iterator[Any]) -> Iterator[Reply]:
-    """The API's replies to a run; one at least twice a second, so that a caller who has gone is noticed."""
+    """The API's replies to a run, at least two per second, so that a disconnected caller is noticed."""
     made: list[str] = []
     results: list[Result] = []
     status: Status = {"text": "", "percent": 0}
@@ -183,14 +183,14 @@ def settings_from_image(image: str | None = None) -> dict[str, Any]:
 
 def _models(services: Services) -> Callable[[], list[dict[str, Any]]]:
     def models() -> list[dict[str, Any]]:
-        """Lists the models: what each needs, offers and permits, and which one is at work."""
+        """Lists the models: what each needs, offers and permits, and which one is current."""
         return [describe(model, services.engine, services.settings) for model in MODELS.values()]
 
     return models
 
 
 def describe(model: Model, engine: Engine, settings: Settings) -> dict[str, Any]:
-    """A model of the catalog for programs: its sizes in pixels, what is missing of its files, whether it is loaded."""
+    """A model of the catalog for programs: its sizes in pixels, its missing files, whether it is loaded."""
     report, status = find_weights(model, settings), engine.status()
     here = next((each for each in status.workers if each is not None and each.model is model), None)
     return {
@@ -221,7 +221,7 @@ def licences(model: Model) -> list[str]:
 
 
 def switchable(engine: Engine, settings: Settings, name: str | None) -> Model:
-    """The model asked for; raises `RequestError` where visitors may not switch, `SettingsError` for an unknown one."""
+    """The requested model; raises `RequestError` if visitors may not switch, `SettingsError` for an unknown one."""
     at_work = engine.status().model
     if name in (None, "", at_work.name):
         return at_work

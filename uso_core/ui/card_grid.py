@@ -1,7 +1,7 @@
-"""Images with words to choose from, in groups with headings: buttons, so that a keyboard reaches each.
+"""A choice of captioned images in groups with headings: buttons, so that a keyboard reaches each.
 
-The text may be untrusted: it is escaped here, and Gradio puts a component's value into the page as it is. (What
-a handlebars template yields, it evaluates once more as JavaScript.)
+The text may be untrusted: it is escaped here, and Gradio inserts a component's value into the page unchanged.
+(Gradio evaluates the output of a handlebars template again as JavaScript.)
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ element.addEventListener("click", (event) => {
   trigger("click", { key: card.dataset.key });
 });
 """
-WORDS_ONLY = "<i>Aa</i>"  # in the place of images, where there are none
+WORDS_ONLY = "<i>Aa</i>"  # instead of images, if there are none
 
 
 @dataclass(frozen=True)
 class Card:
-    """One thing to choose: `key` comes back when it is; `images` are addresses."""
+    """One item to choose: `key` comes back when chosen; `images` are addresses."""
 
     key: str
     title: str
@@ -43,7 +43,7 @@ def cards(elem_id: str, label: str, value: str = "") -> gr.HTML:
 
 
 def chosen(event: gr.EventData) -> str:
-    """The key of the card that was clicked, as the browser says."""
+    """The key of the clicked card, as sent by the browser."""
     return str(getattr(event, "key", ""))
 
 
@@ -56,12 +56,12 @@ def html(groups: Sequence[tuple[str, Sequence[Card]]]) -> str:
 
 
 def file_address(path: Path) -> str:
-    """Where the browser finds a file that Gradio may show, relative to the page."""
+    """The address, relative to the page, of a file that Gradio may show."""
     return f"gradio_api/file={quote(str(path.absolute()))}"
 
 
 def data_address(data: bytes, kind: str = "image/webp") -> str:
-    """A small file inside its own address."""
+    """A small file embedded in its own address."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 

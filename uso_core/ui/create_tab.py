@@ -1,4 +1,4 @@
-"""The Create tab: the form, what happens between Generate and the image, and what to do with it."""
+"""The Create tab: the form, the run from Generate to the image, and what to do with the image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from uso_core.ui.services import Services
 
 
 def build(page: gr.Blocks, services: Services) -> tuple[Form, Results]:
-    """Lays out the tab and wires it to the engine."""
+    """Lays out the tab and connects it to the engine."""
     engine, model = services.engine, services.engine.status().model
     shelf = examples.lay_out(model)
     with gr.Row(equal_height=False, elem_id="create"):
@@ -77,9 +77,9 @@ def _handler(form: Form, results: Results, services: Services) -> Callable[..., 
 
 
 def _wire_buttons(page: gr.Blocks, services: Services, form: Form) -> None:
-    """Stop and Skip say something themselves only where nothing runs.
+    """Stop and Skip show a text themselves only if nothing runs.
 
-    A run tells of its own end: words from here could overtake its last ones and stay for good.
+    A run reports its own end: a text from here could overtake its last one and stay.
     """
 
     def jobs_of(request: gr.Request) -> list[Job]:

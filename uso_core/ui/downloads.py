@@ -1,4 +1,4 @@
-"""Downloads that visitors start: one at a time, seen by all, stopped by any of them, taken up where they ended."""
+"""Downloads that visitors start: one at a time, visible to all, stoppable by anyone, resumed where they stopped."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ SPEED_OVER_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Download:
-    """Where a download stands. `file` is what comes at the moment, sizes in bytes; `outcome` is set when it has ended.
+    """The state of a download. `file` is the current one, sizes are in bytes; `outcome` is set at its end.
 
-    `failed` holds whether the outcome is an error.
+    `failed` says whether the outcome is an error.
     """
 
     model: Model
@@ -43,12 +43,12 @@ class Download:
 
     @property
     def seconds_left(self) -> float | None:
-        """None as long as nothing tells."""
+        """None while it cannot be estimated."""
         return (self.total - self.done) / self.bytes_per_second if self.bytes_per_second and self.total else None
 
 
 class Downloads:
-    """The one download that may run, and how the last one ended."""
+    """The only download that may run, and the outcome of the last one."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -58,7 +58,7 @@ class Downloads:
         self.now: Download | None = None
 
     def start(self, model: Model) -> None:
-        """Begins to fetch what a model lacks; raises `DownloadError` where one runs, or visitors may not."""
+        """Starts fetching what a model lacks; raises `DownloadError` if one is running or visitors may not."""
         if not self._settings.allow_download:
             raise DownloadError("may_not_download")
         with self._lock:
@@ -102,7 +102,7 @@ class Downloads:
             raise _Stopped
 
     def _speed(self, done: int) -> float:
-        """Bytes a second over the last pieces."""
+        """Bytes per second over the last pieces."""
         moment = time.monotonic()
         self._recent.append((moment, done))
         while len(self._recent) > 2 and moment - self._recent[0][0] > SPEED_OVER_SECONDS:

@@ -1,4 +1,4 @@
-"""The examples above the form: a click fills every field, and starts where that takes seconds."""
+"""The examples above the form: a click fills every field, and starts the run if it takes only seconds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def lay_out(model: Model) -> gr.HTML:
 
 
 def wire(page: gr.Blocks, shelf: gr.HTML, form: Form) -> None:
-    """Puts the example that is clicked into the form."""
+    """Puts the clicked example into the form."""
     read = read_examples()
     examples = {example.name: example for example in read}
     say_on_load(page, lambda: [_cards(read)], [shelf])
@@ -45,7 +45,7 @@ def wire(page: gr.Blocks, shelf: gr.HTML, form: Form) -> None:
 
 
 def quick(model: Model) -> bool:
-    """Whether an image takes seconds on any machine, so that a click may start one."""
+    """Whether an image takes only seconds on any machine, so that a click may start one."""
     return model.folder is not None
 
 
@@ -59,7 +59,7 @@ def _card(example: Example) -> Card:
 
 
 def titled(example: Example) -> str:
-    """An example's title, translated where it is one of ours."""
+    """An example's title, translated if it is one of ours."""
     return say(key) if (key := f"example_{example.name}") in texts() else example.title
 
 

@@ -1,4 +1,4 @@
-"""Images from web addresses that visitors name: public hosts alone, a few at once, bounded in size and time."""
+"""Fetches images from web addresses given by visitors: public hosts only, a few at once, limited in size and time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_BYTES = 64 * 2**20
 MAX_REDIRECTS = 4
 MAX_ADDRESSES = 4  # of a host, tried one after another
 FETCHES = 8  # at once
-QUEUE_SECONDS = 5.0  # of waiting for a place among them
+QUEUE_SECONDS = 5.0  # to wait for a free place among them
 REDIRECTS = (301, 302, 303, 307, 308)
 HEADERS: dict[bytes | str, bytes | str] = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "uso"}
 
@@ -34,11 +34,11 @@ _places, _lookups = threading.BoundedSemaphore(FETCHES), threading.BoundedSemaph
 
 
 def fetch(url: str) -> tuple[str, bytes]:
-    """The name at the end of an http(s) address and what lies there, as it is: no encoding is asked for or undone.
+    """Returns the name at the end of an http(s) address and its content, unchanged: no encoding is requested or undone.
 
-    Only hosts of the public internet are asked, each by the very address that was checked, redirects included. Raises
-    `RequestError` for any other host, for an answer that is no success or is encoded, beyond `MAX_BYTES` or the time
-    for everything, and where `FETCHES` others do not end within `QUEUE_SECONDS`.
+    Connects only to hosts of the public internet, each by exactly the address that was checked, redirects included.
+    Raises `RequestError` for any other host, for an answer that is unsuccessful or encoded, beyond `MAX_BYTES` or the
+    total time, and if `FETCHES` others do not end within `QUEUE_SECONDS`.
     """
     if not _places.acquire(timeout=QUEUE_SECONDS):
         raise RequestError("too_many_fetches")
@@ -49,10 +49,10 @@ def fetch(url: str) -> tuple[str, bytes]:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address can be that of a host on the public internet.
+    """Whether an IP address can belong to a host on the public internet.
 
-    IPv4: unicast without what IANA has set aside. IPv6: global unicast without that; so nothing that stands for an IPv4
-    address, which could be any (mapped, compatible, NAT64, 6to4, Teredo).
+    IPv4: unicast without the ranges reserved by IANA. IPv6: global unicast without those; so no address that stands for
+    an IPv4 address, which could be any (mapped, compatible, NAT64, 6to4, Teredo).
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
@@ -72,13 +72,13 @@ _SET_ASIDE_4 = [
         "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
         "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16", "192.175.48.0/24",
         "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/3",
-        "168.63.129.16/32",  # the platform itself, on every machine at Azure
+        "168.63.129.16/32",  # the platform itself, on every Azure machine
     )
 ]  # fmt: skip
 
 
 class _NotPublic(Exception):
-    """A host has an address that is not of the public internet."""
+    """A host has an address outside the public internet."""
 
 
 class _HostUnknown(Exception):
@@ -86,7 +86,7 @@ class _HostUnknown(Exception):
 
 
 class _TooSlow(Exception):
-    """The time for everything is over."""
+    """The total time is over."""
 
 
 def _followed(url: str, deadline: float) -> tuple[str, bytes]:
@@ -112,7 +112,7 @@ def _followed(url: str, deadline: float) -> tuple[str, bytes]:
 
 
 def _answer(target: httpx.URL, deadline: float) -> bytes | str:
-    """What lies at an address, or the place to which it leads."""
+    """The content at an address, or the address to which it redirects."""
     url = httpcore.URL(
         scheme=target.raw_scheme, host=target.raw_host, port=target.port, target=target.raw_path
     )  # fmt: skip
@@ -144,7 +144,7 @@ def _body(pieces: Iterable[bytes], announced: str, address: str) -> bytes:
 
 
 class _PublicNetwork(httpcore.NetworkBackend):
-    """Connects to hosts of the public internet, by no address but one that was checked, until a deadline."""
+    """Connects to hosts of the public internet, only by addresses that were checked, until a deadline."""
 
     def __init__(self, deadline: float) -> None:
         self._deadline = deadline
@@ -161,7 +161,7 @@ class _PublicNetwork(httpcore.NetworkBackend):
 
 
 class _TimedStream(httpcore.NetworkStream):
-    """A connection of which every read and write ends by the deadline, however little each of them brings."""
+    """A connection on which every read and write ends by the deadline, however little each transfers."""
 
     def __init__(self, stream: httpcore.NetworkStream, deadline: float) -> None:
         self._stream, self._deadline = stream, deadline
@@ -186,7 +186,7 @@ class _TimedStream(httpcore.NetworkStream):
 
 
 def _patience(deadline: float) -> float:
-    """For how many seconds to wait for the next piece; raises `_TooSlow` after the deadline."""
+    """Seconds to wait for the next piece; raises `_TooSlow` after the deadline."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise _TooSlow
@@ -194,12 +194,12 @@ def _patience(deadline: float) -> float:
 
 
 def _addresses(host: str, port: int, deadline: float) -> list[str]:
-    """The IP addresses of a host; raises `_NotPublic` unless all are public, and `_HostUnknown`."""
+    """The IP addresses of a host; raises `_NotPublic` unless all are public, or `_HostUnknown`."""
     if not _lookups.acquire(blocking=False):
         raise _HostUnknown
     found: Future[list[Any]] = Future()
 
-    def look() -> None:  # in a thread of its own, as a lookup cannot be given up
+    def look() -> None:  # in its own thread, since a lookup cannot be aborted
         try:
             found.set_result(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         except Exception as error:
@@ -229,5 +229,5 @@ def _web_address(url: str) -> httpx.URL:
 
 
 def _short(url: str) -> str:
-    """An address fit for a sentence: without the query, which may hold a secret, and not too long."""
+    """An address for use in a sentence: not too long, without the query, which may hold a secret."""
     return url.partition("?")[0][:200]

@@ -1,4 +1,4 @@
-"""The form: its fields, what they mean as a request, and a request put back into them."""
+"""The form: its fields, the request they stand for, and how a request is put back into them."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
     from uso_core.ui.services import Services
 
 STYLES = 4
-HIGHEST_GUIDANCE = 20.0  # of the slider, where the model takes any
-STORED = 2  # places for stored styles; each may hold several images
+HIGHEST_GUIDANCE = 20.0  # of the slider, if the model takes any
+STORED = 2  # slots for stored styles; each may hold several images
 MOST_IMAGES = 8  # of the slider
 CUSTOM = "custom"
 QUIET: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
-TOLD = {**QUIET, "queue": True}  # Gradio shows errors and infos of an event only where it went through the queue
+TOLD = {**QUIET, "queue": True}  # Gradio shows an event's errors and infos only if it went through the queue
 STATUS = """
 <div role="status" aria-live="polite" class="sentence">${
   String(value.text).replaceAll("&", "&amp;").replaceAll("<", "&lt;")
 }</div>
 <div class="track"><div class="bar" style="width: ${Number(value.percent)}%"></div></div>
-"""  # not {{}}: what handlebars yields is evaluated once more, and the text may be untrusted
+"""  # not {{}}: handlebars output is evaluated again, and the text may be untrusted
 
 Updates = dict[Any, Any]  # values by component
 Status = dict[str, Any]  # {"text": a sentence, "percent": of the bar}
@@ -55,9 +55,9 @@ Status = dict[str, Any]  # {"text": a sentence, "percent": of the bar}
 class Form:
     """The fields by name, the buttons and the status.
 
-    A field is named as in `GenerationRequest`, but for `style_N`, `style_N_strength`, `stored_N` and
-    `stored_N_strength`; `model` holds the name of the model that the form is set for. `stored_row` and
-    `thumbnails` show the stored styles in use. `private` and `aspect` stand beside the fields: no request holds them.
+    Fields are named as in `GenerationRequest`, except `style_N`, `style_N_strength`, `stored_N` and
+    `stored_N_strength`; `model` holds the name of the model that the form is set for. `stored_row` and `thumbnails`
+    show the stored styles in use. `private` and `aspect` are beside the fields: they are not part of a request.
     """
 
     fields: dict[str, gr.components.Component]
@@ -83,15 +83,15 @@ class Form:
 
     @property
     def stored(self) -> list[Any]:
-        """What `refreshed` updates."""
+        """The components that `refreshed` updates."""
         return [self.stored_row, *self.stored_fields]
 
     def values(self, given: Updates) -> dict[str, Any]:
-        """The fields' values by name, from what an event got."""
+        """The fields' values by name, from an event's values."""
         return {name: given[field] for name, field in self.fields.items()}
 
     def refreshed(self, styles: StyleStore) -> Updates:
-        """Updates for `stored`, so that they offer the styles that are there now."""
+        """Updates for `stored`, so that it offers the current styles."""
         entries = styles.entries()
         choices = [(label("no_saved_style"), ""), *((entry.name, entry.sha256) for entry in entries)]
         return {
@@ -100,7 +100,7 @@ class Form:
         }
 
     def set_for(self, model: Model) -> Updates:
-        """The fields with the sizes, limits and defaults of a model."""
+        """Sets the fields to a model's sizes, limits and defaults."""
         low, high = model.sides
         return {
             self["model"]: model.name,
@@ -112,15 +112,15 @@ class Form:
         }
 
     def imported(self, workflow: ComfyImport) -> Updates:
-        """Values from a ComfyUI workflow; what it does not say stays, images are to be chosen."""
+        """Values from a ComfyUI workflow; what it does not specify stays, images are left to choose."""
         given = {name: getattr(workflow, name, None) for name in asks(GenerationRequest) if name != "content"}
         return {self[name]: value for name, value in given.items() if value is not None and name in self.fields}
 
     def updates(self, request: GenerationRequest, paths: dict[str, Path], stored: Collection[str] = ()) -> Updates:
-        """Values for every field but the model from a request.
+        """Values for every field except the model from a request.
 
-        `paths` are its input files by sha256 and `stored` the hashes of its stored styles that are there; others are
-        left empty.
+        `paths` are its input files by sha256, `stored` the hashes of its stored styles that exist; all others stay
+        empty.
         """
         values = {name: getattr(request, name) for name in asks(GenerationRequest) if name in self.fields}
         values["seed"] = -1 if request.seed is None else request.seed
@@ -142,10 +142,10 @@ class Form:
 
 
 def request_of(values: dict[str, Any], stored_styles: StyleStore | None = None) -> GenerationRequest:
-    """The request that named values ask for, the page's and the API's alike; images are paths or empty.
+    """The request described by named values, for the page and the API; images are paths or empty.
 
-    `stored_styles` holds those that values may name. Raises `RequestError` for what is out of range or no image,
-    `SettingsError` for a model that does not exist.
+    `stored_styles` holds those that values may name. Raises `RequestError` for a value out of range or a file that is
+    not an image, `SettingsError` for an unknown model.
     """
     model = get_model(values["model"])
     given = settled(GenerationRequest, values, model)
@@ -159,9 +159,9 @@ def request_of(values: dict[str, Any], stored_styles: StyleStore | None = None) 
 def chosen_styles(
     values: dict[str, Any], stored_styles: StyleStore | None
 ) -> tuple[tuple[InputImage | StoredStyle, ...], tuple[float, ...]]:
-    """The styles that the fields hold, images first, and their strengths.
+    """The styles in the fields, images first, and their strengths.
 
-    Raises `RequestError` for what is not an image, or a stored style that is not there any more.
+    Raises `RequestError` for a file that is not an image, or a stored style that no longer exists.
     """
     given: list[tuple[InputImage | StoredStyle, float | None]] = []
     for number in range(1, STYLES + 1):
@@ -183,7 +183,7 @@ def _path(image: InputImage | StoredStyle | None, paths: dict[str, Path]) -> str
 
 
 def build_form(page: gr.Blocks, model: Model, services: Services) -> Form:
-    """Lays out the fields with the limits and defaults of a model."""
+    """Lays out the fields with a model's limits and defaults."""
     laid: dict[str, Any] = {"model": gr.State(model.name)}
     with gr.Row(elem_classes="slots"):
         laid["content"], laid["content_strength"] = _slot("content", "content_hint", "content_strength")
@@ -216,7 +216,7 @@ def build_form(page: gr.Blocks, model: Model, services: Services) -> Form:
 
 
 def status_line(elem_id: str, words: str) -> gr.HTML:
-    """A sentence with a bar below it."""
+    """A sentence with a progress bar below it."""
     return gr.HTML(
         {"text": words, "percent": 0}, label=label("status"), show_label=False, html_template=STATUS,
         elem_id=elem_id, elem_classes="status",
@@ -224,7 +224,7 @@ def status_line(elem_id: str, words: str) -> gr.HTML:
 
 
 def _settings(laid: dict[str, Any], model: Model) -> None:
-    """The numbers, and what few people touch."""
+    """The numbers, and rarely used settings."""
     with gr.Row():
         with gr.Column(min_width=140):
             laid["seed"] = NumberInput(label=label("seed"), value=-1, precision=0, minimum=-1, info=label("seed_hint"))
@@ -276,7 +276,7 @@ def _wire(form: Form, mode: gr.Markdown, aspect: gr.Dropdown) -> None:
 
 
 def _wire_stored(form: Form, places: list[tuple[gr.Row, gr.HTML]], services: Services) -> None:
-    """Each place shows the small thumbnail of the style that it holds, and appears when those before it are taken."""
+    """Each slot shows the thumbnail of its stored style, and appears when those before it are taken."""
 
     def show(request: gr.Request, *used: str) -> list[Any]:
         small = {entry.sha256: entry.thumbnail for entry in services.stores(request).styles.entries()}
@@ -300,7 +300,7 @@ def _slot(name: str, hint: str, strength: str, number: int | None = None) -> tup
 
 
 def _stored_place(laid: dict[str, Any], number: int) -> tuple[gr.Row, gr.HTML]:
-    """A place for a stored style: its field and strength, and the thumbnail beside them."""
+    """A slot for a stored style: its field and strength, with the thumbnail beside them."""
     with gr.Row(elem_classes="saved-style", visible=number == 1) as place:
         small = gr.HTML("", show_label=False, elem_classes="saved-thumbnail", min_width=64)
         laid[f"stored_{number}"] = ChoiceInput(

@@ -1,7 +1,7 @@
-"""In front of the page: which hosts and origins it answers to, which files of the output folder it serves, how often.
+"""Guards the page: which hosts and origins it answers, which output files it serves, how many calls it takes.
 
-A web page elsewhere whose name is made to resolve to this machine must not use it (DNS rebinding), nor may one embed it
-or call it from a browser. Others' images are not served, whoever knows their names.
+A foreign web page whose name is made to resolve to this machine must not use it (DNS rebinding), nor may one embed it
+or call it from a browser. Other visitors' images are not served, even to those who know their names.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Guard:
         return None
 
     def _may(self, headers: Headers) -> bool:
-        """Whether host and, where a browser tells it, origin are ours."""
+        """Whether the host and, if the browser sends it, the origin are ours."""
         host = headers.get("host", "")
         origin = headers.get("origin")
         if not self._knows(host_of(f"//{host}")):
@@ -106,7 +106,7 @@ class Guard:
         return origin is None or urlsplit(origin).netloc.lower() == host.lower() or self._knows(host_of(origin))
 
     def _knows(self, host: str) -> bool:
-        """A name of ours, or an address: a name that is made to resolve to us is neither."""
+        """Whether the host is a name of ours or an address: a name made to resolve to us is neither."""
         try:
             ipaddress.ip_address(host)
             return True
@@ -115,7 +115,7 @@ class Guard:
             return any(fnmatch.fnmatchcase(host, pattern) for pattern in patterns)
 
     def _serves(self, name: str, visitor: str) -> bool:
-        """Whether a file may be served: outside the output folder Gradio decides; inside only what is shown."""
+        """Whether a file may be served: outside the output folder Gradio decides; inside it only shown files."""
         try:
             path = Path(name).resolve()
         except (OSError, RuntimeError, ValueError):
@@ -136,7 +136,7 @@ SHOWN = {"": (".png",), "thumbnails": (".webp",), "inputs": (".png",), "styles":
 
 
 class Window:
-    """How much each visitor took within the last seconds."""
+    """How much each visitor used within the last seconds."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -144,7 +144,7 @@ class Window:
         self._lock = threading.Lock()
 
     def take(self, who: str, amount: float, most: float) -> bool:
-        """Takes an amount, unless that were more than allowed."""
+        """Takes an amount, unless that would exceed the limit."""
         now = time.monotonic()
         with self._lock:
             taken = self._taken.setdefault(who, deque())
@@ -160,7 +160,7 @@ class Window:
 
 
 def host_of(address: str) -> str:
-    """The host in an address, without its port; empty where there is none."""
+    """The host in an address, without its port; empty if there is none."""
     try:
         return (urlsplit(address).hostname or "").lower()
     except ValueError:
@@ -168,7 +168,7 @@ def host_of(address: str) -> str:
 
 
 def cookie_of(headers: Headers) -> str:
-    """The visitor's own secret, as the browser sends it back; empty where it has none of our form."""
+    """The visitor's own secret, as sent back by the browser; empty if there is none in our form."""
     try:
         value = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
     except CookieError:

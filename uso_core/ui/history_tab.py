@@ -1,4 +1,4 @@
-"""The History tab: what was made before, by day, found by prompt, restored or deleted."""
+"""The History tab: earlier images by day, searchable by prompt, to restore or delete."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHOWN = 200  # thumbnails at once; a search finds the others
 
 
 def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form, results: Results) -> None:
-    """Lays out the tab; it is read anew whenever it is opened or searched."""
+    """Lays out the tab; it is read again whenever it is opened or searched."""
     search = gr.Textbox(label=label("search"), placeholder=label("search_hint"), max_lines=1)
     with gr.Row(elem_classes="one-line"):
         picked = gr.Textbox(label=label("selected"), interactive=False, max_lines=2, scale=3, min_width=160)
@@ -30,7 +30,7 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form, results: R
         delete = gr.Button(label("delete"), variant="stop", min_width=100, interactive=False)
     note = gr.Markdown(elem_id="history-note")
     shown = cards("history-images", label("tab_history"))
-    path, sure = gr.State(None), gr.State(None)  # chosen; and of which it was said once that it may go
+    path, sure = gr.State(None), gr.State(None)  # the chosen one, and the one that a first click asked to delete
 
     def look(words: str, request: gr.Request) -> Updates:
         found = services.stores(request).history.entries(words or "")

@@ -1,4 +1,4 @@
-"""What comes from outside: images as files, addresses or base64, and numbers as they were sent."""
+"""Input from outside: images as files, addresses or base64, and numbers as they were sent."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from uso_core.storage.files import write_whole
 from uso_core.ui.fetch import FETCHES, fetch
 from uso_core.ui.language import say, tell
 
-FILE_ROUTE = "/gradio_api/file="  # under it Gradio serves uploads and results
+FILE_ROUTE = "/gradio_api/file="  # where Gradio serves uploads and results
 SHORTEST_BASE64 = 40  # characters
-FETCHING = CapacityLimiter(3 * FETCHES)  # threads that fetch or wait for it, not those that all visitors share
+FETCHING = CapacityLimiter(3 * FETCHES)  # threads that fetch or wait to, apart from those shared by all visitors
 
 
 class ImageInputData(ImageData):
-    """An image as Gradio's clients send it, or a plain text: an address, a data URL, or base64."""
+    """An image as sent by Gradio's clients, or plain text: an address, a data URL, or base64."""
 
     @model_validator(mode="before")
     @classmethod
@@ -39,16 +39,16 @@ class ImageInputData(ImageData):
 
 
 class _WithoutStub(type(gr.Image)):  # type: ignore[misc]
-    """Makes a component's class and nothing else: Gradio's own also writes a .pyi file beside the source."""
+    """Creates only a component's class: Gradio's own metaclass also writes a .pyi file beside the source."""
 
     def __new__(cls, name: str, bases: tuple[type, ...], attributes: dict[str, Any]) -> Any:
         return ABCMeta.__new__(cls, name, bases, attributes)
 
 
 class NumberInput(gr.Number, metaclass=_WithoutStub):
-    """A number as it was sent: `request.py` names the field that is wrong, and the remedy."""
+    """A number as it was sent: `request.py` names the wrong field and the remedy."""
 
-    is_template = True  # the browser knows it as a Number
+    is_template = True  # the browser treats it as a Number
 
     def preprocess(self, payload: Any) -> Any:
         return payload
@@ -75,7 +75,7 @@ class ChoiceInput(gr.Dropdown, metaclass=_WithoutStub):
 class ImageInput(gr.Image, metaclass=_WithoutStub):
     """An image slot whose value is the path of a file that Gradio received, as it was sent, or None.
 
-    Gradio's own reads any path that a caller names, and answers an unreachable address with words about its inside.
+    Gradio's own reads any path that a caller names, and reveals internals in its answer to an unreachable address.
     """
 
     data_model = ImageInputData
@@ -114,21 +114,21 @@ class ImageInput(gr.Image, metaclass=_WithoutStub):
         return self._keep(name or "image", _decode(source))
 
     def _shown(self, address: str) -> str | None:
-        """The path of what this server itself shows under an address, if it does."""
+        """The path of the file that this server itself serves under an address, if any."""
         return self._ours(unquote(address).partition(FILE_ROUTE)[2])
 
     def _ours(self, path: str) -> str | None:
-        """`path`, if it lies where Gradio keeps what it received and what it shows; files there have secret names."""
+        """`path`, if it is where Gradio keeps what it received or shows; files there have secret names."""
         try:
             resolved = Path(path).resolve()
             if path and resolved.is_file() and Path(self.GRADIO_CACHE).resolve() in resolved.parents:
                 return str(resolved)
-        except (OSError, RuntimeError, ValueError):  # a name that no disk takes
+        except (OSError, RuntimeError, ValueError):  # a name that no disk accepts
             pass
         return None
 
     def _keep(self, name: str, data: bytes) -> str:
-        """Writes what came to a file of that name, in a folder that its content names: whole, as others may read it."""
+        """Writes the data to a file of that name in a folder named by its content: completely, as others may read."""
         folder = Path(self.GRADIO_CACHE) / hashlib.sha256(data).hexdigest()
         path = folder / (strip_invalid_filename_characters(Path(name).name) or "image")
         write_whole(path, lambda file: file.write(data))
@@ -136,9 +136,9 @@ class ImageInput(gr.Image, metaclass=_WithoutStub):
 
 
 def refusal(error: UsoError) -> gr.Error:
-    """An error as the page's toast and the API's reply: the sentence and its hint, and no traceback in the log.
+    """An error as the page's toast and the API's reply: the sentence and its hint, without a traceback in the log.
 
-    Gradio shows it as HTML, so what it quotes is escaped.
+    Gradio shows it as HTML, so quoted values are escaped.
     """
     return gr.Error(
         escape(tell(error.told), quote=False), duration=None, title=say("please_change"), print_exception=False

@@ -1,8 +1,7 @@
 """The page in its visitors' languages (`messages.py`).
 
-What is fixed on the page (`label`) is translated in the browser, by the browser's language; what is said while it runs
-(`say`, `tell`) by the language that the visitor's request asks for, which is the same one. Programs are spoken to in
-English.
+Fixed texts on the page (`label`) are translated in the browser, by its language; texts said at run time (`say`, `tell`)
+by the language that the visitor's request asks for, which is the same one. Programs get English.
 """
 
 from __future__ import annotations
@@ -19,34 +18,34 @@ from gradio.i18n import I18nData
 
 from uso_core.messages import ENGLISH, Message, languages, words
 
-NUMBERS = range(1, 5)  # of the fields that there are several of
-SAID_LATER = ("error_", "hint_", "note_", "plan_", "between_")  # beginnings of keys of what is never fixed
-PREFIX = "uso_"  # of the keys in the browser, which knows keys of Gradio's beside ours
+NUMBERS = range(1, 5)  # of fields that exist several times
+SAID_LATER = ("error_", "hint_", "note_", "plan_", "between_")  # key prefixes of texts that are never fixed
+PREFIX = "uso_"  # of the keys in the browser, where Gradio has keys too
 
 Each = TypeVar("Each")
 
 
 def label(key: str, number: int | None = None) -> I18nData:
-    """A fixed text, numbered where there are several, that the browser puts into its language.
+    """A fixed text that the browser translates, numbered if there are several.
 
-    It may be put into a longer string, once: the browser replaces the first. Raises `KeyError` for an unknown key.
+    It may be part of a longer string, once: the browser replaces the first. Raises `KeyError` for an unknown key.
     """
     texts()[key]
     return I18nData(PREFIX + (key if number is None else f"{key}_{number}"))
 
 
 def translations() -> gr.I18n:
-    """What the browser needs to know for `label`."""
+    """What the browser needs for `label`."""
     return gr.I18n(**{language: dict(_fixed(texts)) for language, texts in languages().items()})
 
 
 def say(key: str, **values: object) -> str:
-    """A text filled in, in the language of the request that is being answered; English where there is none."""
+    """A filled-in text, in the language of the current request; English if there is none."""
     return tell(Message(key, values))
 
 
 def tell(said: Message) -> str:
-    """A message in the language of the request that is being answered; English where there is none."""
+    """A message in the language of the current request; English if there is none."""
     return words(said, _spoken())
 
 
@@ -56,7 +55,7 @@ def texts() -> dict[str, str]:
 
 
 def say_on_load(page: gr.Blocks, made: Callable[[], list[Any]], outputs: list[Any]) -> None:
-    """Puts what `made` returns into `outputs` again, where it was built in English, for another language."""
+    """Puts what `made` returns into `outputs` again, if it was built in English, for another language."""
 
     def load() -> Any:
         values = made() if _spoken() != ENGLISH else [gr.skip()] * len(outputs)
@@ -77,7 +76,7 @@ def in_english(items: Iterator[Each]) -> Iterator[Each]:
 
 
 def preferred(accept_language: str) -> str:
-    """The language for a browser by its header: its first wish, as the browser itself goes by it, or English."""
+    """The language for a browser by its header: its first choice, which the browser itself uses, or English."""
     wished = re.split(r"[,;]", accept_language, maxsplit=1)[0].strip().lower()
     known = {language.lower(): language for language in languages()}
     return known.get(wished) or known.get(wished.partition("-")[0], ENGLISH)
@@ -85,7 +84,7 @@ def preferred(accept_language: str) -> str:
 
 def _spoken() -> str:
     request = LocalContext.request.get(None)
-    headers = getattr(request, "headers", None)  # None too where a function is called by another
+    headers = getattr(request, "headers", None)  # None too if another function calls this
     return preferred(headers.get("accept-language", "")) if headers is not None else ENGLISH
 
 

@@ -20,20 +20,20 @@ from gradio_client.utils import is_file_obj_with_meta
 
 from uso_core.errors import UsageError
 
-LOOK_SECONDS = 0.1  # between two looks at whether a call has ended
+LOOK_SECONDS = 0.1  # between two checks whether a call has ended
 
 
 def require_mcp() -> None:
-    """Raises `UsageError` with the command to run where the package is missing."""
+    """Raises `UsageError` with the command to run if the package is missing."""
     if importlib.util.find_spec("mcp") is None:
         raise UsageError("mcp_missing", hint="install_mcp")
 
 
 def serve_files(page: gr.Blocks) -> None:
-    """Makes the tools of a launched page answer with the very bytes of each image and with JSON, and stop when left.
+    """Makes the tools of a launched page reply with each image's exact bytes and with JSON, and stop when abandoned.
 
-    Gradio would save an image anew, without the settings in it, write everything else as Python does, and go on with
-    a call that nobody waits for any more.
+    Gradio would re-save an image without the settings in it, write everything else as Python does, and continue a call
+    that nobody waits for any more.
     """
     server = page.mcp_server_obj
     if server is None:
@@ -59,7 +59,7 @@ def _contents(values: Any) -> Iterator[Any]:
     from mcp import types
 
     for value in values:
-        if _holds_files(value):  # also where Gradio hands on all results as one value
+        if _holds_files(value):  # also if Gradio passes all results as one value
             yield from _contents(value)
         elif is_file_obj_with_meta(value):
             kind = mimetypes.guess_type(value["path"])[0] or "application/octet-stream"

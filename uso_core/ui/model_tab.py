@@ -1,4 +1,4 @@
-"""The Model tab: what is at work and where, what each model needs, and the way to another one."""
+"""The Model tab: the current model and where it runs, what each model needs, and how to switch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from uso_core.ui.services import Services
 
 Entries = list[tuple[str, str]]  # lines of the dropdown, and the models' names
 
-LOOK_SECONDS = 1.0  # between two looks at what changes by itself, while the tab is open
+LOOK_SECONDS = 1.0  # between two checks for changes while the tab is open
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Panel:
 
     @property
     def shown(self) -> list[Any]:
-        """What a look updates."""
+        """The components that a check updates."""
         return [getattr(self, field.name) for field in dataclasses.fields(self)]
 
 
 def build(page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, services: Services, line: gr.Markdown, form: Form) -> None:
-    """Lays out the tab; `line` and the form follow the model at work, also on pages that are loaded later."""
+    """Lays out the tab; `line` and the form follow the current model, also on pages loaded later."""
     engine, settings, downloads = services.engine, services.settings, services.downloads
     built = engine.status().model
     panel = _lay_out(services)
@@ -146,7 +146,7 @@ def _look(services: Services, panel: Panel, name: str, seen: Entries) -> Updates
         panel.progress: text.download_line(now) if fetches and now is not None else "",
         panel.seen: entries,
     }
-    if entries != seen:  # the choice itself stays as it is: another one may have been made since this look began
+    if entries != seen:  # the choice stays: the user may have changed it since this check began
         shown[panel.choice] = gr.Dropdown(choices=entries)
     return shown
 
@@ -162,7 +162,7 @@ def _entries(settings: Settings) -> Entries:
 
 
 def _rows(report: WeightsReport, settings: Settings) -> list[tuple[str, str, str, bool]]:
-    """What each part is, where it lies or comes from, its size, and whether it is there."""
+    """Each part's name, its location or source, its size, and whether it is there."""
     rows = []
     for row in report.model.files:
         path = report.paths.get(row.role)
@@ -184,7 +184,7 @@ def _summary(report: WeightsReport) -> str:
 
 
 def _place(path: Path, settings: Settings) -> str:
-    """A path for people: within the project from its folder on; of others only the name where others may read it."""
+    """A path for display: inside the project from its folder on; elsewhere only the name if others may read it."""
     if path.is_relative_to(ROOT):
         return str(path.relative_to(ROOT))
     return str(path) if settings.may_switch else path.name
@@ -197,7 +197,7 @@ def _bytes(model: Model) -> int:
 
 
 def _disk_bytes(path: Path) -> int:
-    """Bytes of a file, or of all in a folder; 0 for what cannot be read."""
+    """Bytes of a file, or of all files in a folder; 0 for what cannot be read."""
     try:
         files = path.rglob("*") if path.is_dir() else [path]
         return sum(file.stat().st_size for file in files if file.is_file())

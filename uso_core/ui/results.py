@@ -1,4 +1,4 @@
-"""What was made: the image shown, the others of this visit, and what can be done with the one selected."""
+"""The results: the image shown, this session's others, and what can be done with the selected one."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Results:
 
     image: gr.Image
     seed_used: gr.Textbox
-    made: gr.State  # paths of the run at work
+    made: gr.State  # paths of the current run
     selected: gr.State  # path of the image shown
 
 
 def build_results(form: Form, services: Services) -> Results:
-    """Lays out the right side of the page and wires it to the form."""
+    """Lays out the right side of the page and connects it to the form."""
     image = gr.Image(
         label=label("result"), type="filepath", format="png", interactive=False, height=480, elem_id="result",
         buttons=["download", "fullscreen"],
@@ -144,9 +144,9 @@ def _wire_restore(
 
 
 def restored(form: Form, stores: Stores, path: Path) -> tuple[Updates, str]:
-    """Values for the fields from a PNG of ours, and a sentence that names the inputs that cannot be put back.
+    """Values for the fields from a PNG of ours, and a sentence naming the inputs that cannot be restored.
 
-    Raises `RequestError` if the file is none of ours.
+    Raises `RequestError` if the file is not ours.
     """
     request, images = stores.history.restore(path)
     given: list[InputImage | StoredStyle] = [style for style in request.styles if isinstance(style, InputImage)]
@@ -159,14 +159,14 @@ def restored(form: Form, stores: Stores, path: Path) -> tuple[Updates, str]:
 
 
 def _workflow(path: Path) -> str | None:
-    """The ComfyUI workflow in a JSON file or a PNG's text; None where there is none."""
+    """The ComfyUI workflow in a JSON file or a PNG's text; None if there is none."""
     if path.suffix.lower() == ".json":
         return path.read_text(encoding="utf-8", errors="replace")
     return workflow_in_png_text(png_texts(path))
 
 
 def _zip(paths: list[str]) -> str | None:
-    """An archive of the images, stored as they are: PNG does not shrink further. Made when it is asked for."""
+    """An archive of the images, made on request and uncompressed: PNG does not shrink further."""
     there = [path for path in map(Path, paths) if path.is_file()]
     if not there:
         return None

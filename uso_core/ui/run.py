@@ -1,4 +1,4 @@
-"""One run as the page and the API follow it: its words, its previews, its images as files, and its end."""
+"""One run as the page and the API follow it: its texts, its previews, its images as files, and its end."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from uso_core.ui import text
 from uso_core.ui.form import Status
 from uso_core.ui.language import say
 
-PATIENCE = 0.5  # seconds between looks at whether the browser is still there
-INTERVAL = 0.1  # seconds between two updates at least: what the browser cannot take in time would pile up
+PATIENCE = 0.5  # seconds between checks whether the browser is still there
+INTERVAL = 0.1  # minimum seconds between two updates: the browser would fall behind
 
-Keep = Callable[[Image.Image, Result], Path]  # puts an image where it stays
+Keep = Callable[[Image.Image, Result], Path]  # stores an image
 
 
 @dataclass(frozen=True)
 class Update:
-    """What is new in a run: always words, sometimes a preview, or an image that is finished."""
+    """What is new in a run: always a text, sometimes a preview or a finished image."""
 
     status: Status
     preview: Image.Image | None = None
@@ -34,7 +34,7 @@ class Update:
 
 
 class Sessions:
-    """The jobs each open page has under way, so that its Stop, or closing it, ends them and no others."""
+    """The active jobs of each open page, so that its Stop, or closing it, ends them and no others."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, list[Job]] = {}
@@ -59,10 +59,10 @@ class Sessions:
 
 
 def follow(job: Job, sessions: Sessions, session: str, keep: Keep) -> Iterator[Update | None]:
-    """The updates of a job while it runs, None where nothing is new; raises the `UsoError` it failed with.
+    """The updates of a job while it runs, None if nothing is new; raises the `UsoError` it failed with.
 
-    Whoever stops listening, or closes the page, ends the job. A page has one line for all its jobs: while one of them
-    is at work, those that wait say nothing.
+    Stopping the iteration, or closing the page, ends the job. A page has one status line for all its jobs: while one of
+    them runs, those that wait show nothing.
     """
     sessions.add(session, job)
     told = 0.0
@@ -87,9 +87,9 @@ def follow(job: Job, sessions: Sessions, session: str, keep: Keep) -> Iterator[U
 
 
 def describe(event: Event | None, job: Job, jobs: Sequence[Job] = ()) -> Status | None:
-    """What an event of a job means to a person, and the bar's percentage; None where nothing is new.
+    """An event as a sentence for the user, with the bar's percentage; None if nothing is new.
 
-    `jobs` are those of the same page: while one of them is at work, another says nothing of its waiting.
+    `jobs` are those of the same page: while one of them runs, another does not report its waiting.
     """
     if isinstance(event, Queued):
         if jobs and jobs[0] is not job:

@@ -17,7 +17,7 @@ from uso_core.ui.run import Sessions
 from uso_core.ui.temporary_files import PrivateImages
 from uso_core.ui.visitors import VISITORS, folder_name, visitor_of
 
-MOST_STORES = 256  # visitors whose stores are at hand; others' are opened again
+MOST_STORES = 256  # visitors whose stores stay open; others' are reopened
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Stores:
 
 @dataclass(frozen=True)
 class Services:
-    """The engine and the settings, what belongs to the pages that are open, and the way to what is stored."""
+    """The engine, the settings, what belongs to open pages, and access to what is stored."""
 
     engine: Engine
     settings: Settings
@@ -41,7 +41,7 @@ class Services:
 
     @classmethod
     def of(cls, engine: Engine, settings: Settings) -> Services:
-        """The services over one engine, storing in the output folder of the settings."""
+        """The services for one engine, storing in the output folder of the settings."""
 
         @lru_cache(maxsize=MOST_STORES)
         def stores(visitor: str) -> Stores:
@@ -54,9 +54,9 @@ class Services:
         return cls(engine, settings, PrivateImages(), Sessions(), Downloads(settings), stores)
 
     def visitor(self, request: Any) -> str:
-        """Who asks, for the queue and for what is stored."""
+        """The visitor who asks, for the queue and for what is stored."""
         return visitor_of(request, self.settings.separates)
 
     def stores(self, request: Any = None) -> Stores:
-        """What is stored for whoever asks; without a request, for all."""
+        """What is stored for the visitor who asks; without a request, for all."""
         return self._stores(self.visitor(request))

@@ -1,4 +1,4 @@
-"""The Styles tab: name the styles in the slots, and use, rename, pass on or delete those that were saved."""
+"""The Styles tab: name the styles in the slots, and use, rename, share or delete stored ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from uso_core.ui.temporary_files import passing_path
 
 
 def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
-    """Lays out the tab; the styles are read anew whenever it is opened."""
+    """Lays out the tab; the styles are read again whenever it is opened."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
             gr.Markdown(label("styles_intro"))
@@ -42,7 +42,7 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
                 rename = gr.Button(label("rename"), size="sm", min_width=80, interactive=False)
                 export = gr.DownloadButton(label("export_style"), size="sm", min_width=80, interactive=False)
                 delete = gr.Button(label("delete_style"), variant="stop", size="sm", min_width=80, interactive=False)
-    key, sure = gr.State(""), gr.State("")  # chosen; and of which it was said once that it may go
+    key, sure = gr.State(""), gr.State("")  # the chosen one, and the one that a first click asked to delete
     listed = [shown, *form.stored]
     one = [key, called, export, sure, delete]
 
@@ -92,7 +92,7 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
         return {**said("style_saved", entry), **look(request)}
 
     def store(given: Updates, request: gr.Request) -> Iterator[Updates]:
-        """The model may have to be read first."""
+        """The model may have to be loaded first."""
         styles = styles_of(request)
         try:
             free = styles.free_name(given[name])
@@ -122,7 +122,7 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
 
 
 def _encode(services: Services, asked: GenerationRequest, request: gr.Request) -> Iterator[Status | StylesReady]:
-    """Words while it lasts, then the styles; a page that is closed ends it."""
+    """Status texts while it runs, then the styles; closing the page ends it."""
     session = request.session_hash or ""
     job = services.engine.encode_styles(asked, services.visitor(request))
     services.sessions.add(session, job)
@@ -140,7 +140,7 @@ def _encode(services: Services, asked: GenerationRequest, request: gr.Request) -
 
 
 def _asked(values: dict[str, Any], styles: StyleStore) -> tuple[GenerationRequest, list[Any]]:
-    """A request with the styles in the slots alone, and an image to show of each."""
+    """A request with only the styles in the slots, and an image to show for each."""
     used, strengths = chosen_styles(values, styles)
     if not used:
         raise RequestError("no_style_images", hint="fill_a_slot")
@@ -171,7 +171,7 @@ def _entry(styles: StyleStore, sha256: str) -> StyleEntry:
 
 
 def _exported(styles: StyleStore, entry: StyleEntry) -> str:
-    """A copy of the style's file under a name that says what it is, for the browser to download."""
+    """A copy of the style's file under a telling name, for the browser to download."""
     words = "".join(each if each.isalnum() else "-" for each in entry.name).strip("-") or "style"
     copy = passing_path(f"{words[:60]}.safetensors")
     data = styles.path(entry.sha256).read_bytes()

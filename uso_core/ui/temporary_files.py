@@ -1,4 +1,4 @@
-"""Files that the browser is given and nobody keeps: in Gradio's cache, which it empties by age and at the end."""
+"""Files given to the browser but not kept: in Gradio's cache, which it clears by age and at the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from uso_core.storage.files import not_writable, save_image, write_whole
 
 
 def passing_path(name: str) -> Path:
-    """A new path in a folder of its own; Gradio deletes the file some time after a component has shown it.
+    """A new path in its own folder; Gradio deletes the file some time after a component has shown it.
 
     Raises `OutputError` if nothing can be written there.
     """
@@ -29,7 +29,7 @@ def passing_path(name: str) -> Path:
 
 
 class PrivateImages:
-    """The images that private requests show, deleted when their page is closed; a preview when the next one comes."""
+    """The images shown by private requests, deleted when their page is closed; a preview when the next one comes."""
 
     def __init__(self) -> None:
         self._paths: dict[str, list[Path]] = {}
@@ -45,7 +45,7 @@ class PrivateImages:
         return path
 
     def preview(self, session: str, image: Image.Image) -> str:
-        """The path of a preview, in place of the one before."""
+        """The path of a preview, which replaces the previous one."""
         path = passing_path("preview.png")
         write_whole(path, partial(image.save, format="PNG"))
         with self._lock:
@@ -54,7 +54,7 @@ class PrivateImages:
         return str(path)
 
     def forget(self, session: str, after_seconds: float = 0.0) -> None:
-        """Deletes the images of a page, at once or after a while."""
+        """Deletes a page's images, at once or after some time."""
         with self._lock:
             paths = [*self._paths.pop(session, []), *filter(None, [self._previews.pop(session, None)])]
         if after_seconds and paths:

@@ -1,4 +1,4 @@
-"""Sentences of the page with something to fill in; the words themselves are in translations/, a file a language."""
+"""The page's sentences with values to fill in; the texts themselves are in translations/, one file per language."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ SHOWN_CHARACTERS = 80  # of a long prompt
 
 
 def mode_key(content: bool, styles: int, prompt: str) -> str:
-    """The key of the mode that follows from what is filled in; `advice_` with it is how to write the prompt for it."""
+    """The key of the mode, which follows from what is filled in; `advice_` plus it says how to write the prompt."""
     parts = ["style"] * bool(styles) + ["subject"] * content or ["text"]
     return "_".join([*parts, *(["empty"] if not prompt.strip() else [])])
 
 
 def mode(content: bool, styles: int, prompt: str) -> str:
-    """The mode that follows from what is filled in, named, with one line of advice."""
+    """The name of the mode, which follows from what is filled in, with one line of advice."""
     key = mode_key(content, styles, prompt)
     name = say(f"mode_{key.replace('style', 'styles') if styles > 1 else key}", styles=styles)
     return say("mode_line", name=name, advice=say(f"advice_{key}"))
 
 
 def model_line(title: str, reason: Message, note: Message | None) -> str:
-    """One line that says which model is at work and why."""
+    """One line that says which model is current and why."""
     line = say("model_line", title=title, reason=reason)
     return f"{line} {say('model_line_note', note=note)}" if note else line
 
 
 def waiting(ahead: int) -> str:
-    """The place in the queue."""
+    """The position in the queue."""
     return say("waiting", ahead=ahead)
 
 
 def loading(message: Message) -> str:
-    """What of the model is being read."""
+    """Which part of the model is being read."""
     return say("loading", what=message)
 
 
 def stepping(image: int, images: int, step: int, steps: int, each: float, left: float, more: int) -> str:
-    """How far a run is, in seconds a step and seconds left, and how many more of this page wait behind it."""
+    """A run's progress, in seconds per step and seconds left, and how many more of this page wait behind it."""
     key = "step_of_image" if images > 1 else "step"
     words = say(key, image=image, images=images, step=step, steps=steps, each=duration(each), left=duration(left))
     if not more:
@@ -60,7 +60,7 @@ def stepping(image: int, images: int, step: int, steps: int, each: float, left: 
 
 
 def done(seconds: float, seed: int, unread: str = "") -> str:
-    """The end of a run, and of a prompt that was too long."""
+    """The end of a run, and the end of a prompt that was too long."""
     words = say("done", time=duration(seconds), seed=seed)
     if not unread:
         return words
@@ -79,19 +79,19 @@ def day(when: date, today: date) -> str:
 
 
 def entry(when: datetime, prompt: str) -> str:
-    """One image of the history, in a line."""
+    """One image of the history, in one line."""
     return f"{when:%Y-%m-%d %H:%M}  {prompt[:SHOWN_CHARACTERS] or say('no_prompt')}"
 
 
 def saved_style(model: str, images: int, created: datetime) -> str:
-    """What is known of a saved style besides its name."""
+    """What is known of a stored style besides its name."""
     return say(
         "style_one_image" if images == 1 else "style_images", model=model, count=images, date=f"{created:%Y-%m-%d}"
     )
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 0.31 s, 6 s, 2 min 5 s."""
+    """Seconds in readable form: 0.31 s, 6 s, 2 min 5 s."""
     if seconds < 1:
         return say("seconds", seconds=say("decimal", number=seconds))
     if seconds < 60:
@@ -100,7 +100,7 @@ def duration(seconds: float) -> str:
 
 
 def settings(request: GenerationRequest) -> str:
-    """A request as readable lines; what stands at its default of no effect is left out."""
+    """A request as readable lines, without values at a default that has no effect."""
     strengths = request.style_strengths or (1.0,) * len(request.styles)
     lines = [
         say("settings_prompt", prompt=request.prompt) if request.prompt else say("settings_no_prompt"),
@@ -131,14 +131,14 @@ def imported(content: str | None, styles: tuple[str, ...], notes: tuple[Message,
 
 
 def restored(lost: list[str], beyond: list[str]) -> str:
-    """What was restored from an image, which inputs were lost, and for which styles the page has no place."""
+    """What was restored from an image, which inputs were lost, and which styles exceed the page's slots."""
     words = [say("restored_without", names=", ".join(lost))] if lost else []
     words += [say("restored_beyond", names=", ".join(beyond))] if beyond else []
     return " ".join(words) or say("restored")
 
 
 def model_at_work(title: str, loaded: WorkerState | None) -> str:
-    """HTML: which model is in memory, on what, by what plan; and which comes next, where that is another."""
+    """HTML: which model is in memory, where, by which plan; and which comes next, if it is another."""
     if loaded is None:
         unloaded, later = escape(say("model_unloaded", title=title)), escape(say("model_read_later"))
         return f"<p class='lead'>{unloaded}</p><p>{later}</p>"
@@ -159,7 +159,7 @@ def model_at_work(title: str, loaded: WorkerState | None) -> str:
 
 
 def model_summary(model: Model, licences: list[str], missing: str, to_fetch: str, complete: bool) -> str:
-    """A sentence or two on a model: what it offers, under which licences, and whether it can be used."""
+    """A sentence or two on a model: what it offers, its licences, and whether it can be used."""
     low, high = model.sides
     parts = [
         say("model_offer", low=low, high=high, size=model.size, steps=model.steps, licences=", ".join(licences)),
@@ -170,7 +170,7 @@ def model_summary(model: Model, licences: list[str], missing: str, to_fetch: str
 
 
 def missing_count(report: WeightsReport) -> str:
-    """How many files are missing, as 3 of 7 files missing."""
+    """How many files are missing, e.g. 3 of 7 files missing."""
     return say("files_missing", missing=len(report.missing), all=len(report.missing) + len(report.paths))
 
 
@@ -180,7 +180,7 @@ def origin(repo: str, gated: bool) -> str:
 
 
 def files_table(rows: list[tuple[str, str, str, bool]], summary: str) -> str:
-    """HTML: the summary, and a row for each file with a mark that says whether it is there."""
+    """HTML: the summary, and a row per file with a mark that says whether it is there."""
     cells = "".join(
         f"<tr class='{'there' if there else 'missing'}'><th scope='row'>{escape(part)}</th>"
         f"<td class='place'>{escape(where)}</td><td class='size'>{escape(size)}</td></tr>"
@@ -192,7 +192,7 @@ def files_table(rows: list[tuple[str, str, str, bool]], summary: str) -> str:
 
 
 def download_line(now: Download) -> str:
-    """HTML: how far a download is, or how the last one ended."""
+    """HTML: a download's progress, or how the last one ended."""
     if now.outcome is not None:
         return f"<p role='status' class='{'failed' if now.failed else 'ended'}'>{escape(tell(now.outcome))}</p>"
     percent = 100 * now.done / now.total if now.total else 0.0

@@ -1,15 +1,15 @@
-"""Who asks: on this machine alone everybody is one; on an open server each visitor has a history of their own."""
+"""Identifies visitors: only one on this machine alone; on an open server each has their own history."""
 
 from __future__ import annotations
 
 import hashlib
 from typing import Any
 
-COOKIE, VISITORS = "uso_visitor", "visitors"  # the folder in which theirs lie
+COOKIE, VISITORS = "uso_visitor", "visitors"  # the folder for their files
 
 
 def visitor_of(request: Any, separates: bool) -> str:
-    """What tells a visitor from others: the login, else the cookie, else the address; empty where all are one."""
+    """What identifies a visitor: the login, else the cookie, else the address; empty if all count as one."""
     if not separates or request is None:
         return ""
     if name := getattr(request, "username", None):
@@ -22,5 +22,5 @@ def visitor_of(request: Any, separates: bool) -> str:
 
 
 def folder_name(visitor: str) -> str:
-    """The name of a visitor's folder, from which the visitor's secret cannot be told."""
+    """The name of a visitor's folder, which does not reveal the visitor's secret."""
     return hashlib.sha256(f"uso:{visitor}".encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Where requests are carried out: in this process (`local`), or elsewhere. What crosses can be pickled. No torch."""
+"""Where requests are carried out: in this process (`local`) or elsewhere. What crosses can be pickled. No torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Wish(Enum):
-    """What the caller of a running request wants of it."""
+    """What the caller wants of a running request."""
 
     STOP = "stop"
     SKIP = "skip"
@@ -24,9 +24,9 @@ class Wish(Enum):
 
 @dataclass(frozen=True)
 class Work:
-    """One request to carry out, its seed and model settled.
+    """One request to carry out, with seed and model settled.
 
-    With `previews` each step brings a small image. With `styles_only` no image is made: the styles are encoded.
+    With `previews` each step sends a small image. With `styles_only` the styles are encoded and no image is made.
     """
 
     request: GenerationRequest
@@ -36,7 +36,7 @@ class Work:
 
 @dataclass(frozen=True)
 class WorkerState:
-    """The model in a worker's memory: where it computes, in what number format, by what plan."""
+    """The model in a worker's memory: its device, dtype and plan."""
 
     model: Model
     device: str
@@ -51,20 +51,20 @@ class Executor(Protocol):
     def slots(self) -> int: ...
 
     def run(self, work: Work, wish: Callable[[], Wish | None]) -> Iterator[Event | None]:
-        """The events of a request, exactly one of `events.LAST` at the end; nothing is raised.
+        """The events of a request, ending with exactly one of `events.LAST`; raises nothing.
 
-        `wish` is asked after each event: STOP ends the work within a step, SKIP leaves out the image at work. An
-        executor that waits for another process gives None at least every half second, so that Stop and Skip are heard.
+        `wish` is asked after each event: STOP ends the work within a step, SKIP abandons the current image. An executor
+        that waits for another process yields None at least every half second, so that Stop and Skip take effect.
         """
 
     def state(self) -> tuple[WorkerState | None, ...]:
         """What each worker has loaded."""
 
     def get_ready(self) -> None:
-        """Begins what the first request would have to wait for; returns at once."""
+        """Starts what the first request would have to wait for; returns at once."""
 
     def free(self) -> None:
-        """Frees the memory of models; called only while nothing runs."""
+        """Frees the models' memory; called only while nothing runs."""
 
     def close(self) -> None:
         """Ends the workers; called once, while nothing runs."""

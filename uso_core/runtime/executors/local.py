@@ -1,4 +1,4 @@
-"""Requests carried out in this process, one at a time. PyTorch is imported when the first one comes, or before."""
+"""Carries out requests in this process, one at a time. PyTorch is imported with the first one, or before."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class LocalExecutor:
         yield Cancelled()
 
     def _refused(self, work: Work) -> Failed | None:
-        """What needs no PyTorch to be found out does not wait for it."""
+        """Refuses, without waiting for PyTorch, what can be refused without it."""
         try:
             find_weights(get_model(work.request.model or ""), self._settings).require()
         except UsoError as error:
