@@ -41,7 +41,8 @@ def raised(path: Path) -> list[tuple[str, str]]:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in classes and node.args:
             key = node.args[0]
             hint = next((each.value for each in node.keywords if each.arg == "hint"), None)
-            if isinstance(key, ast.Constant) and (hint is None or isinstance(hint, ast.Constant)):
+            unpacked = any(each.arg is None for each in node.keywords)  # the hint may be among these
+            if isinstance(key, ast.Constant) and not unpacked and (hint is None or isinstance(hint, ast.Constant)):
                 found.append((key.value, hint.value if hint is not None else ""))
     return found
 
