@@ -8,6 +8,7 @@ from pathlib import Path
 from shutil import copytree, ignore_patterns
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -17,14 +18,17 @@ from safetensors.torch import load_file
 
 from training import checkpoint, data, export, latent_cache, world
 from training.batches import BatchMaker, RecordStore
+from training.decoder import DecoderTraining, Looks, draw_bank
 from training.evaluate import worse_figures
+from training.eye import features, frechet_distance, log_odds, told_alone, told_of_two
 from training.judge import Judge, relative_outlines
 from training.lora import Lora, fused
-from training.measure import load_measurer
+from training.measure import load_measurer, palette_distance
 from training.model import REFERENCE_COLUMNS, Conditions, Shape, TinyUso, build_transformer
 from training.published import begin
 from training.release import release, release_vae
 from training.stages import STAGES
+from training.strangers import STRANGERS, stranger
 from training.strip import SHOWN, Block, draw_strip, save_small
 from training.teacher import Lessons, Teacher, accuracy_at, load_teacher, train_teacher
 from training.text import TEXT_TOKENS, read_words
@@ -250,6 +254,66 @@ def test_the_reward_stage_moves_nothing_but_biases_and_learns_from_its_own_pictu
             assert torch.equal(value, average[name]), name
 
 
+def test_the_adversary_learns_beside_the_model_and_neither_moves_the_other(run: Path, tmp_path: Path) -> None:
+    own = Path(copytree(run, tmp_path / "run", ignore=ignore_patterns("*.pt")))
+    stage = train(own, 40, "shape")
+    text = stage.maker.at(0, 0, "text")
+    drawn = (stage.losses(text, np.random.default_rng(number)) for number in range(20))
+    losses = next(found for found in drawn if "critic" in found)
+    heads, last = stage.adversary.heads.far.verdict.weight, stage.model.transformer.proj_out.weight
+    seen = {
+        name: torch.autograd.grad(losses[name], (heads, last), retain_graph=True, allow_unused=True)
+        for name in ("own real", "critic")
+    }
+    assert (seen["own real"][0], seen["critic"][1]) == (None, None)
+    assert seen["own real"][1].abs().sum() > 0
+    assert seen["critic"][0].abs().sum() > 0
+    hinges = [stage.train_step(text).get("critic") for _ in range(12)]
+    told = [float(hinge) for hinge in hinges if hinge is not None]
+    assert told[-1] < told[0]
+    stage.save()
+    resumed = train(own, 40, "shape")
+    stage.train_step(text)
+    resumed.train_step(text)
+    for name, value in stage.adversary.state_dict().items():
+        assert torch.equal(value, resumed.adversary.state_dict()[name]), name
+
+
+def test_a_decoder_learns_from_the_models_own_mistakes(run: Path, tmp_path: Path) -> None:
+    own = Path(copytree(run, tmp_path / "run", ignore=ignore_patterns("*.pt")))
+    save_model(own / "joint.safetensors", TinyUso(SMALL), {})
+    checkpoint.save_tensors(own / "vae.safetensors", build_vae().state_dict())
+    constants = {"block_out_channels": [32, 64, 96, 128], "scaling_factor": 0.7, "shift_factor": 0.1}
+    (own / "vae.json").write_text(json.dumps(constants))
+    store = RecordStore(own)
+    bank = draw_bank(own, store, mistaken=32, own=32)
+    assert bank["latents"].shape == (64, 16, 16, 16)
+
+    def begin_or_go_on() -> DecoderTraining:
+        return DecoderTraining(own, 4, store, load_measurer(), bank)
+
+    whole = begin_or_go_on()
+    before = {name: value.clone() for name, value in whole.vae.state_dict().items()}
+    losses = [whole.train_step() for _ in range(2)]
+    assert set(losses[0]) == {"rebuilt", "looks", "real", "anchor", "critic"}
+    assert losses[0]["anchor"] < 1e-6 < losses[1]["anchor"]  # it begins as the decoder before
+    whole.save()
+    resumed = begin_or_go_on()
+    assert resumed.step == 2
+    for training in (whole, resumed):
+        training.run_all()
+    for name, value in checkpoint.load_tensors(own / "vae.safetensors").items():
+        assert torch.equal(value, whole.vae.state_dict()[name]), name
+        assert torch.equal(value, resumed.vae.state_dict()[name]), name
+        assert torch.equal(value, before[name]) == (not name.startswith("decoder.")), name
+
+
+def test_looks_tell_images_apart() -> None:
+    looks = Looks(load_measurer())
+    one, two = (torch.rand(2, 3, 128, 128) for _ in range(2))
+    assert looks(one, one) == 0 < looks(one, two)
+
+
 def test_a_teacher_learns_to_read_latents(run: Path) -> None:
     teacher = train_teacher(run, 40, batch=16)
     right = accuracy_at(teacher, RecordStore(run), 0.0, count=8)
@@ -417,6 +481,32 @@ def test_the_judge_tells_right_answers_from_those_to_other_trials() -> None:
     assert shown["style_subject_leaks"] >= 0.8
     assert relative_outlines(right, right) == 1
     assert relative_outlines(wrong, right) < 0.3
+
+
+def test_the_eye_tells_wrong_images_from_rendered_ones() -> None:
+    trials = [make_trial("subject", number) for number in range(16)]
+    truths = np.stack([trial.truth for trial in trials])
+    numbers = [trial.number for trial in trials]
+    smeared = np.stack([cv2.GaussianBlur(truth, (0, 0), 2) for truth in truths])
+    measurer = load_measurer()
+    seen, wrong = features(measurer, truths), features(measurer, smeared)
+    assert abs(frechet_distance(seen, seen)) < 1e-6
+    assert frechet_distance(seen[:8], wrong[8:]) > frechet_distance(seen[:8], seen[8:])
+    shifted = frechet_distance(seen, seen + 1)
+    assert abs(shifted - seen.shape[1]) < 1e-6
+    told = log_odds(measurer, numbers, smeared, truths, epochs=20)
+    assert told_of_two(told) > 0.9
+    same = log_odds(measurer, numbers, truths, truths, epochs=1)
+    assert (told_alone(same), told_of_two(same)) == (0.5, 0.5)  # nothing is learnt where nothing differs
+
+
+def test_strangers_are_repeatable_and_of_many_colours() -> None:
+    for kind in STRANGERS:
+        images = [stranger(kind, seed) for seed in range(4)]
+        assert np.array_equal(images[0], stranger(kind, 0))
+        assert all(image.shape == (128, 128, 3) and image.std() > 10 for image in images)
+    palettes = [palette_distance(stranger("wash", seed), stranger("wash", seed + 1)) for seed in range(6)]
+    assert np.mean(palettes) > 20
 
 
 def test_a_figure_that_became_worse_is_named() -> None:

@@ -25,7 +25,7 @@ import torch
 from uso_core.catalog.examples import ASPECTS, sides, sides_of_content
 from uso_core.catalog.models import EMBEDDED, EMBEDDED_FILES, get_model
 
-from . import world
+from . import eye, world
 from .judge import CHANCE, LOWER_IS_BETTER, Figures, Judge, relative_outlines
 from .measure import MEASURER, accuracy, answers, load_measurer
 from .sheet import row, save_sheet
@@ -39,6 +39,7 @@ README, MARK = Path(__file__).parent / "README.md", "<!-- figures -->"
 ASKED = ("subject", "scene", "technique")  # in every format
 QUICK = 4  # trials of each mode that the tests repeat
 SHOWN = 8  # pictures of each mode on the sheet
+SUREST = 24  # images that are most surely told from rendered ones, and as many that are not
 TOLERATED = 0.08  # by how much a share may fall from one release to the next, where many trials tell
 
 
@@ -100,6 +101,7 @@ def evaluate(folder: Path, count: int, sheet: Path, device: str, measurer: Path)
         "modes": {}, "quick": {},
     }  # fmt: skip
     rows: list[np.ndarray] = []
+    answered: list[tuple[Trial, np.ndarray]] = []
     for mode in MODES:
         trials = [make_trial(mode, number) for number in range(count)]
         made = [painter.answer(trial) for trial in trials]
@@ -109,12 +111,19 @@ def evaluate(folder: Path, count: int, sheet: Path, device: str, measurer: Path)
         metrics["modes"][mode] = {"model": model, "renderer": renderer}
         metrics["quick"][mode] = judge.figures(trials[:QUICK], made[:QUICK])
         log.info("%s %s", mode, model)
+        answered += zip(trials, made, strict=True)
         rows += [trial_row(*pair) for pair in zip(trials[:SHOWN], made, strict=False)]
         if mode == "style":
             metrics["vae_psnr_db"] = round(measure_psnr(painter, trials), 2)
+    metrics["eye"], told = eye.look(judge.measurer, *zip(*answered, strict=True))
+    metrics["own_palettes"] = eye.own_palettes(painter)
+    log.info("%s, own palettes %s", metrics["eye"], metrics["own_palettes"])
     metrics["formats"] = measure_formats(painter, judge, max(QUICK, count // 2))
     sheet.parent.mkdir(parents=True, exist_ok=True)
     save_sheet(sheet, rows, columns=len(MODES))
+    order = np.argsort(told[0])
+    surest = [trial_row(*answered[number]) for number in (*order[:SUREST], *order[::-1][:SUREST])]
+    save_sheet(sheet.with_name("eye_sheet.png"), surest, columns=4)
     return metrics
 
 
@@ -153,7 +162,20 @@ def table(metrics: dict[str, Any]) -> str:
             ceiling = "" if truth is None else f" ({truth * scale:.0f})"
             cells.append("" if model is None else f"{model * scale:.0f}{ceiling}")
         lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *_format_table(metrics)])
+    return "\n".join([*lines, "", *_eye_table(metrics), "", *_format_table(metrics)])
+
+
+def _eye_table(metrics: dict[str, Any]) -> list[str]:
+    """What `eye` sees: the Fréchet distance over its floor, and how often the model's images are told from rendered."""
+    modes: dict[str, dict[str, float]] = metrics["eye"]
+    rows = {
+        "Fréchet distance (floor)": [f"{each['distance']:.1f} ({each['floor']:.1f})" for each in modes.values()],
+        "told from rendered, alone": [f"{each['told_alone'] * 100:.0f}" for each in modes.values()],
+        "told from rendered, of two": [f"{each['told_of_two'] * 100:.0f}" for each in modes.values()],
+    }
+    lines = [f"By the eye; {metrics['own_palettes']:.0%} of images have their own foreign style image's palette.\n"]
+    lines += [f"| | {' | '.join(modes)} |", "|---" * (len(modes) + 1) + "|"]
+    return lines + [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
 
 
 def _format_table(metrics: dict[str, Any]) -> list[str]:

@@ -200,7 +200,7 @@ def train_measurer(run: Path, steps: int, batch: int = 64, seed: int = 3) -> Mea
     kernels = [p for p in measurer.parameters() if p.dim() == 4 and p.shape[0] > _LOOKS and p.shape[1] > 3]
     others = [p for p in measurer.parameters() if all(p is not kernel for kernel in kernels)]
     optimizers = (Muon(kernels, lr=0.0), torch.optim.AdamW(others, lr=0.0, weight_decay=0.02))
-    state = checkpoint.load_state(run / "measurer_state.pt")
+    state = checkpoint.load_state(run / f"measurer_state_{seed}.pt")
     if state is not None:
         measurer.load_state_dict(state["measurer"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
@@ -231,7 +231,7 @@ def train_measurer(run: Path, steps: int, batch: int = 64, seed: int = 3) -> Mea
             log.info("step %d of %d, loss %.3f", step + 1, steps, float(loss.detach()))
             saved = [optimizer.state_dict() for optimizer in optimizers]
             done = {"measurer": measurer.state_dict(), "optimizers": saved, "step": step + 1}
-            checkpoint.save_state(run / "measurer_state.pt", done)
+            checkpoint.save_state(run / f"measurer_state_{seed}.pt", done)
     return measurer.eval()
 
 

@@ -4,6 +4,7 @@ joint    everything, base and LoRA interleaved
 adapter  LoRA and projector alone, on a base that keeps still, mostly on formats that are not square
 reward   the transformer's biases alone, but for those of queries and keys; most of the time from what the model itself
          draws step by step, as the application has it do: the paper's reward learning, with differentiable answers
+shape    everything again, half of the time from what the model itself draws, which an adversary must take for real
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from .teacher import LESSONS
 # Of the modes of `batches`.
 JOINT_CHANCE = {"text": 0.32, "subject": 0.20, "style": 0.14, "both": 0.20, "layout": 0.10, "blend": 0.04}
 ADAPTER_CHANCE = {"text": 0.22, "subject": 0.10, "style": 0.24, "both": 0.16, "layout": 0.26, "blend": 0.02}
+SHAPE_CHANCE = {"text": 0.34, "subject": 0.16, "style": 0.18, "both": 0.16, "layout": 0.14, "blend": 0.02}
 REWARD_CHANCE = {"text": 0.32, "subject": 0.08, "style": 0.22, "both": 0.12, "layout": 0.24, "blend": 0.02}
 
 
@@ -59,5 +61,9 @@ STAGES = {
         Stage("reward", _biases, {"picture": 1.0, "likeness": 1.0, "reading": 0.5, "own likeness": 1.0,
                                    "own reading": 1.0, "own doubt": 0.2},
               REWARD_CHANCE, square_chance=0.6, guided_share=0.35, own_share=0.6, after=("adapter", "joint"), bits=4),
+        Stage("shape", _everything, {"picture": 1.0, "words": 0.1, **LESSONS, "own likeness": 1.0, "own reading": 0.3,
+                                     "own doubt": 0.1, "own real": 0.2, "critic": 1.0},
+              SHAPE_CHANCE, square_chance=0.75, guided_share=0.4, adapted_text=0.75, own_share=0.6,
+              after=("reward", "adapter", "joint")),
     )
 }  # fmt: skip

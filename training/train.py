@@ -25,10 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from uso_core.model.latents import pack
+from uso_core.model.latents import pack, unpack
 
 from . import checkpoint
+from .adversary import Adversary
 from .batches import Batch, BatchMaker, RecordStore
+from .measure import UNKNOWN
 from .model import PUBLISHED, Conditions, Shape, TinyUso
 from .muon import Muon
 from .precision import autocast
@@ -40,14 +42,16 @@ from .text import WordLoss, read_words
 
 log = logging.getLogger(__name__)
 
-MUON_RATE, ADAM_RATE = 5e-3, 1.5e-3
+MUON_RATE, ADAM_RATE, CRITIC_RATE = 5e-3, 1.5e-3, 6e-3
 WARMUP_STEPS = 100
 EMA_DECAY, LOWEST_DECAY = 0.999, 0.95  # at the full rate, and at its end
 TIME_MEAN, TIME_SPREAD, TIME_UNIFORM = 0.3, 1.0, 0.1  # logit-normal, and the share drawn evenly
 LOWEST_GUIDANCE, HIGHEST_GUIDANCE = 1.0, 7.0
 GUIDANCE_GAIN = 0.5  # how much further from the unconditional velocity one unit of guidance leads
+GUIDANCE_RESCALE = 0.7  # how far the guided image's contrast is brought back to the unguided one's (arXiv 2305.08891)
 OWN_STEPS = 8  # in which the model's own pictures are drawn; the application takes 16
 OWN_GUIDANCE = (3.0, 5.0)  # around what the application asks for
+LATEST = 0.9  # time from which a prediction must look real; before, there is little to tell what it should show
 MATRIX_HOMES = ("transformer_blocks", "encoder.layers", "encoder.block")  # where Muon steps; AdamW does the rest
 
 
@@ -102,6 +106,10 @@ class Training:
         if matrices:
             self.optimizers[MUON_RATE] = Muon(matrices, lr=MUON_RATE, weight_decay=0.02)
         self.optimizers[ADAM_RATE] = torch.optim.AdamW(rest, lr=ADAM_RATE, betas=(0.9, 0.97), weight_decay=0.01)
+        self.adversary = Adversary(teacher).to(device) if "own real" in plan.stage.losses else None
+        if self.adversary is not None:
+            heads = self.adversary.parameters()
+            self.optimizers[CRITIC_RATE] = torch.optim.AdamW(heads, lr=CRITIC_RATE, betas=(0.5, 0.99))
         self.began = self.step = 0  # `began`: the step at which the rate warmed up
         self.samples = 0
 
@@ -138,6 +146,8 @@ class Training:
             self.began = state.get("began", 0)
             for optimizer, saved in zip(self.optimizers.values(), state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
+            if self.adversary is not None:
+                self.adversary.load_state_dict(state["adversary"])
         log.info("resumed at step %d, %d samples", self.step, self.samples)
 
     def save(self, name: str | None = None) -> None:
@@ -146,6 +156,8 @@ class Training:
         state = {"model": self.model.state_dict(), "ema": self.ema.state_dict(), "optimizers": optimizers,
                  "foretell": self.lessons.foretell.state_dict(),
                  "began": self.began, "step": self.step, "samples": self.samples}  # fmt: skip
+        if self.adversary is not None:
+            state["adversary"] = self.adversary.state_dict()
         checkpoint.save_state(self.run / (name or self.state_name), state)
         facts = {"step": self.step, "samples": self.samples}
         save_model(self.run / "joint.safetensors", coarse(self.ema, self.plan.stage), facts)
@@ -186,9 +198,13 @@ class Training:
             times = x.new_full((count,), levels[last])
             velocity = self.model.velocity(x, times, guidance, conditions)
             seen = self.lessons.look(batch, clean, x, times, velocity, own=True)
-        if batch.mode != "layout":
-            del seen["likeness"]
-        return {f"own {name}": loss for name, loss in seen.items()}
+            if batch.mode != "layout":
+                del seen["likeness"]
+            if self.adversary is not None and levels[last] <= LATEST:
+                made = x - levels[last] * unpack(velocity.float(), 8 * clean.shape[2], 8 * clean.shape[3])
+                told = batch.answers if batch.asked is None else batch.answers.where(batch.asked, UNKNOWN)
+                seen |= self.adversary(made, clean, told.to(self.device))
+        return {name if name == "critic" else f"own {name}": loss for name, loss in seen.items()}
 
     def given_losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """The teacher's losses, and "picture", the velocity's squared error, guided once the plan says so."""
@@ -225,14 +241,19 @@ class Training:
     ) -> torch.Tensor:
         """What classifier-free guidance would add, by the averaged model at guidance 1: (B, S, 64).
 
-        The unconditional velocity is that of an empty prompt.
+        The unconditional velocity is that of an empty prompt. Without the rescaling, latents of guidance 4 spread by
+        1.14 to 1.29 where real ones spread by 1.
         """
         lowest = torch.full_like(guidance, LOWEST_GUIDANCE)
         told = self.ema.velocity(noisy, times, lowest, self.conditions(self.ema, batch))
         text, pooled = self.ema.encode_text(read_words([""] * len(batch.prompts)))
         untold = self.ema.velocity(noisy, times, lowest, Conditions(text, pooled, None, None, adapted=True))
         gain = (GUIDANCE_GAIN * (guidance - LOWEST_GUIDANCE))[:, None, None]
-        return gain * (told.float() - untold.float())
+        level = times[:, None, None]
+        plain = pack(noisy) - level * told.float()  # the clean latents that this velocity leads to
+        guided = plain - level * gain * (told.float() - untold.float())
+        factor = plain.std((1, 2), keepdim=True) / guided.std((1, 2), keepdim=True)
+        return (plain - guided * (1 - GUIDANCE_RESCALE + GUIDANCE_RESCALE * factor)) / level
 
     def train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
         """One update; returns the losses. What a mode does not use keeps still."""

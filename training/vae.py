@@ -2,7 +2,6 @@
 
     python -m training.vae --run FOLDER --steps N      # trains, or goes on where it was stopped
     python -m training.vae --run FOLDER --encode       # latents of all records, constants and preview matrix
-    python -m training.vae --run FOLDER --steps N --decoder   # betters the decoder alone; all latents stay valid
 
 Beside plain reconstruction the loss asks for latents that suit a flow model: noise on the latents makes the decoder
 forgive small errors, and pooled latents must decode to pooled pictures, so that coarse structure lies in the coarse
@@ -89,25 +88,19 @@ def gradient_loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 class VaeTraining:
-    """One run of VAE training; with `decoder_only` it starts from the published weights and leaves the encoder."""
+    """One run of VAE training."""
 
-    def __init__(
-        self, run: Path, steps: int, batch: int, device: str, decoder_only: bool = False, seed: int = 0
-    ) -> None:
+    def __init__(self, run: Path, steps: int, batch: int, device: str, seed: int = 0) -> None:
         self.run, self.steps, self.batch, self.device, self.seed = run, steps, batch, device, seed
-        self.decoder_only = decoder_only
-        self.state_path = run / ("vae_decoder_state.pt" if decoder_only else "vae_state.pt")
+        self.state_path = run / "vae_state.pt"
         torch.manual_seed(seed)
         self.vae = build_vae().to(device, memory_format=torch.channels_last)
         for name, parameter in self.vae.named_parameters():
             if name.endswith("conv2.weight"):
                 torch.nn.init.zeros_(parameter)  # residual branches start as nothing
-        if decoder_only:
-            self.vae.load_state_dict(checkpoint.load_tensors(run / "vae.safetensors"))
-            self.vae.encoder.requires_grad_(False)
         if device == "cpu":
             use_fast_groupnorm(self.vae)
-        trained = {name: parameter for name, parameter in self.vae.named_parameters() if parameter.requires_grad}
+        trained = dict(self.vae.named_parameters())
         kernels = {
             name: parameter
             for name, parameter in trained.items()
@@ -189,7 +182,7 @@ class VaeTraining:
     def train_step(self) -> dict[str, float]:
         """One update."""
         rng = checkpoint.chance(self.seed, self.step)
-        pooled = bool(rng.random() < POOLED_CHANCE) and not self.decoder_only
+        pooled = bool(rng.random() < POOLED_CHANCE)
         loss, parts = self.loss(self.draw_batch(rng), pooled)
         for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
             optimizer.zero_grad(set_to_none=True)
@@ -219,8 +212,6 @@ class VaeTraining:
                 log.info("%s", entry)
                 checkpoint.append_log(self.run / "vae.jsonl", entry)
                 parts = []
-        if self.decoder_only:
-            checkpoint.save_tensors(self.run / "vae.safetensors", self.vae.state_dict())
 
 
 @torch.no_grad()
@@ -244,7 +235,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--decoder", action="store_true", help="train the decoder alone")
     parser.add_argument("--encode", action="store_true", help="encode the records with the trained VAE")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -254,8 +244,7 @@ def main() -> None:
 
         encode_records(arguments.run, arguments.device)
     else:
-        training = VaeTraining(arguments.run, arguments.steps, arguments.batch, arguments.device, arguments.decoder)
-        training.run_all()
+        VaeTraining(arguments.run, arguments.steps, arguments.batch, arguments.device).run_all()
 
 
 if __name__ == "__main__":
