@@ -17,10 +17,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from training import checkpoint, data, export, latent_cache, world
+from training.autoencoder import build_vae
 from training.batches import BatchMaker, RecordStore
 from training.decoder import DecoderTraining, Looks, draw_bank
 from training.evaluate import worse_figures
 from training.eye import features, frechet_distance, log_odds, told_alone, told_of_two
+from training.foreign_images import FOREIGN_KINDS, foreign_image
 from training.judge import Judge, relative_outlines
 from training.lora import Lora, fused
 from training.measure import load_measurer, palette_distance
@@ -28,13 +30,11 @@ from training.model import REFERENCE_COLUMNS, Conditions, Shape, TinyUso, build_
 from training.published import begin
 from training.release import release, release_vae
 from training.stages import STAGES
-from training.strangers import STRANGERS, stranger
 from training.strip import SHOWN, Block, draw_strip, save_small
 from training.teacher import Lessons, Teacher, accuracy_at, load_teacher, train_teacher
 from training.text import TEXT_TOKENS, read_words
 from training.train import Plan, Training, load_model, save_model
 from training.trials import MODES, RELEASED, make_trial
-from training.vae import build_vae
 from training.world.prompts import COLOUR_WORDS, KIND_WORDS, SCENE_WORDS, disturb, tells
 from training.world.specs import MOODS, SUBJECTS, TECHNIQUES, is_held_out
 from uso_core.catalog.models import EMBEDDED_FILES, get_model
@@ -500,12 +500,12 @@ def test_the_eye_tells_wrong_images_from_rendered_ones() -> None:
     assert (told_alone(same), told_of_two(same)) == (0.5, 0.5)  # nothing is learnt where nothing differs
 
 
-def test_strangers_are_repeatable_and_of_many_colours() -> None:
-    for kind in STRANGERS:
-        images = [stranger(kind, seed) for seed in range(4)]
-        assert np.array_equal(images[0], stranger(kind, 0))
+def test_foreign_images_are_repeatable_and_of_many_colours() -> None:
+    for kind in FOREIGN_KINDS:
+        images = [foreign_image(kind, seed) for seed in range(4)]
+        assert np.array_equal(images[0], foreign_image(kind, 0))
         assert all(image.shape == (128, 128, 3) and image.std() > 10 for image in images)
-    palettes = [palette_distance(stranger("wash", seed), stranger("wash", seed + 1)) for seed in range(6)]
+    palettes = [palette_distance(foreign_image("wash", seed), foreign_image("wash", seed + 1)) for seed in range(6)]
     assert np.mean(palettes) > 20
 
 

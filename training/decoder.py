@@ -28,6 +28,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from . import checkpoint, world
+from .autoencoder import load_vae, to_pixels
 from .batches import RecordStore
 from .data import list_shards, open_pictures
 from .groupnorm import use_fast_groupnorm
@@ -39,7 +40,7 @@ from .sampling import DEFAULT_STEPS, follow
 from .sampling import times as schedule
 from .text import read_words
 from .train import load_model
-from .vae import gradient_loss, load_vae, measure_psnr, to_pixels
+from .vae import gradient_loss, measure_psnr
 
 log = logging.getLogger(__name__)
 

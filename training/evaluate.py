@@ -26,11 +26,11 @@ from uso_core.catalog.examples import ASPECTS, sides, sides_of_content
 from uso_core.catalog.models import EMBEDDED, EMBEDDED_FILES, get_model
 
 from . import eye, world
+from .autoencoder import to_pixels
 from .judge import CHANCE, LOWER_IS_BETTER, Figures, Judge, relative_outlines
 from .measure import MEASURER, accuracy, answers, load_measurer
 from .sheet import row, save_sheet
 from .trials import MODES, RELEASED, Painter, Trial, make_trial
-from .vae import to_pixels
 
 log = logging.getLogger(__name__)
 

@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .autoencoder import to_pixels
+from .foreign_images import FOREIGN_KINDS, foreign_image
 from .judge import APART
 from .measure import Measurer, palette_distance
-from .strangers import STRANGERS, stranger
 from .trials import Painter, Trial, make_trial, render_number
-from .vae import to_pixels
 
 OTHERS, OTHER_TRIALS = 512, 10_000  # how many other trials, and the number of the first
 FOLDS, EPOCHS, PAIRS_AT_ONCE, RATE = 4, 8, 16, 1e-3
@@ -136,8 +136,8 @@ def own_palettes(painter: Painter, pairs: int = PAIRS) -> float:
     nearer: list[bool] = []
     number = 0
     while len(nearer) < 2 * pairs:
-        kinds = [STRANGERS[(number + step) % len(STRANGERS)] for step in (0, 1 + number // 4 % 3)]
-        styles = [stranger(kind, 2 * number + side) for side, kind in enumerate(kinds)]
+        kinds = [FOREIGN_KINDS[(number + step) % len(FOREIGN_KINDS)] for step in (0, 1 + number // 4 % 3)]
+        styles = [foreign_image(kind, 2 * number + side) for side, kind in enumerate(kinds)]
         if palette_distance(*styles) > APART:
             prompt = make_trial("style", number).prompt
             made = [painter.paint(prompt, styles=(style,), seed=number) for style in styles]

@@ -19,10 +19,10 @@ from PIL import Image
 from uso_core.model import preview
 
 from . import checkpoint
+from .autoencoder import build_vae, load_vae, to_pixels
 from .data import KINDS, Shard, list_shards, open_pictures
 from .groupnorm import use_fast_groupnorm
 from .precision import autocast
-from .vae import build_vae, load_vae, to_pixels
 
 log = logging.getLogger(__name__)
 

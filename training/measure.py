@@ -23,10 +23,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import checkpoint, world
+from .autoencoder import to_pixels
 from .data import HELD_OUT_SEED, Record, Shard, list_shards, make_record, open_pictures
 from .muon import Muon
 from .precision import autocast
-from .vae import to_pixels
 from .world.specs import (
     COLOUR_TECHNIQUES,
     COLOURS,

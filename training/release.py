@@ -13,10 +13,10 @@ import torch
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from training import export
+from training.autoencoder import load_vae
 from training.model import REFERENCE_COLUMNS, VISION_SIZE, TinyUso
 from training.text import TEXT_TOKENS
 from training.train import load_model
-from training.vae import load_vae
 
 
 def release(model: TinyUso, folder: Path) -> None:

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
+from .autoencoder import load_vae
 from .data import Shard, list_shards, open_pictures
 from .latent_cache import encode, squash
 from .model import TinyUso
 from .precision import autocast
 from .sampling import sample
-from .vae import load_vae
 from .world import write_prompt
 
 MODES = ("text", "subject", "style", "both", "layout")

@@ -11,7 +11,6 @@ part of the latents. Crops of 64 pixels most of the time (four times the steps),
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
 import time
@@ -23,58 +22,21 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from . import checkpoint
+from .autoencoder import build_vae, to_pixels
 from .data import Shard, list_shards, open_pictures
 from .groupnorm import use_fast_groupnorm
+from .latent_cache import encode_records
 from .muon import Muon
 from .precision import autocast
 
 log = logging.getLogger(__name__)
 
-WIDTHS = (32, 64, 96, 128)
-# The original has 32 groups of 4 channels at its narrowest level. 32 groups here would hold one channel each, and the
-# last normalisation would wipe out what every channel says about a picture's colour; so groups of 4 again.
-GROUPS = 8
-LATENT_CHANNELS = 16
 KIND_CHANCE = {"target": 0.4, "plain": 0.1, "content": 0.1, "style": 0.32, "blend": 0.08}
 LATENT_NOISE = 0.1
 KL_WEIGHT = 1e-3
 POOLED_CHANCE = 0.2
 WHOLE_PICTURES_FROM = 0.85  # share of the steps after which whole pictures are shown
 WHOLE_BATCH_SHARE = 4  # a batch of whole pictures is this many times smaller
-
-
-def build_vae(widths: tuple[int, ...] = WIDTHS, scaling: float = 1.0, shift: float = 0.0) -> AutoencoderKL:
-    """The original layout: no quant convolutions, attention in the middle, 16 latent channels at 1/8 resolution."""
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * len(widths),
-        up_block_types=("UpDecoderBlock2D",) * len(widths),
-        block_out_channels=widths,
-        layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
-        norm_num_groups=GROUPS,
-        sample_size=128,
-        scaling_factor=scaling,
-        shift_factor=shift,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        mid_block_add_attention=True,
-    )
-
-
-def load_vae(run: Path) -> AutoencoderKL:
-    """The trained VAE of a run, with its constants."""
-    constants = json.loads((run / "vae.json").read_text())
-    vae = build_vae(tuple(constants["block_out_channels"]), constants["scaling_factor"], constants["shift_factor"])
-    vae.load_state_dict(checkpoint.load_tensors(run / "vae.safetensors"))
-    return vae.eval()
-
-
-def to_pixels(pictures: np.ndarray, device: str = "cpu") -> torch.Tensor:
-    """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1], channels last in memory."""
-    tensor = torch.from_numpy(np.array(pictures)).to(device).permute(0, 3, 1, 2)
-    return (tensor.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
 def gradient_loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -240,8 +202,6 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(2)
     if arguments.encode:
-        from .latent_cache import encode_records
-
         encode_records(arguments.run, arguments.device)
     else:
         VaeTraining(arguments.run, arguments.steps, arguments.batch, arguments.device).run_all()

@@ -75,10 +75,10 @@ def _glow(rng: np.random.Generator) -> np.ndarray:
 _DRAW: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
     "photograph": _photograph, "wash": _wash, "ink": _ink, "glow": _glow,
 }  # fmt: skip
-STRANGERS = tuple(_DRAW)
+FOREIGN_KINDS = tuple(_DRAW)
 
 
-def stranger(kind: str, seed: int) -> np.ndarray:
+def foreign_image(kind: str, seed: int) -> np.ndarray:
     """The image of a kind and a seed."""
-    rng = np.random.default_rng([seed, STRANGERS.index(kind)])
+    rng = np.random.default_rng([seed, FOREIGN_KINDS.index(kind)])
     return _DRAW[kind](rng).clip(0, 255).astype(np.uint8)
