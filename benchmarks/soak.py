@@ -4,6 +4,7 @@
     python -m benchmarks.soak waiting --count 1000    memory of requests that wait with a 12-megapixel image each
     python -m benchmarks.soak images --count 500      memory, files and threads after so many images in a row
     python -m benchmarks.soak kills --count 100       kill -9 at random moments; history and styles afterwards
+    python -m benchmarks.soak calls --count 3000      mutated calls of every endpoint: a sentence each, never a bare 500
 
 Each is limited in count and time, ends by itself, and prints JSON.
 """
@@ -39,6 +40,19 @@ from uso_core.storage.styles import StyleStore
 
 SMALL = {"width": 64, "height": 64, "steps": 1}
 ANSWER_SECONDS = 1800.0
+LONGEST_REPLY = 20_000  # characters; what was sent is never quoted at length
+# Values that callers get wrong, or send on purpose.
+STRANGE = (
+    None, True, -1, 0, 1.5, "9" * 10**5, [], [1], {}, {"path": "/etc/passwd"}, "\ud800", "<img src=x>", 1e308, "",
+    {"url": "http://127.0.0.1:1/a.png"}, "data:image/png;base64,AAAA", "../../.env", "\0", float("nan"), -(2**63),
+    {"path": 7, "meta": {"_type": "gradio.FileData"}}, {"url": "file:///etc/passwd"}, [[[[[[]]]]]],
+)  # fmt: skip
+ENDPOINTS: dict[str, tuple[str, ...]] = {
+    "generate": ("prompt", "content", "style_1", "width", "height", "steps", "seed", "images", "guidance", "schedule",
+                 "model", "fast", "style_1_strength", "private", "unknown"),
+    "settings_from_image": ("image", "unknown"),
+    "models": ("unknown",),
+}  # fmt: skip
 
 
 @contextmanager
@@ -189,7 +203,55 @@ def kills(count: int, folder: Path) -> dict[str, Any]:
     return {"kills": count, "told": told, "kept": len(entries), "unreadable": unreadable, "left behind": left}
 
 
-RUNS = {run.__name__: run for run in (clients, waiting, images, kills)}
+def mutated(chance: random.Random) -> tuple[str, bytes]:
+    """A call that is wrong somewhere: the path below /gradio_api, and a JSON body (now and then none at all)."""
+    name = chance.choices(tuple(ENDPOINTS), (8, 3, 1))[0]
+    known = ENDPOINTS[name]
+    values = {each: chance.choice(STRANGE) for each in chance.sample(known, min(len(known), chance.randint(0, 3)))}
+    if name == "generate":
+        values = {**SMALL, **values}
+    if chance.random() < 0.2:  # by position, as gradio_client and older programs call
+        body = json.dumps({"data": [chance.choice(STRANGE) for _ in range(chance.randint(0, 4))]}).encode()
+        path = f"call/{name}"
+    else:
+        body, path = json.dumps(values).encode(), f"call/v2/{name}"
+    if chance.random() < 0.1:
+        body = chance.choice((body[:-1], b"", b"[]", b"null", b"7", b"\xff\xfe", b"[" * 10**4))
+    return path, body
+
+
+def call(url: str, folder: Path, path: str, body: bytes) -> str:
+    """What is wrong with the answer to such a call; "" where it is a result or a sentence without the folder in it."""
+    kind = {"content-type": "application/json"}
+    reply = httpx.post(f"{url}/gradio_api/{path}", content=body, headers=kind, timeout=120, trust_env=False)
+    words = reply.text
+    if reply.status_code == 200 and "event_id" in reply.json():
+        name = path.rpartition("/")[2]
+        address = f"{url}/gradio_api/call/{name}/{reply.json()['event_id']}"
+        words = httpx.get(address, timeout=ANSWER_SECONDS, trust_env=False).text
+        if "event: complete" not in words and '"error": "' not in words:
+            return f"no sentence: {words[-300:]}"
+    elif reply.status_code >= 500:
+        return f"{reply.status_code}: {words[:300]}"
+    if len(words) > LONGEST_REPLY:
+        return f"{len(words)} characters: {words[:100]}"
+    refusal = "" if "event: complete" in words else words  # results do tell where their files lie
+    return next((f"{bad}: {words[-300:]}" for bad in ("Traceback", str(folder)) if bad in refusal), "")
+
+
+def calls(count: int, folder: Path) -> dict[str, Any]:
+    """Mutated calls of every endpoint, four at a time; afterwards an image is made as before."""
+    chance = random.Random(4)
+    with server(folder) as (url, process), ThreadPoolExecutor(4) as pool:
+        answer(ask(url, prompt="first", **SMALL))
+        made = [mutated(chance) for _ in range(count)]
+        wrong = [f"{path} {body[:200]!r} {what}" for (path, body), what in
+                 zip(made, pool.map(lambda each: call(url, folder, *each), made), strict=True) if what]  # fmt: skip
+        answer(ask(url, prompt="last", **SMALL))
+        return {"calls": count, "without a sentence": len(wrong), "such as": wrong[:5], **state(process.pid, folder)}
+
+
+RUNS = {run.__name__: run for run in (clients, waiting, images, kills, calls)}
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ def open_image(source: str | Path | bytes | Image.Image, name: str = "") -> Inpu
     if isinstance(source, Image.Image):
         return _input_image(_upright(source), name or "image")
     if isinstance(source, bytes):
-        return _input_image(_decode(source, name or "image"), name or "image")
+        return _decode(source, name or "image")
     try:
         path = Path(source).expanduser()
         if not path.is_file():
@@ -66,11 +66,11 @@ def open_image(source: str | Path | bytes | Image.Image, name: str = "") -> Inpu
                 "image_too_large", hint="smaller_image", path=name or path, size=Bytes(size), most=Bytes(MAX_FILE_BYTES)
             )
         with _HEAVY_FILES if size > HEAVY_FILE_BYTES else contextlib.nullcontext():  # until they are decoded
-            image = _decode(path.read_bytes(), name or str(path))
+            opened = _decode(path.read_bytes(), name or str(path))
     except (OSError, RuntimeError, ValueError) as error:  # also a home that is unknown, a name that no disk takes
         reason = getattr(error, "strerror", None) or error
         raise RequestError("image_unreadable", hint="check_path", path=str(source), reason=reason) from None
-    return dataclasses.replace(_input_image(image, name or path.name), path=path)
+    return dataclasses.replace(opened, name=name or path.name, path=path)
 
 
 def content_size(width: int, height: int, long_side: int) -> tuple[int, int]:
@@ -186,8 +186,11 @@ def _input_image(image: Image.Image, name: str) -> InputImage:
     return InputImage(name, digest.hexdigest(), image)
 
 
-def _decode(data: bytes, name: str) -> Image.Image:
-    """The image in a file's bytes, upright, RGB and no larger than `MAX_REFERENCE_SIDE`; raises `RequestError`."""
+def _decode(data: bytes, name: str) -> InputImage:
+    """The image in a file's bytes, upright, RGB and no larger than `MAX_REFERENCE_SIDE`; raises `RequestError`.
+
+    Its hash is taken before another may be decoded: many callers at once would otherwise hold an image each.
+    """
     if not data:
         raise RequestError("image_empty", hint="image_formats", name=name)
     Image.init()
@@ -203,7 +206,7 @@ def _decode(data: bytes, name: str) -> Image.Image:
                 width, height = image.size
                 raise RequestError("image_too_narrow", name=name, width=width, height=height)
             with _LARGE_DECODER if _is_large(image) else contextlib.nullcontext(), _ANY_DECODER:
-                return _upright(image, data)
+                return _input_image(_upright(image, data), name)
     except (MemoryError, RequestError):
         raise
     except UnidentifiedImageError:

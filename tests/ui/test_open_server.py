@@ -14,6 +14,7 @@ import httpx
 import pytest
 from gradio_client import Client
 
+from benchmarks import soak
 from tests.ui.test_app import Served, serve
 from uso_core.errors import SettingsError
 from uso_core.settings import Settings
@@ -224,23 +225,12 @@ def test_null_stands_for_every_default(alone):
 
 def test_whatever_is_sent_gets_a_sentence_and_never_a_bare_500(alone):
     """Mutated calls, of few bytes and many; none breaks the server or quotes at length."""
-    chance = random.Random(4)
-    strange = (None, True, -1, 0, 1.5, "9" * 10**5, [], [1], {}, {"path": "/etc/passwd"}, "\ud800", "<img src=x>",
-               1e308, {"url": "http://127.0.0.1:1/a.png"}, "data:image/png;base64,AAAA", "../../.env")  # fmt: skip
-    names = ("prompt", "content", "style_1", "width", "steps", "seed", "images", "guidance", "schedule", "model",
-             "fast", "style_1_strength", "private", "unknown")  # fmt: skip
-    for _ in range(60):
-        values = SMALL | {name: chance.choice(strange) for name in chance.sample(names, 3)}
-        body = json.dumps(values).encode()
-        reply = httpx.post(
-            f"{alone.url}/gradio_api/call/v2/generate", content=body, headers={"content-type": "application/json"},
-            timeout=60,
-        )  # fmt: skip
-        assert reply.status_code in (200, 400, 422), (values, reply.text[:300])
-        words = reply.text
-        if reply.status_code == 200:
-            words = answer(f"{alone.url}/gradio_api/call/generate/{reply.json()['event_id']}")
-            assert "event: complete" in words or '"error": "' in words, words[-300:]
-        assert len(words) < 20_000
-        assert "Traceback" not in words
-        assert str(alone.output.parent) not in words.partition("event: complete")[0], words[-400:]
+    chance = random.Random(5)
+    assert [
+        wrong for _ in range(80) if (wrong := soak.call(alone.url, alone.output.parent, *soak.mutated(chance)))
+    ] == []
+
+
+def test_a_call_by_position_that_is_too_short_is_not_quoted(alone):
+    body = json.dumps({"data": ["9" * 10**5]}).encode()
+    assert soak.call(alone.url, alone.output.parent, "call/generate", body) == ""

@@ -27,7 +27,7 @@ def build(engine: Engine, settings: Settings) -> gr.Blocks:
     if settings.mcp:
         mcp.require_mcp()
     services, status = Services.of(engine, settings), engine.status()
-    with gr.Blocks(title=text.TITLE, analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
+    with api.Page(title=text.TITLE, analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
         gr.Markdown(f"# {text.TITLE} <small>{label('tagline')}</small>")
         line = gr.Markdown(text.model_line(status.model.title, status.reason, status.model.note))
         with gr.Tabs() as tabs:

@@ -34,6 +34,15 @@ images as files, as http(s) addresses, or as base64."""
 Reply = tuple[list[str], dict[str, Any] | None, Status, Any]  # images, settings, status, preview
 
 
+class Page(gr.Blocks):
+    """Says in one sentence that a call by position is too short; Gradio would send everything back that came."""
+
+    def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
+        wanted = len(block_fn.inputs)
+        if len(inputs) < wanted:
+            raise RequestError("call_unfit", reason=f"{len(inputs)} values by position, of {wanted}")
+
+
 def build(services: Services) -> None:
     """Adds the endpoints to the page under construction, invisibly."""
     known = parameters(GenerationRequest)
