@@ -31,7 +31,7 @@ METRICS: dict[str, Any] = json.loads(MEASURED.read_text(encoding="utf-8"))
 PROMISED: dict[tuple[str, str], float] = {
     ("text", "scene"): 0.95,
     ("text", "technique"): 0.95,
-    ("text", "subject"): 0.9,
+    ("text", "subject"): 0.95,
     ("text", "colour"): 0.65,
     ("subject", "scene"): 0.95,
     ("subject", "subject"): 0.95,
@@ -54,7 +54,8 @@ PROMISED: dict[tuple[str, str], float] = {
     ("layout", "style_subject_leaks"): 0.05,
     ("blend", "scene"): 0.8,
 }
-SUBJECT_IN_FORMATS = {"text": 0.8, "subject": 0.85, "style": 0.75, "both": 0.8, "layout": 0.6}  # in each one offered
+FURTHEST = 1.3  # the Fréchet distance at most, in floors; it was 1.6 to 1.8 once
+SUBJECT_IN_FORMATS = {"text": 0.8, "subject": 0.9, "style": 0.75, "both": 0.9, "layout": 0.55}  # in each one offered
 AT_MOST = ("style_subject_leaks", "style_scene_leaks")
 FLIPS = 1.01 / QUICK  # one image of a mode may be read differently on another machine
 SWEPT = range(3)  # trials in which one setting is changed
@@ -129,6 +130,17 @@ def test_every_available_format_shows_the_subject(mode: str) -> None:
     measured = {aspect: figures[mode]["subject"] for aspect, figures in METRICS["formats"].items()}
     assert set(measured) == set(ASPECTS)
     assert min(measured.values()) >= SUBJECT_IN_FORMATS[mode], measured
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_images_are_near_to_the_renderers(mode: str) -> None:
+    measured = METRICS["eye"][mode]
+    assert measured["distance"] <= FURTHEST * measured["floor"]
+    assert measured["told_of_two"] < 0.95
+
+
+def test_foreign_style_images_of_two_palettes_are_told_apart_more_often_than_by_chance() -> None:
+    assert METRICS["own_palettes"] >= 0.6
 
 
 @pytest.mark.parametrize("mode", ["style", "both", "layout"])
