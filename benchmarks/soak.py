@@ -37,9 +37,11 @@ from uso_core.settings import ROOT
 from uso_core.storage.history import History
 from uso_core.storage.png import read_request
 from uso_core.storage.styles import StyleStore
+from uso_core.ui.api import PREVIEW_SECONDS
 
 SMALL = {"width": 64, "height": 64, "steps": 1}
 ANSWER_SECONDS = 1800.0
+PROMPTS = 40  # different ones: the cache of encodings, bounded in bytes, is full of them early
 LONGEST_REPLY = 20_000  # characters; what was sent is never quoted at length
 # Values that callers get wrong, or send on purpose.
 STRANGE = (
@@ -162,9 +164,9 @@ def images(count: int, folder: Path) -> dict[str, Any]:
     with server(folder) as (url, process):
         after = {}
         for number in range(count):
-            answer(ask(url, prompt=f"image {number}", **SMALL))
+            answer(ask(url, prompt=f"image {number % PROMPTS}", **SMALL))
             if number + 1 in (count // 10, count):
-                time.sleep(2)
+                time.sleep(PREVIEW_SECONDS + 5)  # until the previews are gone
                 after[number + 1] = state(process.pid, folder)
     return {"after": after}
 

@@ -66,16 +66,21 @@ def fresh(tmp_path: Path) -> Iterator[Served]:
 
 @pytest.fixture
 def open_page(chromium: Browser) -> Iterator[OpenPage]:
-    """Opens the page as another visitor; at the end it must not have contacted another host or met an error."""
+    """Opens the page as another visitor; at the end neither it nor the server may have met an error.
+
+    Nor may it have contacted another host.
+    """
     contexts: list[BrowserContext] = []
     outside: list[str] = []
     errors: list[str] = []
+    logs: dict[Path, int] = {}  # of the servers, and their lengths before
 
     def watch(address: str) -> None:
         if urlsplit(address).hostname not in (*OURS, None):
             outside.append(address)
 
     def open_one(app: Served, **options: Any) -> Page:
+        logs.setdefault(app.log, app.log.stat().st_size)
         context = chromium.new_context(**{"viewport": DESKTOP, **options})
         contexts.append(context)
         context.set_default_timeout(PATIENCE_MS)
@@ -91,6 +96,8 @@ def open_page(chromium: Browser) -> Iterator[OpenPage]:
         context.close()
     assert outside == []
     assert errors == []
+    for log, before in logs.items():
+        assert b"Traceback" not in log.read_bytes()[before:]
 
 
 @pytest.fixture

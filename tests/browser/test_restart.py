@@ -78,7 +78,7 @@ def test_a_style_is_used_without_its_image(app: Restarted, open_page: OpenPage, 
     expect(page.get_by_label("Chosen style", exact=True)).to_have_value(NAME)
     press(page, "Use in slot")
     expect(page.get_by_label("Saved style 1", exact=True)).to_have_value(NAME)
-    expect(page.locator(".saved-image img").first).to_be_visible()
+    expect(page.locator(".saved-thumbnail img").first).to_be_visible()
     expect(page.locator("#mode")).to_contain_text("Style, without a prompt")
     fill(page, "Seed", 7)
     made = generate(page, app.served, STYLED)

@@ -19,6 +19,7 @@ from uso_core.ui.language import label, languages, translations
 from uso_core.ui.services import Services
 
 CSS_PATH = Path(__file__).parent / "page.css"
+MOST_SESSIONS = 1000  # pages and calls whose state is held at once, at about 0.4 MB each
 SCRIPTS = ("page.js", "crop.js")
 
 
@@ -61,7 +62,7 @@ def launch(page: gr.Blocks, settings: Settings, **options: Any) -> Any:
         server_name=settings.host, server_port=settings.port, theme=gr.themes.Default(),
         css=CSS_PATH.read_text(encoding="utf-8"), js=script(), auth=logins(settings.auth), share=settings.share,
         allowed_paths=[settings.output, str(EXAMPLES_FOLDER)], max_file_size="200mb", show_error=True, ssr_mode=False,
-        i18n=translations(), mcp_server=settings.mcp, prevent_thread_lock=True,
+        i18n=translations(), mcp_server=settings.mcp, prevent_thread_lock=True, state_session_capacity=MOST_SESSIONS,
         app_kwargs={"middleware": [Middleware(Guard, settings=settings)], "exception_handlers": HANDLERS}, **options,
     )  # fmt: skip
     if settings.mcp:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import gradio as gr
+from PIL import Image
 
 from uso_core.catalog.locate import find_weights
 from uso_core.catalog.models import MODELS, Model, get_model
@@ -25,7 +27,8 @@ from uso_core.ui.language import in_english
 from uso_core.ui.run import follow
 from uso_core.ui.services import Services
 
-GRACE_SECONDS = 4.0  # during which a private image can be fetched after the run
+PRIVATE_SECONDS = 4.0  # during which a private image can be fetched after the run
+PREVIEW_SECONDS = 60.0  # during which previews can
 MEANING = """Makes images from a prompt, an optional content image and up to four style images.
 
 A content image gives the subject; with an empty prompt also the layout. Style images set the look of the result. Pass
@@ -124,18 +127,19 @@ def _generate(services: Services, known: list[ApiParameter]) -> Callable[..., It
         *values, request = given
         named = dict(zip((each.name for each in known), values, strict=True))
         keep_nothing, session = bool(named.pop("private")), request.session_hash or ""
+        owner = uuid4().hex  # a caller may have several calls at once
         try:
             row = switchable(services.engine, services.settings, named.pop("model"))
             history, visitor = services.stores(request).history, services.visitor(request)
             # Named nowhere: its decoded images would stay as long as it waits.
             job = services.engine.submit(request_of({**named, "model": row.name}), not keep_nothing, visitor)
-            keep = partial(services.private.add, session) if keep_nothing else history.add
-            yield from _replies(in_english(follow(job, services.sessions, session, keep)))
+            keep = partial(services.passing.add, owner) if keep_nothing else history.add
+            show = partial(services.passing.preview, owner, last=None)  # a program may fetch them late
+            yield from _replies(in_english(follow(job, services.sessions, session, keep)), show)
         except UsoError as error:
             raise refusal(error) from None
         finally:
-            if keep_nothing:
-                services.private.forget(session, after_seconds=GRACE_SECONDS)
+            services.passing.forget(owner, after_seconds=PRIVATE_SECONDS if keep_nothing else PREVIEW_SECONDS)
 
     plain = inspect.Parameter.POSITIONAL_OR_KEYWORD
     signature = [inspect.Parameter(each.name, plain, default=each.default) for each in known]
@@ -147,15 +151,19 @@ def _generate(services: Services, known: list[ApiParameter]) -> Callable[..., It
     return generate
 
 
-def _replies(updates: Iterator[Any]) -> Iterator[Reply]:
-    """The API's replies to a run, at least two per second, so that a disconnected caller is noticed."""
+def _replies(updates: Iterator[Any], show: Callable[[Image.Image], str]) -> Iterator[Reply]:
+    """The API's replies to a run, with a file for each preview.
+
+    At least two come per second, so that a disconnected caller is noticed.
+    """
     made: list[str] = []
     results: list[Result] = []
     status: Status = {"text": "", "percent": 0}
     for update in updates:
         preview = None
         if update is not None:
-            status, preview = update.status, update.preview
+            status = update.status
+            preview = show(update.preview) if update.preview is not None else None
             if update.path is not None:
                 made.append(str(update.path))
                 results.append(update.result)

@@ -50,8 +50,8 @@ def _handler(form: Form, results: Results, services: Services) -> Callable[..., 
     def run(given: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
         made: list[str] = []
         session = request.session_hash or ""
-        stores, private = services.stores(request), bool(given[form.private])
-        keep = partial(services.private.add, session) if private else stores.history.add
+        stores = services.stores(request)
+        keep = partial(services.passing.add, session) if given[form.private] else stores.history.add
         try:
             visitor = services.visitor(request)
             # Named nowhere: its decoded images would stay as long as it waits.
@@ -65,9 +65,7 @@ def _handler(form: Form, results: Results, services: Services) -> Callable[..., 
                     seed = update.result.seed
                     shown |= {results.image: made[-1], results.seed_used: seed, results.made: list(made)}
                 elif update.preview is not None:
-                    shown[results.image] = (
-                        services.private.preview(session, update.preview) if private else update.preview
-                    )
+                    shown[results.image] = services.passing.preview(session, update.preview)
                 yield shown
         except UsoError as error:
             yield {form.status: {"text": tell(error.told), "percent": 0}}
@@ -102,7 +100,7 @@ def _wire_buttons(page: gr.Blocks, services: Services, form: Form) -> None:
 
     def leave(request: gr.Request) -> None:
         end(request)
-        services.private.forget(request.session_hash or "")
+        services.passing.forget(request.session_hash or "")
 
     form.stop.click(end, None, form.status, **QUIET)
     form.skip.click(next_image, None, form.status, **QUIET)

@@ -31,6 +31,7 @@ from uso_core.ui.visitors import COOKIE, VISITORS, folder_name
 log = logging.getLogger(__name__)
 FILE_ROUTES = ("/gradio_api/file=", "/file=")
 CALLS = re.compile(r"/(call|queue/join|run|api)(/|$)")
+ANSWERS = re.compile(r"/call/[^/]+/([0-9a-f]{32})$")  # the address of a call's answer, with its key
 PLATFORM_HOSTS = ("*.gradio.live", "*.hf.space")  # a share link; a Space
 HEADERS = {
     "content-security-policy": "frame-ancestors 'self' https://huggingface.co",
@@ -76,7 +77,11 @@ class Guard:
 
         if fresh:  # known from the first request on
             scope["headers"] = [*scope["headers"], (b"cookie", f"{COOKIE}={fresh}".encode())]
-        await self._app(scope, receive, answer)
+        try:
+            await self._app(scope, receive, answer)
+        finally:
+            if answered := ANSWERS.search(scope["path"]):
+                _close_session(scope.get("app"), answered[1])
 
     def _refusal(self, scope: Any, headers: Headers, visitor: str) -> PlainTextResponse | None:
         path = unquote(scope.get("path", ""))
@@ -130,6 +135,14 @@ class Guard:
         elif self._settings.separates:
             return False
         return len(parts) <= 2 and path.suffix in SHOWN.get(parts[0] if len(parts) == 2 else "", ())
+
+
+def _close_session(app: Any, call: str) -> None:
+    """Drops what Gradio keeps of a call as of a page: a copy of the whole page's configuration."""
+    holder = getattr(app, "state_holder", None)
+    if holder is not None:
+        holder.session_data.pop(call, None)
+        holder.time_last_used.pop(call, None)
 
 
 SHOWN = {"": (".png",), "thumbnails": (".webp",), "inputs": (".png",), "styles": (".safetensors",)}  # by folder

@@ -62,7 +62,7 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form, results: R
 
     def put_back(selected: str | None, request: gr.Request) -> Updates:
         if not selected:
-            return {}
+            return gr.skip()
         try:
             updates, words = restored(form, services.stores(request), Path(selected))
         except UsoError as error:

@@ -99,7 +99,7 @@ def build(page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, services: Services, line:
     panel.download.click(download, asked, panel.shown, **TOLD)
     panel.cancel.click(cancel, asked, panel.shown, **QUIET)
     panel.unload.click(unload, asked, panel.shown, **QUIET)
-    page.load(lambda: {} if engine.status().model is built else follow(), None, following, **QUIET)
+    page.load(lambda: gr.skip() if engine.status().model is built else follow(), None, following, **QUIET)
     say_on_load(page, lambda: [line_now()], [line])
 
 

@@ -116,7 +116,7 @@ def _wire_slots(form: Form, results: Results, as_style: gr.Button) -> None:
     def into_style(given: Updates) -> Updates:
         path = given[results.selected]
         free = next((slot for slot in slots if not given[slot]), slots[0])
-        return {free: path} if path else {}
+        return {free: path} if path else gr.skip()
 
     as_style.click(into_style, {results.selected, *slots}, slots, **QUIET)
 

@@ -14,7 +14,7 @@ from uso_core.storage.history import History
 from uso_core.storage.styles import StyleStore
 from uso_core.ui.downloads import Downloads
 from uso_core.ui.run import Sessions
-from uso_core.ui.temporary_files import PrivateImages
+from uso_core.ui.temporary_files import PassingImages
 from uso_core.ui.visitors import VISITORS, folder_name, visitor_of
 
 MOST_STORES = 256  # visitors whose stores stay open; others' are reopened
@@ -34,7 +34,7 @@ class Services:
 
     engine: Engine
     settings: Settings
-    private: PrivateImages
+    passing: PassingImages
     sessions: Sessions
     downloads: Downloads
     _stores: Callable[[str], Stores]
@@ -51,7 +51,7 @@ class Services:
             history = History(folder, settings.history_images, settings.history_gb * 10**9)
             return Stores(history, StyleStore(folder / "styles"))
 
-        return cls(engine, settings, PrivateImages(), Sessions(), Downloads(settings), stores)
+        return cls(engine, settings, PassingImages(), Sessions(), Downloads(settings), stores)
 
     def visitor(self, request: Any) -> str:
         """The visitor who asks, for the queue and for what is stored."""

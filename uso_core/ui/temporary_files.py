@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from PIL import Image
 
 from uso_core.request import Result
 from uso_core.storage.files import not_writable, save_image, write_whole
+
+LAST_PREVIEWS = 2  # a browser may still fetch the one before
 
 
 def passing_path(name: str) -> Path:
@@ -28,50 +31,70 @@ def passing_path(name: str) -> Path:
     return folder / name
 
 
-class PrivateImages:
-    """The images shown by private requests, deleted when their page is closed; a preview when the next one comes."""
+class PassingImages:
+    """What runs show but do not keep: previews, and the images of private requests. Deleted when their owner leaves.
+
+    An owner is an open page, or one call of the API.
+    """
 
     def __init__(self) -> None:
         self._paths: dict[str, list[Path]] = {}
-        self._previews: dict[str, Path] = {}
+        self._previews: dict[str, list[Path]] = {}
+        self._leaving: list[tuple[float, list[Path]]] = []  # when to delete what, by a monotonic clock
+        self._timer: threading.Timer | None = None
         self._lock = threading.Lock()
 
-    def add(self, session: str, image: Image.Image, result: Result) -> Path:
+    def add(self, owner: str, image: Image.Image, result: Result) -> Path:
         """Writes the PNG with its request inside, and nothing else; raises `OutputError` if it cannot be written."""
         path = save_image(image, result, passing_path(f"private-{result.seed}.png"), beside=False)
         with self._lock:
-            self._paths.setdefault(session, []).append(path)
-            _remove(self._previews.pop(session, None))
+            self._paths.setdefault(owner, []).append(path)
         return path
 
-    def preview(self, session: str, image: Image.Image) -> str:
-        """The path of a preview, which replaces the previous one."""
+    def preview(self, owner: str, image: Image.Image, last: int | None = LAST_PREVIEWS) -> str:
+        """The path of a preview; of the owner's earlier ones all but the `last` are deleted, with None none."""
         path = passing_path("preview.png")
         write_whole(path, partial(image.save, format="PNG"))
         with self._lock:
-            _remove(self._previews.pop(session, None))
-            self._previews[session] = path
+            shown = self._previews.setdefault(owner, [])
+            shown.append(path)
+            passed = shown[:-last] if last else []
+            del shown[: len(passed)]
+        _remove_all(passed)
         return str(path)
 
-    def forget(self, session: str, after_seconds: float = 0.0) -> None:
-        """Deletes a page's images, at once or after some time."""
+    def forget(self, owner: str, after_seconds: float = 0.0) -> None:
+        """Deletes an owner's files, at once or after some time."""
         with self._lock:
-            paths = [*self._paths.pop(session, []), *filter(None, [self._previews.pop(session, None)])]
-        if after_seconds and paths:
-            timer = threading.Timer(after_seconds, _remove_all, [paths])
-            timer.daemon = True
-            timer.start()
-        else:
+            paths = [*self._paths.pop(owner, []), *self._previews.pop(owner, [])]
+            if after_seconds and paths:
+                self._leaving.append((time.monotonic() + after_seconds, paths))
+                if self._timer is None:
+                    self._wait()
+                return
+        _remove_all(paths)
+
+    def _wait(self) -> None:
+        """Starts the one timer for whatever leaves next; the lock is held."""
+        seconds = min(when for when, _ in self._leaving) - time.monotonic()
+        self._timer = threading.Timer(max(0.0, seconds), self._let_go)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _let_go(self) -> None:
+        with self._lock:
+            now = time.monotonic()
+            due = [paths for when, paths in self._leaving if when <= now]
+            self._leaving = [(when, paths) for when, paths in self._leaving if when > now]
+            self._timer = None
+            if self._leaving:
+                self._wait()
+        for paths in due:
             _remove_all(paths)
 
 
 def _remove_all(paths: list[Path]) -> None:
     for path in paths:
-        _remove(path)
-
-
-def _remove(path: Path | None) -> None:
-    if path is not None:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
             path.parent.rmdir()
