@@ -25,6 +25,7 @@ lint: test-tools  ## ruff and the type checker
 # Every stage goes on where it was stopped.
 RUN ?= output/uso-tiny
 VAE_STEPS ?= 2800
+DECODER_STEPS ?= 1200
 STEPS ?= 40000
 train-tiny: test-tools  ## the embedded model from nothing: hours on a CPU
 	$(BIN)/python -m training.data --out $(RUN)
@@ -37,6 +38,9 @@ train-tiny: test-tools  ## the embedded model from nothing: hours on a CPU
 		--guided-from 0 --stage adapter
 	$(BIN)/python -m training.train --run $(RUN) --steps $$(($(STEPS) * 5 / 4 + 1000)) --decay 800 \
 		--guided-from 0 --stage reward
+	$(BIN)/python -m training.train --run $(RUN) --steps $$(($(STEPS) * 5 / 4 + 1600)) --decay 400 \
+		--guided-from 0 --stage shape --rate 0.2
+	$(BIN)/python -m training.decoder --run $(RUN) --steps $(DECODER_STEPS)
 	$(BIN)/python -m training.release --run $(RUN) --to $(RUN)/release
 	$(BIN)/python -m training.evaluate --weights $(RUN)/release --to $(RUN)/measured.json --sheet $(RUN)/sheet.png
 
