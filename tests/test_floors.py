@@ -22,7 +22,7 @@ FLOORS = (
     ("model", "quantization", "catalog", "storage", "comfy"),
     ("nouns",),
 )
-NOUNS = ("messages", "errors", "events", "request", "settings", "images")  # every floor speaks them
+NOUNS = ("messages", "errors", "events", "request", "settings", "images", "colors")  # every floor speaks them
 BESIDE = {("benchmarks", "training")}  # importer, imported: allowed on the same floor
 WITHOUT_TORCH = ("nouns", "catalog", "storage", "comfy")
 WITHOUT_TORCH_TOO = ("app", "uso_core.runtime.engine", "uso_core.memory.plan", "uso_core.memory.planner",

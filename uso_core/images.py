@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from uso_core.colors import Conversion, as_shown
 from uso_core.errors import RequestError
 from uso_core.messages import Bytes
 from uso_core.request import MAX_SIDE, SIZE_MULTIPLE, GenerationRequest, InputImage
@@ -35,7 +36,9 @@ MAX_SCANS = 100  # of a JPEG; usually 1 or about 10, and each takes as long as a
 BAND_PIXELS = 2**20  # about how much of an image is read or hashed at a time
 ORIENTATION, TILE_WIDTH, TILE_LENGTH = 0x0112, 322, 323  # tags of EXIF and TIFF
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-PNG_WORDS = (b"tEXt", b"zTXt", b"iTXt", b"eXIf")
+PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+PNG_WORDS = (*PNG_TEXTS, b"eXIf")
 MAX_WORDS_BYTES = 16 * 2**20  # per such chunk
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 _JPEG_SEGMENT = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # the markers followed by a length, and the end
@@ -52,7 +55,7 @@ def open_image(source: str | Path | bytes | Image.Image, name: str = "") -> Inpu
     The hash covers the size and the RGB pixels, so that the same image is recognised in any file.
     """
     if isinstance(source, Image.Image):
-        return _input_image(_upright(source), name or "image")
+        return _input_image(_upright(source, name or "image"), name or "image")
     if isinstance(source, bytes):
         return _decode(source, name or "image")
     try:
@@ -195,6 +198,7 @@ def _decode(data: bytes, name: str) -> InputImage:
         raise RequestError("image_empty", hint="image_formats", name=name)
     Image.init()
     most = MAX_PIXELS
+    data = _without_texts(data) if data.startswith(PNG_SIGNATURE) else data
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -206,11 +210,12 @@ def _decode(data: bytes, name: str) -> InputImage:
                 width, height = image.size
                 raise RequestError("image_too_narrow", name=name, width=width, height=height)
             with _LARGE_DECODER if _is_large(image) else contextlib.nullcontext(), _ANY_DECODER:
-                return _input_image(_upright(image, data), name)
+                return _input_image(_upright(image, name, data), name)
     except (MemoryError, RequestError):
         raise
     except UnidentifiedImageError:
-        raise RequestError("no_image", hint="image_formats", name=name) from None
+        key = "image_heic" if _is_heic(data) else "no_image"
+        raise RequestError(key, hint="image_heic" if _is_heic(data) else "image_formats", name=name) from None
     except Image.DecompressionBombError:
         raise RequestError("image_too_many_pixels", hint="smaller_image", name=name, most=most) from None
     except Exception as error:  # decoders raise almost anything for damaged files
@@ -247,22 +252,58 @@ def _is_large(image: Image.Image) -> bool:
     return max(image.size) > MAX_REFERENCE_SIDE
 
 
-def _upright(image: Image.Image, data: bytes = b"") -> Image.Image:
+def _is_heic(data: bytes) -> bool:
+    """Whether it is a photo as telephones store it, which Pillow does not read."""
+    return data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS and b"avif" not in data[8:40]
+
+
+def _without_texts(data: bytes) -> bytes:
+    """A PNG without texts, and without a profile too large for Pillow: neither is needed for pixels."""
+    kept, view = [], memoryview(data)
+    for kind, place, length in png_chunks(io.BytesIO(data)):
+        if kind in PNG_TEXTS or (kind == b"iCCP" and _is_profile_large(data[place : place + length])):
+            continue
+        kept.append(view[place - 8 : place + length + 4])
+    return data if sum(map(len, kept)) + len(PNG_SIGNATURE) >= len(data) else b"".join([PNG_SIGNATURE, *kept])
+
+
+def _is_profile_large(content: bytes) -> bool:
+    unpacker = zlib.decompressobj()
+    try:
+        unpacker.decompress(content.partition(b"\0")[2][1:], PngImagePlugin.MAX_TEXT_CHUNK)
+    except zlib.error:
+        return True
+    return bool(unpacker.unconsumed_tail)
+
+
+def _upright(image: Image.Image, name: str, data: bytes = b"") -> Image.Image:
     """Turns an image, whose file's bytes are `data`, according to its EXIF; makes it RGB; reduces it if too large.
 
-    Below the bound no pixel changes. A large image is reduced during decoding, as far as its format permits.
+    Below the bound no pixel of an opaque sRGB image changes. A large image is reduced during decoding, as far as its
+    format permits.
     """
     if not _is_large(image):
         image.load()
-        return _rgb(ImageOps.exif_transpose(image))
+        return as_shown(image, name)(_turned(image))
     bands, told, size = None, image, _bounded(image.size)
     if _is_simple_png(image, data):
         bands, told = _png_bands(data, image), Image.open(io.BytesIO(png_of_words(io.BytesIO(data))), formats=["PNG"])
     elif isinstance(image, JpegImageFile):
         image.draft(image.mode, size)
-    reduced = _reduced(image, bands).resize(size, Image.Resampling.LANCZOS)
-    reduced.getexif()[ORIENTATION] = told.getexif().get(ORIENTATION, 1)
-    return ImageOps.exif_transpose(reduced)
+    if bands is None:
+        image.load()
+    reduced = _reduced(image, as_shown(image, name), bands).resize(size, Image.Resampling.LANCZOS)
+    with contextlib.suppress(Exception):  # what stands in a damaged EXIF
+        reduced.getexif()[ORIENTATION] = told.getexif().get(ORIENTATION, 1)
+    return _turned(reduced)
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """Upright, if its EXIF can be read."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # parsers of EXIF raise almost anything
+        return image
 
 
 def _bounded(size: tuple[int, int]) -> tuple[int, int]:
@@ -271,13 +312,13 @@ def _bounded(size: tuple[int, int]) -> tuple[int, int]:
     return width, height
 
 
-def _reduced(image: Image.Image, bands: Iterator[Image.Image] | None) -> Image.Image:
+def _reduced(image: Image.Image, convert: Conversion, bands: Iterator[Image.Image] | None) -> Image.Image:
     """Reduces a large image in RGB, averaging bands by the largest whole factor that leaves more than the bound."""
     factor = max(image.size) // MAX_REFERENCE_SIDE
     size = -(-image.width // factor), -(-image.height // factor)
     target, top = Image.new("RGB", size), 0
     for band in bands or _bands(image, factor):
-        small = _rgb(band).reduce(factor)
+        small = convert(band).reduce(factor)
         target.paste(small, (0, top))
         top += small.height
     return target
@@ -311,7 +352,7 @@ def _png_bands(data: bytes, image: Image.Image) -> Iterator[Image.Image]:
     for kind, place, length in png_chunks(file):
         if kind == b"IHDR":
             header = data[place : place + length]
-        elif kind == b"PLTE":
+        elif kind in (b"PLTE", b"tRNS"):
             colours.append((kind, data[place : place + length]))
         elif kind == b"IDAT":
             break
@@ -344,12 +385,6 @@ def _unpacked(data: bytes, piece: int, total: int) -> Iterator[bytes]:
                 held.clear()
             elif not packed:
                 break
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # PIL would clip the 16 bits to white instead of scaling them
-        image = image.convert("I").point(lambda level: level * (1 / 257)).convert("L")
-    return image.convert("RGB")
 
 
 def set_aside(request: GenerationRequest) -> GenerationRequest:

@@ -1,0 +1,116 @@
+"""An image becomes RGB as viewers show it: on white, in sRGB, at eight bits."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from uso_core import images
+from uso_core.errors import RequestError
+from uso_core.images import open_image
+
+
+def opened(image: Image.Image, form: str = "PNG", **options: Any) -> Image.Image:
+    """The image after it was in a file."""
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    found = open_image(file.getvalue(), "a").image
+    assert found is not None
+    return found
+
+
+def noise(mode: str, side: int = 24) -> Image.Image:
+    shape = (side, side, len(Image.new(mode, (1, 1)).getbands()))
+    return Image.frombytes(mode, (side, side), np.random.default_rng(0).integers(0, 256, shape, np.uint8).tobytes())
+
+
+def swapped_profile(space: bytes = b"RGB ") -> bytes:
+    """sRGB's profile in which red and green have changed places, under another name."""
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    red, green = data.index(b"rXYZ"), data.index(b"gXYZ")
+    data[red : red + 4], data[green : green + 4] = b"gXYZ", b"rXYZ"
+    data[16:20] = space
+    return bytes(data).replace("sRGB".encode("utf-16-be"), "test".encode("utf-16-be"))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_composited_onto_white(mode):
+    image = noise(mode)
+    *colours, alpha = np.moveaxis(np.asarray(image).astype(float), -1, 0)
+    expected = np.stack([255 + (each - 255) * alpha / 255 for each in (colours * 3)[:3]], -1)
+    assert np.abs(np.asarray(opened(image)) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+def test_an_opaque_image_keeps_its_pixels(mode):
+    plain = noise("L").convert(mode.removesuffix("A"))
+    image = plain.convert(mode if mode != "PA" else "RGBA")
+    assert opened(image).tobytes() == plain.convert("RGB").tobytes()
+
+
+def test_what_full_transparency_hides_is_not_seen():
+    image = noise("RGBA")
+    image.putalpha(0)
+    assert opened(image).getextrema() == ((255, 255),) * 3
+
+
+@pytest.mark.parametrize(("mode", "clear"), [("P", 3), ("RGB", (1, 2, 3)), ("L", 7)])
+@pytest.mark.parametrize("large", [False, True])
+def test_a_transparent_colour_becomes_white(mode, clear, large, monkeypatch):
+    image = Image.new(mode, (80, 80), clear)
+    image.paste(9 if mode != "RGB" else (9, 9, 9), (40, 0, 80, 80))
+    if mode == "P":
+        image.putpalette([value for index in range(256) for value in (index,) * 3])
+    if large:
+        monkeypatch.setattr(images, "MAX_REFERENCE_SIDE", 40)
+    found = opened(image, transparency=clear)
+    assert found.getpixel((2, 4)) == (255, 255, 255)
+    assert found.getpixel((found.width - 3, 4)) == (9, 9, 9)
+
+
+def test_a_profile_is_converted_to_srgb():
+    red = Image.new("RGB", (16, 16), (250, 10, 20))
+    found = np.asarray(opened(red, icc_profile=swapped_profile())).astype(int)
+    assert np.abs(found - (10, 250, 20)).max() <= 2
+
+
+def test_a_profile_counts_below_transparency_too():
+    red = Image.new("RGBA", (16, 16), (250, 10, 20, 0))
+    red.paste((250, 10, 20, 255), (8, 0, 16, 16))
+    found = np.asarray(opened(red, icc_profile=swapped_profile())).astype(int)
+    assert (found[:, :8] == 255).all()
+    assert np.abs(found[:, 8:] - (10, 250, 20)).max() <= 2
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+        b"no profile",
+        swapped_profile()[:200],
+        swapped_profile(b"CMYK"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_a_profile_that_says_nothing_changes_no_pixel(profile, form):
+    image = noise("RGB")
+    assert opened(image, form, icc_profile=profile).tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize(("mode", "white"), [("F", 1.0), ("F", 255.0), ("F", 65535.0), ("I", 255), ("I", 65535)])
+def test_numbers_of_32_bits_become_a_grey_scale(mode, white):
+    levels = np.linspace(0, white, 32 * 32).reshape(32, 32).astype(np.float32 if mode == "F" else np.int32)
+    found = np.asarray(opened(Image.fromarray(levels), "TIFF"))[..., 0]
+    assert np.abs(found - np.linspace(0, 255, 32 * 32).reshape(32, 32)).max() <= 1
+
+
+@pytest.mark.parametrize("levels", [[-1.0, 1.0], [0.0, 1e9], [float("inf"), 0.0]])
+def test_numbers_that_are_no_grey_scale_are_refused(levels):
+    image = Image.fromarray(np.resize(np.float32(levels), (32, 32)))
+    with pytest.raises(RequestError) as refused:
+        opened(image, "TIFF")
+    assert refused.value.key == "image_number_range"

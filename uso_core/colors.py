@@ -1,0 +1,75 @@
+"""Makes RGB of an image's numbers as a viewer shows it: transparency, colour profiles, many bits. PIL in, PIL out."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any, cast
+
+from PIL import Image, ImageCms
+
+from uso_core.errors import RequestError
+
+BACKGROUND = (255, 255, 255)  # behind what is transparent
+MAX_PROFILE_BYTES = 4 * 2**20
+PROFILE_MODES = {"RGB": "RGB", "CMYK": "CMYK", "GRAY": "L"}  # by the profile's colour space
+GREY_MODES = ("1", "L", "LA", "La")
+WIDE_MODES = ("I", "F")  # 32-bit integers and floats
+FULL_SCALES = {"I": (255.0, 65535.0), "F": (1.0, 255.0, 65535.0)}  # the number that white may have
+
+Conversion = Callable[[Image.Image], Image.Image]
+
+
+def as_shown(image: Image.Image, name: str) -> Conversion:
+    """What makes RGB of this image, or of any part of it, as viewers show it.
+
+    Transparent pixels are composited onto white, an embedded profile is converted to sRGB, 16 and 32 bits are scaled.
+    An opaque RGB image without a profile, or with that of sRGB, keeps its pixels. A damaged profile is ignored, as
+    viewers do. Raises `RequestError` for 32-bit numbers that are not a grey scale.
+    """
+    level = _scale(image, name)
+    mode = "L" if image.mode in GREY_MODES else "CMYK" if image.mode == "CMYK" else "RGB"
+    transform = _to_srgb(image.info.get("icc_profile"), mode)
+    transparent = image.has_transparency_data and level is None
+
+    def convert(part: Image.Image) -> Image.Image:
+        if level is not None:
+            part = part.convert("I") if part.mode.startswith("I;16") else part
+            part = part.point(lambda number: number * level).convert("L")
+        alpha = part.convert("RGBA").getchannel("A") if transparent else None
+        plain = part.convert("RGBA").convert("RGB") if alpha is not None and mode == "RGB" else part.convert(mode)
+        shown = transform.apply(plain) if transform is not None else plain.convert("RGB")
+        if alpha is None:
+            return shown
+        canvas = Image.new("RGB", shown.size, BACKGROUND)
+        canvas.paste(shown, mask=alpha)
+        return canvas
+
+    return convert
+
+
+def _scale(image: Image.Image, name: str) -> float | None:
+    """The factor that makes 8 bits of an image of 16 or 32; None if it has 8."""
+    if image.mode.startswith("I;16"):  # PIL would clip them to white
+        return 1 / 257
+    if image.mode not in WIDE_MODES:
+        return None
+    low, high = cast(tuple[float, float], image.getextrema())
+    for full in FULL_SCALES[image.mode]:
+        if 0 <= low <= high <= full:
+            return 255 / full
+    raise RequestError("image_number_range", hint="image_formats", name=name, low=f"{low:g}", high=f"{high:g}")
+
+
+def _to_srgb(data: Any, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """The conversion from an embedded profile for this mode; None if there is none, or nothing to convert."""
+    if not isinstance(data, bytes) or not 0 < len(data) <= MAX_PROFILE_BYTES:
+        return None
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(data))
+        space = PROFILE_MODES.get(source.profile.xcolor_space.strip())
+        if space != mode or "srgb" in (source.profile.profile_description or "").lower():
+            return None
+        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
+        return None
