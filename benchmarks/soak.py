@@ -37,7 +37,7 @@ from uso_core.settings import ROOT
 from uso_core.storage.history import History
 from uso_core.storage.png import read_request
 from uso_core.storage.styles import StyleStore
-from uso_core.ui.api import PREVIEW_SECONDS
+from uso_core.ui.temporary_files import PREVIEW_SECONDS
 
 SMALL = {"width": 64, "height": 64, "steps": 1}
 ANSWER_SECONDS = 1800.0

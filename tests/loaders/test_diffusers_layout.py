@@ -144,9 +144,9 @@ def test_a_folder_needs_its_config(sharded, text):
 
 
 def test_a_folder_of_another_role_is_refused(diffusers_folder, tmp_path):
-    with pytest.raises(WeightsError, match="it seems to be a VAE in the diffusers layout"):
+    with pytest.raises(WeightsError, match="it appears to be a VAE in the diffusers layout"):
         transformer(diffusers_folder / "vae")
-    with pytest.raises(WeightsError, match="it seems to be a FLUX transformer in the diffusers layout"):
+    with pytest.raises(WeightsError, match="it appears to be a FLUX transformer in the diffusers layout"):
         vae(diffusers_folder / "transformer")
     with pytest.raises(WeightsError, match="holds no safetensors file"):
         transformer(tmp_path)

@@ -113,7 +113,7 @@ def test_every_block_type_is_read_as_the_library_reads_it(kind, tmp_path):
 @pytest.mark.parametrize("kind", UNREAD, ids=lambda kind: kind.name)
 def test_a_type_that_nothing_can_dequantize_is_refused_by_name(kind, tmp_path):
     path = write(tmp_path / "x.gguf", {"a": (blocks(kind, 2, 256), kind)})
-    with pytest.raises(WeightsError, match=rf"holds a as {kind.name}, a quantization that cannot be read"):
+    with pytest.raises(WeightsError, match=rf"stores a as {kind.name}, a quantization that cannot be read"):
         read(path, "a")
 
 
@@ -147,7 +147,7 @@ def test_a_type_newer_than_the_library_and_two_tensors_in_one_place(tmp_path):
     at = whole.index(b"\1\0\0\0\0\0\0\0b") + 9 + 4 + 16  # behind b's name, dimensions and shape: type, offset
     path = tmp_path / "changed.gguf"
     path.write_bytes(whole[:at] + (999).to_bytes(4, "little") + whole[at + 4 :])
-    with pytest.raises(WeightsError, match=r"holds b as ggml type 999"):
+    with pytest.raises(WeightsError, match=r"stores b as ggml type 999"):
         read(path, "b")
     path.write_bytes(whole[: at + 4] + bytes(8) + whole[at + 12 :])
     with pytest.raises(WeightsError, match="damaged"):
@@ -164,5 +164,5 @@ def test_another_models_file_is_refused_for_what_it_is(tmp_path):
 def test_a_safetensors_file_that_names_blocks_it_does_not_hold_is_refused(shape, tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(raw({"a": entry(0, 34, shape, "Q8_0")}, bytes(34)))
-    with pytest.raises(WeightsError, match="holds a as Q8_0, a quantization that cannot be read"):
+    with pytest.raises(WeightsError, match="stores a as Q8_0, a quantization that cannot be read"):
         read(path, "a")

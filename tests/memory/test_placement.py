@@ -71,7 +71,7 @@ def test_a_large_image_is_decoded_in_tiles_if_the_plan_says_so(own, images):  # 
     own.untiled_pixels = 128 * 128 - 1
     tiled = own.decode(packed, 128, 128)
     assert not torch.equal(tiled, whole)
-    assert (tiled - whole).abs().mean() < 0.1
+    assert (tiled - whole).abs().mean() < whole.std() / 4  # each tile lacks what lies around it
     small = generate(own, images)
     own.untiled_pixels = None
     assert torch.equal(own.decode(small, 64, 48), own.decode(small, 64, 48))

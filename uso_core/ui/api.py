@@ -26,9 +26,9 @@ from uso_core.ui.inputs import ImageInput, NumberInput, refusal
 from uso_core.ui.language import in_english
 from uso_core.ui.run import follow
 from uso_core.ui.services import Services
+from uso_core.ui.temporary_files import PREVIEW_SECONDS
 
 PRIVATE_SECONDS = 4.0  # during which a private image can be fetched after the run
-PREVIEW_SECONDS = 60.0  # during which previews can
 MEANING = """Makes images from a prompt, an optional content image and up to four style images.
 
 A content image gives the subject; with an empty prompt also the layout. Style images set the look of the result. Pass
@@ -134,7 +134,7 @@ def _generate(services: Services, known: list[ApiParameter]) -> Callable[..., It
             # Named nowhere: its decoded images would stay as long as it waits.
             job = services.engine.submit(request_of({**named, "model": row.name}), not keep_nothing, visitor)
             keep = partial(services.passing.add, owner) if keep_nothing else history.add
-            show = partial(services.passing.preview, owner, last=None)  # a program may fetch them late
+            show = partial(services.passing.preview, owner)
             yield from _replies(in_english(follow(job, services.sessions, session, keep)), show)
         except UsoError as error:
             raise refusal(error) from None

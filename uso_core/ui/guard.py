@@ -66,8 +66,12 @@ class Guard:
             return
         fresh = secrets.token_hex(16) if self._settings.is_open and not visitor else ""
 
+        begun = False
+
         async def answer(message: Any) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 own = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     own.setdefault(name, value)
@@ -79,6 +83,11 @@ class Guard:
             scope["headers"] = [*scope["headers"], (b"cookie", f"{COOKIE}={fresh}".encode())]
         try:
             await self._app(scope, receive, answer)
+        except FileNotFoundError:  # deleted while it was fetched: a preview, an image of the history
+            if not any(route in scope["path"] for route in FILE_ROUTES):
+                raise
+            if not begun:
+                await PlainTextResponse("Not found.", 404)(scope, receive, send)
         finally:
             if answered := ANSWERS.search(scope["path"]):
                 _close_session(scope.get("app"), answered[1])

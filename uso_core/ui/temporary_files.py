@@ -15,7 +15,7 @@ from PIL import Image
 from uso_core.request import Result
 from uso_core.storage.files import not_writable, save_image, write_whole
 
-LAST_PREVIEWS = 2  # a browser may still fetch the one before
+PREVIEW_SECONDS = 60.0  # a browser or a program that lags may still fetch a preview
 
 
 def passing_path(name: str) -> Path:
@@ -39,7 +39,7 @@ class PassingImages:
 
     def __init__(self) -> None:
         self._paths: dict[str, list[Path]] = {}
-        self._previews: dict[str, list[Path]] = {}
+        self._previews: dict[str, list[tuple[float, Path]]] = {}  # with the time of each
         self._leaving: list[tuple[float, list[Path]]] = []  # when to delete what, by a monotonic clock
         self._timer: threading.Timer | None = None
         self._lock = threading.Lock()
@@ -51,22 +51,20 @@ class PassingImages:
             self._paths.setdefault(owner, []).append(path)
         return path
 
-    def preview(self, owner: str, image: Image.Image, last: int | None = LAST_PREVIEWS) -> str:
-        """The path of a preview; of the owner's earlier ones all but the `last` are deleted, with None none."""
-        path = passing_path("preview.png")
+    def preview(self, owner: str, image: Image.Image) -> str:
+        """The path of a preview; the owner's old ones are deleted."""
+        path, now = passing_path("preview.png"), time.monotonic()
         write_whole(path, partial(image.save, format="PNG"))
         with self._lock:
-            shown = self._previews.setdefault(owner, [])
-            shown.append(path)
-            passed = shown[:-last] if last else []
-            del shown[: len(passed)]
-        _remove_all(passed)
+            shown = self._previews.get(owner, [])
+            self._previews[owner] = [each for each in shown if each[0] > now - PREVIEW_SECONDS] + [(now, path)]
+        _remove_all([old for when, old in shown if when <= now - PREVIEW_SECONDS])
         return str(path)
 
     def forget(self, owner: str, after_seconds: float = 0.0) -> None:
         """Deletes an owner's files, at once or after some time."""
         with self._lock:
-            paths = [*self._paths.pop(owner, []), *self._previews.pop(owner, [])]
+            paths = [*self._paths.pop(owner, []), *(path for _, path in self._previews.pop(owner, []))]
             if after_seconds and paths:
                 self._leaving.append((time.monotonic() + after_seconds, paths))
                 if self._timer is None:
