@@ -221,6 +221,9 @@ def test_every_mode_becomes_rgb(mode, form):
     data = encoded(image, form)
     with Image.open(io.BytesIO(data)) as stored:
         expected = stored.convert("RGB").tobytes()
+        if stored.has_transparency_data:
+            white = Image.new("RGBA", stored.size, "white")
+            expected = Image.alpha_composite(white, stored.convert("RGBA")).convert("RGB").tobytes()
     opened = open_image(data)
     assert opened.image.mode == "RGB"
     assert opened.image.tobytes() == expected

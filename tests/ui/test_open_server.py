@@ -215,14 +215,6 @@ def test_a_call_that_does_not_fit_is_a_sentence(alone, name, body, says):
     assert says in reply.json()["error"]
 
 
-def test_an_image_of_the_history_is_copied_nowhere_else(alone):
-    """Otherwise it would outlive its deletion."""
-    answer(ask(alone.url, **SMALL))
-    kept = {path.name for path in alone.output.glob("*.png")}
-    assert kept
-    assert kept.isdisjoint(path.name for path in files(alone.output.parent / "uploads"))
-
-
 def test_null_stands_for_every_default(alone):
     known = httpx.get(f"{alone.url}/gradio_api/info", timeout=60).json()["named_endpoints"]["/generate"]["parameters"]
     nothing = dict.fromkeys(each["parameter_name"] for each in known)

@@ -58,7 +58,6 @@ def launch(page: gr.Blocks, settings: Settings, **options: Any) -> Any:
     The engine queues, so Gradio lets every request through.
     """
     page.queue(default_concurrency_limit=None)
-    gr.set_static_paths([settings.output])  # served from there, as far as the guard allows, and copied nowhere
     launched = page.launch(
         server_name=settings.host, server_port=settings.port, theme=gr.themes.Default(),
         css=CSS_PATH.read_text(encoding="utf-8"), js=script(), auth=logins(settings.auth), share=settings.share,
