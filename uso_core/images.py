@@ -261,13 +261,13 @@ def _without_texts(data: bytes) -> bytes:
     """A PNG without texts, and without a profile too large for Pillow: neither is needed for pixels."""
     kept, view = [], memoryview(data)
     for kind, place, length in png_chunks(io.BytesIO(data)):
-        if kind in PNG_TEXTS or (kind == b"iCCP" and _is_profile_large(data[place : place + length])):
+        if kind in PNG_TEXTS or (kind == b"iCCP" and _is_profile_unusable(data[place : place + length])):
             continue
         kept.append(view[place - 8 : place + length + 4])
     return data if sum(map(len, kept)) + len(PNG_SIGNATURE) >= len(data) else b"".join([PNG_SIGNATURE, *kept])
 
 
-def _is_profile_large(content: bytes) -> bool:
+def _is_profile_unusable(content: bytes) -> bool:
     unpacker = zlib.decompressobj()
     try:
         unpacker.decompress(content.partition(b"\0")[2][1:], PngImagePlugin.MAX_TEXT_CHUNK)
@@ -302,6 +302,8 @@ def _turned(image: Image.Image) -> Image.Image:
     """Upright, if its EXIF can be read."""
     try:
         return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
     except Exception:  # parsers of EXIF raise almost anything
         return image
 

@@ -67,13 +67,14 @@ class PassingImages:
             paths = [*self._paths.pop(owner, []), *(path for _, path in self._previews.pop(owner, []))]
             if after_seconds and paths:
                 self._leaving.append((time.monotonic() + after_seconds, paths))
-                if self._timer is None:
-                    self._wait()
+                self._wait()
                 return
         _remove_all(paths)
 
     def _wait(self) -> None:
-        """Starts the one timer for whatever leaves next; the lock is held."""
+        """Sets the one timer for whatever leaves next; the lock is held."""
+        if self._timer is not None:
+            self._timer.cancel()
         seconds = min(when for when, _ in self._leaving) - time.monotonic()
         self._timer = threading.Timer(max(0.0, seconds), self._let_go)
         self._timer.daemon = True
