@@ -15,13 +15,13 @@ from types import FrameType
 from uso_core.errors import UsageError, UsoError, exit_code
 from uso_core.runtime.engine import Engine
 from uso_core.runtime.startup import gc_paused
-from uso_core.settings import Parser, Settings, add_arguments, load_settings
+from uso_core.settings import Parser, Settings, add_arguments, load_settings, settle_proxies
 from uso_core.storage.files import check_writable
 from uso_core.storage.scratch import Scratch
 
 NAMES = (
-    "name", "device", "dtype", "offload", "vram_limit", "compile", "host", "port", "weights", "output", "allow_switch",
-    "allow_download", "mcp", "auth", "allow_host", "share", "shared_history", "log",
+    "name", "device", "dtype", "offload", "vram_limit", "compile", "host", "port", "root_path", "weights", "output",
+    "allow_switch", "allow_download", "mcp", "auth", "allow_host", "share", "shared_history", "log",
 )  # fmt: skip
 END_SECONDS = 3.0  # for a running step to end
 TELL_SECONDS, CLOSE_SECONDS = 0.8, 0.7  # to send last messages, and to close connections
@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = load_settings({name: getattr(args, name) for name in NAMES})
         if settings.log:
             logging.getLogger("uso_core").setLevel(logging.INFO)
+        settle_proxies(settings.host)
         check_writable(Path(settings.output))
         given = os.environ.get("GRADIO_TEMP_DIR")
         scratch = Scratch.claim(Path(given) if given else None)

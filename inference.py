@@ -9,39 +9,29 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from uso_core import images
 from uso_core.catalog.locate import choose_model, names_flux_dev, with_name
-from uso_core.catalog.models import Model
-from uso_core.errors import OutputError, RequestError, UsageError, UsoError, exit_code
+from uso_core.catalog.models import Model, get_model
+from uso_core.errors import OutputError, UsageError, UsoError, exit_code
+from uso_core.eval_file import Task, read_tasks
 from uso_core.events import Cancelled, Event, Failed, ImageReady, Loading, Step
+from uso_core.messages import message
 from uso_core.request import GenerationRequest, Sampling, asks, settled
 from uso_core.runtime.engine import Engine
 from uso_core.settings import Parser, add_arguments, load_settings, parse_flag
 from uso_core.storage.files import save_image
+from uso_core.storage.numbered import place
 
 DEFAULTS = {"seed": 3407}  # the reference's default, which differs from a request's own
 TYPES = {"whole": int, "number": float}
-MAX_EVAL_BYTES = 50 * 2**20
 SETTINGS = ("name", "device", "dtype", "offload", "vram_limit", "compile", "weights")  # those with a flag here
-
-
-@dataclass(frozen=True)
-class Task:
-    """One prompt with its images' paths as given, and the stem of its output files in the save path."""
-
-    prompt: str
-    image_paths: tuple[str, ...]
-    stem: str
-    root: Path
 
 
 def build_parser(kind: type[Any] = GenerationRequest) -> Parser:
@@ -50,10 +40,18 @@ def build_parser(kind: type[Any] = GenerationRequest) -> Parser:
     add = parser.add_argument
     add_request_arguments(parser, kind)
     add("--image_paths", nargs="*", default=[], metavar="PATH", help='content image ("" for none), then style images')
-    add("--eval_json_path", type=Path, metavar="FILE", help="JSON list of {prompt, image_paths, save_dir?}")
+    add(
+        "--eval_json_path",
+        type=Path,
+        metavar="FILE",
+        help="JSON list, or JSON Lines, of "
+        "{prompt, image_paths, save_dir} and fields of a request: seed, width, steps, style_strengths, ...",
+    )
     add("--save_path", type=Path, default=Path("output/inference"), metavar="FOLDER", help="default: %(default)s")
     text = "put the input images beside the result"
     add("--concat_refs", nargs="?", const=True, default=False, type=parse_flag, help=text)
+    add("--overwrite", action="store_true", help="replace files of the same name; else each image gets a new number")
+    add("--resume", action="store_true", help="skip images that lie in the save path already, made by the same request")
     add("--model_type", dest="name", metavar="NAME", help="same as --name")
     add_arguments(parser, *SETTINGS)
     return parser
@@ -95,46 +93,36 @@ def run(args: argparse.Namespace) -> int:
     if settings.name is None and names_flux_dev(settings):
         settings = with_name(settings, "flux-dev")
     model, reason = choose_model(settings)
-    tasks = read_tasks(args)
-    requests = [build_request(task, args, model) for task in tasks]
+    tasks = tasks_of(args)
+    requests = [build_request(task, args, get_model(task.model) if task.model else model) for task in tasks]
     engine = Engine(settings)
     for task, request in zip(tasks, requests, strict=True):
         engine.check(request)
         _writable(args.save_path, task.stem)
     notes = [f"{model.title} ({reason})"] if settings.name is None else []
     notes += [f"{model.name}: {model.note}"] if model.note else []
+    taken: set[Path] = set()
     with Bar(notes) as bar:
         for task, request in zip(tasks, requests, strict=True):
-            _generate(engine, task, request, args, bar)
+            _generate(engine, task, request, args, bar, taken)
     return 0
 
 
-def read_tasks(args: argparse.Namespace) -> list[Task]:
-    """The prompts of an eval file, or the one on the command line."""
-    if args.eval_json_path is None:
-        if args.prompt is None:
-            raise UsageError("no_prompt_given")
-        return [Task(args.prompt, tuple(args.image_paths), "0", Path())]
-    path = args.eval_json_path
-    try:
-        if path.stat().st_size > MAX_EVAL_BYTES:
-            raise RequestError("eval_too_large", path=path, most=MAX_EVAL_BYTES)
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RequestError("file_unreadable", path=path, reason=error.strerror) from None
-    except (ValueError, RecursionError):
-        raise RequestError("eval_no_json", hint="eval_format", path=path) from None
-    if not isinstance(entries, list) or not entries:
-        raise RequestError("eval_no_list", hint="eval_format", path=path)
-    return [_task(entry, index, path) for index, entry in enumerate(entries)]
+def tasks_of(args: argparse.Namespace) -> list[Task]:
+    """The tasks of an eval file, or the one on the command line."""
+    if args.eval_json_path is not None:
+        return read_tasks(args.eval_json_path)
+    if args.prompt is None:
+        raise UsageError("no_prompt_given")
+    return [Task(args.prompt, tuple(args.image_paths), "0", Path())]
 
 
 def build_request(task: Task, args: argparse.Namespace, model: Model) -> GenerationRequest:
-    """The request of one task, its images read; the model's own values where a flag was not given."""
+    """The request of one task, its images read: its own values, else the flags', else the model's."""
     content, *styles = [images.open_image(task.root / path) if path else None for path in (task.image_paths or ("",))]
-
+    values = vars(args) | task.values | {"prompt": task.prompt, "content": content}
     return GenerationRequest(
-        **settled(GenerationRequest, vars(args) | {"prompt": task.prompt, "content": content}, model),
+        **settled(GenerationRequest, values, model),
         styles=tuple(style for style in styles if style is not None),
         model=model.name,
     )
@@ -178,29 +166,58 @@ class Bar:
         self._bar.set_description_str(text, refresh=True)
 
 
-def _generate(engine: Engine, task: Task, request: GenerationRequest, args: argparse.Namespace, bar: Bar) -> None:
-    job = engine.submit(request)
-    try:
-        for event in job.events(patience=0.5):
-            bar.show(event)
-            if isinstance(event, Failed):
-                raise event.error
-            if isinstance(event, Cancelled):
-                raise KeyboardInterrupt
-            if isinstance(event, ImageReady):
-                if event.unread and event.index == 0:
-                    bar.say(f"the prompt is too long for the model; not read: {' '.join(event.unread.split())}")
-                path = _save(event, task, request, args)
-                print(path, flush=True)
-    finally:  # the worker must stop before the interpreter exits: it may be inside a kernel
-        job.cancel()
-        job.wait()
+def _generate(
+    engine: Engine, task: Task, request: GenerationRequest, args: argparse.Namespace, bar: Bar, taken: set[Path]
+) -> None:
+    """Makes and saves a task's images; `taken` are the paths of this run, to which it adds its own."""
+    left = list(range(request.images))
+    if args.resume:
+        for number in range(request.images):
+            _, there = place(args.save_path, task.stem, number, request, taken)
+            if there is not None:
+                taken.add(there)
+                left.remove(number)
+                bar.say(str(message("done_before", path=there)))
+                print(there, flush=True)
+    if len(left) < request.images and request.seed is not None:
+        parts = [(number, dataclasses.replace(request, seed=request.seed + number, images=1)) for number in left]
+    else:
+        parts = [(0, request)]
+    for first, part in parts:
+        job = engine.submit(part)
+        try:
+            for event in job.events(patience=0.5):
+                bar.show(event)
+                if isinstance(event, Failed):
+                    raise event.error
+                if isinstance(event, Cancelled):
+                    raise KeyboardInterrupt
+                if isinstance(event, ImageReady):
+                    if event.unread and event.index == 0:
+                        bar.say(f"the prompt is too long for the model; not read: {' '.join(event.unread.split())}")
+                    print(_save(event, task, request, first + event.index, args, bar, taken), flush=True)
+        finally:  # the worker must stop before the interpreter exits: it may be inside a kernel
+            job.cancel()
+            job.wait()
 
 
-def _save(event: ImageReady, task: Task, request: GenerationRequest, args: argparse.Namespace) -> Path:
+def _save(
+    event: ImageReady,
+    task: Task,
+    request: GenerationRequest,
+    number: int,
+    args: argparse.Namespace,
+    bar: Bar,
+    taken: set[Path],
+) -> Path:
     image = event.image
     if args.concat_refs:
         image = images.beside_each_other([image, *(each.image for each in request.input_images if each.image)])
+    path, _ = place(args.save_path, task.stem, number, request, taken, args.overwrite)
+    first = args.save_path / f"{task.stem}_{number}.png"
+    if path != first:
+        bar.say(str(message("name_taken", name=first.name, path=path)))
+    taken.add(path)
     made = event.result.request
     record = {  # the reference's names, then all of ours
         "prompt": task.prompt,
@@ -214,23 +231,7 @@ def _save(event: ImageReady, task: Task, request: GenerationRequest, args: argpa
         "model_type": event.result.model,
         "uso": event.result.to_dict(),
     }
-    return save_image(image, event.result, args.save_path / f"{task.stem}_{event.index}.png", record)
-
-
-def _task(entry: object, index: int, path: Path) -> Task:
-    hint = "eval_entry"
-    if not isinstance(entry, dict):
-        raise RequestError("entry_no_object", hint=hint, index=index, path=path)
-    prompt, paths, stem = entry.get("prompt"), entry.get("image_paths", []), entry.get("save_dir", str(index))
-    if not isinstance(prompt, str) or not isinstance(stem, str) or not stem:
-        raise RequestError("entry_no_prompt", hint=hint, index=index, path=path)
-    if not isinstance(paths, list) or not all(isinstance(each, str) for each in paths):
-        raise RequestError("entry_image_paths", hint=hint, index=index, path=path, paths=paths)
-    if any("\ud800" <= character <= "\udfff" for character in "".join((stem, *paths))):
-        raise RequestError("entry_half_character", hint=hint, index=index, path=path)
-    if Path(stem).is_absolute() or ".." in Path(stem).parts or "\0" in stem:
-        raise RequestError("entry_outside", hint=hint, index=index, path=path, stem=stem)
-    return Task(prompt, tuple(paths), stem, path.parent)
+    return save_image(image, event.result, path, record)
 
 
 def _writable(folder: Path, stem: str) -> None:

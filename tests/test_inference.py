@@ -50,6 +50,12 @@ class Run:
     def record(self, name: str = "0_0") -> dict[str, Any]:
         return json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
 
+    @property
+    def names(self) -> list[str]:
+        """The stems of the files printed."""
+        assert self.code == 0, self.err
+        return [Path(line).stem for line in self.out.splitlines()]
+
     def files(self) -> list[str]:
         return sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file())
 
@@ -72,8 +78,8 @@ def command(workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     """Runs a command line in this process, by default into a folder of its own."""
     folders = (tmp_path / f"saved-{number}" for number in range(100))
 
-    def run(*flags: object) -> Run:
-        folder = next(folders)
+    def run(*flags: object, folder: Path | None = None) -> Run:
+        folder = folder or next(folders)
         capsys.readouterr()
         code = inference.main(["--save_path", str(folder), *map(str, flags)])
         printed = capsys.readouterr()
@@ -288,7 +294,7 @@ def test_an_eval_file_names_images_relative_to_itself(command, tmp_path):
     entries = [
         {"prompt": "a cat", "image_paths": ["images/girl.png", str(STYLE)]},
         {"prompt": "", "image_paths": ["images/girl.png"], "save_dir": "set/second"},
-        {"prompt": "a dog", "image_paths": ["", str(STYLE)], "index": 5},  # more keys do no harm
+        {"prompt": "a dog", "image_paths": ["", str(STYLE)], "index": 5},
         {"prompt": "text only"},
     ]
     (folder / "eval.json").write_text(json.dumps(entries))
@@ -306,7 +312,11 @@ GOOD = {"prompt": "a cat"}
 EVAL_FILES = {
     "not JSON": "prompt: a cat",
     "empty": "",
-    "object": '{"prompt": "a cat"}',
+    "a comma too many": '[{"prompt": "a cat"},]',
+    "unknown field": json.dumps([{"prompt": "a cat", "image_path": []}]),
+    "seed of another type": json.dumps([{"prompt": "a cat", "seed": "5"}]),
+    "strengths without styles": json.dumps([{"prompt": "a cat", "style_strengths": [0.5]}]),
+    "unknown model": json.dumps([{"prompt": "a cat", "model": "flux-2"}]),
     "empty list": "[]",
     "list of texts": '["a cat"]',
     "no prompt": json.dumps([GOOD, {"image_paths": []}]),
@@ -335,9 +345,58 @@ def test_a_bad_eval_file_is_refused(kind, command, tmp_path):
     assert not (tmp_path / "escaped_0.png").exists()
 
 
-def test_an_eval_file_in_another_encoding_is_refused(command, tmp_path):
-    (tmp_path / "eval.json").write_text(json.dumps([GOOD]), encoding="utf-16")
-    assert_refused(command("--eval_json_path", tmp_path / "eval.json", *TINY))
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_an_eval_file_in_another_encoding(encoding, command, tmp_path):
+    (tmp_path / "eval.json").write_text(json.dumps([GOOD]), encoding=encoding)
+    assert command("--eval_json_path", tmp_path / "eval.json", *TINY).names == ["0_0"]
+
+
+def test_json_lines_with_fields_of_their_own(command, tmp_path):
+    entries = [
+        GOOD | {"seed": 5, "width": 64, "save_dir": "a"},
+        GOOD | {"num_steps": 3, "images": 2, "image_paths": ["", str(STYLE)], "style_strengths": [0.5]},
+    ]
+    (tmp_path / "eval.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    run = command("--eval_json_path", tmp_path / "eval.jsonl", *TINY, "--height", "96")
+    assert run.names == ["a_0", "1_0", "1_1"]
+    first, second = run.record("a_0"), run.record("1_1")
+    assert (first["seed"], first["width"], first["height"]) == (5, 64, 96)
+    assert (second["seed"], second["num_steps"], second["uso"]["style_strengths"]) == (3408, 3, [0.5])
+
+
+def test_nothing_is_overwritten(command, tmp_path):
+    """Entries of one name, an image of another request, one of the same, a picture that nobody knows."""
+    here = tmp_path / "here"
+    (tmp_path / "eval.json").write_text(json.dumps([{"prompt": each, "save_dir": "x"} for each in ("a cat", "a mug")]))
+    run = command("--eval_json_path", tmp_path / "eval.json", *TINY, folder=here)
+    assert run.names == ["x_0", "x_1"]
+    assert [run.record(name)["prompt"] for name in run.names] == ["a cat", "a mug"]
+    assert "x_1.png" in run.err
+    assert command("--prompt", "a cat", *TINY, folder=here).names == ["0_0"]
+    assert command("--prompt", "a mug", *TINY, folder=here).names == ["0_1"]
+    before = run.pixels("0_1")
+    assert command("--prompt", "a mug", *TINY, folder=here).names == ["0_1"]
+    assert np.array_equal(run.pixels("0_1"), before)
+    run.folder.joinpath("0_2.png").write_bytes(b"a picture of somebody else's")
+    assert command("--prompt", "a boat", *TINY, folder=here).names == ["0_3"]
+    assert command("--prompt", "a boat", *TINY, "--overwrite", folder=here).names == ["0_0"]
+    assert run.record("0_0")["prompt"] == "a boat"
+
+
+def test_resume_makes_only_what_is_missing(command, tmp_path):
+    here = tmp_path / "here"
+    flags = ("--prompt", "a cat", *TINY, "--num_images_per_prompt", "3", "--resume")
+    run = command(*flags, folder=here)
+    assert run.names == ["0_0", "0_1", "0_2"]
+    times = {name: run.folder.joinpath(f"{name}.png").stat().st_mtime_ns for name in run.names}
+    pixels = run.pixels("0_1")
+    run.folder.joinpath("0_1.png").unlink()
+    run.folder.joinpath("0_1.json").unlink()
+    again = command(*flags, folder=here)
+    assert sorted(again.names) == run.names
+    kept = {name for name in run.names if run.folder.joinpath(f"{name}.png").stat().st_mtime_ns == times[name]}
+    assert kept == {"0_0", "0_2"}
+    assert np.array_equal(run.pixels("0_1"), pixels)
 
 
 @pytest.mark.parametrize("name", ["missing.json", "folder", "x" * 300])
@@ -448,7 +507,7 @@ def test_a_bad_line_in_dotenv_is_refused(line, command, workplace):
 
 
 def test_a_dotenv_in_another_encoding_is_refused(command, workplace):
-    (workplace / ".env").write_text("USO_NAME=uso-tiny\n", encoding="utf-16")  # as PowerShell's > writes it
+    (workplace / ".env").write_text("USO_OUTPUT=Bücher\n", encoding="cp1252")
     error, _ = assert_refused(command("--prompt", "a cat", *TINY))
     assert ".env" in error
 

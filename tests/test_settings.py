@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from uso_core.catalog.locate import choose_model, find_weights, names_flux_dev
 from uso_core.catalog.models import MODELS, get_model
 from uso_core.errors import SettingsError, UsageError, WeightsError
-from uso_core.settings import ROOT, Parser, Settings, add_arguments, example_env, load_settings
+from uso_core.settings import ROOT, Parser, Settings, add_arguments, example_env, load_settings, settle_proxies
 
 
 @pytest.fixture
@@ -31,6 +32,122 @@ def test_order_of_precedence(dotenv, monkeypatch):
     monkeypatch.setenv("USO_DEVICE", "cuda")
     settings = load_settings({"device": "mps", "name": None}, dotenv)
     assert (settings.port, settings.host, settings.device, settings.name) == (1111, "10.0.0.2", "mps", None)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_dotenv_in_any_unicode_encoding(dotenv, encoding):
+    dotenv.write_text("USO_PORT=9000\nUSO_OUTPUT=Bücher\n", encoding=encoding)
+    assert (load_settings(dotenv=dotenv).port, load_settings(dotenv=dotenv).output) == (9000, "Bücher")
+
+
+PATHS = {  # a line: the value of FLUX_DEV
+    r"""FLUX_DEV="C:\models\new\flux1-dev.safetensors" """: r"C:\models\new\flux1-dev.safetensors",
+    r"""FLUX_DEV="C:\\models\\new\\a.safetensors" """: r"C:\models\new\a.safetensors",
+    r"""FLUX_DEV="\\server\new\t5" # mine""": r"\\server\new\t5",
+    r"""FLUX_DEV="D:\text encoders\t5\" """: "D:\\text encoders\\t5\\",
+    r"""FLUX_DEV='D:\text encoders\t5\'""": "D:\\text encoders\\t5\\",
+    r"""FLUX_DEV=C:\models\new""": r"C:\models\new",
+    r"""FLUX_DEV="models\flux\new" """: r"models\flux\new",
+    r"""set FLUX_DEV=C:\models\new""": r"C:\models\new",
+    r"""SET "FLUX_DEV=C:\my models\new" """: r"C:\my models\new",
+    r"""$env:FLUX_DEV = "C:\models\new" """: r"C:\models\new",
+    "export FLUX_DEV=/models/flux": "/models/flux",
+    """FLUX_DEV='"/models/flux"'""": "/models/flux",
+    "FLUX_DEV=\u201c/my models/flux\u201d": "/my models/flux",
+}
+
+
+@pytest.mark.parametrize("line", PATHS)
+def test_paths_as_people_write_them(dotenv, line):
+    dotenv.write_text(f"# weights\r\n{line}\r\nUSO_PORT=9000\r\n", encoding="utf-8")
+    settings = load_settings(dotenv=dotenv)
+    assert (settings.flux_dev, settings.port) == (PATHS[line], 9000)
+
+
+@pytest.mark.parametrize("quoted", ['"/models/a"', "'/models/a'", ' "/models/a" '])
+def test_quotes_that_containers_leave_are_taken_off(dotenv, monkeypatch, quoted):
+    monkeypatch.setenv("FLUX_DEV", quoted)
+    dotenv.touch()
+    assert load_settings(dotenv=dotenv).flux_dev == "/models/a"
+
+
+@pytest.mark.parametrize("line", ["FLUX_DEV: /models/a", "FLUX_DEV", "= 5", 'FLUX_DEV="/models/a'])
+def test_a_line_without_name_or_value_is_refused(dotenv, line):
+    dotenv.write_text(f"USO_PORT=9000\n\n{line}\n")
+    with pytest.raises(SettingsError) as caught:
+        load_settings(dotenv=dotenv)
+    assert (caught.value.key, caught.value.values["line"]) == ("dotenv_line", 3)
+
+
+def test_a_token_in_a_bad_line_is_not_shown(dotenv):
+    dotenv.write_text("HF_TOKEN: hf_secret\n")
+    with pytest.raises(SettingsError) as caught:
+        load_settings(dotenv=dotenv)
+    assert "hf_secret" not in str(caught.value)
+
+
+def test_an_unknown_name_is_named(dotenv, monkeypatch, caplog):
+    monkeypatch.setenv("USO_OFFLAOD", "1")
+    for name in ("FLUXDEV", "USO_PROT", "SOMETHING"):
+        monkeypatch.delenv(name, raising=False)
+    dotenv.write_text("FLUXDEV=/models/a\nUSO_PROT=9000\nSOMETHING=else\n")
+    load_settings(dotenv=dotenv)
+    said = [record.args[0] for record in caplog.records]
+    assert [(each.key, each.values["name"], each.values["meant"]) for each in said] == [
+        ("unknown_variable_meant", "FLUXDEV", "FLUX_DEV"),
+        ("unknown_variable_meant", "USO_PROT", "USO_PORT"),
+        ("unknown_variable", "SOMETHING", ""),
+        ("unknown_variable_meant", "USO_OFFLAOD", "USO_OFFLOAD"),
+    ]
+    for name in ("FLUXDEV", "USO_PROT", "SOMETHING"):
+        os.environ.pop(name, None)
+
+
+def test_what_other_programs_read_counts_in_dotenv(dotenv, monkeypatch, caplog):
+    monkeypatch.setenv("HF_HOME", "/given")
+    monkeypatch.setenv("HF_ENDPOINT", "")
+    monkeypatch.delenv("HF_ENDPOINT")
+    dotenv.write_text("HF_ENDPOINT=http://127.0.0.1:9\nHF_HOME=/elsewhere\n")
+    load_settings(dotenv=dotenv)
+    assert (os.environ["HF_ENDPOINT"], os.environ["HF_HOME"], caplog.records) == ("http://127.0.0.1:9", "/given", [])
+
+
+def test_gradios_own_variables_count_below_ours(dotenv, monkeypatch):
+    monkeypatch.setenv("GRADIO_SERVER_NAME", "127.0.0.2")
+    monkeypatch.setenv("GRADIO_SERVER_PORT", "8035")
+    monkeypatch.setenv("GRADIO_ROOT_PATH", "/uso")
+    dotenv.write_text("USO_PORT=9000\n")
+    settings = load_settings(dotenv=dotenv)
+    assert (settings.host, settings.port, settings.root_path) == ("127.0.0.2", 9000, "/uso")
+
+
+@pytest.fixture
+def proxies(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        for each in (name, name.upper()):
+            monkeypatch.setenv(each, "")
+            monkeypatch.delenv(each)
+    return monkeypatch
+
+
+def test_a_proxy_is_not_asked_for_this_machine(proxies):
+    settle_proxies()
+    assert "no_proxy" not in os.environ
+    proxies.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    proxies.setenv("NO_PROXY", "example.org,localhost")
+    settle_proxies("10.0.0.1")
+    assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "example.org,localhost,127.0.0.1,::1,10.0.0.1"
+
+
+@pytest.mark.parametrize(("address", "key"), [("socks5://u:secret@127.0.0.1:9", "proxy_socks"),
+                                              ("socks4://127.0.0.1:9", "proxy_scheme")])  # fmt: skip
+def test_a_proxy_that_cannot_be_used_is_named(proxies, address, key):
+    proxies.setattr("importlib.util.find_spec", lambda name: None)
+    proxies.setenv("ALL_PROXY", address)
+    with pytest.raises(SettingsError) as caught:
+        settle_proxies()
+    assert (caught.value.key, caught.value.values["variable"]) == (key, "ALL_PROXY")
+    assert "secret" not in str(caught.value)
 
 
 def test_empty_counts_as_not_given(dotenv, monkeypatch):

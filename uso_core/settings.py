@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
+import importlib.util
+import itertools
+import logging
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from uso_core.dotenv_file import read_dotenv
 from uso_core.errors import SettingsError, UsageError
+from uso_core.messages import message
+
+log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -23,12 +32,24 @@ LIMITS = {  # on this machine alone, and where others reach the page
     "max_calls": (math.inf, 120),
     "max_upload_mb": (math.inf, 1000),
 }
+# Names in `.env` that other programs read: they count as if they stood in the environment.
+FOREIGN = re.compile(
+    r"(HF|HUGGINGFACE|HUGGING_FACE|GRADIO|CUDA|NVIDIA|PYTORCH|TORCH\w*|OMP|MKL|KMP|TRANSFORMERS|TOKENIZERS|DIFFUSERS"
+    r"|SAFETENSORS|ACCELERATE|TRITON|RAY|HIP|ROCR|HSA|XDG|COMPOSE|DOCKER|SPACES?|PIP|PYTHON\w*|SSL|REQUESTS|CURL|LC"
+    r"|FORWARDED)_\w+|(https?|all|no)_proxy|TMPDIR|TEMP|TMP|LANG|TZ|PATH|NO_COLOR|BROWSER",
+    re.IGNORECASE,
+)
+PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+QUOTES = ('""', "''", "\u201c\u201d", "\u201e\u201c", "\u2018\u2019")  # around a whole value
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
-def setting(default: Any, env: str, text: str, choices: tuple[str, ...] = ()) -> Any:
-    """A field of `Settings` with the environment variable that sets it and a text that explains it."""
-    return dataclasses.field(default=default, metadata={"env": env, "help": text, "choices": choices})
+def setting(default: Any, env: str, text: str, choices: tuple[str, ...] = (), also: tuple[str, ...] = ()) -> Any:
+    """A field of `Settings` with the environment variable that sets it and a text that explains it.
+
+    The variables in `also`, which other programs read too, count below it.
+    """
+    return dataclasses.field(default=default, metadata={"env": env, "help": text, "choices": choices, "also": also})
 
 
 @dataclass(frozen=True)
@@ -46,8 +67,14 @@ class Settings:
     compile: str = setting(
         "auto", "USO_COMPILE", "compile the transformer's blocks; auto: on NVIDIA GPUs", ("auto", "on", "off")
     )
-    host: str = setting("127.0.0.1", "USO_HOST", "address the page listens on; 0.0.0.0 opens it to the network")
-    port: int = setting(7860, "USO_PORT", "port the page listens on")
+    host: str = setting(
+        "127.0.0.1", "USO_HOST", "address the page listens on; 0.0.0.0 opens it to the network",
+        also=("GRADIO_SERVER_NAME",),
+    )  # fmt: skip
+    port: int = setting(7860, "USO_PORT", "port the page listens on", also=("GRADIO_SERVER_PORT",))
+    root_path: str = setting(
+        "", "USO_ROOT_PATH", "path below which a proxy serves the page, like /uso", also=("GRADIO_ROOT_PATH",)
+    )
     weights: str = setting("weights", "USO_WEIGHTS", "folder for downloads, searched for weight files")
     output: str = setting("output", "USO_OUTPUT", "folder where the page saves its images")
     history_images: int = setting(1000, "USO_HISTORY_IMAGES", "images the page keeps; the oldest go first")
@@ -83,7 +110,9 @@ class Settings:
     )
     auth: str | None = setting(None, "USO_AUTH", "USER:PASSWORD to log in with, or a file with one a line")
     allow_host: str = setting("", "USO_ALLOW_HOST", "host names that the page answers to besides its own, by commas")
-    share: bool = setting(False, "USO_SHARE", "open the page to the internet by a link of Gradio's")
+    share: bool = setting(
+        False, "USO_SHARE", "open the page to the internet by a link of Gradio's", also=("GRADIO_SHARE",)
+    )
     log: bool = setting(False, "USO_LOG", "write a line for each request: model, size, steps, seconds, outcome")
     mcp: bool = setting(False, "USO_MCP", "serve MCP tools too (needs requirements-mcp.txt)")
     flux_dev: str | None = setting(None, "FLUX_DEV", "FLUX.1-dev transformer (file or diffusers folder)")
@@ -98,7 +127,10 @@ class Settings:
     lora: str | None = setting(None, "LORA", "USO's LoRA (dit_lora.safetensors)")
     projection_model: str | None = setting(None, "PROJECTION_MODEL", "USO's style projector (projector.safetensors)")
     siglip_path: str | None = setting(None, "SIGLIP_PATH", "SigLIP folder (transformers layout)")
-    hf_token: str | None = setting(None, "HF_TOKEN", "Hugging Face token, for the downloader only")
+    hf_token: str | None = setting(
+        None, "HF_TOKEN", "Hugging Face token, for the downloader only",
+        also=("HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN"),
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         if not 1 <= self.port <= 65535:
@@ -152,28 +184,52 @@ def env_name(field_name: str) -> str:
 def load_settings(arguments: Mapping[str, Any] | None = None, dotenv: Path | None = None) -> Settings:
     """Settings from `.env` (in the working directory, else beside app.py), the environment and `arguments`.
 
-    An argument of None counts as not given, and so does an empty variable. Raises `SettingsError` naming the source.
+    An argument of None counts as not given, and so does an empty variable. What `.env` gives other programs is put into
+    the environment, where it is not set. A name that nobody reads is logged. Raises `SettingsError` naming the source.
     """
-    from dotenv import dotenv_values
-
     if dotenv is None:
         dotenv = next((p for p in (Path(".env"), ROOT / ".env") if p.is_file()), None)
-    try:
-        from_file = dotenv_values(dotenv) if dotenv else {}
-    except (OSError, ValueError):
-        raise SettingsError("dotenv_unreadable", dotenv=dotenv) from None
-    sources: list[tuple[str, Mapping[str, str | None]]] = [
-        (str(dotenv), from_file),
+    from_file = read_dotenv(dotenv) if dotenv else {}
+    sources: list[tuple[str, Mapping[str, str]]] = [
         ("the environment", os.environ),
+        (str(dotenv), {name: value for name, (value, _) in from_file.items()}),
     ]
     values: dict[str, Any] = {}
-    for source, mapping in sources:
-        for name, field in _fields().items():
-            text = mapping.get(field.metadata["env"])
-            if text is not None and text.strip():
-                values[name] = _parse(field, text.strip(), f"{field.metadata['env']} in {source}")
+    for name, field in _fields().items():
+        variables = (field.metadata["env"], *field.metadata["also"])
+        for variable, (source, mapping) in itertools.product(variables, sources):
+            if text := _unquoted(mapping.get(variable, "")):
+                values[name] = _parse(field, text, f"{variable} in {source}")
+                break
     values.update({name: value for name, value in (arguments or {}).items() if value is not None})
+    known = {each for field in _fields().values() for each in (field.metadata["env"], *field.metadata["also"])}
+    for name, (value, line) in from_file.items():
+        if name not in known:
+            os.environ.setdefault(name, value)
+            if not FOREIGN.fullmatch(name):
+                _warn_unknown(name, f"{dotenv}, line {line}", known)
+    for name in os.environ.keys() - known - from_file.keys():
+        if name.upper().startswith("USO_"):
+            _warn_unknown(name, "the environment", known)
     return Settings(**values)
+
+
+def settle_proxies(host: str = LOOPBACK[0]) -> None:
+    """Lets this process reach itself directly, whatever proxy the environment names.
+
+    Raises `SettingsError` naming a variable with a proxy that cannot be spoken to here.
+    """
+    given = {name: os.environ.get(name) for each in PROXIES for name in (each, each.upper())}
+    for variable, address in given.items():
+        scheme, separator, _ = (address or "http://").partition("://")
+        if separator and scheme.lower() not in ("http", "https", "socks5", "socks5h"):
+            raise SettingsError("proxy_scheme", variable=variable, scheme=scheme)
+        if scheme.lower().startswith("socks") and importlib.util.find_spec("socksio") is None:
+            raise SettingsError("proxy_socks", variable=variable)
+    if any(given.values()):
+        direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+        both = ",".join(dict.fromkeys(filter(None, (*direct.split(","), *LOOPBACK, host))))
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = both
 
 
 class Parser(argparse.ArgumentParser):
@@ -217,6 +273,18 @@ _KINDS: dict[str, Callable[[str], Any]] = {
 
 def _fields() -> dict[str, dataclasses.Field[Any]]:
     return {field.name: field for field in dataclasses.fields(Settings)}
+
+
+def _unquoted(text: str) -> str:
+    """A value without the quotes around it, as `docker --env-file` and Windows' `set` leave them."""
+    text = text.strip()
+    return text[1:-1].strip() if len(text) > 1 and text[0] + text[-1] in QUOTES else text
+
+
+def _warn_unknown(name: str, source: str, known: set[str]) -> None:
+    meant = difflib.get_close_matches(name.upper(), known, 1, cutoff=0.7)
+    key = "unknown_variable_meant" if meant else "unknown_variable"
+    log.warning("%s", message(key, name=name, source=source, meant=meant[0] if meant else ""))
 
 
 def _parse(field: dataclasses.Field[Any], text: str, source: str) -> Any:

@@ -44,7 +44,7 @@ def chromium() -> Iterator[Browser]:
     expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         path = shutil.which("chromium")
-        if path is None and "USO_REQUIRE_BROWSER" not in os.environ:
+        if path is None and "REQUIRE_BROWSER" not in os.environ:
             pytest.skip("there is no chromium on the PATH")
         browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
         yield browser
@@ -102,8 +102,8 @@ def open_page(chromium: Browser) -> Iterator[OpenPage]:
 
 @pytest.fixture
 def shot() -> Callable[[Page, str], None]:
-    """Saves a screenshot in the folder named by USO_SCREENSHOTS, for people to look at; without it does nothing."""
-    folder = os.environ.get("USO_SCREENSHOTS")
+    """Saves a screenshot in the folder named by SCREENSHOTS, for people to look at; without it does nothing."""
+    folder = os.environ.get("SCREENSHOTS")
 
     def save(page: Page, name: str) -> None:
         if folder:

@@ -6,7 +6,6 @@ style_strengths are ours. Sizes, steps and guidance come from the model, so that
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, field
 from math import ceil
@@ -18,6 +17,7 @@ from uso_core.errors import RequestError
 from uso_core.images import content_crop, kept_size, open_image
 from uso_core.request import SIZE_MULTIPLE, GenerationRequest, InputImage
 from uso_core.settings import ROOT
+from uso_core.text_files import parsed_json
 
 FOLDER = ROOT / "examples"
 ASPECTS = {"1:1": (1, 1), "3:2": (3, 2), "2:3": (2, 3), "4:3": (4, 3), "3:4": (3, 4), "16:9": (16, 9), "9:16": (9, 16)}
@@ -94,9 +94,9 @@ def read_example(path: Path) -> Example:
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise RequestError("example_too_large", hint="example", path=path, most=MAX_CONFIG_BYTES)
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        raise RequestError("example_no_json", hint="example", path=path) from None
+        values: Any = parsed_json(path.read_bytes(), path)
+    except OSError as error:
+        raise RequestError("file_unreadable", path=path, reason=error.strerror) from None
     if not isinstance(values, dict) or not isinstance(values.get("prompt"), str):
         raise RequestError("example_no_prompt", hint="example", path=path)
     for key, kind in KEYS.items():

@@ -59,7 +59,8 @@ def launch(page: gr.Blocks, settings: Settings, **options: Any) -> Any:
     """
     page.queue(default_concurrency_limit=None)
     launched = page.launch(
-        server_name=settings.host, server_port=settings.port, theme=gr.themes.Default(),
+        server_name=settings.host, server_port=settings.port, root_path=settings.root_path or None,
+        theme=gr.themes.Default(),
         css=CSS_PATH.read_text(encoding="utf-8"), js=script(), auth=logins(settings.auth), share=settings.share,
         allowed_paths=[settings.output, str(EXAMPLES_FOLDER)], max_file_size="200mb", show_error=True, ssr_mode=False,
         i18n=translations(), mcp_server=settings.mcp, prevent_thread_lock=True, state_session_capacity=MOST_SESSIONS,

@@ -1,0 +1,69 @@
+"""A `.env` file as people write it: any Unicode encoding, Windows paths in quotes, lines copied from a shell."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+from uso_core.errors import SettingsError
+from uso_core.text_files import decoded
+
+_SHELL = re.compile(r"\s*(?:set\s+|export\s+|\$env:)(?=[a-z_])", re.IGNORECASE)  # cmd, sh, PowerShell
+_SET_IN_QUOTES = re.compile(r'\s*set\s+"(\w+)=(.*)"\s*', re.IGNORECASE)  # cmd again
+_QUOTED = (  # first as the quotes say, then as a path that ends in a backslash says
+    re.compile(r"""(\s*[\w.]+\s*=\s*)(["'])((?:(?!\2)[^\\]|\\.)*)\2\s*(?:#.*)?"""),
+    re.compile(r"""(\s*[\w.]+\s*=\s*)(["'])(.*\\)\2\s*"""),
+)
+_BACKSLASHES = re.compile(r"\\+")
+_SHOWN = 40  # characters of a line, before any value
+
+
+def read_dotenv(path: Path) -> dict[str, tuple[str, int]]:
+    """Each name's value and line number.
+
+    A backslash in quotes is a backslash: `"C:\\models\\new"` is a path without a line break, and so is the same with
+    every backslash doubled. Raises `SettingsError` if the file is no text, or naming a line that gives no name a value.
+    """
+    from dotenv import dotenv_values
+    from dotenv.parser import parse_stream
+
+    try:
+        text = decoded(path.read_bytes())
+    except (OSError, UnicodeDecodeError):
+        raise SettingsError("dotenv_unreadable", dotenv=path) from None
+    text = "\n".join(_plain(line) for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"))
+    lines: dict[str, int] = {}
+    for binding in parse_stream(io.StringIO(text)):
+        written = binding.original.string
+        line = binding.original.line + len(written) - len(written.lstrip("\n"))
+        if binding.error or (binding.key is not None and binding.value is None):
+            shown = re.split(r"[=:]", written.strip().split("\n")[0])[0][:_SHOWN]
+            raise SettingsError("dotenv_line", dotenv=path, line=line, text=shown)
+        if binding.key is not None:
+            lines[binding.key] = line
+    values = dotenv_values(stream=io.StringIO(text))
+    return {name: (values[name] or "", line) for name, line in lines.items()}
+
+
+def _plain(line: str) -> str:
+    """A line as `python-dotenv` reads it: no word of a shell before the name, no backslash that means anything else."""
+    if found := _SET_IN_QUOTES.fullmatch(line):
+        return f"{found[1]}={_single(found[2])}"
+    line = _SHELL.sub("", line, count=1) if _SHELL.match(line) else line
+    if "\\" in line:
+        for pattern in _QUOTED:
+            if found := pattern.fullmatch(line):
+                return line if f"\\{found[2]}" in found[3] else f"{found[1]}{_single(_literal(found[3]))}"
+    return line
+
+
+def _literal(value: str) -> str:
+    """A value with its backslashes as meant: all are doubled, or none is."""
+    doubled = all(len(run) % 2 == 0 for run in _BACKSLASHES.findall(value))
+    return value.replace("\\\\", "\\") if doubled else value
+
+
+def _single(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"

@@ -1,0 +1,108 @@
+"""Eval files: a JSON list, or JSON Lines, of {prompt, image_paths?, save_dir?, and any field of a request}."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from uso_core.errors import RequestError
+from uso_core.messages import message
+from uso_core.request import GenerationRequest, asks
+from uso_core.text_files import parsed_json_lines
+
+log = logging.getLogger(__name__)
+
+MAX_BYTES = 50 * 2**20
+PLACES = ("prompt", "image_paths", "save_dir")
+MODEL_NAMES = ("model", "model_type", "name")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One prompt with its images' paths as given, and the stem of its output files in the save path.
+
+    `values` are the fields of the request that are its own, by name; `root` is where relative paths begin.
+    """
+
+    prompt: str
+    image_paths: tuple[str, ...]
+    stem: str
+    root: Path
+    values: dict[str, Any] = field(default_factory=dict)
+    model: str | None = None
+
+
+def read_tasks(path: Path) -> list[Task]:
+    """The tasks of an eval file; raises `RequestError` naming the line that is no JSON, or the entry and its value.
+
+    An entry may use the names of a request's fields or those of the command line's flags: `steps` or `num_steps`. A
+    name that is close to one of these is refused; others, which data sets have, are logged.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise RequestError("eval_too_large", path=path, most=MAX_BYTES)
+        data = path.read_bytes()
+    except OSError as error:
+        raise RequestError("file_unreadable", path=path, reason=error.strerror) from None
+    entries = parsed_json_lines(data, path)
+    if not isinstance(entries, list) or not entries:
+        raise RequestError("eval_no_list", hint="eval_format", path=path)
+    others: set[str] = set()
+    tasks = [_task(entry, index, path, others) for index, entry in enumerate(entries)]
+    if others:
+        log.warning("%s", message("entries_unread", path=path, names=", ".join(sorted(others))))
+    return tasks
+
+
+def _task(entry: object, index: int, path: Path, others: set[str]) -> Task:
+    hint = "eval_entry"
+    if not isinstance(entry, dict):
+        raise RequestError("entry_no_object", hint=hint, index=index, path=path)
+    given = {name: value for name, value in entry.items() if value is not None}
+    prompt, paths, stem = given.get("prompt"), given.get("image_paths", []), given.get("save_dir", str(index))
+    if not isinstance(prompt, str) or not isinstance(stem, str) or not stem:
+        raise RequestError("entry_no_prompt", hint=hint, index=index, path=path)
+    if not isinstance(paths, list) or not all(isinstance(each, str) for each in paths):
+        raise RequestError("entry_image_paths", hint=hint, index=index, path=path, paths=paths)
+    for each in (stem, *paths):
+        if any("\ud800" <= character <= "\udfff" for character in each):
+            raise RequestError("entry_half_character", hint=hint, index=index, path=path)
+        if any(character < " " for character in each.replace("\0", "")):
+            raise RequestError("entry_backslash", index=index, path=path, text=each)
+    if Path(stem).is_absolute() or ".." in Path(stem).parts or "\0" in stem:
+        raise RequestError("entry_outside", hint=hint, index=index, path=path, stem=stem)
+    return Task(prompt, tuple(paths), stem, path.parent, *_fields(given, index, path, others))
+
+
+def _fields(given: dict[str, Any], index: int, path: Path, others: set[str]) -> tuple[dict[str, Any], str | None]:
+    """The entry's own fields of a request, and its model; names that mean nothing here are added to `others`."""
+    fields = {name: ask for name, ask in asks(GenerationRequest).items() if ask.flag and name != "prompt"}
+    names = {name: name for name in fields} | {ask.flag.lstrip("-"): name for name, ask in fields.items()}
+    values: dict[str, Any] = {}
+    model: str | None = None
+    for name, value in given.items():
+        if name in PLACES:
+            continue
+        if name in MODEL_NAMES:
+            if not isinstance(value, str):
+                raise RequestError("model_no_name", value=value)
+            model = value
+        elif name not in names:
+            known = [*PLACES, *names, *MODEL_NAMES]
+            if meant := difflib.get_close_matches(name, known, 1):
+                choices = ", ".join((*PLACES, *fields))
+                raise RequestError(
+                    "entry_unknown", index=index, path=path, name=name, meant=meant[0], choices=choices
+                )  # fmt: skip
+            others.add(name)
+        elif names[name] in values:
+            raise RequestError("json_twice", name=path, key=name)
+        else:
+            values[names[name]] = value
+    strengths = values.get("style_strengths", [])
+    if not isinstance(strengths, list):
+        raise RequestError("no_list", hint="eval_entry", name="style_strengths", value=strengths)
+    return values, model
