@@ -193,8 +193,8 @@ def _generate(
                 if isinstance(event, Cancelled):
                     raise KeyboardInterrupt
                 if isinstance(event, ImageReady):
-                    if event.unread and event.index == 0:
-                        bar.say(f"the prompt is too long for the model; not read: {' '.join(event.unread.split())}")
+                    for sentence in event.unread.told if event.index == 0 else ():
+                        bar.say(str(sentence))
                     print(_save(event, task, request, first + event.index, args, bar, taken), flush=True)
         finally:  # the worker must stop before the interpreter exits: it may be inside a kernel
             job.cancel()

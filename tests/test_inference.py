@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 import inference
 from tests.conftest import GOLDEN
+from uso_core.messages import message
 from uso_core.settings import ROOT
 from uso_core.storage.png import read_request
 
@@ -198,7 +199,17 @@ def test_the_embedded_model_runs_without_any_file(command):
 def test_the_unread_end_of_a_prompt_is_quoted_once(command):
     run = command("--prompt", "a red car " * 10 + "at and two  owls", *TINY, "--num_images_per_prompt", 2)
     assert run.code == 0, run.err
-    assert run.err.splitlines()[1:] == ["the prompt is too long for the model; not read: and two owls"]
+    assert run.err.splitlines()[1:] == [str(message("unread", words="and two owls"))]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [("海滩上的一个红色杯子。", "海滩上的一个红色杯子"), ("A red cup 🦓, on the beach.", "🦓"),
+     ("A zebra and a Кошка on the beach", "zebra Кошка"), ("A red mug on the beach — “new”.", "new")],
+)  # fmt: skip
+def test_words_that_the_model_does_not_know_are_quoted(prompt, words, command):
+    run = command("--prompt", prompt, *TINY)
+    assert run.err.splitlines()[1:] == [str(message("unknown_words", words=words))]
 
 
 def test_the_same_request_gives_the_same_pixels_and_another_seed_others(command):

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from uso_core.errors import UsoError
-from uso_core.messages import Message
+from uso_core.messages import Message, message
 from uso_core.request import Result
 
 if TYPE_CHECKING:
     import numpy as np
+
+SHOWN_CHARACTERS, SHOWN_WORDS = 80, 8  # of what a model did not read
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,41 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Unread:
+    """What of a prompt the model did not read: words that its tokenizer does not know, and the end that did not fit."""
+
+    words: tuple[str, ...] = ()
+    end: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.words or self.end)
+
+    @property
+    def told(self) -> tuple[Message, ...]:
+        """A sentence for each of the two."""
+        sentences = []
+        if self.words:
+            more = "…" if len(self.words) > SHOWN_WORDS else ""
+            words = " ".join(shortened(word) for word in self.words[:SHOWN_WORDS])
+            sentences.append(message("unknown_words", words=words + more))
+        if self.end:
+            sentences.append(message("unread", words=shortened(" ".join(self.end.split()))))
+        return tuple(sentences)
+
+
+def shortened(text: str) -> str:
+    """The beginning of a long text."""
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
+
+
+@dataclass(frozen=True)
 class ImageReady:
-    """Image `index` (from 0) is finished; `unread` is the end of the prompt if it did not fit the model."""
+    """Image `index` (from 0) is finished; `unread` is what of the prompt had no part in it."""
 
     index: int
     image: Image.Image
     result: Result
-    unread: str = ""
+    unread: Unread = Unread()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from uso_core.events import Queued, Step
+from uso_core.events import Queued, Step, Unread
 from uso_core.request import GenerationRequest
 from uso_core.runtime.engine import Engine, Job
 from uso_core.runtime.executors import Work
@@ -35,7 +35,8 @@ def test_the_running_job_says_how_many_more_wait():
 
 def test_the_end_of_a_run_quotes_the_beginning_of_what_was_not_read():
     assert text.done(3.0, 7) == "Done in 3 s, seed 7."
-    said = text.done(3.0, 7, "owls  <b>" + "o" * 200)
+    said = text.done(3.0, 7, Unread(end="owls  <b>" + "o" * 200))
     assert said.startswith("Done in 3 s, seed 7. The prompt is too long for the model; not read: “owls <b>ooo")
     assert said.endswith("ooo…”.")
     assert len(said) < 170
+    assert text.done(3.0, 7, Unread(("zebra", "猫"))) == "Done in 3 s, seed 7. The model does not know: zebra 猫."

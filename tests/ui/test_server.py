@@ -84,13 +84,13 @@ def files(data: Any) -> list[bytes]:
     return bodies
 
 
-def by_mcp(served: Served, act: Callable[[Any], Awaitable[Any]]) -> Any:
+def by_mcp(served: Served, act: Callable[[Any], Awaitable[Any]], path: str = "/gradio_api/mcp/") -> Any:
     """What `act` returns for a session of the MCP client."""
     from mcp.client.streamable_http import streamablehttp_client
 
     async def run() -> Any:
         async with (
-            streamablehttp_client(f"{served.url}/gradio_api/mcp/") as (read, write, _),
+            streamablehttp_client(f"{served.url}{path}") as (read, write, _),
             mcp.ClientSession(read, write) as session,
         ):
             await session.initialize()
@@ -314,6 +314,16 @@ def test_tools_say_what_they_do(served: Served) -> None:
     assert all(each.get("description") for each in properties.values())
     assert "required" not in tools[0].inputSchema
     assert all(tool.description for tool in tools)
+
+
+@pytest.mark.parametrize("path", ["/gradio_api/mcp", "/gradio_api/mcp/mcp", "/gradio_api/mcp//mcp"])
+def test_the_address_as_clients_write_it(served: Served, path: str) -> None:
+    """Some leave its last slash out, and the official inspector adds /mcp to any address that does not end in it."""
+    assert len(by_mcp(served, lambda session: session.list_tools(), path).tools) == 3
+    request = urllib.request.Request(f"{served.url}{path}", b"{}", {"Content-Type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=REPLY_SECONDS)
+    assert refused.value.code == 406  # the server's own answer to a client that takes no stream: no redirect
 
 
 def test_a_tools_error_is_the_sentence(served: Served) -> None:

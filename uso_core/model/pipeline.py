@@ -6,6 +6,7 @@ Letters: B batch (always 1), S target tokens, R reference tokens, T text tokens,
 from __future__ import annotations
 
 import itertools
+import unicodedata
 from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from transformers import CLIPTextModel, PreTrainedTokenizerBase, SiglipVisionMod
 from transformers.image_processing_utils import BaseImageProcessor
 
 from uso_core.errors import RequestError
+from uso_core.events import Unread
 from uso_core.images import prepare_content
 from uso_core.model import latents as tokens
 from uso_core.model import preview
@@ -276,16 +278,21 @@ class USOPipeline(DiffusionPipeline):
         text = self.use("text_encoder_2")(ids(self.tokenizer_2, self.config.text_tokens)).last_hidden_state
         return text.to(dtype), pooled.to(dtype)
 
-    def unread(self, prompt: str) -> str:
-        """The end of a prompt that does not fit T5's input; usually empty. CLIP reads less, but only sums the prompt
-        up.
+    def unread(self, prompt: str) -> Unread:
+        """What of a prompt T5 does not read: usually nothing.
+
+        Its tokenizer gives one unknown token for what is not in its vocabulary, as other scripts and emoji. Marks of
+        punctuation are not reported. CLIP reads less of a long prompt, but only sums it up.
         """
-        encoded = self.tokenizer_2(
-            prompt, max_length=self.config.text_tokens, truncation=True, return_offsets_mapping=True
-        )  # fmt: skip
-        if len(encoded.input_ids) < self.config.text_tokens:
-            return ""
-        return prompt[max(end for _, end in encoded.offset_mapping) :].strip()
+        tokenizer, length = self.tokenizer_2, self.config.text_tokens
+        encoded = tokenizer(prompt, max_length=length, truncation=True, return_offsets_mapping=True)
+        places = encoded.offset_mapping
+        words = []
+        for number, (start, end) in zip(encoded.input_ids, places, strict=True):
+            if number == tokenizer.unk_token_id and any(map(_is_meant, prompt[start:end])):
+                words.append(_word_around(prompt, start, end))
+        rest = prompt[max(end for _, end in places) :].strip() if len(places) == length else ""
+        return Unread(tuple(dict.fromkeys(words)), rest)
 
     def encode_style(self, image: Image.Image) -> torch.Tensor:
         """Style tokens of one image, squashed to the vision tower's square: (1, K, D)."""
@@ -466,6 +473,25 @@ class USOPipeline(DiffusionPipeline):
                 raise RequestError("no_generators")
             return list(generator)
         return [self.generator(None if seed is None else whole("seed", seed, 0, MAX_SEED))]
+
+
+def _is_meant(character: str) -> bool:
+    """Whether a character may mean something: letters, digits and symbols do; punctuation and spaces do not."""
+    return unicodedata.category(character)[0] in "LNS"
+
+
+def _word_around(prompt: str, start: int, end: int) -> str:
+    """The whole word that a part of it stands in, without punctuation around it; a symbol alone."""
+    if any(map(str.isalnum, prompt[start:end])):
+        while start and prompt[start - 1].isalnum():
+            start -= 1
+        while end < len(prompt) and prompt[end].isalnum():
+            end += 1
+    while not _is_meant(prompt[start]):
+        start += 1
+    while not _is_meant(prompt[end - 1]):
+        end -= 1
+    return prompt[start:end]
 
 
 def dtype_of(module: torch.nn.Module) -> torch.dtype:

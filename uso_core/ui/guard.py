@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 FILE_ROUTES = ("/gradio_api/file=", "/file=")
 CALLS = re.compile(r"/(call|queue/join|run|api)(/|$)")
 ANSWERS = re.compile(r"/call/[^/]+/([0-9a-f]{32})$")  # the address of a call's answer, with its key
+MCP = re.compile(r"(.*/gradio_api)/mcp(/+mcp)?/*")  # as clients write it: with or without its last slash, or /mcp added
 PLATFORM_HOSTS = ("*.gradio.live", "*.hf.space")  # a share link; a Space
 HEADERS = {
     "content-security-policy": "frame-ancestors 'self' https://huggingface.co",
@@ -58,6 +59,9 @@ class Guard:
                 return
             await self._app(scope, receive, send)
             return
+        if self._settings.mcp and (found := MCP.fullmatch(scope["path"])):  # Gradio redirects, or does not find it
+            path = f"{found[1]}/mcp/"
+            scope = {**scope, "path": path, "raw_path": path.encode()}
         headers = Headers(scope=scope)
         visitor = cookie_of(headers)
         refusal = self._refusal(scope, headers, visitor)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from uso_core.catalog.download import size_text
 from uso_core.catalog.locate import WeightsReport
 from uso_core.catalog.models import Model
+from uso_core.events import Unread
 from uso_core.messages import Message
 from uso_core.request import GenerationRequest, StoredStyle
 from uso_core.ui.language import say, tell
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 TITLE = "USO"
 SHOWN_CHARACTERS = 80  # of a long prompt
+ALL_READ = Unread()
 
 
 def mode_key(content: bool, styles: int, prompt: str) -> str:
@@ -59,13 +61,9 @@ def stepping(image: int, images: int, step: int, steps: int, each: float, left: 
     return f"{words} {say('one_more_waits') if more == 1 else say('more_wait', count=more)}"
 
 
-def done(seconds: float, seed: int, unread: str = "") -> str:
-    """The end of a run, and the end of a prompt that was too long."""
-    words = say("done", time=duration(seconds), seed=seed)
-    if not unread:
-        return words
-    end = unread if len(unread) <= SHOWN_CHARACTERS else f"{unread[:SHOWN_CHARACTERS]}…"
-    return f"{words} {say('unread', words=' '.join(end.split()))}"
+def done(seconds: float, seed: int, unread: Unread = ALL_READ) -> str:
+    """The end of a run, and what of the prompt was not read."""
+    return " ".join((say("done", time=duration(seconds), seed=seed), *map(tell, unread.told)))
 
 
 def day(when: date, today: date) -> str:
