@@ -31,7 +31,16 @@ from uso_core.storage.numbered import place
 
 DEFAULTS = {"seed": 3407}  # the reference's default, which differs from a request's own
 TYPES = {"whole": int, "number": float}
-SETTINGS = ("name", "device", "dtype", "offload", "vram_limit", "compile", "weights")  # those with a flag here
+SETTINGS = (
+    "name",
+    "device",
+    "dtype",
+    "offload",
+    "vram_limit",
+    "compile",
+    "weights",
+    "background",
+)  # those with a flag here
 
 
 def build_parser(kind: type[Any] = GenerationRequest) -> Parser:
@@ -94,13 +103,16 @@ def run(args: argparse.Namespace) -> int:
         settings = with_name(settings, "flux-dev")
     model, reason = choose_model(settings)
     tasks = tasks_of(args)
-    requests = [build_request(task, args, get_model(task.model) if task.model else model) for task in tasks]
+    requests = [
+        build_request(task, args, get_model(task.model) if task.model else model, settings.background) for task in tasks
+    ]
     engine = Engine(settings)
     for task, request in zip(tasks, requests, strict=True):
         engine.check(request)
         _writable(args.save_path, task.stem)
     notes = [f"{model.title} ({reason})"] if settings.name is None else []
     notes += [f"{model.name}: {model.note}"] if model.note else []
+    notes += dict.fromkeys(str(note) for request in requests for image in request.input_images for note in image.notes)
     taken: set[Path] = set()
     with Bar(notes) as bar:
         for task, request in zip(tasks, requests, strict=True):
@@ -117,9 +129,14 @@ def tasks_of(args: argparse.Namespace) -> list[Task]:
     return [Task(args.prompt, tuple(args.image_paths), "0", Path())]
 
 
-def build_request(task: Task, args: argparse.Namespace, model: Model) -> GenerationRequest:
+def build_request(
+    task: Task, args: argparse.Namespace, model: Model, background: str = "white"
+) -> GenerationRequest:  # fmt: skip
     """The request of one task, its images read: its own values, else the flags', else the model's."""
-    content, *styles = [images.open_image(task.root / path) if path else None for path in (task.image_paths or ("",))]
+    content, *styles = [
+        images.open_image(task.root / path, background=background) if path else None
+        for path in (task.image_paths or ("",))
+    ]
     values = vars(args) | task.values | {"prompt": task.prompt, "content": content}
     return GenerationRequest(
         **settled(GenerationRequest, values, model),

@@ -11,7 +11,8 @@ from PIL import Image, ImageCms
 
 from uso_core import images
 from uso_core.errors import RequestError
-from uso_core.images import open_image
+from uso_core.images import brought_back, open_image, set_aside
+from uso_core.request import GenerationRequest
 
 
 def opened(image: Image.Image, form: str = "PNG", **options: Any) -> Image.Image:
@@ -43,6 +44,17 @@ def test_transparency_is_composited_onto_white(mode):
     *colours, alpha = np.moveaxis(np.asarray(image).astype(float), -1, 0)
     expected = np.stack([255 + (each - 255) * alpha / 255 for each in (colours * 3)[:3]], -1)
     assert np.abs(np.asarray(opened(image)) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(("background", "level"), [("white", 255), ("black", 0), ("grey", 128)])
+@pytest.mark.parametrize("side", [24, 4200])
+def test_the_background_is_a_choice(background, level, side, tmp_path):
+    image = Image.new("LA", (side, 24), (60, 0))
+    image.save(tmp_path / "a.png")
+    found = open_image(tmp_path / "a.png", background=background)
+    assert found.image.getextrema() == ((level, level),) * 3
+    request = GenerationRequest(content=found)
+    assert brought_back(set_aside(request)).content.image.getextrema() == found.image.getextrema()
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])

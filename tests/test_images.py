@@ -32,6 +32,7 @@ from uso_core.images import (
     prepare_content,
     set_aside,
 )
+from uso_core.messages import message
 from uso_core.request import GenerationRequest
 from uso_core.settings import ROOT
 
@@ -239,18 +240,36 @@ def test_16_bits_become_8_and_not_white(form):
 
 def test_only_the_first_frame_of_an_animation_is_used():
     first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
-    for form in ("GIF", "WEBP", "PNG"):
-        data = encoded(first, form, save_all=True, append_images=[second], duration=50)
-        ((count, colour),) = open_image(data).image.getcolors()
+    for form in ("GIF", "WEBP", "PNG", "AVIF", "TIFF"):
+        opened = open_image(encoded(first, form, save_all=True, append_images=[second], duration=50), "a")
+        ((count, colour),) = opened.image.getcolors()
         assert count == 64
         assert colour[0] > 200
         assert colour[2] < 50
+        assert opened.notes == (message("first_page" if form == "TIFF" else "first_frame", name="a"),)
+        assert open_image(encoded(first, form)).notes == ()
 
 
 def test_only_the_first_of_an_images_two_views_is_used():
     first = noise(16, 16)
     data = encoded(first, "MPO", save_all=True, append_images=[noise(16, 16, seed=1)])
     assert open_image(data).sha256 == open_image(encoded(first, "JPEG")).sha256
+    assert open_image(data).notes == ()
+
+
+def test_a_heic_photo_is_read_where_its_package_is_and_named_where_not(monkeypatch):
+    import pillow_heif
+
+    photo = Image.merge("RGB", [Image.linear_gradient("L").resize((96, 64))] * 3)
+    file = io.BytesIO()
+    pillow_heif.from_pillow(photo).save(file, quality=95)
+    read = open_image(file.getvalue(), "a.heic").image
+    assert np.abs(np.asarray(read).astype(int) - np.asarray(photo)).max() <= 8
+    for data, here in ((file.getvalue(), False), (file.getvalue()[:64], True), (file.getvalue()[:64], False)):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name, here=here: object() if here else None)
+        with pytest.raises(RequestError) as caught:
+            open_image(data, "a.heic")
+        assert caught.value.key == "image_heic"
 
 
 def test_an_image_is_recognised_in_any_file(tmp_path):

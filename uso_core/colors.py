@@ -10,7 +10,7 @@ from PIL import Image, ImageCms
 
 from uso_core.errors import RequestError
 
-BACKGROUND = (255, 255, 255)  # behind what is transparent
+BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}  # behind what is transparent
 MAX_PROFILE_BYTES = 4 * 2**20
 PROFILE_MODES = {"RGB": "RGB", "CMYK": "CMYK", "GRAY": "L"}  # by the profile's colour space
 GREY_MODES = ("1", "L", "LA", "La")
@@ -20,12 +20,12 @@ FULL_SCALES = {"I": (255.0, 65535.0), "F": (1.0, 255.0, 65535.0)}  # the number 
 Conversion = Callable[[Image.Image], Image.Image]
 
 
-def as_shown(image: Image.Image, name: str) -> Conversion:
+def as_shown(image: Image.Image, name: str, background: str = "white") -> Conversion:
     """What makes RGB of this image, or of any part of it, as viewers show it.
 
-    Transparent pixels are composited onto white, an embedded profile is converted to sRGB, 16 and 32 bits are scaled.
-    An opaque RGB image without a profile, or with that of sRGB, keeps its pixels. A damaged profile is ignored, as
-    viewers do. Raises `RequestError` for 32-bit numbers that are not a grey scale.
+    Transparent pixels are composited onto the background, an embedded profile is converted to sRGB, 16 and 32 bits are
+    scaled. An opaque RGB image without a profile, or with that of sRGB, keeps its pixels. A damaged profile is ignored,
+    as viewers do. Raises `RequestError` for 32-bit numbers that are not a grey scale.
     """
     level = _scale(image, name)
     mode = "L" if image.mode in GREY_MODES else "CMYK" if image.mode == "CMYK" else "RGB"
@@ -41,7 +41,7 @@ def as_shown(image: Image.Image, name: str) -> Conversion:
         shown = transform.apply(plain) if transform is not None else plain.convert("RGB")
         if alpha is None:
             return shown
-        canvas = Image.new("RGB", shown.size, BACKGROUND)
+        canvas = Image.new("RGB", shown.size, BACKGROUNDS[background])
         canvas.paste(shown, mask=alpha)
         return canvas
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import importlib.util
 import io
 import itertools
 import re
@@ -20,7 +21,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from uso_core.colors import Conversion, as_shown
 from uso_core.errors import RequestError
-from uso_core.messages import Bytes
+from uso_core.messages import Bytes, Message, message
 from uso_core.request import MAX_SIDE, SIZE_MULTIPLE, GenerationRequest, InputImage
 
 MAX_FILE_BYTES = 200 * 2**20
@@ -31,13 +32,14 @@ MAX_REFERENCE_SIDE = MAX_SIDE  # no slot uses more: a larger image is reduced to
 SMALL_PIXELS = 2**19  # images up to this stay decoded while their request waits: 1.6 MB
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
 # Measured peak memory of decoding; "JPEG" means progressive, whose coefficients are all held
-BYTES_A_PIXEL = {"WEBP": 20, "AVIF": 12, "JPEG": 12, "TIFF": 8, "": 5}
+BYTES_A_PIXEL = {"WEBP": 20, "AVIF": 12, "HEIF": 12, "JPEG": 12, "TIFF": 8, "": 5}
 MAX_SCANS = 100  # of a JPEG; usually 1 or about 10, and each takes as long as a whole image
 BAND_PIXELS = 2**20  # about how much of an image is read or hashed at a time
 ORIENTATION, TILE_WIDTH, TILE_LENGTH = 0x0112, 322, 323  # tags of EXIF and TIFF
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+SEVERAL_FRAMES = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")
 PNG_WORDS = (*PNG_TEXTS, b"eXIf")
 MAX_WORDS_BYTES = 16 * 2**20  # per such chunk
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
@@ -47,17 +49,20 @@ _HEAVY_FILES, _ANY_DECODER = threading.BoundedSemaphore(4), threading.BoundedSem
 _LARGE_DECODER = threading.Lock()
 
 
-def open_image(source: str | Path | bytes | Image.Image, name: str = "") -> InputImage:
+def open_image(
+    source: str | Path | bytes | Image.Image, name: str = "", background: str = "white"
+) -> InputImage:  # fmt: skip
     """Opens an image from a path, a file's bytes or pixels: upright (EXIF orientation applied) and RGB.
 
-    An image with a long side above `MAX_REFERENCE_SIDE` pixels is reduced to that, in bounded memory; any other keeps
-    every pixel. Raises `RequestError` naming the file if it is missing, too large, or cannot be decoded as an image.
-    The hash covers the size and the RGB pixels, so that the same image is recognised in any file.
+    What is transparent is composited onto `background`, a name in `colors.BACKGROUNDS`. An image with a long side above
+    `MAX_REFERENCE_SIDE` pixels is reduced to that, in bounded memory; any other keeps every pixel. Raises
+    `RequestError` naming the file if it is missing, too large, or cannot be decoded as an image. The hash covers the
+    size and the RGB pixels, so that the same image is recognised in any file.
     """
     if isinstance(source, Image.Image):
-        return _input_image(_upright(source, name or "image"), name or "image")
+        return _input_image(_upright(source, name or "image", background), name or "image")
     if isinstance(source, bytes):
-        return _decode(source, name or "image")
+        return _decode(source, name or "image", background)
     try:
         path = Path(source).expanduser()
         if not path.is_file():
@@ -69,11 +74,11 @@ def open_image(source: str | Path | bytes | Image.Image, name: str = "") -> Inpu
                 "image_too_large", hint="smaller_image", path=name or path, size=Bytes(size), most=Bytes(MAX_FILE_BYTES)
             )
         with _HEAVY_FILES if size > HEAVY_FILE_BYTES else contextlib.nullcontext():  # until they are decoded
-            opened = _decode(path.read_bytes(), name or str(path))
+            opened = _decode(path.read_bytes(), name or str(path), background)
     except (OSError, RuntimeError, ValueError) as error:  # also a home that is unknown, a name that no disk takes
         reason = getattr(error, "strerror", None) or error
         raise RequestError("image_unreadable", hint="check_path", path=str(source), reason=reason) from None
-    return dataclasses.replace(opened, name=name or path.name, path=path)
+    return dataclasses.replace(opened, name=name or path.name, path=path, background=background)
 
 
 def content_size(width: int, height: int, long_side: int) -> tuple[int, int]:
@@ -189,7 +194,7 @@ def _input_image(image: Image.Image, name: str) -> InputImage:
     return InputImage(name, digest.hexdigest(), image)
 
 
-def _decode(data: bytes, name: str) -> InputImage:
+def _decode(data: bytes, name: str, background: str) -> InputImage:
     """The image in a file's bytes, upright, RGB and no larger than `MAX_REFERENCE_SIDE`; raises `RequestError`.
 
     Its hash is taken before another may be decoded: many callers at once would otherwise hold an image each.
@@ -202,7 +207,7 @@ def _decode(data: bytes, name: str) -> InputImage:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
+            image = Image.open(io.BytesIO(data), formats=_formats(data))
             most = min(MAX_PIXELS, MAX_DECODING_BYTES // _bytes_a_pixel(image, data))
             if _pixels(image) > most:
                 raise Image.DecompressionBombError
@@ -210,7 +215,8 @@ def _decode(data: bytes, name: str) -> InputImage:
                 width, height = image.size
                 raise RequestError("image_too_narrow", name=name, width=width, height=height)
             with _LARGE_DECODER if _is_large(image) else contextlib.nullcontext(), _ANY_DECODER:
-                return _input_image(_upright(image, name, data), name)
+                opened = _input_image(_upright(image, name, background, data), name)
+        return dataclasses.replace(opened, notes=_notes(image, name))
     except (MemoryError, RequestError):
         raise
     except UnidentifiedImageError:
@@ -220,6 +226,25 @@ def _decode(data: bytes, name: str) -> InputImage:
         raise RequestError("image_too_many_pixels", hint="smaller_image", name=name, most=most) from None
     except Exception as error:  # decoders raise almost anything for damaged files
         raise RequestError("image_damaged", hint="image_formats", name=name, reason=error) from None
+
+
+def _formats(data: bytes) -> list[str]:
+    """The formats that may be opened; HEIC where its package is installed."""
+    if _is_heic(data) and importlib.util.find_spec("pillow_heif") is not None:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener(thumbnails=False)
+        return ["HEIF"]
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _notes(image: Image.Image, name: str) -> tuple[Message, ...]:
+    """What of the file was not taken: all but its first frame or page. A JPEG's further images are no frames."""
+    try:
+        more = image.format in SEVERAL_FRAMES and getattr(image, "is_animated", False)
+    except Exception:  # a damaged second frame
+        more = True
+    return (message("first_page" if image.format == "TIFF" else "first_frame", name=name),) if more else ()
 
 
 def _pixels(image: Image.Image) -> int:
@@ -276,7 +301,7 @@ def _is_profile_unusable(content: bytes) -> bool:
     return bool(unpacker.unconsumed_tail)
 
 
-def _upright(image: Image.Image, name: str, data: bytes = b"") -> Image.Image:
+def _upright(image: Image.Image, name: str, background: str, data: bytes = b"") -> Image.Image:
     """Turns an image, whose file's bytes are `data`, according to its EXIF; makes it RGB; reduces it if too large.
 
     Below the bound no pixel of an opaque sRGB image changes. A large image is reduced during decoding, as far as its
@@ -284,7 +309,7 @@ def _upright(image: Image.Image, name: str, data: bytes = b"") -> Image.Image:
     """
     if not _is_large(image):
         image.load()
-        return as_shown(image, name)(_turned(image))
+        return as_shown(image, name, background)(_turned(image))
     bands, told, size = None, image, _bounded(image.size)
     if _is_simple_png(image, data):
         bands, told = _png_bands(data, image), Image.open(io.BytesIO(png_of_words(io.BytesIO(data))), formats=["PNG"])
@@ -292,7 +317,7 @@ def _upright(image: Image.Image, name: str, data: bytes = b"") -> Image.Image:
         image.draft(image.mode, size)
     if bands is None:
         image.load()
-    reduced = _reduced(image, as_shown(image, name), bands).resize(size, Image.Resampling.LANCZOS)
+    reduced = _reduced(image, as_shown(image, name, background), bands).resize(size, Image.Resampling.LANCZOS)
     with contextlib.suppress(Exception):  # what stands in a damaged EXIF
         reduced.getexif()[ORIENTATION] = told.getexif().get(ORIENTATION, 1)
     return _turned(reduced)
@@ -406,7 +431,7 @@ def _is_aside(given: InputImage) -> bool:
 def _read_again(given: InputImage) -> InputImage:
     if given.image is not None or given.path is None:
         return given
-    again = open_image(given.path, given.name)
+    again = open_image(given.path, given.name, given.background)
     if again.sha256 != given.sha256:
         raise RequestError("image_changed", hint="image_missing", name=given.name)
     return again

@@ -38,13 +38,16 @@ class InputImage:
     """An input image: RGB pixels, with the name and hash by which a request refers to it.
 
     Equal images have equal pixels, whatever their names. `image` is None if the request was read from a file, which
-    does not contain the image itself.
+    does not contain the image itself. `background` stands behind what was transparent; `notes` say what of the file was
+    not taken.
     """
 
     name: str = field(compare=False)
     sha256: str
     image: Image.Image | None = field(default=None, compare=False, repr=False)
     path: Path | None = field(default=None, compare=False, repr=False)  # where it can be read again
+    background: str = field(default="white", compare=False, repr=False)
+    notes: tuple[Message, ...] = field(default=(), compare=False, repr=False)
 
     def to_dict(self) -> dict[str, str]:
         return {"name": self.name, "sha256": self.sha256}

@@ -77,6 +77,9 @@ class Settings:
     )
     weights: str = setting("weights", "USO_WEIGHTS", "folder for downloads, searched for weight files")
     output: str = setting("output", "USO_OUTPUT", "folder where the page saves its images")
+    background: str = setting(
+        "white", "USO_BACKGROUND", "what stands behind transparent images", ("white", "black", "grey")
+    )
     history_images: int = setting(1000, "USO_HISTORY_IMAGES", "images the page keeps; the oldest go first")
     history_gb: int = setting(10, "USO_HISTORY_GB", "gigabytes the page keeps; the oldest images go first")
     allow_switch: bool = setting(

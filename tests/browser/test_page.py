@@ -132,6 +132,22 @@ def put(page: Page, slot: str, path: Path) -> None:
     expect(block.locator("img")).to_be_visible()
 
 
+def test_a_bad_image_is_told_in_its_slot_by_the_users_name(served: Served, open_page: OpenPage, tmp_path: Path) -> None:
+    (tmp_path / "holiday.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
+    moving = tmp_path / "dance.gif"
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+    frames[0].save(moving, save_all=True, append_images=frames[1:], duration=50)
+    page = open_page(served)
+    slot = page.locator(".block").filter(has=page.get_by_text("Content image", exact=True))
+    slot.locator("input[type=file]").set_input_files(tmp_path / "holiday.heic")
+    toast = page.get_by_test_id("toast-body")
+    expect(toast).to_contain_text("The file holiday.heic is a HEIC photo")
+    expect(slot.locator("img")).to_have_count(0)
+    page.get_by_test_id("toast-close").click()
+    put(page, "Style image 1", moving)
+    expect(toast).to_contain_text("Of the animation dance.gif only the first frame is used.")
+
+
 def test_first_visit_to_first_image_without_touching_settings(fresh: Served, open_page: OpenPage, shot: Shot) -> None:
     page = open_page(fresh)
     expect(status(page)).to_have_text(re.compile("Ready"))

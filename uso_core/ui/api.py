@@ -132,7 +132,9 @@ def _generate(services: Services, known: list[ApiParameter]) -> Callable[..., It
             row = switchable(services.engine, services.settings, named.pop("model"))
             history, visitor = services.stores(request).history, services.visitor(request)
             # Named nowhere: its decoded images would stay as long as it waits.
-            job = services.engine.submit(request_of({**named, "model": row.name}), not keep_nothing, visitor)
+            asked = {**named, "model": row.name}
+            background = services.settings.background
+            job = services.engine.submit(request_of(asked, None, background), not keep_nothing, visitor)
             keep = partial(services.passing.add, owner) if keep_nothing else history.add
             show = partial(services.passing.preview, owner)
             yield from _replies(in_english(follow(job, services.sessions, session, keep)), show)

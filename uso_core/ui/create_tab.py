@@ -55,7 +55,8 @@ def _handler(form: Form, results: Results, services: Services) -> Callable[..., 
         try:
             visitor = services.visitor(request)
             # Named nowhere: its decoded images would stay as long as it waits.
-            job = services.engine.submit(request_of(form.values(given), stores.styles), True, visitor)
+            background = services.settings.background
+            job = services.engine.submit(request_of(form.values(given), stores.styles, background), True, visitor)
             for update in follow(job, services.sessions, session, keep):
                 if update is None:
                     continue

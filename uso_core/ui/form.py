@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Collection
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from uso_core import images
 from uso_core.catalog.examples import AS_CONTENT, ASPECTS, sides, sides_of_content
 from uso_core.catalog.models import Model, get_model
 from uso_core.comfy import ComfyImport
+from uso_core.errors import UsoError
 from uso_core.request import (
     MAX_STRENGTH,
     SCHEDULES,
@@ -28,7 +30,7 @@ from uso_core.storage.styles import StyleStore
 from uso_core.ui import text
 from uso_core.ui.card_grid import data_address
 from uso_core.ui.inputs import ChoiceInput, ImageInput, NumberInput, SliderInput
-from uso_core.ui.language import label, say, say_on_load
+from uso_core.ui.language import label, say, say_on_load, tell
 
 if TYPE_CHECKING:
     from uso_core.ui.services import Services
@@ -141,23 +143,25 @@ class Form:
         return {self[name]: value for name, value in values.items()}
 
 
-def request_of(values: dict[str, Any], stored_styles: StyleStore | None = None) -> GenerationRequest:
+def request_of(
+    values: dict[str, Any], stored_styles: StyleStore | None = None, background: str = "white"
+) -> GenerationRequest:
     """The request described by named values, for the page and the API; images are paths or empty.
 
-    `stored_styles` holds those that values may name. Raises `RequestError` for a value out of range or a file that is
-    not an image, `SettingsError` for an unknown model.
+    `background` stands behind what is transparent, `stored_styles` holds those that values may name. Raises
+    `RequestError` for a value out of range or a file that is not an image, `SettingsError` for an unknown model.
     """
     model = get_model(values["model"])
     given = settled(GenerationRequest, values, model)
     for side in ("width", "height"):
         whole(side, given[side], *model.sides)
-    styles, strengths = chosen_styles(values, stored_styles)
-    given |= {"content": _opened(values["content"]) if values.get("content") else None}
+    styles, strengths = chosen_styles(values, stored_styles, background)
+    given |= {"content": opened(values["content"], background) if values.get("content") else None}
     return GenerationRequest(**given, styles=styles, style_strengths=strengths, model=model.name)
 
 
 def chosen_styles(
-    values: dict[str, Any], stored_styles: StyleStore | None
+    values: dict[str, Any], stored_styles: StyleStore | None, background: str = "white"
 ) -> tuple[tuple[InputImage | StoredStyle, ...], tuple[float, ...]]:
     """The styles in the fields, images first, and their strengths.
 
@@ -166,16 +170,16 @@ def chosen_styles(
     given: list[tuple[InputImage | StoredStyle, float | None]] = []
     for number in range(1, STYLES + 1):
         if path := values.get(f"style_{number}"):
-            given.append((_opened(path), values[f"style_{number}_strength"]))
+            given.append((opened(path, background), values[f"style_{number}_strength"]))
     for number in range(1, STORED + 1):
         if stored_styles is not None and (sha256 := values.get(f"stored_{number}")):
             given.append((stored_styles.get(str(sha256)), values[f"stored_{number}_strength"]))
     return tuple(style for style, _ in given), tuple(1.0 if each is None else each for _, each in given)
 
 
-def _opened(path: str) -> InputImage:
+def opened(path: str, background: str) -> InputImage:
     """An image that was uploaded: its user knows its name, not where it lies here."""
-    return images.open_image(path, Path(path).name)
+    return images.open_image(path, Path(path).name, background)
 
 
 def _path(image: InputImage | StoredStyle | None, paths: dict[str, Path]) -> str | None:
@@ -210,6 +214,7 @@ def build_form(page: gr.Blocks, model: Model, services: Services) -> Form:
     _settings(laid, model)
     form = Form(laid, start, stop, skip, status, stored_row, private, aspect)
     _wire(form, mode, aspect)
+    _wire_slots(form, services.settings.background)
     say_on_load(page, lambda: [text.mode(False, 0, ""), {"text": say("idle"), "percent": 0}], [mode, status])
     _wire_stored(form, places, services)
     return form
@@ -273,6 +278,25 @@ def _wire(form: Form, mode: gr.Markdown, aspect: gr.Dropdown) -> None:
     given = [aspect, form["content"], form["content_size"], form["model"]]
     aspect.input(resize, given, [form["width"], form["height"], form["content_size"]], **QUIET)
     gr.on([form["width"].input, form["height"].input], lambda: CUSTOM, None, aspect, **QUIET)
+
+
+def _wire_slots(form: Form, background: str) -> None:
+    """An image that cannot be read is told when it is put into its slot, and leaves it."""
+
+    def look(path: str | None) -> Any:
+        if not path:
+            return gr.skip()
+        try:
+            notes = opened(path, background).notes
+        except UsoError as error:
+            gr.Warning(escape(tell(error.told), quote=False), duration=None, title=say("please_change"))
+            return None
+        for note in notes:
+            gr.Info(escape(tell(note), quote=False), title="")
+        return gr.skip()
+
+    for name in ("content", *(f"style_{number}" for number in range(1, STYLES + 1))):
+        form[name].input(look, form[name], form[name], **TOLD)
 
 
 def _wire_stored(form: Form, places: list[tuple[gr.Row, gr.HTML]], services: Services) -> None:

@@ -96,7 +96,7 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
         styles = styles_of(request)
         try:
             free = styles.free_name(given[name])
-            asked, thumbnails = _asked(form.values(given), styles)
+            asked, thumbnails = _asked(form.values(given), styles, services.settings.background)
             for event in _encode(services, asked, request):
                 if isinstance(event, StylesReady):
                     small = mosaic(thumbnails)
@@ -139,9 +139,9 @@ def _encode(services: Services, asked: GenerationRequest, request: gr.Request) -
         services.sessions.remove(session, job)
 
 
-def _asked(values: dict[str, Any], styles: StyleStore) -> tuple[GenerationRequest, list[Any]]:
+def _asked(values: dict[str, Any], styles: StyleStore, background: str) -> tuple[GenerationRequest, list[Any]]:
     """A request with only the styles in the slots, and an image to show for each."""
-    used, strengths = chosen_styles(values, styles)
+    used, strengths = chosen_styles(values, styles, background)
     if not used:
         raise RequestError("no_style_images", hint="fill_a_slot")
     small = {entry.sha256: entry.thumbnail for entry in styles.entries()}
