@@ -20,7 +20,8 @@ from PIL import Image
 from torch import nn
 
 from uso_core.model import latents as tokens
-from uso_core.model.pipeline import Conditioning, Denoised, USOPipeline
+from uso_core.model.denoising import Conditioning, Denoised
+from uso_core.model.pipeline import USOPipeline
 from uso_core.request import Sampling
 
 # What is on the device together when whole modules move.

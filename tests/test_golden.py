@@ -76,7 +76,7 @@ def run(request: pytest.FixtureRequest, pipeline: USOPipeline) -> Run:
         case["num_steps"], case["guidance"], seed=case["seed"], content_size=case["content_ref"], output_type="pt",
         callback_on_step_end=keep,
     ).images  # fmt: skip
-    return Run(case, after, pipeline.scheduler.sigmas.cpu(), pixels)
+    return Run(case, after, pipeline.scheduler.sigmas.cpu(), pixels * 2 - 1)
 
 
 def image(name: str) -> Image.Image:

@@ -17,8 +17,9 @@ from uso_core.memory.offload import Offloader
 from uso_core.memory.pinned import PinnedMemory
 from uso_core.memory.streaming import BlockStream
 from uso_core.model.attention import KERNELS, by_speed
+from uso_core.model.denoising import TABLE_STEPS
 from uso_core.model.encoding_cache import Encodings, image_key
-from uso_core.model.pipeline import TABLE_STEPS, USOPipeline
+from uso_core.model.pipeline import USOPipeline
 from uso_core.model.step_cache import LAST, MOST_HITS, WARM_UP, StepCache
 from uso_core.model.transformer import Modulation, USOTransformer2DModel
 from uso_core.request import Sampling

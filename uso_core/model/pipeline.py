@@ -6,8 +6,7 @@ Letters: B batch (always 1), S target tokens, R reference tokens, T text tokens,
 from __future__ import annotations
 
 import itertools
-import unicodedata
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.utils import BaseOutput
 from PIL import Image
+from torch import nn
 from torch.nn.attention import SDPBackend
 from transformers import CLIPTextModel, PreTrainedTokenizerBase, SiglipVisionModel, T5EncoderModel
 from transformers.image_processing_utils import BaseImageProcessor
@@ -28,11 +28,14 @@ from uso_core.images import prepare_content
 from uso_core.model import latents as tokens
 from uso_core.model import preview
 from uso_core.model.attention import sdpa_backends
+from uso_core.model.denoising import Conditioning, Denoised, Pace, Prepared, attention_bias
 from uso_core.model.encoding_cache import Encodings, image_key
+from uso_core.model.hooks import enter, execution_device, is_hooked
 from uso_core.model.step_cache import StepCache
 from uso_core.model.style_projector import StyleProjector
-from uso_core.model.transformer import Fixed, USOTransformer2DModel
-from uso_core.request import MAX_SEED, Sampling, check_prompt, check_strengths, whole
+from uso_core.model.transformer import USOTransformer2DModel
+from uso_core.model.unread import unread
+from uso_core.request import MAX_IMAGES, MAX_SEED, Sampling, check_prompt, check_strengths, whole
 
 
 class ComponentOffloader(Protocol):
@@ -50,88 +53,16 @@ class ComponentOffloader(Protocol):
 
 
 StepCallback = Callable[["USOPipeline", int, torch.Tensor, dict[str, Any]], dict[str, Any] | None]
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """Everything about a request that no step changes, encoded once."""
-
-    text: torch.Tensor  # (1, T, T5 width)
-    pooled: torch.Tensor  # (1, CLIP width)
-    styles: tuple[torch.Tensor, ...]  # each (1, K, D)
-    references: tuple[torch.Tensor, ...]  # each (1, C, H, W), normalised latents
-
-    def is_same(self, other: Conditioning) -> bool:
-        """Whether these are the same tensor objects, as the cache returns them."""
-        mine, theirs = ((each.text, each.pooled, *each.styles, *each.references) for each in (self, other))
-        sorts = (len(self.styles), len(self.references)) == (len(other.styles), len(other.references))
-        return sorts and all(one is another for one, another in zip(mine, theirs, strict=True))
-
-
-TABLE_STEPS = 64  # rows of the adaLN table computed at once: 137 MB at FLUX.1's size in bfloat16
-
-
-@dataclass
-class Prepared:
-    """A request ready for any number of denoisings. The adaLN table is computed a few dozen steps at a time."""
-
-    sampling: Sampling
-    fixed: Fixed
-    pooled: torch.Tensor  # (1, CLIP width)
-    sigmas: torch.Tensor  # (steps + 1,), from 1 to 0, from the scheduler
-    _rows: tuple[tuple[torch.Tensor, ...], ...] = ()  # of the table, by step
-    _first: int = -1
-
-    def rows(self, transformer: USOTransformer2DModel, step: int) -> tuple[torch.Tensor, ...]:
-        """The table's rows of one step, each (1, ...)."""
-        first = step // TABLE_STEPS * TABLE_STEPS
-        if first != self._first:
-            guidance = None
-            if transformer.config.guidance_embeds:
-                guidance = torch.tensor([self.sampling.guidance], device=self.sigmas.device, dtype=torch.float32)
-            levels = self.sigmas[:-1][first : first + TABLE_STEPS]
-            table = transformer.modulation(levels, guidance, self.pooled, self.fixed.text.dtype)
-            self._rows = tuple(zip(*(each.split(1) for each in table), strict=True))
-            self._first = first
-        return self._rows[step - first]
-
-
-@dataclass(frozen=True)
-class Denoised:
-    """One finished step: the packed latents (1, S, 4C) after it, and what predicts the result."""
-
-    latents: torch.Tensor
-    timestep: torch.Tensor  # sigma * 1000
-    _before: torch.Tensor
-    _velocity: torch.Tensor
-
-    @property
-    def denoised(self) -> torch.Tensor:
-        """The packed latents (1, S, 4C) that this step predicts for the end, for a preview."""
-        return self._before - self.timestep / 1000 * self._velocity
-
-
-class Pace:
-    """Keeps the caller at most one step ahead of a GPU, so that timings are true and Stop acts within a step."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._done: torch.cuda.Event | None = None
-        self._watched = device.type == "cuda"
-
-    def keep(self) -> None:
-        """Waits for the end of the step before the one just submitted."""
-        if self._watched:
-            before, self._done = self._done, torch.cuda.Event()
-            self._done.record()
-            if before is not None:
-                before.synchronize()
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 @dataclass
 class USOPipelineOutput(BaseOutput):
-    """`images`: PIL images, or a tensor (B, 3, height, width) in [-1, 1] for "pt", or packed latents for "latent"."""
+    """`images`: PIL images, or values in [0, 1], as an array (B, height, width, 3) for "np" or a tensor
+    (B, 3, height, width) for "pt", or packed latents (B, S, 4C) for "latent".
+    """
 
-    images: list[Image.Image] | torch.Tensor
+    images: list[Image.Image] | np.ndarray | torch.Tensor
 
 
 class USOPipeline(DiffusionPipeline):
@@ -141,6 +72,9 @@ class USOPipeline(DiffusionPipeline):
     for `reference_columns` see `latents.image_ids`.
     """
 
+    # What each request needs comes last: accelerate sends a model away when the next in line is used.
+    model_cpu_offload_seq = "image_encoder->style_projector->text_encoder->text_encoder_2->transformer->vae"
+    _callback_tensor_inputs = ("latents", "denoised")
     offloader: ComponentOffloader | None = None  # brings components to the device; without one they are used in place
     sdpa_backends: Sequence[SDPBackend] | None = None  # for the steps, in order of preference; None: PyTorch chooses
     untiled_pixels: int | None = None  # larger images are decoded in tiles; None: never
@@ -177,13 +111,18 @@ class USOPipeline(DiffusionPipeline):
         self.register_to_config(
             text_tokens=text_tokens, preview_factors=preview_factors, reference_columns=reference_columns
         )
+        for part in image_encoder.modules() if image_encoder is not None else ():
+            if hasattr(part, "use_head"):  # style tokens need no pooling, whose attention no offloading hook can serve
+                part.use_head = False
         self.encodings = Encodings()
         self._prepared: tuple[Conditioning, Prepared] | None = None
+        self._interrupt = False
+        self._guidance_scale, self._num_timesteps = 0.0, 0
 
     @torch.inference_mode()
     def __call__(
         self,
-        prompt: str = "",
+        prompt: str | Sequence[str] = "",
         content_image: Image.Image | None = None,
         style_images: Sequence[Image.Image] = (),
         width: int = 1024,
@@ -200,48 +139,93 @@ class USOPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
-    ) -> USOPipelineOutput | tuple[list[Image.Image] | torch.Tensor]:
-        """Generates one image per generator (several generators: encoded once, denoised one after another).
+        callback_on_step_end_tensor_inputs: Collection[str] = _callback_tensor_inputs,
+        num_images_per_prompt: int = 1,
+        latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        pooled_prompt_embeds: torch.Tensor | None = None,
+    ) -> USOPipelineOutput | tuple[list[Image.Image] | np.ndarray | torch.Tensor]:
+        """Generates the images of one or several prompts, each encoded once, one image after another.
 
         Args:
             prompt: may be empty; with content and style images this keeps the content's layout.
             content_image: the subject, any size; resized to `content_size` pixels on its long side.
             style_images: any number; the model ignores their order.
             width, height: pixels, floored to multiples of 16.
-            generator, seed: give one or neither; noise is drawn on the generator's device.
+            generator, seed: give one or neither; noise is drawn on the generator's device. Image j of a prompt uses
+                seed + j. Several generators: one for each image, or for each image of every prompt.
             schedule: "uso" (the reference's) or "flux"; see `schedule_tokens`.
             content_strength, style_strengths: from 0 (as if absent) through 1 (as trained) to 2; one number per style
                 image, or none.
             fast: skips steps in which little changes (`step_cache.py`); images change slightly.
-            output_type: "pil", "pt" or "latent".
+            output_type: "pil", "np", "pt" or "latent".
             callback_on_step_end: called after each step with (pipeline, step, sigma * 1000, {"latents": packed,
-                "denoised": packed}); may return {"latents": other}; an exception from it ends the call.
+                "denoised": packed}, those in `callback_on_step_end_tensor_inputs`); may return {"latents": other}, or
+                set `pipeline._interrupt` to stop; an exception from it ends the call.
+            latents: packed noise (1 or B, S, 4C) to begin with instead of drawing it.
+            prompt_embeds, pooled_prompt_embeds: both results of `encode_prompt`, (1 or B, T, T5 width) and
+                (1 or B, CLIP width), instead of a prompt.
 
         Raises:
             RequestError: a value is out of range; the message quotes it.
         """
         # 1. Check
-        check_prompt(prompt)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        for each in prompts:
+            check_prompt(each)
         sampling = Sampling(
             width=width, height=height, steps=num_inference_steps, guidance=guidance_scale, schedule=schedule,
             content_strength=content_strength, style_strengths=check_strengths(style_strengths, len(style_images)),
             fast=fast,
         )  # fmt: skip
-        if output_type not in ("pil", "pt", "latent"):
-            raise RequestError("output_type", output_type=output_type)
-        generators = self._generators(generator, seed)
-        # 2. Encode prompt, style images and content image
-        condition = self.encode(prompt, content_image, style_images, content_size)
-        # 3. Prepare what no step changes
-        prepared = self.prepare(condition, sampling)
-        # 4. Denoise from noise, 5. decode
-        results = []
-        for each in generators:
-            packed = self.denoise_all(prepared, each, callback_on_step_end)
-            results.append(packed if output_type == "latent" else self.decode(packed, sampling.width, sampling.height))
-        stacked = torch.cat(results)
-        images = self.to_images(stacked) if output_type == "pil" else stacked
+        if output_type not in OUTPUT_TYPES:
+            raise RequestError("output_type", output_type=output_type, choices=", ".join(OUTPUT_TYPES))
+        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise RequestError("callback_inputs", value=min(unknown), choices=", ".join(self._callback_tensor_inputs))
+        embeds = self._given_embeds(prompt, prompt_embeds, pooled_prompt_embeds)
+        count = len(embeds or prompts)
+        generators = self._generators(generator, seed, count, whole("images", num_images_per_prompt, 1, MAX_IMAGES))
+        if latents is not None and len(latents) not in (1, len(generators)):
+            raise RequestError("latents_count", latents=len(latents), images=len(generators))
+        self._interrupt, self._guidance_scale = False, sampling.guidance
+        self._num_timesteps = sampling.steps
+        results, share = [], len(generators) // count
+        with self.progress_bar(total=sampling.steps * len(generators)) as bar:
+            for number, source in enumerate(generators):
+                if number % share == 0:
+                    # 2. Encode prompt, style images and content image; 3. prepare what no step changes
+                    place = number // share
+                    given = embeds[place] if embeds else None
+                    condition = self.encode("" if given else prompts[place], content_image, style_images,
+                                            content_size, given)  # fmt: skip
+                    prepared = self.prepare(condition, sampling)
+                # 4. Denoise from noise, 5. decode
+                start = None if latents is None else latents[number % len(latents)][None]
+                packed = self.denoise_all(
+                    prepared, source, callback_on_step_end, callback_on_step_end_tensor_inputs, start, bar.update
+                )
+                pixels = output_type != "latent"
+                results.append(self.decode(packed, sampling.width, sampling.height) if pixels else packed)
+                if self._interrupt:
+                    break
+        self.maybe_free_model_hooks()
+        images = self._output(torch.cat(results), output_type)
         return USOPipelineOutput(images=images) if return_dict else (images,)
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback asked to stop: set `_interrupt`."""
+        return self._interrupt
+
+    @property
+    def guidance_scale(self) -> float:
+        """The guidance of the running call, or the last one."""
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        """The steps of the running call, or the last one."""
+        return self._num_timesteps
 
     @torch.inference_mode()
     def encode(
@@ -250,15 +234,20 @@ class USOPipeline(DiffusionPipeline):
         content_image: Image.Image | None = None,
         styles: Sequence[Image.Image | torch.Tensor] = (),
         content_size: int = 512,
+        embeds: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> Conditioning:
-        """Everything that is the same for every step and seed; a tensor among the styles is style tokens (1, K, D)."""
-        text, pooled = self.encodings.get(("text", prompt), lambda: self.encode_prompt(prompt))
+        """Everything that is the same for every step and seed; a tensor among the styles is style tokens (1, K, D).
+
+        `embeds` are the results of `encode_prompt`, if they are known.
+        """
         references: tuple[torch.Tensor, ...] = ()
         if content_image is not None:
             content = prepare_content(content_image, content_size)
             key = ("content", image_key(content))
             references = self.encodings.get(key, lambda: (self.encode_content(content),))
-        return Conditioning(text, pooled, tuple(map(self.style_tokens, styles)), references)
+        encoded = tuple(map(self.style_tokens, styles))
+        text, pooled = embeds or self.encodings.get(("text", prompt), lambda: self.encode_prompt(prompt))
+        return Conditioning(text, pooled, encoded, references)
 
     def style_tokens(self, style: Image.Image | torch.Tensor) -> torch.Tensor:
         """The style tokens (1, K, D) of an image, or the given tokens."""
@@ -266,6 +255,7 @@ class USOPipeline(DiffusionPipeline):
             return style
         return self.encodings.get(("style", image_key(style)), lambda: (self.encode_style(style),))[0]
 
+    @torch.no_grad()
     def encode_prompt(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
         """T5's last hidden state (1, T, T5 width), padding attended, and CLIP's pooled output (1, CLIP width)."""
 
@@ -273,26 +263,14 @@ class USOPipeline(DiffusionPipeline):
             encoded = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
             return encoded.input_ids.to(self.compute_device)
 
-        clip, dtype = self.use("text_encoder"), dtype_of(self.transformer)
+        clip, dtype = self.use("text_encoder"), dtype_of(self.transformer or self.text_encoder_2)
         pooled = clip(ids(self.tokenizer, clip.config.max_position_embeddings)).pooler_output
         text = self.use("text_encoder_2")(ids(self.tokenizer_2, self.config.text_tokens)).last_hidden_state
         return text.to(dtype), pooled.to(dtype)
 
     def unread(self, prompt: str) -> Unread:
-        """What of a prompt T5 does not read: usually nothing.
-
-        Its tokenizer gives one unknown token for what is not in its vocabulary, as other scripts and emoji. Marks of
-        punctuation are not reported. CLIP reads less of a long prompt, but only sums it up.
-        """
-        tokenizer, length = self.tokenizer_2, self.config.text_tokens
-        encoded = tokenizer(prompt, max_length=length, truncation=True, return_offsets_mapping=True)
-        places = encoded.offset_mapping
-        words = []
-        for number, (start, end) in zip(encoded.input_ids, places, strict=True):
-            if number == tokenizer.unk_token_id and any(map(_is_meant, prompt[start:end])):
-                words.append(_word_around(prompt, start, end))
-        rest = prompt[max(end for _, end in places) :].strip() if len(places) == length else ""
-        return Unread(tuple(dict.fromkeys(words)), rest)
+        """What of a prompt T5 does not read: usually nothing. CLIP reads less of a long one, but only sums it up."""
+        return unread(self.tokenizer_2, self.config.text_tokens, prompt)
 
     def encode_style(self, image: Image.Image) -> torch.Tensor:
         """Style tokens of one image, squashed to the vision tower's square: (1, K, D)."""
@@ -342,17 +320,19 @@ class USOPipeline(DiffusionPipeline):
 
     @torch.inference_mode()
     def denoise(
-        self, prepared: Prepared, generator: torch.Generator
+        self, prepared: Prepared, generator: torch.Generator, start: torch.Tensor | None = None
     ) -> Generator[Denoised, torch.Tensor | None, torch.Tensor]:
         """Denoises step by step along the scheduler and returns packed latents (1, S, 4C).
 
-        A value sent after a step replaces its latents. Closing the iterator leaves nothing behind.
+        Begins at `start` (1, S, 4C) if given, else at noise from the generator. A value sent after a step replaces its
+        latents. Closing the iterator leaves nothing behind.
         """
         transformer, sampling = self.use("transformer"), prepared.sampling
         device, dtype, channels = self.compute_device, dtype_of(transformer), transformer.config.in_channels // 4
         self._set_timesteps(sampling)  # another image may have advanced the scheduler
-        noise = tokens.noise(sampling.width, sampling.height, channels, generator)
-        latents = tokens.pack(noise).to(device, dtype)  # (1, S, 4C)
+        if start is None:
+            start = tokens.pack(tokens.noise(sampling.width, sampling.height, channels, generator))
+        latents = start.to(device, dtype)  # (1, S, 4C)
         cache = StepCache(sampling.steps) if sampling.fast else None
         pace = Pace(device)
         attention: Callable[[], Any] = nullcontext
@@ -371,18 +351,29 @@ class USOPipeline(DiffusionPipeline):
         return latents
 
     def denoise_all(
-        self, prepared: Prepared, generator: torch.Generator, callback: StepCallback | None
+        self,
+        prepared: Prepared,
+        generator: torch.Generator,
+        callback: StepCallback | None = None,
+        seen: Collection[str] = _callback_tensor_inputs,
+        start: torch.Tensor | None = None,
+        advance: Callable[[], Any] | None = None,
     ) -> torch.Tensor:
-        """`denoise` to the end, with a callback after each step."""
-        steps, given = self.denoise(prepared, generator), None
+        """`denoise` to the end, or until it is interrupted, with a callback after each step."""
+        steps, given = self.denoise(prepared, generator, start), None
         for number in itertools.count():
             try:
                 step = steps.send(given)
             except StopIteration as end:
                 return end.value
+            if advance is not None:
+                advance()
             if callback is not None:
-                seen = {"latents": step.latents, "denoised": step.denoised}
-                given = (callback(self, number, step.timestep, seen) or {}).get("latents")
+                tensors = {name: getattr(step, name) for name in seen}
+                given = (callback(self, number, step.timestep, tensors) or {}).get("latents")
+                if self._interrupt:
+                    steps.close()
+                    return step.latents if given is None else given
         raise AssertionError("denoising never ends")
 
     def _set_timesteps(self, sampling: Sampling) -> None:
@@ -436,15 +427,24 @@ class USOPipeline(DiffusionPipeline):
 
     @property
     def compute_device(self) -> torch.device:
-        """Where inputs go and noise is drawn.
+        """Where inputs go and noise is drawn, also where hooks of accelerate or diffusers move the weights.
 
         diffusers' own `device` walks through all modules, which takes half a millisecond on a CPU.
         """
-        return self.offloader.device if self.offloader is not None else next(self.transformer.parameters()).device
+        if self.offloader is not None:
+            return self.offloader.device
+        module = self.transformer or next(each for each in self.components.values() if isinstance(each, nn.Module))
+        if is_hooked(module):
+            return execution_device(module) or self._execution_device
+        return next(module.parameters()).device
 
     def use(self, name: str) -> Any:
         """The component of this name, on the compute device."""
-        return self.offloader.use(name) if self.offloader is not None else getattr(self, name)
+        if self.offloader is not None:
+            return self.offloader.use(name)
+        module = getattr(self, name)
+        enter(module)
+        return module
 
     def generator(self, seed: int | None = None) -> torch.Generator:
         """A random generator on the device where noise is drawn; freshly seeded if no seed is given."""
@@ -461,37 +461,53 @@ class USOPipeline(DiffusionPipeline):
         """A thumbnail of packed latents, an eighth of the width and height, made without the decoder."""
         return preview.draw(tokens.unpack(packed, height, width), self.config.preview_factors)
 
+    def _output(self, values: torch.Tensor, kind: str) -> list[Image.Image] | np.ndarray | torch.Tensor:
+        """Pixels (B, 3, height, width) in [-1, 1], or latents, as a caller wants them."""
+        if kind == "latent":
+            return values
+        if kind == "pil":
+            return self.to_images(values)
+        values = values / 2 + 0.5
+        return values if kind == "pt" else values.permute(0, 2, 3, 1).float().cpu().numpy()
+
+    def _given_embeds(
+        self, prompt: object, text: torch.Tensor | None, pooled: torch.Tensor | None
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """An encoded prompt for each of a caller's; raises `RequestError` if its parts do not belong together."""
+        if text is None and pooled is None:
+            return []
+        if text is None or pooled is None or len(text) != len(pooled):
+            raise RequestError("embeds_alone")
+        if prompt:
+            raise RequestError("prompt_and_embeds")
+        return [(one[None], other[None]) for one, other in zip(text, pooled, strict=True)]
+
     def _generators(
-        self, generator: torch.Generator | Sequence[torch.Generator] | None, seed: int | None
+        self,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+        seed: int | None,
+        prompts: int,
+        images: int,
     ) -> list[torch.Generator]:
+        """A generator for each image of each prompt."""
         if generator is not None and seed is not None:
             raise RequestError("generator_and_seed")
         if isinstance(generator, torch.Generator):
-            return [generator]
-        if generator is not None:
-            if not generator:
-                raise RequestError("no_generators")
+            return [generator] * (prompts * images)
+        if generator is None:
+            first = None if seed is None else whole("seed", seed, 0, MAX_SEED - images + 1)
+            return [
+                self.generator(None if first is None else first + number)
+                for _ in range(prompts)
+                for number in range(images)
+            ]
+        if not generator:
+            raise RequestError("no_generators")
+        if len(generator) == prompts * images:
             return list(generator)
-        return [self.generator(None if seed is None else whole("seed", seed, 0, MAX_SEED))]
-
-
-def _is_meant(character: str) -> bool:
-    """Whether a character may mean something: letters, digits and symbols do; punctuation and spaces do not."""
-    return unicodedata.category(character)[0] in "LNS"
-
-
-def _word_around(prompt: str, start: int, end: int) -> str:
-    """The whole word that a part of it stands in, without punctuation around it; a symbol alone."""
-    if any(map(str.isalnum, prompt[start:end])):
-        while start and prompt[start - 1].isalnum():
-            start -= 1
-        while end < len(prompt) and prompt[end].isalnum():
-            end += 1
-    while not _is_meant(prompt[start]):
-        start += 1
-    while not _is_meant(prompt[end - 1]):
-        end -= 1
-    return prompt[start:end]
+        if prompts == images == 1:
+            return list(generator)
+        raise RequestError("generators_count", generators=len(generator), images=prompts * images)
 
 
 def dtype_of(module: torch.nn.Module) -> torch.dtype:
@@ -500,22 +516,3 @@ def dtype_of(module: torch.nn.Module) -> torch.dtype:
     diffusers' own property walks through all modules, which takes half a millisecond on a CPU.
     """
     return next(weight.dtype for weight in module.parameters() if weight.dtype.itemsize > 1)
-
-
-def attention_bias(
-    condition: Conditioning, sampling: Sampling, target_tokens: int, device: torch.device
-) -> torch.Tensor | None:
-    """Logarithms of the strengths for the keys of style and reference tokens: (1, 1, 1, K + T + S + R).
-
-    A strength s multiplies the attention weight of each such key by s before normalising; 0 removes it. Returns
-    None if every strength is 1, so that nothing is added.
-    """
-    styles = sampling.style_strengths or (1.0,) * len(condition.styles)
-    strengths = [(each.shape[1], strength) for each, strength in zip(condition.styles, styles, strict=True)]
-    strengths.append((condition.text.shape[1] + target_tokens, 1.0))
-    for reference in condition.references:
-        strengths.append((reference.shape[-2] * reference.shape[-1] // 4, sampling.content_strength))
-    if all(strength == 1.0 for _, strength in strengths):
-        return None
-    keys = [torch.full((count,), strength, device=device) for count, strength in strengths]
-    return torch.cat(keys).log()[None, None, None]

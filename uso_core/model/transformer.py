@@ -34,12 +34,17 @@ class Modulation(nn.Linear):
 
     def rows(self, condition: torch.Tensor) -> torch.Tensor:
         """(N, D) on any device -> (N, out) there; the weights are brought to that device only for this call."""
-        weight, bias = (each.to(condition.device, non_blocking=True) for each in (self.weight, self.bias))
-        return F.linear(condition, weight, bias)
+        return self(condition, ahead=True)
 
-    def forward(self, row: torch.Tensor) -> torch.Tensor:
-        """The block's row (B, sum of its layers' outputs) -> (B, out)."""
-        return row[:, self.offset : self.offset + self.out_features]
+    def forward(self, row: torch.Tensor, ahead: bool = False) -> torch.Tensor:
+        """The block's row (B, sum of its layers' outputs) -> (B, out); `ahead`, what `rows` computes.
+
+        Both are here since hooks, which bring weights or cast them, act around `forward`.
+        """
+        if not ahead:
+            return row[:, self.offset : self.offset + self.out_features]
+        weight, bias = (each.to(row.device, non_blocking=True) for each in (self.weight, self.bias))
+        return F.linear(row, weight, bias)
 
 
 @dataclass(frozen=True)

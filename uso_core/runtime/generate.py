@@ -18,7 +18,8 @@ from uso_core.catalog.models import Model
 from uso_core.errors import RequestError
 from uso_core.events import Encoding, Event, ImageReady, Skipped, Step, StylesReady
 from uso_core.messages import message
-from uso_core.model.pipeline import Prepared, USOPipeline
+from uso_core.model.denoising import Prepared
+from uso_core.model.pipeline import USOPipeline
 from uso_core.request import GenerationRequest, Result, StoredStyle
 from uso_core.runtime.executors import Wish
 from uso_core.runtime.style_tokens import encoded, fingerprint

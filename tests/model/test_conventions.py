@@ -1,0 +1,194 @@
+"""What users of diffusers expect of any pipeline of theirs, with the embedded model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from tests.model.test_model import SMALL, images, pipeline  # noqa: F401  (fixtures)
+from uso_core.errors import RequestError
+from uso_core.model import latents as tokens
+from uso_core.model.pipeline import USOPipeline
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def saved(pipeline: USOPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    folder = tmp_path_factory.mktemp("saved")
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def loaded(folder: Path) -> USOPipeline:
+    """As a library user loads it."""
+    made = USOPipeline.from_pretrained(folder, local_files_only=True)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.fixture(scope="module")
+def plain(saved: Path) -> USOPipeline:
+    return loaded(saved)
+
+
+@pytest.fixture
+def fresh(saved: Path) -> USOPipeline:
+    """A pipeline of the same weights that a test may hook."""
+    return loaded(saved)
+
+
+@pytest.fixture
+def call(plain: USOPipeline, images: list[Image.Image]) -> Any:  # noqa: F811
+    content, *styles = images
+
+    def run(pipe: USOPipeline = plain, prompt: Any = "a red cat", **options: Any) -> Any:
+        given = {"seed": 5, "content_size": 64, "output_type": "latent", **SMALL, **options}
+        return pipe(prompt, content, styles, **given).images
+
+    return run
+
+
+def test_the_kinds_of_output_hold_the_same_pixels(call: Any) -> None:
+    pil, array, tensor = (call(output_type=kind) for kind in ("pil", "np", "pt"))
+    assert array.shape == (1, 48, 64, 3)
+    assert array.min() >= 0
+    assert array.max() <= 1
+    assert np.abs(tensor.permute(0, 2, 3, 1).numpy() - array).max() == 0
+    assert np.abs(np.asarray(pil[0]) - 255 * array[0]).max() < 2
+
+
+def test_images_per_prompt_use_consecutive_seeds(call: Any) -> None:
+    assert torch.equal(call(num_images_per_prompt=3), torch.cat([call(seed=5 + number) for number in range(3)]))
+
+
+def test_several_prompts_equal_as_many_calls(call: Any) -> None:
+    together = call(prompt=["a red cat", "a blue boat"], num_images_per_prompt=2)
+    assert torch.equal(together, torch.cat([call(prompt=each, num_images_per_prompt=2) for each in
+                                            ("a red cat", "a blue boat")]))  # fmt: skip
+
+
+def test_one_generator_for_all_and_one_for_each(call: Any) -> None:
+    shared = call(seed=None, generator=torch.Generator().manual_seed(5), num_images_per_prompt=2)
+    assert torch.equal(shared[:1], call())
+    assert not torch.equal(shared[0], shared[1])
+    each = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
+    assert torch.equal(call(seed=None, generator=each, num_images_per_prompt=2), call(num_images_per_prompt=2))
+    with pytest.raises(RequestError) as caught:
+        call(seed=None, generator=each, num_images_per_prompt=3)
+    assert caught.value.key == "generators_count"
+
+
+def test_latents_to_begin_with(call: Any) -> None:
+    noise = tokens.pack(tokens.noise(64, 48, 16, torch.Generator().manual_seed(5)))
+    assert torch.equal(call(latents=noise, seed=None), call())
+    two = torch.cat([noise, tokens.pack(tokens.noise(64, 48, 16, torch.Generator().manual_seed(6)))])
+    assert torch.equal(call(latents=two, seed=None, num_images_per_prompt=2), call(num_images_per_prompt=2))
+    with pytest.raises(RequestError) as caught:
+        call(latents=two, num_images_per_prompt=3)
+    assert caught.value.key == "latents_count"
+
+
+def test_prompts_are_encoded_without_the_other_models(call: Any, plain: USOPipeline) -> None:
+    alone = dict.fromkeys(plain.components)
+    names = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
+    encoder = USOPipeline(**alone | {name: plain.components[name] for name in names}, **plain.constants)
+    text, pooled = encoder.encode_prompt("a red cat")
+    rest = dict(plain.components) | dict.fromkeys(names)
+    painter = USOPipeline(**rest, **plain.constants)
+    painter.set_progress_bar_config(disable=True)
+    given = {"prompt_embeds": text, "pooled_prompt_embeds": pooled}
+    assert torch.equal(call(painter, prompt="", **given), call())
+    for wrong, key in (({"prompt": "a cat", **given}, "prompt_and_embeds"),
+                       ({"prompt": "", "prompt_embeds": text}, "embeds_alone")):  # fmt: skip
+        with pytest.raises(RequestError) as caught:
+            call(**wrong)
+        assert caught.value.key == key
+
+
+def test_callbacks_get_the_tensors_they_ask_for_and_may_interrupt(call: Any) -> None:
+    seen = []
+
+    def stop(pipe: USOPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+        seen.append((step, sorted(tensors), pipe.num_timesteps, pipe.guidance_scale))
+        pipe._interrupt = step == 1
+        return {}
+
+    after = call(num_inference_steps=4, callback_on_step_end=stop, callback_on_step_end_tensor_inputs=["latents"],
+                 num_images_per_prompt=2)  # fmt: skip
+    assert seen == [(0, ["latents"], 4, 4.0), (1, ["latents"], 4, 4.0)]
+    assert len(after) == 1
+    assert not torch.equal(after, call(num_inference_steps=4))
+    with pytest.raises(RequestError) as caught:
+        call(callback_on_step_end_tensor_inputs=["velocity"])
+    assert caught.value.key == "callback_inputs"
+
+
+def test_the_bar_counts_every_step(call: Any, fresh: USOPipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    fresh.set_progress_bar_config(disable=False)
+    call(fresh, num_images_per_prompt=2)
+    assert "4/4" in capsys.readouterr().err
+    fresh.set_progress_bar_config(disable=True)
+    call(fresh)
+    assert capsys.readouterr().err == ""
+
+
+def test_offloading_models(call: Any, fresh: USOPipeline) -> None:
+    fresh.enable_model_cpu_offload(device="cpu")
+    brought = []
+    for hook in fresh._all_hooks:
+        module, before = hook.model, hook.hook.pre_forward
+
+        def note(*args: Any, module: nn.Module = module, before: Any = before, **kwargs: Any) -> Any:
+            brought.append(type(module).__name__)
+            return before(*args, **kwargs)
+
+        hook.hook.pre_forward = note
+    assert torch.equal(call(fresh), call())
+    order = list(dict.fromkeys(brought))  # accelerate sends each away when the next one comes
+    assert order.index("T5EncoderModel") < order.index("USOTransformer2DModel")
+    assert set(order) == {type(each).__name__ for each in fresh.components.values() if isinstance(each, nn.Module)}
+    assert torch.equal(call(fresh), call())  # the hooks are set again after each call
+
+
+def test_offloading_every_module(call: Any, fresh: USOPipeline) -> None:
+    """As `enable_sequential_cpu_offload` does, which itself cannot compute on a CPU, for no pipeline."""
+    for each in fresh.components.values():
+        if isinstance(each, nn.Module):
+            accelerate.cpu_offload(each, "cpu")
+    for _ in range(2):
+        assert next(fresh.transformer.parameters()).device.type == "meta"
+        assert torch.equal(call(fresh, output_type="pt"), call(output_type="pt"))
+
+
+@pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
+def test_offloading_groups(kind: str, call: Any, fresh: USOPipeline) -> None:
+    blocks = {"num_blocks_per_group": 1} if kind == "block_level" else {}
+    fresh.transformer.enable_group_offload(CPU, CPU, offload_type=kind, **blocks)
+    fresh.vae.enable_group_offload(CPU, CPU, offload_type="leaf_level")
+    assert torch.equal(call(fresh, output_type="pt"), call(output_type="pt"))
+
+
+def test_layerwise_casting(call: Any, fresh: USOPipeline) -> None:
+    fresh.transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    exact, cast = call(), call(fresh)
+    assert 0 < ((cast - exact).norm() / exact.norm()).item() < 0.3
+
+
+def test_parts_make_another_pipeline(call: Any, plain: USOPipeline) -> None:
+    again = USOPipeline(**plain.components, **plain.constants)
+    again.set_progress_bar_config(disable=True)
+    assert torch.equal(call(again), call())
+
+
+def test_half_precision_runs(call: Any, fresh: USOPipeline) -> None:
+    made = call(fresh.to(dtype=torch.bfloat16), output_type="np")
+    assert np.isfinite(made).all()
+    assert np.abs(made - call(output_type="np")).mean() < 0.1
