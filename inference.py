@@ -31,7 +31,16 @@ from uso_core.storage.files import save_image
 DEFAULTS = {"seed": 3407}  # the reference's default, which differs from a request's own
 TYPES = {"whole": int, "number": float}
 MAX_EVAL_BYTES = 50 * 2**20
-SETTINGS = ("name", "device", "dtype", "offload", "vram_limit", "compile", "weights")  # those with a flag here
+SETTINGS = (
+    "name",
+    "device",
+    "dtype",
+    "offload",
+    "vram_limit",
+    "compile",
+    "weights",
+    "models_dir",
+)  # those with a flag here
 
 
 @dataclass(frozen=True)
@@ -101,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     for task, request in zip(tasks, requests, strict=True):
         engine.check(request)
         _writable(args.save_path, task.stem)
-    notes = [f"{model.title} ({reason})"] if settings.name is None else []
+    notes = [f"{model.title} ({reason})"] if reason.key != "reason_as_asked" else []
     notes += [f"{model.name}: {model.note}"] if model.note else []
     with Bar(notes) as bar:
         for task, request in zip(tasks, requests, strict=True):
