@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from uso_core.catalog.models import DEV, EMBEDDED, EMBEDDED_FILES, MODELS, TOKENIZERS, Model, WeightFile, get_model
-from uso_core.catalog.scan import TOKENIZER_FILES, Found, best, describe, scan
+from uso_core.catalog.models import (
+    DEV,
+    EMBEDDED,
+    EMBEDDED_FILES,
+    MODELS,
+    TOKENIZER_ROLES,
+    TOKENIZERS,
+    Model,
+    WeightFile,
+    get_model,
+)
+from uso_core.catalog.scan import OTHER_LORA, TOKENIZER_FILES, Found, best, describe, scan
 from uso_core.errors import WeightsError
 from uso_core.messages import Message, message
 from uso_core.settings import ROOT, Settings, env_name
@@ -25,6 +35,7 @@ class WeightsReport:
     model: Model
     paths: dict[str, Path]
     missing: dict[str, Message]
+    sides: Mapping[str, int] = field(default_factory=dict)  # what further parts from the model folders must fit
 
     @property
     def complete(self) -> bool:
@@ -71,12 +82,34 @@ def find_weights(model: Model, settings: Settings) -> WeightsReport:
             paths[row.role] = place
         else:
             missing[row.role] = message("missing_tokenizer", role=row.role, repo=row.repo)
-    return WeightsReport(model, paths, missing)
+    return WeightsReport(model, paths, missing, sides)
 
 
 def look(settings: Settings) -> tuple[Found, ...]:
     """Everything of interest in the model folders that the user named."""
     return scan(settings.models_folders, settings.weights_folder / "prepared" / "headers.json")
+
+
+def offers(report: WeightsReport, settings: Settings) -> list[tuple[Found, Message]]:
+    """What the model folders hold for this model or one like it, and whether it is used, or why not."""
+    variables = {row.role: env_name(row.setting) for row in (*report.model.files, *TOKENIZERS)}
+    return [
+        (found, _standing(found, report, variables[found.role])) for found in look(settings) if found.role in variables
+    ]
+
+
+def _standing(found: Found, report: WeightsReport, variable: str) -> Message:
+    if found.problem is not None:
+        return found.problem
+    if report.paths.get(found.role) == found.path:
+        return message("offer_used")
+    if found.kind == OTHER_LORA:
+        return message("offer_other_lora")
+    if not found.fits(report.sides):
+        return message("offer_unfit")
+    if found.role == "transformer" and (found.variant == "schnell") == report.model.guided:
+        return message("offer_other_model", name=_OTHER[report.model.guided])
+    return message("offer_spare") if found.role in TOKENIZER_ROLES else message("offer_variable", variable=variable)
 
 
 def needed_tokenizers(paths: dict[str, Path]) -> Iterator[WeightFile]:
