@@ -30,7 +30,7 @@ from uso_core.catalog.locate import find_weights
 from uso_core.catalog.models import ROLES, TOKENIZER_ROLES, TOKENIZERS, Model, WeightFile, get_model
 from uso_core.errors import DownloadError, SettingsError, UsoError, exit_code
 from uso_core.messages import Bytes
-from uso_core.settings import Parser, Settings, env_name, load_settings
+from uso_core.settings import Parser, Settings, add_arguments, env_name, load_settings
 
 Say = Callable[[str], None]  # shows a sentence or a table to the user
 Progress = Callable[[str, int, int], None]  # current file, bytes present of all, total bytes; raises to stop
@@ -285,7 +285,11 @@ def size_text(count: int) -> str:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="weights/downloader.py", description="Fetches the weights of a model.")
+    parser = Parser(
+        prog="weights/downloader.py",
+        description="Fetches the weights of a model.",
+        epilog="--doctor instead says what is there, what is missing and why, and how the model would lie in memory.",
+    )
     parser.add_argument("--variant", default="flux-dev", metavar="NAME", help="the model (default: flux-dev)")
     parser.add_argument(
         "--only",
@@ -295,6 +299,7 @@ def _parser() -> Parser:
         help=f"only this role, repeatable: {', '.join(ROLES)}, tokenizers",
     )
     parser.add_argument("--weights", metavar="DIR", help="folder to fetch to (default: USO_WEIGHTS, else weights/)")
+    add_arguments(parser, "models_dir")
     parser.add_argument("--verify", action="store_true", help="hash the files that are there, not only their sizes")
     parser.add_argument(
         "--remove-prepared",
@@ -310,7 +315,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
         arguments = _parser().parse_args(argv)
-        settings = load_settings({"weights": arguments.weights})
+        settings = load_settings({"weights": arguments.weights, "models_dir": arguments.models_dir})
         if arguments.remove_prepared:
             remove_fused(settings.weights_folder)
             return 0
