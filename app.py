@@ -20,8 +20,8 @@ from uso_core.storage.files import check_writable
 from uso_core.storage.scratch import Scratch
 
 NAMES = (
-    "name", "device", "dtype", "offload", "vram_limit", "compile", "host", "port", "root_path", "weights", "output",
-    "allow_switch", "allow_download", "mcp", "auth", "allow_host", "share", "shared_history", "log",
+    "name", "device", "dtype", "offload", "vram_limit", "compile", "host", "port", "root_path", "weights", "models_dir",
+    "output", "allow_switch", "allow_download", "mcp", "auth", "allow_host", "share", "shared_history", "log",
     "background",
 )  # fmt: skip
 END_SECONDS = 3.0  # for a running step to end

@@ -39,6 +39,7 @@ SETTINGS = (
     "vram_limit",
     "compile",
     "weights",
+    "models_dir",
     "background",
 )  # those with a flag here
 
@@ -110,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     for task, request in zip(tasks, requests, strict=True):
         engine.check(request)
         _writable(args.save_path, task.stem)
-    notes = [f"{model.title} ({reason})"] if settings.name is None else []
+    notes = [f"{model.title} ({reason})"] if reason.key != "reason_as_asked" else []
     notes += [f"{model.name}: {model.note}"] if model.note else []
     notes += dict.fromkeys(str(note) for request in requests for image in request.input_images for note in image.notes)
     taken: set[Path] = set()

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
+from uso_core.catalog.files import inspect
 from uso_core.loaders.build import transformer_config
-from uso_core.loaders.files import inspect
 
 EPSILON = 1e-6  # of every norm
 TIME_CHANNELS, TIME_SCALE = 256, 1000

@@ -76,6 +76,9 @@ class Settings:
         "", "USO_ROOT_PATH", "path below which a proxy serves the page, like /uso", also=("GRADIO_ROOT_PATH",)
     )
     weights: str = setting("weights", "USO_WEIGHTS", "folder for downloads, searched for weight files")
+    models_dir: str = setting(
+        "", "USO_MODELS_DIR", "folders to search for models, such as ComfyUI's, separated by : (on Windows by ;)"
+    )
     output: str = setting("output", "USO_OUTPUT", "folder where the page saves its images")
     background: str = setting(
         "white", "USO_BACKGROUND", "what stands behind transparent images", ("white", "black", "grey")
@@ -151,6 +154,15 @@ class Settings:
         return ROOT / "weights" if self.weights == "weights" else Path(self.weights).expanduser()
 
     @property
+    def models_folders(self) -> tuple[Path, ...]:
+        """The folders to search for models, as absolute paths; raises `SettingsError` for one that does not exist."""
+        folders = [Path(each.strip()).expanduser() for each in self.models_dir.split(os.pathsep) if each.strip()]
+        for folder in folders:
+            if not folder.is_dir():
+                raise SettingsError("models_dir_missing", variable=env_name("models_dir"), folder=folder)
+        return tuple(folder.absolute() for folder in folders)
+
+    @property
     def is_open(self) -> bool:
         """Whether people beyond this machine can reach the page."""
         return self.share or self.host not in LOOPBACK
@@ -204,7 +216,9 @@ def load_settings(arguments: Mapping[str, Any] | None = None, dotenv: Path | Non
             if text := _unquoted(mapping.get(variable, "")):
                 values[name] = _parse(field, text, f"{variable} in {source}")
                 break
-    values.update({name: value for name, value in (arguments or {}).items() if value is not None})
+    for name, value in (arguments or {}).items():
+        if value is not None:
+            values[name] = os.pathsep.join(value) if isinstance(value, list) else value
     known = {each for field in _fields().values() for each in (field.metadata["env"], *field.metadata["also"])}
     for name, (value, line) in from_file.items():
         if name not in known:
@@ -253,6 +267,9 @@ def add_arguments(parser: argparse.ArgumentParser, *names: str) -> None:
         flag = "--" + name.replace("_", "-")
         if field.type == "bool":
             parser.add_argument(flag, nargs="?", const=True, type=parse_flag, help=field.metadata["help"])
+        elif name == "models_dir":
+            text = f"{field.metadata['help']}; repeatable"
+            parser.add_argument(flag, action="append", metavar="DIR", help=text)
         else:
             kind = _KINDS.get(str(field.type), str)
             parser.add_argument(flag, type=kind, choices=field.metadata["choices"] or None, help=field.metadata["help"])

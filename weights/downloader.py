@@ -1,4 +1,7 @@
-"""Fetches a model's weights: python weights/downloader.py --variant flux-dev [--dry-run]. See `catalog/download.py`."""
+"""Fetches a model's weights: python weights/downloader.py --variant flux-dev [--dry-run]. See `catalog/download.py`.
+
+With --doctor it says what is there, what is missing and what to do instead. See `runtime/doctor.py`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     # A process of its own finds the package from any working directory, which `.env` and relative paths refer to.
     search = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-m", "uso_core.catalog.download", *sys.argv[1:]]
+    arguments = [argument for argument in sys.argv[1:] if argument != "--doctor"]
+    module = "uso_core.catalog.download" if arguments == sys.argv[1:] else "uso_core.runtime.doctor"
+    command = [sys.executable, "-m", module, *arguments]
     environment = {**os.environ, "PYTHONPATH": search}
     if os.name == "posix":
         os.execve(sys.executable, command, environment)  # signals reach it, its exit code is ours

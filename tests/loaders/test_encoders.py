@@ -79,14 +79,6 @@ def test_a_folder_of_another_encoder_is_refused(maker, given):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_a_file_is_not_an_encoder_folder(name):
-    path = GOLDEN / name / "model.safetensors"
-    with pytest.raises(WeightsError, match="is a file; the folder") as failure:
-        ENCODERS[name](path)
-    assert str(path) in failure.value.message
-
-
-@pytest.mark.parametrize("name", ENCODERS)
 @pytest.mark.parametrize("kept", [0, 5, 1000, 0.5])
 def test_a_cut_encoder_is_refused(name, kept, copied):
     folder = copied(name)

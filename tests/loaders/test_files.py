@@ -27,8 +27,8 @@ from tests.loaders.weight_files import (
     vae,
     write,
 )
+from uso_core.catalog.files import inspect
 from uso_core.errors import WeightsError
-from uso_core.loaders.files import inspect
 
 
 @pytest.mark.parametrize("folder", [GOLDEN, EMBEDDED], ids=["golden", "embedded"])

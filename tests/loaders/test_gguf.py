@@ -16,9 +16,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.loaders.weight_files import EMBEDDED, entry, raw, same, transformer
+from uso_core.catalog.files import inspect
 from uso_core.catalog.models import EMBEDDED_FILES, get_model
 from uso_core.errors import WeightsError
-from uso_core.loaders.files import inspect
 from uso_core.loaders.tensors import TensorReader
 from uso_core.runtime.load import assemble
 from uso_core.settings import Settings
@@ -156,7 +156,7 @@ def test_a_type_newer_than_the_library_and_two_tensors_in_one_place(tmp_path):
 
 def test_another_models_file_is_refused_for_what_it_is(tmp_path):
     path = write(tmp_path / "llama.gguf", {"blk.0.attn_q.weight": (np.zeros((4, 32), np.float32), Kind.Q8_0)})
-    with pytest.raises(WeightsError, match=r"not a FLUX transformer: .*first tensor: blk\.0\.attn_q\.weight"):
+    with pytest.raises(WeightsError, match="not a FLUX transformer: .* a language model"):
         transformer(path)
 
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from benchmarks import counts
 from benchmarks.counts import MODES, Counting, Tally, full_counts, full_size
-from tests.memory.test_plan import FLUX
 from uso_core.memory.pinned import PinnedMemory
 from uso_core.memory.planner import HOST_WASTE_PART
 from uso_core.memory.sizes import ENCODER_ACTIVATION_BYTES, Sizes, counts_of
+from uso_core.memory.sizes import FLUX_COUNTS as FLUX
 from uso_core.model.transformer import Modulation
 
 SIZES = Sizes(FLUX)

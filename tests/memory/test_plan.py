@@ -11,29 +11,12 @@ import pytest
 from uso_core.errors import MemoryShortage, exit_code
 from uso_core.memory.plan import ON_DEMAND, STAYS, STREAMS, MemoryPlan
 from uso_core.memory.planner import HOST_WASTE_PART, Machine, PlanOptions, budget_of, plan, reserve
+from uso_core.memory.sizes import FLUX_COUNTS as FLUX
 from uso_core.memory.sizes import GB, Counts, Piece, Sizes
 from uso_core.messages import message, size_text
 from uso_core.settings import ROOT
 
 GIB = 2**30
-# FLUX.1-dev with USO's encoders; test_counts.py checks that these are the parameters of the modules.
-FLUX = Counts(
-    blocks=(Piece(226_492_416, 55_296, 55_808),) * 19 + (Piece(113_246_208, 24_576, 24_832),) * 38,
-    modulation=(56_641_536,) * 38 + (28_320_768,) * 38 + (18_880_512,),
-    ends=45_244_480,
-    t5_blocks=(Piece(150_994_944, 36_864, 41_953_280),) + (Piece(150_994_944, 36_864, 41_951_232),) * 23,
-    t5_rest=131_600_384,
-    clip=123_060_480,
-    siglip_layers=(15_239_504,) * 27,
-    siglip_rest=16_758_992,
-    projector=10_773_120,
-    vae_encoder=34_274_208,
-    vae_decoder=49_545_475,
-    width=3072,
-    largest_matrix=47_185_920,
-    encoder_width=128,
-    decoder_width=256,
-)
 TINY = Counts(
     blocks=(Piece(400_000, 1_500, 2_000),) * 6,
     modulation=(300_000,) * 9,

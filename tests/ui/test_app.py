@@ -44,15 +44,15 @@ class Served:
 
 
 @contextmanager
-def serve(folder: Path, *flags: str, **variables: str) -> Iterator[Served]:
-    """Starts the app with the embedded model in its own folder, waits until it answers, and ends it afterwards.
+def serve(folder: Path, *flags: str, name: str | None = "uso-tiny", **variables: str) -> Iterator[Served]:
+    """Starts the app in its own folder, waits until it answers, and ends it afterwards.
 
-    `flags` are added to its command, `variables` to its environment.
+    `flags` are added to its command, `variables` to its environment; without a `name` it chooses the model itself.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ".env").touch()  # found before anyone else's
     output, log, port = folder / "output", folder / "app.log", free_port()
-    command = [sys.executable, str(ROOT / "app.py"), "--name", "uso-tiny", "--device", "cpu"]
+    command = [sys.executable, str(ROOT / "app.py"), "--device", "cpu", *(["--name", name] if name else [])]
     command += ["--port", str(port), "--output", str(output), *flags]
     environment = {**clean_environment(folder), **variables}
     began = time.monotonic()

@@ -10,12 +10,12 @@ import gradio as gr
 import pytest
 from gradio.context import LocalContext
 
-from tests.memory.test_plan import FLUX
 from uso_core.catalog.locate import choose_model
-from uso_core.catalog.models import EMBEDDED_FILES, MODELS
+from uso_core.catalog.models import EMBEDDED_FILES, MODELS, TOKENIZER_ROLES
 from uso_core.errors import RequestError
 from uso_core.memory.planner import Machine, PlanOptions
 from uso_core.memory.planner import plan as make_plan
+from uso_core.memory.sizes import FLUX_COUNTS as FLUX
 from uso_core.memory.sizes import Sizes
 from uso_core.messages import ENGLISH, languages
 from uso_core.settings import Settings
@@ -66,7 +66,7 @@ def test_the_names_that_scripts_rely_on():
 
 
 def test_every_role_has_a_name():
-    roles = {row.role for model in MODELS.values() for row in model.files} | set(EMBEDDED_FILES)
+    roles = {row.role for model in MODELS.values() for row in model.files} | set(EMBEDDED_FILES) | set(TOKENIZER_ROLES)
     assert {f"role_{role}" for role in roles} == {key for key in languages()[ENGLISH] if key.startswith("role_")}
 
 

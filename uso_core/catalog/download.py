@@ -27,10 +27,10 @@ from filelock import FileLock, Timeout
 from uso_core.catalog import fused_files
 from uso_core.catalog.hub import Hub, HubUnreachable, RemoteFile, Watch
 from uso_core.catalog.locate import find_weights
-from uso_core.catalog.models import ROLES, Model, WeightFile, get_model
+from uso_core.catalog.models import ROLES, TOKENIZER_ROLES, TOKENIZERS, Model, WeightFile, get_model
 from uso_core.errors import DownloadError, SettingsError, UsoError, exit_code
 from uso_core.messages import Bytes
-from uso_core.settings import Parser, Settings, env_name, load_settings
+from uso_core.settings import Parser, Settings, add_arguments, env_name, load_settings
 
 Say = Callable[[str], None]  # shows a sentence or a table to the user
 Progress = Callable[[str, int, int], None]  # current file, bytes present of all, total bytes; raises to stop
@@ -92,7 +92,8 @@ def download(
     if model.folder is not None:
         say(f"{model.name} is included: nothing to download.")
         return
-    roles = [row.role for row in model.files]
+    only = [each for role in only for each in (TOKENIZER_ROLES if role == "tokenizers" else (role,))]
+    roles = [row.role for row in (*model.files, *TOKENIZERS)]
     if unknown := [role for role in only if role not in roles]:
         raise SettingsError("no_such_role", model=model.name, value=unknown[0], choices=", ".join(roles))
     items = survey(model, settings, hub, only, verify, catalog_will_do=dry_run, say=say)
@@ -137,11 +138,13 @@ def survey(
     """
     report, unreachable = find_weights(model, settings), False
     items: list[Item] = []
-    for row in model.files:
-        if only and row.role not in only:
+    wanted = only or (*report.paths, *report.missing)
+    for row in (*model.files, *TOKENIZERS):
+        if row.role not in wanted:
             continue
         target = settings.weights_folder / row.local
-        found, value = report.paths.get(row.role), getattr(settings, row.setting)
+        found = report.paths.get(row.role)
+        value = getattr(settings, row.setting) if row.role not in TOKENIZER_ROLES else None
         if found is not None and found.resolve() != target.resolve():
             items.append(Item(row, f"there: {found}"))
             continue
@@ -282,12 +285,21 @@ def size_text(count: int) -> str:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="weights/downloader.py", description="Fetches the weights of a model.")
+    parser = Parser(
+        prog="weights/downloader.py",
+        description="Fetches the weights of a model.",
+        epilog="--doctor instead says what is there, what is missing and why, and how the model would lie in memory.",
+    )
     parser.add_argument("--variant", default="flux-dev", metavar="NAME", help="the model (default: flux-dev)")
     parser.add_argument(
-        "--only", action="append", default=[], metavar="ROLE", help=f"only this role, repeatable: {', '.join(ROLES)}"
+        "--only",
+        action="append",
+        default=[],
+        metavar="ROLE",
+        help=f"only this role, repeatable: {', '.join(ROLES)}, tokenizers",
     )
     parser.add_argument("--weights", metavar="DIR", help="folder to fetch to (default: USO_WEIGHTS, else weights/)")
+    add_arguments(parser, "models_dir")
     parser.add_argument("--verify", action="store_true", help="hash the files that are there, not only their sizes")
     parser.add_argument(
         "--remove-prepared",
@@ -303,7 +315,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
         arguments = _parser().parse_args(argv)
-        settings = load_settings({"weights": arguments.weights})
+        settings = load_settings({"weights": arguments.weights, "models_dir": arguments.models_dir})
         if arguments.remove_prepared:
             remove_fused(settings.weights_folder)
             return 0

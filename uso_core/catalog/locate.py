@@ -1,13 +1,25 @@
-"""Finds which of a model's weights are on this disk, and so which model is the default. Reads names, not files."""
+"""Finds which of a model's weights are on this disk, and so which model is the default. Reads headers at most."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from uso_core.catalog.models import EMBEDDED, EMBEDDED_FILES, MODELS, Model, WeightFile, get_model
+from uso_core.catalog.models import (
+    DEV,
+    EMBEDDED,
+    EMBEDDED_FILES,
+    MODELS,
+    TOKENIZER_ROLES,
+    TOKENIZERS,
+    Model,
+    WeightFile,
+    get_model,
+)
+from uso_core.catalog.scan import OTHER_LORA, TOKENIZER_FILES, Found, best, describe, scan
 from uso_core.errors import WeightsError
 from uso_core.messages import Message, message
 from uso_core.settings import ROOT, Settings, env_name
@@ -23,6 +35,7 @@ class WeightsReport:
     model: Model
     paths: dict[str, Path]
     missing: dict[str, Message]
+    sides: Mapping[str, int] = field(default_factory=dict)  # what further parts from the model folders must fit
 
     @property
     def complete(self) -> bool:
@@ -40,7 +53,9 @@ class WeightsReport:
 
 
 def find_weights(model: Model, settings: Settings) -> WeightsReport:
-    """Looks for each file of a model: where its variable points, in the weights folder, in the Hugging Face cache."""
+    """Looks for each file of a model: where its variable points, in the model folders, in the weights folder, in the
+    Hugging Face cache. Parts of other widths in the model folders are passed over.
+    """
     paths: dict[str, Path] = {}
     missing: dict[str, Message] = {}
     if model.folder is not None:
@@ -51,19 +66,70 @@ def find_weights(model: Model, settings: Settings) -> WeightsReport:
             else:
                 missing[role] = message("missing_embedded", role=role, path=folder / name)
         return WeightsReport(model, paths, missing)
+    elsewhere = look(settings)
+    sides: dict[str, int] = {}
     for file in model.files:
-        found = _find(file, settings, paths.get("transformer"))
+        found = _find(file, model, settings, paths.get("transformer"), elsewhere, sides)
         if isinstance(found, Path):
             paths[file.role] = found
+            if elsewhere:
+                sides |= next((each.sides for each in describe(found) if each.role == file.role), {})
         else:
             missing[file.role] = found
-    return WeightsReport(model, paths, missing)
+    for row in needed_tokenizers(paths):
+        place = _find_tokenizer(row, settings, elsewhere, sides)
+        if place is not None:
+            paths[row.role] = place
+        else:
+            missing[row.role] = message("missing_tokenizer", role=row.role, repo=row.repo)
+    return WeightsReport(model, paths, missing, sides)
+
+
+def look(settings: Settings) -> tuple[Found, ...]:
+    """Everything of interest in the model folders that the user named."""
+    return scan(settings.models_folders, settings.weights_folder / "prepared" / "headers.json")
+
+
+def offers(report: WeightsReport, settings: Settings) -> list[tuple[Found, Message]]:
+    """What the model folders hold for this model or one like it, and whether it is used, or why not."""
+    variables = {row.role: env_name(row.setting) for row in (*report.model.files, *TOKENIZERS)}
+    return [
+        (found, _standing(found, report, variables[found.role])) for found in look(settings) if found.role in variables
+    ]
+
+
+def _standing(found: Found, report: WeightsReport, variable: str) -> Message:
+    if found.problem is not None:
+        return found.problem
+    if report.paths.get(found.role) == found.path:
+        return message("offer_used")
+    if found.kind == OTHER_LORA:
+        return message("offer_other_lora")
+    if not found.fits(report.sides):
+        return message("offer_unfit")
+    if found.role == "transformer" and (found.variant == "schnell") == report.model.guided:
+        return message("offer_other_model", name=_OTHER[report.model.guided])
+    return message("offer_spare") if found.role in TOKENIZER_ROLES else message("offer_variable", variable=variable)
+
+
+def needed_tokenizers(paths: dict[str, Path]) -> Iterator[WeightFile]:
+    """The tokenizers that encoders need besides their own files: those that are single files, with none beside."""
+    for row in TOKENIZERS:
+        encoder = paths.get(row.role.removesuffix("_tokenizer"))
+        if encoder is not None and encoder.is_file() and not _has_tokenizer(encoder.parent):
+            yield row
 
 
 def choose_model(settings: Settings) -> tuple[Model, Message]:
-    """The model to start with and the reason: the one named, else flux-dev if complete, else the embedded one."""
+    """The model to start with and the reason: the one named, else flux-dev if complete, else the embedded one.
+
+    If a variable points to a transformer of the other sort, with guidance instead of without or the reverse, the model
+    is the one that the file really is.
+    """
     if settings.name:
-        return get_model(settings.name), message("reason_as_asked")
+        return _as_it_is(get_model(settings.name), settings) or (get_model(settings.name), message("reason_as_asked"))
+    if really := _as_it_is(MODELS["flux-dev"], settings):
+        return really
     report = find_weights(MODELS["flux-dev"], settings)
     if report.complete:
         return report.model, message("reason_files_found")
@@ -72,25 +138,55 @@ def choose_model(settings: Settings) -> tuple[Model, Message]:
     return MODELS[EMBEDDED], message("reason_lacks", files=", ".join(report.missing))
 
 
+def _as_it_is(model: Model, settings: Settings) -> tuple[Model, Message] | None:
+    """The other model whose transformer this model's variable points to, and the reason to use that."""
+    file = next((file for file in model.files if file.role == "transformer"), None)
+    value = getattr(settings, file.setting) if file is not None else None
+    path = _existing(value) if value else None
+    if file is None or path is None or not _is_other_sort(path, model):
+        return None
+    other = MODELS["flux-dev" if model.variant == "schnell" else "flux-schnell"]
+    return other, message("reason_really", variable=env_name(file.setting), path=path, name=other.name)
+
+
+def _is_other_sort(path: Path, model: Model) -> bool:
+    """Whether a transformer has no guidance though the model has it, or the reverse; not if it cannot be read."""
+    found = next((each for each in describe(_inside(path, "transformer")) if each.role == "transformer"), None)
+    return found is not None and found.problem is None and (found.variant != "schnell") != model.guided
+
+
 def names_flux_dev(settings: Settings) -> bool:
     """Whether the user pointed at any part of FLUX.1-dev, so that silently using the embedded model would be wrong."""
     return any(getattr(settings, file.setting) for file in MODELS["flux-dev"].files)
 
 
-def _find(file: WeightFile, settings: Settings, transformer: Path | None) -> Path | Message:
+def _find(
+    file: WeightFile,
+    model: Model,
+    settings: Settings,
+    transformer: Path | None,
+    elsewhere: tuple[Found, ...],
+    sides: dict[str, int],
+) -> Path | Message:
     variable, value = env_name(file.setting), getattr(settings, file.setting)
     if value:
         path = _existing(value)
+        if path is not None and file.role == "transformer" and _is_other_sort(path, model):
+            return message("missing_really", role=file.role, variable=variable, path=path, name=_OTHER[model.guided])
         if path is not None:
             return _inside(path, file.role)
         cached = _cached(value, None) if re.fullmatch(r"[\w.-]+/[\w.-]+", value) else None
         if cached:
             return _inside(cached, file.role)
         return message("missing_variable", role=file.role, variable=variable, value=value)
+    if file.role == "transformer" and (mislaid := _under_other_variables(model, settings)):
+        return mislaid
     if transformer is not None and transformer.is_dir() and file.role in FLUX_FOLDERS:
         sibling = transformer.parent / FLUX_FOLDERS[file.role]
         if sibling.is_dir():
             return sibling
+    if chosen := best(elsewhere, file.role, sides, model.variant if file.role == "transformer" else ""):
+        return chosen.path
     single = len(file.patterns) == 1
     local = settings.weights_folder / file.local
     if local.is_file() if single else _holds(local):
@@ -102,6 +198,39 @@ def _find(file: WeightFile, settings: Settings, transformer: Path | None) -> Pat
     if snapshot and file.role not in ONE_FILE and _holds(_inside(snapshot, file.role)):
         return _inside(snapshot, file.role)
     return message("missing_source", role=file.role, variable=variable, repo=file.repo)
+
+
+_OTHER = {True: "flux-schnell", False: "flux-dev"}  # the model without guidance for one with it, and the reverse
+
+
+def _under_other_variables(model: Model, settings: Settings) -> Path | None:
+    """The transformer of this model's sort that a variable of the other sort points to."""
+    for other in MODELS.values():
+        value = getattr(settings, other.files[0].setting) if other.files and other.guided != model.guided else None
+        path = _existing(value) if value else None
+        if path is not None and _is_other_sort(path, other):
+            return _inside(path, "transformer")
+    return None
+
+
+def _find_tokenizer(
+    row: WeightFile, settings: Settings, elsewhere: tuple[Found, ...], sides: dict[str, int]
+) -> Path | None:
+    """A tokenizer in the model folders, in the weights folder, or in the Hugging Face cache, with the encoder or
+    alone.
+    """
+    if chosen := best(elsewhere, row.role, sides):
+        return chosen.path
+    name = {"clip_tokenizer": "tokenizer", "t5_tokenizer": "tokenizer_2"}[row.role]
+    whole = _cached(DEV, None)
+    places = [settings.weights_folder / row.local, settings.weights_folder / "FLUX.1-dev" / name]
+    places += [whole / name] if whole else []
+    places += [cached] if (cached := _cached(row.repo, None)) else []
+    return next((place for place in places if _has_tokenizer(place)), None)
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
 def _existing(value: str) -> Path | None:

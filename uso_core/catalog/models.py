@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from uso_core.errors import SettingsError
 from uso_core.messages import Message, message
 
+TOKENIZER_ROLES = ("clip_tokenizer", "t5_tokenizer")  # needed beside encoders that are single files
 ROLES = ("transformer", "lora", "projector", "vae", "t5", "clip", "siglip")
 
 
@@ -45,6 +46,8 @@ class Model:
     guidance: float = 4.0
     guidances: tuple[float, float] = (0.0, 100.0)  # the range it was trained for; beyond it, it makes noise
     content_size: int = 512
+    guided: bool = True  # whether guidance has an effect
+    variant: str = "dev"  # of FLUX.1
     quantize: str = ""  # "fp8": the transformer's large matrices in one byte per number
     note: Message | None = None
 
@@ -84,13 +87,21 @@ SHARED = (
                ("config.json", "preprocessor_config.json", "model.safetensors"), 3_511_951_568, APACHE),
 )  # fmt: skip
 
+# Small, and not gated. CLIP's and T5's tokenizers are the same for every model that uses these encoders.
+TOKENIZERS = (
+    WeightFile("clip_tokenizer", "clip", "clip-vit-large-patch14", "openai/clip-vit-large-patch14",
+               ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"), 1_500_000, "MIT"),
+    WeightFile("t5_tokenizer", "t5", "t5-v1_1-xxl", "google/t5-v1_1-xxl", ("spiece.model", "*.json"), 800_000, APACHE),
+)  # fmt: skip
+
 MODELS = {
     model.name: model
     for model in (
         Model("flux-dev", "USO on FLUX.1-dev", (FLUX_DEV, *SHARED)),
         Model("flux-dev-fp8", "USO on FLUX.1-dev, fp8", (FLUX_DEV_FP8, *SHARED), quantize="fp8"),
-        Model("flux-schnell", "USO on FLUX.1-schnell", (FLUX_SCHNELL, *SHARED), steps=4),
-        Model("flux-krea-dev", "USO on FLUX.1-Krea-dev", (FLUX_KREA_DEV, *SHARED)),
+        Model("flux-schnell", "USO on FLUX.1-schnell", (FLUX_SCHNELL, *SHARED), steps=4, guidance=0.0,
+              guided=False, variant="schnell", note=message("note_schnell")),
+        Model("flux-krea-dev", "USO on FLUX.1-Krea-dev", (FLUX_KREA_DEV, *SHARED), variant="krea"),
         Model("uso-tiny", "uso-tiny, embedded", folder="uso-tiny", size=128, keeps_height=True,
               sides=(64, 256), steps=16, guidances=(1.0, 7.0), content_size=128, note=message("note_uso_tiny")),
     )

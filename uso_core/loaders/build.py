@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,10 +12,10 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from torch import nn
 
+from uso_core.catalog.files import TRANSFORMERS, VAES, Checkpoint, expect, inspect, inspect_shards
 from uso_core.errors import WeightsError
 from uso_core.loaders import fused_cache, keys
-from uso_core.loaders.convert import fill, finished, match, prefix_of
-from uso_core.loaders.files import Checkpoint, TensorInfo, expect, inspect, role_of
+from uso_core.loaders.convert import fill, finished, match
 from uso_core.loaders.lora import LoRA
 from uso_core.model import latents, preview
 from uso_core.model.style_projector import DEPTHS, StyleProjector
@@ -24,6 +25,8 @@ from uso_core.quantization.matrices import TRANSFORMER_MATRICES
 
 Module = TypeVar("Module", bound=nn.Module)
 
+QUANTO_MAPS = ("quantization_map.json", "quanto_qmap.json")
+VAE_NOTES = {"scaling_factor", "shift_factor", "norm_groups"}
 VAE_SCALE, VAE_SHIFT, VAE_NORM_GROUPS = 0.3611, 0.1159, 32  # FLUX.1's autoencoder
 
 
@@ -37,11 +40,11 @@ def load_transformer(
     should be or the two do not fit each other.
     """
     adapter = LoRA(expect(inspect(lora), "lora")) if lora is not None else None
-    files = _files(path, "transformer", "diffusers transformer")
-    model = empty_transformer(path, files)
+    whole, files = read_headers(path, *TRANSFORMERS)
+    model = empty_transformer(path, whole)
     if fp8:
         use_fp8(model, TRANSFORMER_MATRICES)
-    conversion = match(model, files, () if path.is_dir() else keys.TRANSFORMER, dtype, adapter)
+    conversion = match(model, files, keys.TRANSFORMER if whole.role == "transformer" else (), dtype, adapter)
     if cache is None:
         yield from fill(conversion)
     else:
@@ -51,10 +54,10 @@ def load_transformer(
 
 def load_vae(path: Path, dtype: torch.dtype) -> Generator[float, None, AutoencoderKL]:
     """The VAE in `dtype`, from an original file or a diffusers folder; yields the fraction done."""
-    files = _files(path, "vae", "diffusers vae")
-    model = empty_vae(path, files)
+    whole, files = read_headers(path, *VAES)
+    model = empty_vae(path, whole)
     levels = len(model.config.block_out_channels)
-    yield from fill(match(model, files, () if path.is_dir() else keys.VAE, dtype, levels=levels))
+    yield from fill(match(model, files, keys.VAE if whole.role == "vae" else (), dtype, levels=levels))
     return model
 
 
@@ -70,23 +73,23 @@ def build_vae(path: Path, dtype: torch.dtype) -> AutoencoderKL:
     return finished(load_vae(path, dtype))
 
 
-def empty_transformer(path: Path, files: list[Checkpoint] | None = None) -> USOTransformer2DModel:
+def empty_transformer(path: Path, whole: Checkpoint | None = None) -> USOTransformer2DModel:
     """The transformer described by a file or folder, on the meta device; raises `WeightsError` if there is none."""
-    files = files or _files(path, "transformer", "diffusers transformer")
-    if not path.is_dir():
-        return _empty(lambda: USOTransformer2DModel(**transformer_config(files[0])), path)
+    whole = whole or read_headers(path, *TRANSFORMERS)[0]
+    if not has_config(path):
+        return _empty(lambda: USOTransformer2DModel(**transformer_config(whole)), path)
     config = _config(path)
     model = _empty(lambda: USOTransformer2DModel.from_config(config), path)
     _check_rope(model, path)
     return model
 
 
-def empty_vae(path: Path, files: list[Checkpoint] | None = None) -> AutoencoderKL:
+def empty_vae(path: Path, whole: Checkpoint | None = None) -> AutoencoderKL:
     """Like `empty_transformer`, for the VAE."""
-    files = files or _files(path, "vae", "diffusers vae")
-    if path.is_dir():
+    whole = whole or read_headers(path, *VAES)[0]
+    if has_config(path):
         return _empty(lambda: AutoencoderKL.from_config(_config(path)), path)
-    return _empty(lambda: AutoencoderKL(**vae_config(files[0])), path)
+    return _empty(lambda: AutoencoderKL(**vae_config(whole)), path)
 
 
 def build_projector(path: Path, dtype: torch.dtype) -> StyleProjector:
@@ -148,30 +151,39 @@ def preview_factors(path: Path) -> list[list[float]]:
 
 
 def transformer_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The transformer's configuration, read from an original file's tensors (widths, depths, guidance, RoPE axes)."""
-    prefix = prefix_of(checkpoint)
-    width, channels = checkpoint.shape(f"{prefix}img_in.weight", 2)
-    head = checkpoint.shape(f"{prefix}double_blocks.0.img_attn.norm.query_norm.scale", 1)[0]
+    """The transformer's configuration, read from its tensors in either layout (widths, depths, guidance, RoPE axes)."""
+    named = _names_in(checkpoint, "transformer", keys.TRANSFORMER)
+    double, single = (named(f"{kind}_blocks.0.{leaf}").split(".0.")[0] for kind, leaf in _FIRST.items())
+    width, channels = checkpoint.shape(named("img_in.weight"), 2)
+    head = checkpoint.shape(named("double_blocks.0.img_attn.norm.query_norm.scale"), 1)[0]
     if head % 32 or width % head:  # RoPE needs even axes: head x (1/8, 7/16, 7/16)
         raise WeightsError("head_size", path=checkpoint.path, width=width, head=head)
     return {
         "in_channels": channels,
-        "num_layers": checkpoint.count(rf"{prefix}double_blocks\.(\d+)\."),
-        "num_single_layers": checkpoint.count(rf"{prefix}single_blocks\.(\d+)\."),
+        "num_layers": checkpoint.count(rf"{double}\.(\d+)\."),
+        "num_single_layers": checkpoint.count(rf"{single}\.(\d+)\."),
         "attention_head_dim": head,
         "num_attention_heads": width // head,
-        "joint_attention_dim": checkpoint.shape(f"{prefix}txt_in.weight", 2)[1],
-        "pooled_projection_dim": checkpoint.shape(f"{prefix}vector_in.in_layer.weight", 2)[1],
-        "guidance_embeds": f"{prefix}guidance_in.in_layer.weight" in checkpoint.tensors,
+        "joint_attention_dim": checkpoint.shape(named("txt_in.weight"), 2)[1],
+        "pooled_projection_dim": checkpoint.shape(named("vector_in.in_layer.weight"), 2)[1],
+        "guidance_embeds": named("guidance_in.in_layer.weight") in checkpoint.tensors,
         "axes_dims_rope": (head // 8, head * 7 // 16, head * 7 // 16),
     }
 
 
+_FIRST = {"double": "img_mod.lin.weight", "single": "modulation.lin.weight"}
+
+
 def vae_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The VAE's configuration, read from an original file's tensors; constants from its notes, else FLUX.1's."""
-    levels = checkpoint.count(r"encoder\.down\.(\d+)\.block\.")
-    widths = [checkpoint.shape(f"encoder.down.{level}.block.0.conv2.weight", 4)[0] for level in range(levels)]
+    """The VAE's configuration, read from its tensors in either layout; constants from its notes, else FLUX.1's."""
+    named = _names_in(checkpoint, "vae", keys.VAE)
+    down = named("encoder.down.0.block.0.conv2.weight").split(".0.")[0]
+    levels = checkpoint.count(rf"{re.escape(down)}\.(\d+)\.")
+    first = "block" if checkpoint.role == "vae" else "resnets"
+    widths = [checkpoint.shape(f"{down}.{level}.{first}.0.conv2.weight", 4)[0] for level in range(levels)]
     noted = notes(checkpoint)
+    if noted and not VAE_NOTES & set(noted):
+        raise WeightsError("vae_constants", path=checkpoint.path)
     scale, shift, groups = (
         noted.get(name, default)
         for name, default in (
@@ -195,15 +207,25 @@ def vae_config(checkpoint: Checkpoint) -> dict[str, Any]:
         "down_block_types": ("DownEncoderBlock2D",) * levels,
         "up_block_types": ("UpDecoderBlock2D",) * levels,
         "block_out_channels": tuple(widths),
-        "layers_per_block": checkpoint.count(r"encoder\.down\.0\.block\.(\d+)\."),
+        "layers_per_block": checkpoint.count(rf"{re.escape(down)}\.0\.{first}\.(\d+)\."),
         "latent_channels": checkpoint.shape("decoder.conv_in.weight", 4)[1],
         "norm_num_groups": groups,
-        "mid_block_add_attention": "encoder.mid.attn_1.q.weight" in checkpoint.tensors,
+        "mid_block_add_attention": named("encoder.mid.attn_1.q.weight") in checkpoint.tensors,
         "use_quant_conv": False,
         "use_post_quant_conv": False,
         "scaling_factor": scale,
         "shift_factor": shift,
     }
+
+
+def _names_in(checkpoint: Checkpoint, original: str, table: tuple[keys.Rename, ...]) -> Callable[[str], str]:
+    """Translates an original name to that of the checkpoint's layout; of stacked tensors to the first."""
+
+    def named(name: str) -> str:
+        found = None if checkpoint.role == original else keys.row_of(name, table)
+        return found[0].target_names(found[1], levels=1)[0] if found else name
+
+    return named
 
 
 def notes(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -217,9 +239,14 @@ def notes(checkpoint: Checkpoint) -> dict[str, Any]:
     return noted
 
 
-def _files(path: Path, role: str, folder_role: str) -> list[Checkpoint]:
+def read_headers(path: Path, *roles: str) -> tuple[Checkpoint, list[Checkpoint]]:
+    """What a file, or a folder's files together, hold of one of these roles, and the files to read it from.
+
+    Raises `WeightsError` if it is something else, or cannot be read.
+    """
     if not path.is_dir():
-        return [expect(inspect(path), role)]
+        part = expect(inspect(path), *roles)
+        return part, [part]
     files = sorted(path.glob("*.safetensors"))
     index = next(iter(sorted(path.glob("*.safetensors.index.json"))), None)
     if index is not None:
@@ -228,12 +255,26 @@ def _files(path: Path, role: str, folder_role: str) -> list[Checkpoint]:
         files = [path / name for name in sorted(shards)]
     if not files:
         raise WeightsError("no_safetensors", path=path)
-    checkpoints = [inspect(file) for file in files]
-    names: dict[str, TensorInfo] = {}
-    for checkpoint in checkpoints:
-        names |= checkpoint.tensors
-    expect(Checkpoint(path, role_of(names), names), folder_role)
-    return checkpoints
+    refuse_quantized(path)
+    whole, parts = inspect_shards(path, files)
+    return expect(whole, *roles), parts
+
+
+def refuse_quantized(folder: Path) -> None:
+    """Raises `WeightsError` if a folder's configuration says that its weights are quantized in a way of its own."""
+    if not has_config(folder):
+        return
+    method = _config(folder).get("quantization_config")
+    if method is None and any((folder / name).is_file() for name in QUANTO_MAPS):
+        method = {"quant_method": "optimum-quanto"}
+    if method is not None:
+        name = method.get("quant_method") if isinstance(method, dict) else method
+        raise WeightsError("quantization_foreign", path=folder, quantization=str(name))
+
+
+def has_config(path: Path) -> bool:
+    """Whether this is a folder with a configuration, as diffusers and transformers write it."""
+    return (path / "config.json").is_file()
 
 
 def _plain(name: object) -> bool:
@@ -262,6 +303,8 @@ def _empty(make: Callable[[], Module], path: Path) -> Module:
     try:
         with torch.device("meta"):
             return make()
+    except WeightsError:
+        raise
     except Exception as error:  # whatever a library's constructor raises for a bad configuration
         raise WeightsError("no_model_described", hint="download_again", path=path, reason=error) from None
 

@@ -5,6 +5,7 @@ So no second copy of a model builds up. Loading iterates over the fraction done;
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,21 +14,16 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from uso_core.catalog.files import FP8, FP8_SCALES, MARKS, Checkpoint, misfit
+from uso_core.errors import WeightsError
 from uso_core.loaders import keys
-from uso_core.loaders.files import Checkpoint, misfit
 from uso_core.loaders.lora import LoRA
 from uso_core.loaders.tensors import Layout, TensorReader
 from uso_core.quantization.fp8 import fp8_layers, quantize
 
 Each = TypeVar("Each")
 Filling = Generator[float, None, None]  # fractions done, from 0 to 1
-
-COMFY_PREFIX = "model.diffusion_model."
-FP8 = ("F8_E4M3", "F8_E5M2")
-FP8_SCALES = (".scale_weight", ".weight_scale")  # ComfyUI's older and newer name
-FP8_IGNORED = (".scale_input", ".input_scale")
-
-
+MARKED_FP8 = ("float8_e4m3fn", "float8_e5m2")  # in ComfyUI's marks
 Job = tuple[Checkpoint, str, tuple[str, ...], bool]  # file, name in it, parameters it fills, halves swapped
 
 
@@ -133,19 +129,18 @@ def _match(
     misshapen: list[str] = []
     filled: set[str] = set()
     for file in files:
-        prefix = prefix_of(file)
+        check_marks(file)
         for name, info in file.tensors.items():
-            if not name.startswith(prefix) or _is_scale(name):
+            if name.endswith((*FP8_SCALES, *MARKS)):
                 continue
-            bare = name[len(prefix) :]
-            found = keys.row_of(bare, table) if table else (keys.Rename(bare, (bare,)), {})
+            found = keys.row_of(name, table) if table else (keys.Rename(name, (name,)), {})
             targets = found[0].target_names(found[1], levels) if found else ()
             if not found or any(target not in shapes for target in targets):
-                unknown.append(bare)
+                unknown.append(name)
                 continue
             needed = (sum(shapes[target][0] for target in targets), *shapes[targets[0]][1:])
             if info.shape != needed and info.shape != (*needed, 1, 1):  # 1 x 1 convolutions are linear layers here
-                misshapen.append(f"{bare} is {list(info.shape)}, {list(needed)} is needed")
+                misshapen.append(f"{name} is {list(info.shape)}, {list(needed)} is needed")
             filled.update(targets)
             jobs.append((file, name, targets, found[0].halves_swapped))
     missing = sorted({keys.original_name(name, table, levels) for name in shapes if name not in filled})
@@ -173,10 +168,16 @@ def _scale_of(weight: str) -> str:
     return weight.removesuffix("weight") + "scale"
 
 
-def _is_scale(name: str) -> bool:
-    return name.endswith((*FP8_SCALES, *FP8_IGNORED, "scaled_fp8"))
-
-
-def prefix_of(checkpoint: Checkpoint) -> str:
-    """The prefix of every name in this file: ComfyUI's, or none."""
-    return COMFY_PREFIX if any(name.startswith(COMFY_PREFIX) for name in checkpoint.tensors) else ""
+def check_marks(file: Checkpoint) -> None:
+    """Raises `WeightsError` if ComfyUI's mark beside a matrix names a format other than fp8 with one or more scales."""
+    marks = [name for name in file.tensors if name.endswith(".comfy_quant")]
+    if not marks:
+        return
+    with TensorReader(file) as opened:
+        for name in marks:
+            try:
+                said = json.loads(opened.text(name))["format"]
+            except (ValueError, KeyError, TypeError, RecursionError):
+                said = "?"
+            if said not in MARKED_FP8:
+                raise WeightsError("quantization_foreign", path=file.path, quantization=said)

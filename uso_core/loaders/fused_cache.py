@@ -21,11 +21,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 
+from uso_core.catalog.files import MAX_HEADER_BYTES, inspect
 from uso_core.catalog.fused_files import LOCK, MANIFEST, PART, PREFIX, WEIGHTS
 from uso_core.errors import WeightsError
 from uso_core.loaders.convert import Conversion, Filling, assign
 from uso_core.loaders.convert import fill as fill_in_memory
-from uso_core.loaders.files import MAX_HEADER_BYTES, inspect
 from uso_core.loaders.tensors import DTYPES, TensorWriter
 
 log = logging.getLogger(__name__)

@@ -148,3 +148,16 @@ VAE = (
     *_vae_ends("encoder"),
     *_vae_ends("decoder"),
 )
+
+_T5_BLOCK = "encoder.block.{n}.layer"
+T5_GGUF = _rows(
+    ("token_embd.{p}", "shared.{p}"),
+    ("enc.output_norm.{p}", "encoder.final_layer_norm.{p}"),
+    ("enc.blk.{n}.attn_norm.{p}", f"{_T5_BLOCK}.0.layer_norm.{{p}}"),
+    ("enc.blk.{n}.attn_rel_b.{p}", f"{_T5_BLOCK}.0.SelfAttention.relative_attention_bias.{{p}}"),
+    *((f"enc.blk.{{n}}.attn_{x}.{{p}}", f"{_T5_BLOCK}.0.SelfAttention.{x}.{{p}}") for x in "qkvo"),
+    ("enc.blk.{n}.ffn_norm.{p}", f"{_T5_BLOCK}.1.layer_norm.{{p}}"),
+    ("enc.blk.{n}.ffn_gate.{p}", f"{_T5_BLOCK}.1.DenseReluDense.wi_0.{{p}}"),
+    ("enc.blk.{n}.ffn_up.{p}", f"{_T5_BLOCK}.1.DenseReluDense.wi_1.{{p}}"),
+    ("enc.blk.{n}.ffn_down.{p}", f"{_T5_BLOCK}.1.DenseReluDense.wo.{{p}}"),
+)

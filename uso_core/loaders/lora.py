@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from uso_core.catalog.files import Checkpoint, misfit
 from uso_core.loaders import keys
-from uso_core.loaders.files import Checkpoint, misfit
 from uso_core.loaders.tensors import TensorReader
 
 

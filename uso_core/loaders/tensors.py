@@ -13,9 +13,9 @@ from types import TracebackType
 
 import torch
 
+from uso_core.catalog.files import Checkpoint
 from uso_core.errors import WeightsError
 from uso_core.loaders import gguf
-from uso_core.loaders.files import Checkpoint
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -23,6 +23,7 @@ DTYPES = {
 }  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ALIGNMENT = 64  # bytes, of the first tensor in files that we write
+LONGEST_TEXT = 4096  # bytes of a text kept as a tensor
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # what a file will hold, by name
 
 
@@ -57,6 +58,13 @@ class TensorReader:
             raise WeightsError(
                 "quantization_unreadable", path=self.checkpoint.path, name=name, dtype=info.dtype
             ) from None
+
+    def text(self, name: str) -> str:
+        """A tensor of bytes as the text that it holds; raises ValueError if it is long, or no text."""
+        info = self.checkpoint.tensors[name]
+        if info.dtype != "U8" or info.bytes > LONGEST_TEXT:
+            raise ValueError(name)
+        return self._bytes(info.offset, info.bytes).numpy().tobytes().decode()
 
     def _bytes(self, offset: int, count: int) -> torch.Tensor:
         data = torch.empty(count, dtype=torch.uint8)

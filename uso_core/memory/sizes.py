@@ -123,6 +123,26 @@ def counts_of(parts: Mapping[str, Module]) -> Counts:
     )
 
 
+# FLUX.1-dev with USO's encoders; a test checks that these are the parameters of the modules.
+FLUX_COUNTS = Counts(
+    blocks=(Piece(226_492_416, 55_296, 55_808),) * 19 + (Piece(113_246_208, 24_576, 24_832),) * 38,
+    modulation=(56_641_536,) * 38 + (28_320_768,) * 38 + (18_880_512,),
+    ends=45_244_480,
+    t5_blocks=(Piece(150_994_944, 36_864, 41_953_280),) + (Piece(150_994_944, 36_864, 41_951_232),) * 23,
+    t5_rest=131_600_384,
+    clip=123_060_480,
+    siglip_layers=(15_239_504,) * 27,
+    siglip_rest=16_758_992,
+    projector=10_773_120,
+    vae_encoder=34_274_208,
+    vae_decoder=49_545_475,
+    width=3072,
+    largest_matrix=47_185_920,
+    encoder_width=128,
+    decoder_width=256,
+)
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Bytes of each group in the number format that it is computed in.

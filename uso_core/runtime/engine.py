@@ -224,6 +224,8 @@ class Engine:
         self.check(request)
         name = request.model or self._model.name  # a later choice changes nothing
         request = dataclasses.replace(request, model=name)
+        if not get_model(name).guided:  # the record does not name a guidance that had no effect
+            request = dataclasses.replace(request, guidance=get_model(name).guidance)
         job = Job(Work(images.set_aside(request.with_seed()), previews, styles_only), self, visitor)
         with self._changed:
             if self._closed:

@@ -126,7 +126,7 @@ def read(
     cache = fused_files.folder_in(settings.weights_folder) if large else None
 
     def t5() -> Any:
-        encoder, tokenizer = encoders.build_t5(paths["t5"], dtype)
+        encoder, tokenizer = encoders.build_t5(paths["t5"], dtype, paths.get("t5_tokenizer"))
         if memory.t5_fp8:
             use_fp8(encoder, T5_MATRICES)
         return encoder, tokenizer
@@ -134,7 +134,7 @@ def read(
     readers: dict[str, Callable[[], Generator[float, None, Any]]] = {
         "projector": lambda: _at_once(lambda: build.build_projector(paths["projector"], torch.float32)),
         "vae": lambda: build.load_vae(paths["vae"], dtype),
-        "clip": lambda: _at_once(lambda: encoders.build_clip(paths["clip"], dtype)),
+        "clip": lambda: _at_once(lambda: encoders.build_clip(paths["clip"], dtype, paths.get("clip_tokenizer"))),
         "siglip": lambda: _at_once(lambda: encoders.build_siglip(paths["siglip"], torch.float32)),
         "transformer": lambda: build.load_transformer(paths["transformer"], paths["lora"], dtype, memory.fp8, cache),
         "t5": lambda: _at_once(t5),

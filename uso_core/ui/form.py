@@ -109,7 +109,7 @@ class Form:
             self["width"]: gr.update(value=model.size, minimum=low, maximum=high),
             self["height"]: gr.update(value=model.size, minimum=low, maximum=high),
             self["steps"]: model.steps,
-            self["guidance"]: gr.update(value=model.guidance, **_guidances(model)),
+            self["guidance"]: gr.update(value=model.guidance, interactive=model.guided, **_guidances(model)),
             self["content_size"]: gr.update(value=model.content_size, maximum=high),
         }
 
@@ -240,7 +240,13 @@ def _settings(laid: dict[str, Any], model: Model) -> None:
     with gr.Row():
         laid["steps"] = SliderInput(1, 100, value=model.steps, step=1, label=label("steps"), buttons=[], min_width=140)
         laid["guidance"] = SliderInput(
-            **_guidances(model), value=model.guidance, step=0.1, label=label("guidance"), buttons=[], min_width=140
+            **_guidances(model),
+            value=model.guidance,
+            interactive=model.guided,
+            step=0.1,
+            label=label("guidance"),
+            buttons=[],
+            min_width=140,
         )
     with gr.Accordion(label("more"), open=False):
         with gr.Row():

@@ -10,15 +10,15 @@ from typing import Any
 import gradio as gr
 
 from uso_core.catalog.download import size_text
-from uso_core.catalog.locate import WeightsReport, find_weights
-from uso_core.catalog.models import EMBEDDED_FILES, MODELS, Model, get_model
+from uso_core.catalog.locate import WeightsReport, find_weights, offers
+from uso_core.catalog.models import EMBEDDED_FILES, MODELS, TOKENIZERS, Model, get_model
 from uso_core.errors import UsoError
 from uso_core.settings import ROOT, Settings
 from uso_core.ui import text
 from uso_core.ui.api import licences, switchable
 from uso_core.ui.form import QUIET, TOLD, Form, Updates
 from uso_core.ui.inputs import refusal
-from uso_core.ui.language import label, say, say_on_load
+from uso_core.ui.language import label, say, say_on_load, tell
 from uso_core.ui.services import Services
 
 Entries = list[tuple[str, str]]  # lines of the dropdown, and the models' names
@@ -138,7 +138,7 @@ def _look(services: Services, panel: Panel, name: str, seen: Entries) -> Updates
     shown: Updates = {
         panel.work: text.model_at_work(status.model.title, status.loaded),
         panel.unload: gr.Button(interactive=status.loaded is not None),
-        panel.files: text.files_table(_rows(report, settings), _summary(report)),
+        panel.files: text.files_table(_rows(report, settings), _summary(report)) + _found(report, settings),
         panel.use: gr.Button(say("model_in_use" if at_work else "use_model"), interactive=not at_work),
         panel.command: gr.Code(value=f"python weights/downloader.py --variant {name}", visible=lacks),
         panel.download: gr.Button(title, visible=fetches and lacks, interactive=not busy),
@@ -164,7 +164,9 @@ def _entries(settings: Settings) -> Entries:
 def _rows(report: WeightsReport, settings: Settings) -> list[tuple[str, str, str, bool]]:
     """Each part's name, its location or source, its size, and whether it is there."""
     rows = []
-    for row in report.model.files:
+    for row in (*report.model.files, *TOKENIZERS):
+        if row.role not in (*report.paths, *report.missing):
+            continue
         path = report.paths.get(row.role)
         where = text.origin(row.repo, row.gated) if path is None else _place(path, settings)
         size = row.bytes if path is None else _disk_bytes(path)
@@ -177,9 +179,20 @@ def _rows(report: WeightsReport, settings: Settings) -> list[tuple[str, str, str
     return rows
 
 
+def _found(report: WeightsReport, settings: Settings) -> str:
+    """What the model folders hold besides, for those who may choose."""
+    found = offers(report, settings) if settings.may_switch and settings.models_dir else []
+    rows = [
+        (tell(each.title), _place(each.path, settings), size_text(_disk_bytes(each.path)), tell(standing),
+         standing.key == "offer_used")
+        for each, standing in found
+    ]  # fmt: skip
+    return text.found_table(rows) if rows else ""
+
+
 def _summary(report: WeightsReport) -> str:
     model = report.model
-    lacking = sum(row.bytes for row in model.files if row.role in report.missing)
+    lacking = sum(row.bytes for row in (*model.files, *TOKENIZERS) if row.role in report.missing)
     return text.model_summary(model, licences(model), text.missing_count(report), size_text(lacking), report.complete)
 
 

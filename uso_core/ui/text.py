@@ -189,6 +189,19 @@ def files_table(rows: list[tuple[str, str, str, bool]], summary: str) -> str:
     return f"<p>{escape(summary)}</p><table><thead>{head}</thead><tbody>{cells}</tbody></table>"
 
 
+def found_table(rows: list[tuple[str, str, str, str, bool]]) -> str:
+    """HTML: a row per file in the model folders with what it is, where, its size, and whether it is used."""
+    cells = "".join(
+        f"<tr class='{'there' if used else 'spare'}'><th scope='row'>{escape(what)}</th>"
+        f"<td class='place'>{escape(where)}</td><td class='size'>{escape(size)}</td><td>{escape(standing)}</td></tr>"
+        for what, where, size, standing, used in rows
+    )
+    what, where, size, use = (escape(say(f"column_{name}")) for name in ("part", "where", "size", "use"))
+    head = f"<th scope='col'>{what}</th><th scope='col'>{where}</th><th scope='col' class='size'>{size}</th>"
+    table = f"<table><thead><tr>{head}<th scope='col'>{use}</th></tr></thead><tbody>{cells}</tbody></table>"
+    return f"<details><summary>{escape(say('found_in_folders', count=len(rows)))}</summary>{table}</details>"
+
+
 def download_line(now: Download) -> str:
     """HTML: a download's progress, or how the last one ended."""
     if now.outcome is not None:
