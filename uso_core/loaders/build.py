@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from torch import nn
 from uso_core.catalog.files import TRANSFORMERS, VAES, Checkpoint, expect, inspect, inspect_shards
 from uso_core.errors import WeightsError
 from uso_core.loaders import fused_cache, keys
-from uso_core.loaders.convert import fill, finished, match
+from uso_core.loaders.convert import Conversion, fill, finished, match
 from uso_core.loaders.lora import LoRA
 from uso_core.model import latents, preview
 from uso_core.model.style_projector import DEPTHS, StyleProjector
@@ -31,25 +31,41 @@ VAE_SCALE, VAE_SHIFT, VAE_NORM_GROUPS = 0.3611, 0.1159, 32  # FLUX.1's autoencod
 
 
 def load_transformer(
-    path: Path, lora: Path | None, dtype: torch.dtype, fp8: bool = False, cache: Path | None = None
+    path: Path,
+    lora: Path | None,
+    dtype: torch.dtype,
+    fp8: bool = False,
+    cache: Path | None = None,
+    others: Sequence[tuple[Path, float]] = (),
 ) -> Generator[float, None, USOTransformer2DModel]:
     """The transformer with the LoRA fused in float32, in `dtype`, from an original file or a diffusers folder.
 
-    Yields the fraction done. With `fp8` each of the blocks' matrices is quantized as it is read. With a `cache` folder
-    the result is kept there and used the next time (`fused_cache`). Raises `WeightsError` if a file is not what it
-    should be or the two do not fit each other.
+    Yields the fraction done. `others` are LoRAs beside USO's with their strengths, added in their order. With `fp8`
+    each of the blocks' matrices is quantized as it is read. With a `cache` folder the result is kept there and used the
+    next time (`fused_cache`). Raises `WeightsError` if a file is not what it should be or they do not fit each other.
     """
-    adapter = LoRA(expect(inspect(lora), "lora")) if lora is not None else None
-    whole, files = read_headers(path, *TRANSFORMERS)
-    model = empty_transformer(path, whole)
+    model = empty_transformer(path)
     if fp8:
         use_fp8(model, TRANSFORMER_MATRICES)
-    conversion = match(model, files, keys.TRANSFORMER if whole.role == "transformer" else (), dtype, adapter)
+    conversion = transformer_conversion(model, path, lora, dtype, others)
     if cache is None:
         yield from fill(conversion)
     else:
-        yield from fused_cache.fill(conversion, [file.path for file in files] + ([lora] if lora else []), cache)
+        yield from fused_cache.fill(conversion, cache)
     return model
+
+
+def transformer_conversion(
+    model: USOTransformer2DModel,
+    path: Path,
+    lora: Path | None,
+    dtype: torch.dtype,
+    others: Sequence[tuple[Path, float]] = (),
+) -> Conversion:
+    """How the files become this transformer's weights, with the LoRAs fused."""
+    adapter = LoRA(expect(inspect(lora), "lora")) if lora is not None else None
+    whole, files = read_headers(path, *TRANSFORMERS)
+    return match(model, files, keys.TRANSFORMER if whole.role == "transformer" else (), dtype, adapter, others=others)
 
 
 def load_vae(path: Path, dtype: torch.dtype) -> Generator[float, None, AutoencoderKL]:

@@ -6,9 +6,10 @@ So no second copy of a model builds up. Loading iterates over the fraction done;
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from uso_core.catalog.files import FP8, FP8_SCALES, MARKS, Checkpoint, misfit
 from uso_core.errors import WeightsError
 from uso_core.loaders import keys
 from uso_core.loaders.lora import LoRA
+from uso_core.loaders.other_lora import OtherLoRA
 from uso_core.loaders.tensors import Layout, TensorReader
 from uso_core.quantization.fp8 import fp8_layers, quantize
 
@@ -38,6 +40,7 @@ class Conversion:
     jobs: list[Job]
     dtype: torch.dtype
     lora: LoRA | None
+    others: tuple[OtherLoRA, ...] = ()  # in the order in which they are added
 
     @property
     def quantized(self) -> frozenset[str]:
@@ -52,28 +55,41 @@ class Conversion:
             for name, tensor in self.model.state_dict().items()
         }
 
-    def tensors(self) -> Iterator[tuple[float, str, torch.Tensor]]:
-        """The weights by their names in the model, each read on request, preceded by the fraction done."""
+    def tensors(self, only: Collection[str] | None = None) -> Iterator[tuple[float, str, torch.Tensor]]:
+        """The weights by their names in the model, each read on request, preceded by the fraction done.
+
+        With `only`, no others are read than those parameters and what is stacked with them in the file.
+        """
         shapes = {name: shape for name, (_, shape) in self.layout().items()}
         quantized = self.quantized
+        jobs = [job for job in self.jobs if only is None or not set(only).isdisjoint(job[2])]
         with ExitStack() as stack:
-            files = {job[0].path: job[0] for job in self.jobs}
+            files = {job[0].path: job[0] for job in jobs}
             opened = {path: stack.enter_context(TensorReader(file)) for path, file in files.items()}
-            for done, (file, source, targets, swapped) in enumerate(self.jobs):
-                fraction = done / len(self.jobs)
+            for done, (file, source, targets, swapped) in enumerate(jobs):
                 tensor = _read(opened[file.path], source)
                 if swapped:
                     tensor = torch.cat(tensor.chunk(2)[::-1])
                 parts = tensor.split([shapes[target][0] for target in targets])
                 for target, part in zip(targets, parts, strict=True):
-                    fused = (self.lora.fuse(target, part) if self.lora is not None else part).reshape(shapes[target])
-                    if target in quantized:
-                        data, scale = quantize(fused)
-                        yield fraction, target, data
-                        yield fraction, _scale_of(target), scale
-                    else:
-                        yield fraction, target, fused.to(self.dtype)
-                del tensor, parts, part, fused  # before the next is read
+                    if only is None or target in only:
+                        for name, weight in self._finished(target, part, shapes[target], target in quantized):
+                            yield done / len(jobs), name, weight
+                            del weight
+                del tensor, parts, part  # before the next is read
+
+    def _finished(
+        self, target: str, part: torch.Tensor, shape: tuple[int, ...], quantized: bool
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """A weight as the model holds it: LoRAs added, then quantized or cast."""
+        for lora in (self.lora, *self.others):
+            part = lora.fuse(target, part) if lora is not None else part
+        if quantized:
+            data, scale = quantize(part.reshape(shape))
+            yield target, data
+            yield _scale_of(target), scale
+        else:
+            yield target, part.reshape(shape).to(self.dtype)
 
 
 def match(
@@ -83,16 +99,23 @@ def match(
     dtype: torch.dtype,
     lora: LoRA | None = None,
     levels: int = 0,
+    others: Sequence[tuple[Path, float]] = (),
 ) -> Conversion:
-    """Matches tensors to parameters; raises `WeightsError` unless files, LoRA and model fit exactly.
+    """Matches tensors to parameters; raises `WeightsError` unless files, LoRAs and model fit exactly.
 
-    With an empty table the file uses the model's own names.
+    With an empty table the file uses the model's own names. `others` are LoRAs beside USO's with their strengths.
     """
-    made = {f"{name}.scale" for name in fp8_layers(model)}  # made by quantizing, not read
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in made}
+    shapes = shapes_of(model)
     if lora is not None:
         lora.check(shapes)
-    return Conversion(model, _match(files, table, shapes, levels), dtype, lora)
+    added = tuple(OtherLoRA(path, strength, shapes) for path, strength in others)
+    return Conversion(model, _match(files, table, shapes, levels), dtype, lora, added)
+
+
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shapes of what is read into a model, by name; the scales of fp8 layers are made by quantizing."""
+    made = {f"{name}.scale" for name in fp8_layers(model)}
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in made}
 
 
 def fill(conversion: Conversion) -> Filling:

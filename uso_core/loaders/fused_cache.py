@@ -12,7 +12,6 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,15 +35,15 @@ RESERVE = 2 * 2**30  # bytes left free on the disk for images
 WAIT_SECONDS = 0.5  # between two checks whether the other process is done or the user wants to stop
 
 
-def fill(conversion: Conversion, sources: Sequence[Path], folder: Path) -> Filling:
+def fill(conversion: Conversion, folder: Path) -> Filling:
     """Loads the weights into the empty model from `folder`, writing them there first if missing or outdated.
 
-    `sources` are the files that the conversion reads. The weights are memory-mapped: unused ones cost nothing, and the
+    The weights are memory-mapped: unused ones cost nothing, and the
     system can reclaim the rest. Raises what the conversion raises; trouble with the folder is only logged.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        slot = Slot.of(conversion, sources, folder)
+        slot = Slot.of(conversion, folder)
         if not slot.is_right(conversion):
             with ExitStack() as stack:
                 yield from slot.lock(stack)
@@ -68,14 +67,21 @@ class Slot:
     identity: dict[str, Any]
 
     @classmethod
-    def of(cls, conversion: Conversion, sources: Sequence[Path], folder: Path) -> Slot:
-        """Derives the place from the sources' location, so that a changed source replaces its predecessor."""
-        paths = [source.resolve() for source in sources]
+    def of(cls, conversion: Conversion, folder: Path) -> Slot:
+        """Derives the place from the sources' location, so that a changed source replaces its predecessor.
+
+        With LoRAs beside USO's there is one more place, which the last such list keeps: another replaces it.
+        """
+        files = [*dict.fromkeys(job[0].path for job in conversion.jobs)]
+        files += [conversion.lora.path] if conversion.lora is not None else []
+        paths = [source.resolve() for source in files]
+        others = [{**sources_key(each.path.resolve()), "strength": each.strength} for each in conversion.others]
         kind = "fp8" if conversion.quantized else "plain"
         dtype = str(conversion.dtype).removeprefix("torch.")
         key = hashlib.sha256("\0".join(map(str, paths)).encode()).hexdigest()[:12]
         identity = {"format": FORMAT, "kind": kind, "dtype": dtype, "sources": [sources_key(path) for path in paths]}
-        return cls(folder, f"{PREFIX}{kind}-{dtype}-{key}", identity)
+        identity |= {"loras": others} if others else {}
+        return cls(folder, f"{PREFIX}{kind}-{dtype}-{key}{'-loras' if others else ''}", identity)
 
     @property
     def weights(self) -> Path:
