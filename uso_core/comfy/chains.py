@@ -9,15 +9,21 @@ import re
 from dataclasses import dataclass, field
 
 from uso_core.comfy.formats import file_name
-from uso_core.comfy.graph import Found, Graph, Node
+from uso_core.comfy.graph import OF_CHOICES, Found, Graph, Node
+from uso_core.comfy.loras import LoRA, is_uso, loras_of
 from uso_core.comfy.nodes import (
+    CACHES,
+    DRAWS,
     ENCODERS,
     IMAGE_LOADERS,
+    LATENTS,
     LONG_SIDE,
-    LORAS,
     OTHER_SCALERS,
-    USO_LORA_NAMES,
+    PLAIN_LATENT,
+    SIZED,
+    SIZES,
 )
+from uso_core.comfy.prompt_text import has_weights, unescaped
 from uso_core.comfy.schedule import nearest_schedule
 from uso_core.comfy.values import Values, as_number, label
 from uso_core.messages import message
@@ -33,16 +39,21 @@ from uso_core.request import (
 )
 
 KEPT_LONG_SIDE = 1024  # of a result that keeps the content image's shape
-PROMPT_WEIGHT = re.compile(r"\([^()]{1,200}:\d?\.?\d{1,4}\)")  # (word:1.2)
+IMAGE_FILE = re.compile(r".+\.(png|jpe?g|webp|gif|bmp|tiff?|avif)(\s*\[\w+\])?", re.IGNORECASE)
+CHOICES = re.compile(r"\{[^{}]*\|[^{}]*\}")
 FILE_INPUTS = ("image", "filename", "file", "image_path", "path", "url")
 Place = tuple[Node, str]  # an input of a node
 
 
 @dataclass
 class ImageSource:
-    """An input image as the graph names it, and what scales it, nearest to the file first."""
+    """An input image as the graph names it, and what scales it, nearest to the file first.
+
+    `sha256` is "" unless our own export noted it.
+    """
 
     name: str | None = None
+    sha256: str = ""
     scalers: list[Node] = field(default_factory=list)
 
 
@@ -63,7 +74,8 @@ class Reader(Values):
             for name in ("seed", "noise_seed"):
                 if node is not None and self.has(node, name):
                     self.keep_whole("seed", node, name, 0, MAX_SEED)
-        if self.word(sampler, "add_noise") == "disable" or (noise is not None and noise.kind == "DisableNoise"):
+        silent = noise is not None and noise.kind == "DisableNoise"
+        if silent or self.graph.value(sampler, "add_noise") in ("disable", False):
             self.note("no_noise")
         self._read_steps(sampler)
         select = self.node(sampler, "sampler")
@@ -115,9 +127,11 @@ class Reader(Values):
                 method = method or self.word(here, "reference_latents_method")
             elif here.kind == "ConditioningZeroOut":
                 self.note("prompt_blanked")
-            elif not self._read_prompt(here, self.graph.onward(found, "CONDITIONING") is None):
+            elif here.kind in ENCODERS or self.graph.onward(found, "CONDITIONING") is None:
+                self._read_prompt(found)
+            else:
                 self.note("node_ignored", node=label(here))
-        if "guidance" not in self.found:
+        if "guidance" not in self.found and "guidance" not in self.told:
             self.note("no_guidance")
         self._read_content(references)
         if "content" in self.found and not (method and ("uso" in method or "uxo" in method)):
@@ -127,37 +141,55 @@ class Reader(Values):
         value = self.number(node, "guidance", "guidance", 0, MAX_GUIDANCE)
         return None if value is None else float(value)
 
-    def _read_prompt(self, node: Node, last: bool) -> bool:
-        """Takes the prompt from a text encoder; False if the node is not one."""
-        name = ENCODERS.get(node.kind)
-        if name is None and last:
-            name = next((name for name in ("text", "t5xxl", "prompt", "positive") if self.has(node, name)), None)
+    def _read_prompt(self, found: Found) -> None:
+        """Takes the prompt from a text encoder; names any other node that a prompt may come from."""
+        here = found.node
+        name = ENCODERS.get(here.kind, {}).get(found.slot)
         if name is None:
-            return False
-        value = self.graph.value(node, name)
-        if node.kind == "CLIPTextEncodeFlux":
-            self.keep("guidance", self._guidance(node))
-            clip = self.graph.value(node, "clip_l")
-            if value == "" and isinstance(clip, str):
-                value = clip
-            elif isinstance(clip, str) and clip.strip() and clip != value:
-                self.note("clip_prompt")
+            self.note("prompt_computed", ("prompt",), node=label(here))
+            return
+        value = self.graph.value(here, name, prompt=True)
+        if here.kind == "CLIPTextEncodeFlux":
+            self.keep("guidance", self._guidance(here))
+            value = self._of_both(value, self.graph.value(here, "clip_l", prompt=True))
         if isinstance(value, Found):
-            self.note("prompt_computed", node=label(value.node))
+            key = "prompt_choices" if value.slot == OF_CHOICES else "prompt_computed"
+            self.note(key, ("prompt",), node=label(value.node))
         elif isinstance(value, str):
-            if len(value) > MAX_PROMPT_CHARACTERS:
-                self.note("prompt_cut", most=MAX_PROMPT_CHARACTERS)
-            if PROMPT_WEIGHT.search(value[:MAX_PROMPT_CHARACTERS]):
-                self.note("prompt_weights")
-            self.keep("prompt", _whole_characters(value[:MAX_PROMPT_CHARACTERS]))
-        return True
+            if value != self.graph.value(here, name):
+                self.note("prompt_rewritten")
+            self._keep_prompt(value)
+            draws = self.node(here, name) or here
+            if draws.kind in DRAWS:
+                self.note("prompt_drawn", node=label(draws))
+
+    def _of_both(self, value: object, clip: object) -> object:
+        """The prompt of an encoder with a text for each of T5 and CLIP."""
+        if value == "" and clip is not None:
+            return clip
+        if (isinstance(clip, Found) and clip != value) or (isinstance(clip, str) and clip.strip() and clip != value):
+            self.note("clip_prompt")
+        return value
+
+    def _keep_prompt(self, text: str) -> None:
+        if len(text) > MAX_PROMPT_CHARACTERS:
+            self.note("prompt_cut", most=MAX_PROMPT_CHARACTERS)
+        text = text[:MAX_PROMPT_CHARACTERS]
+        if has_weights(text):
+            self.note("prompt_weights")
+        if CHOICES.search(text):
+            self.note("prompt_braces")
+        if "embedding:" in text:
+            self.note("prompt_embedding")
+        self.keep("prompt", _whole_characters(unescaped(text)))
 
     def read_negative(self, node: Node, name: str) -> None:
         for found in self.graph.chain(node, name, "CONDITIONING"):
             here = found.node
             if here.kind == "ConditioningZeroOut":
                 return
-            texts = (self.graph.value(here, text) for text in ("text", "t5xxl", "clip_l", "prompt"))
+            names = ("text", "t5xxl", "clip_l", "prompt", "negative", "populated_text")
+            texts = (self.graph.value(here, text) for text in names)
             if any(isinstance(text, Found) or (isinstance(text, str) and text.strip()) for text in texts):
                 self.note("negative_prompt")
                 return
@@ -175,6 +207,7 @@ class Reader(Values):
                     self.note("one_content", name=image.name)
                     break
                 self.keep("content", image.name)
+                self.keep("content_sha256", image.sha256)
                 self._read_content_size(image)
 
     def _read_content_size(self, image: ImageSource) -> None:
@@ -214,72 +247,112 @@ class Reader(Values):
             elif here.kind not in IMAGE_LOADERS and self.graph.onward(found, "IMAGE") is not None:
                 self.note("image_node_ignored", node=label(here), what=message(f"what_{what}"))
             else:
-                values = (self.graph.value(here, file) for file in FILE_INPUTS)
-                image.name = next((file_name(value) for value in values if isinstance(value, str)), None)
+                self._name(image, here)
                 if image.name is None:
                     self.note("image_unnamed", what=message(f"what_{what}"), node=label(here))
                 return image
         return None
 
+    def _name(self, image: ImageSource, node: Node) -> None:
+        texts = [value for name in FILE_INPUTS if isinstance(value := self.graph.value(node, name), str)]
+        if node.kind not in IMAGE_LOADERS:  # another class's text may be a folder, or what to look for
+            texts = [text for text in texts if IMAGE_FILE.fullmatch(text[-4096:].strip())]
+        image.name = next((name for text in texts if (name := file_name(text)) is not None), None)
+        if node.hash is not None and image.name is not None and file_name(node.hash[0]) == image.name:
+            image.sha256 = node.hash[1]
+
     # --- model: styles, other people's LoRAs, caches
 
     def read_model(self, node: Node, name: str) -> None:
-        styles: list[str] = []
-        uso_lora = False
+        styles: list[ImageSource] = []
+        loras: list[LoRA] = []
         for found in self.graph.chain(node, name, "MODEL"):
             here = found.node
+            given = [*self._loras(here), *self._stacked(here)]
+            loras += given
             if here.kind == "USOStyleReference":
                 style = self._style(here)
                 styles[:0] = [style] if style else []  # walked backwards: the style next to the loader is the first
-            elif here.kind in LORAS:
-                uso_lora |= self._is_uso_lora(here)
-            elif here.kind != "ModelSamplingFlux" and self.graph.onward(found, "MODEL") is not None:
-                self.note("node_ignored_here", node=label(here))
-        if not uso_lora:
-            self.note("no_uso_lora")
+            elif here.kind in CACHES:
+                self.keep("fast", True)
+                self.note("fast", node=label(here), fast=message("fast"))
+            elif not given and here.kind != "ModelSamplingFlux" and self.graph.onward(found, "MODEL") is not None:
+                self.note("lora_unnamed" if "lora" in here.kind.lower() else "node_ignored_here", node=label(here))
+        self._keep_loras(loras)
         if len(styles) > MAX_STYLES:
             self.note("too_many_styles", count=len(styles), most=MAX_STYLES)
-        self.found["styles"] = tuple(styles[:MAX_STYLES])
+        self.found["styles"] = tuple(style.name for style in styles[:MAX_STYLES])
+        self.found["styles_sha256"] = tuple(style.sha256 for style in styles[:MAX_STYLES])
 
-    def _style(self, node: Node) -> str | None:
+    def _style(self, node: Node) -> ImageSource | None:
         for found in self.graph.chain(node, "clip_vision_output", "CLIP_VISION_OUTPUT"):
             if "image" in found.node.links:
                 image = self.image(found.node, "image", "style_image")
                 if image is not None and self.word(found.node, "crop") == "center":
                     self.note("style_crop")
-                return image.name if image else None
+                return image if image is not None and image.name is not None else None
         return None
 
-    def _is_uso_lora(self, node: Node) -> bool:
-        name = self.word(node, "lora_name")
-        strength = self.number(node, "strength_model", "lora_strength", -100, 100)
-        if not any(part in name.lower() for part in USO_LORA_NAMES):
-            if strength != 0:
-                self.note("lora_ignored", name=name) if name else self.note("lora_unnamed")
-            return False
-        if strength not in (None, 1):
-            self.note("lora_strength", strength=strength)
-        return True
+    def _loras(self, node: Node) -> list[LoRA]:
+        """The LoRAs in a node's own inputs; those whose name or strength is computed are told."""
+        values = {name: self.graph.value(node, name) for name in [*node.values, *(set(node.links) - set(node.values))]}
+        for name, value in values.items():
+            if isinstance(value, Found) and "lora" in name.lower() and node.types.get(name) != "LORA_STACK":
+                self.note("computed", what=message("what_lora"), node=label(value.node))
+        return list(loras_of(values))
+
+    def _stacked(self, node: Node) -> list[LoRA]:
+        name = next((name for name in ("lora_stack", "optional_lora_stack") if name in node.links), None)
+        found = self.graph.chain(node, name, "LORA_STACK") if name else ()
+        return [lora for each in found for lora in self._loras(each.node)]
+
+    def _keep_loras(self, loras: list[LoRA]) -> None:
+        own = [lora for lora in loras if is_uso(lora.name)]
+        others = [lora._replace(name=file_name(lora.name) or lora.name[:80]) for lora in loras if not is_uso(lora.name)]
+        if not own:
+            self.note("no_uso_lora")
+        for lora in own:
+            if lora.strength not in (None, 1):
+                self.note("lora_strength", strength=lora.strength)
+        for lora in others:
+            key = "lora_ignored" if lora.strength is not None else "lora_ignored_unknown"
+            strength = {} if lora.strength is None else {"strength": lora.strength}
+            self.note(key, name=lora.name, **strength)
+        self.found["loras"] = tuple(reversed(others))  # walked backwards
 
     # --- latent: size and batch
 
     def read_latent(self, sampler: Node) -> None:
-        name = "latent_image" if "latent_image" in sampler.links else "latent"
+        name = next((name for name in LATENTS if name in sampler.links), LATENTS[0])
         for found in self.graph.chain(sampler, name, "LATENT"):
             here = found.node
             self._read_batch(here)
-            if self.has(here, "width") and self.has(here, "height"):
-                sized = self.node(here, "width")
-                if sized is not None and "imagesize" in sized.kind.lower() and "image" in sized.links:
-                    self._follow(self.image(sized, "image", "size_image"))
-                else:
-                    self._read_size(here)
+            names = next((names for names in SIZES if self._is_sized(here, names)), None)
+            if names is not None:
+                image = self._measured(here, *names)
+                self._follow(image) if image is not None else self._read_size(here, *names)
                 return
             if "pixels" in here.links:
                 self._follow(self.image(here, "pixels", "size_image"))
                 return
-            if here.kind != "RepeatLatentBatch":
+            if self.graph.onward(found, "LATENT") is None:
+                self.note("size_computed", ("size",), node=label(here))
+            elif here.kind != "RepeatLatentBatch":
                 self.note("node_ignored", node=label(here))
+
+    def _is_sized(self, node: Node, names: tuple[str, str]) -> bool:
+        known = node.kind in SIZED or {*node.values, *node.links} <= PLAIN_LATENT
+        return known and all(self.has(node, name) for name in names)
+
+    def _measured(self, node: Node, width: str, height: str) -> ImageSource | None:
+        """The image whose size a latent takes, if a node measures both its sides for it."""
+        sides = [self.graph.feed(node, side) for side in (width, height)]
+        if None in sides or sides[0].node is not sides[1].node or sides[0].slot >= sides[1].slot:  # type: ignore[union-attr]
+            return None
+        measures = sides[0].node  # type: ignore[union-attr]
+        if "imagesize" not in measures.kind.lower() or "image" not in measures.links:
+            return None
+        return self.image(measures, "image", "size_image") or ImageSource()
 
     def _read_batch(self, node: Node) -> None:
         name = "amount" if node.kind == "RepeatLatentBatch" else "batch_size"
@@ -289,19 +362,19 @@ class Reader(Values):
                 count = self.found["images"]
                 self.note("batch", count=count)
 
-    def _read_size(self, node: Node) -> None:
-        for side in ("width", "height"):
-            self.keep_whole(side, node, side, SIZE_MULTIPLE, MAX_SIDE)
+    def _read_size(self, node: Node, width: str, height: str) -> None:
+        self.keep_whole("width", node, width, SIZE_MULTIPLE, MAX_SIDE)
+        self.keep_whole("height", node, height, SIZE_MULTIPLE, MAX_SIDE)
 
     def _follow(self, image: ImageSource | None) -> None:
         """Makes the size follow an image: by number if it is scaled to one, else by shape if it is the content."""
         last = image.scalers[-1] if image is not None and image.scalers else None
         if last is not None and last.kind == "ImageScale" and self.graph.value(last, "width"):
-            self._read_size(last)
+            self._read_size(last, "width", "height")
             return
         name = image.name if image is not None else None
         if name is None or name != self.found.get("content"):
-            self.note("size_of_image", name=name) if name else self.note("size_of_other")
+            self.note("size_of_image", ("size",), name=name) if name else self.note("size_of_other", ("size",))
             return
         self.found["keep_size"] = True
         size: float | None = None
@@ -328,6 +401,20 @@ class Reader(Values):
         if schedule is None:
             self.note("shift")
         self.keep("schedule", schedule)
+
+    # --- what is missing
+
+    def note_gaps(self) -> None:
+        """Names what the form needs and the workflow did not give, and the nodes that could not be read."""
+        for node in self.graph.missed.values():
+            self.note("values_unread", node=label(node))
+        for node in self.graph.broadcasts:
+            self.note("broadcast", node=label(node))
+        if self.found.get("keep_size") or "size" in self.told:
+            self.told |= {"width", "height"}
+        for field in ("prompt", "seed", "steps", "width", "height"):
+            if field not in self.found and field not in self.told:
+                self.note("missing", (field,), what=message(f"what_{field}"))
 
 
 def _whole_characters(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from uso_core.comfy.graph import Found, Graph, Node
@@ -18,14 +19,17 @@ class Values:
         self.graph = graph
         self.found: dict[str, Any] = {}
         self.notes: list[Message] = []
+        self.told: set[str] = set()  # fields that a note explains
 
-    def note(self, key: str, **values: object) -> None:
+    def note(self, key: str, about: Iterable[str] = (), **values: object) -> None:
+        """Adds a sentence; `about` names the fields that it explains why they are not filled in."""
+        self.told.update(about)
         said = message(f"note_{key}", **values)
         if said not in self.notes and len(self.notes) < MAX_NOTES:
             self.notes.append(said)
 
     def has(self, node: Node, name: str) -> bool:
-        return name in node.values or name in node.links
+        return name in node.links or self.graph.own(node, name) is not None
 
     def node(self, node: Node, name: str) -> Node | None:
         found = self.graph.feed(node, name)
@@ -35,12 +39,16 @@ class Values:
         """An input's value in [low, high]; None if it says nothing, with a note on `what` for any other value."""
         value = self.graph.value(node, name)
         if isinstance(value, Found):
-            self.note("computed", what=message(f"what_{what}"), node=label(value.node))
+            self.note("computed", (what,), what=message(f"what_{what}"), node=label(value.node))
             return None
         result = as_number(value)
         if result is None or low <= result <= high:
             return result
-        self.note("range", what=message(f"what_{what}"), value=_shown(result), low=_shown(low), high=_shown(high))
+        if what == "seed" and result < 0:
+            self.note("seed_drawn", (what,), node=label(node))
+            return None
+        shown = {"value": _shown(result), "low": _shown(low), "high": _shown(high)}
+        self.note("range", (what,), what=message(f"what_{what}"), **shown)
         return None
 
     def keep(self, name: str, value: object) -> None:
