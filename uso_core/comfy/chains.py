@@ -63,6 +63,7 @@ class Reader(Values):
     def __init__(self, graph: Graph) -> None:
         super().__init__(graph)
         self._sigmas_model: Place | None = None
+        self._asked: list[Node] = []  # nodes whose values matter
 
     # --- sampling: seed, steps, and everything beyond Euler from pure noise
 
@@ -70,9 +71,10 @@ class Reader(Values):
         """Returns the sources of the model, the positive and the negative conditioning."""
         guide = self.node(sampler, "guider") or sampler
         noise = self.node(sampler, "noise")
-        for node in (sampler, noise):
+        for node in filter(None, (sampler, noise)):
+            self._asked.append(node)
             for name in ("seed", "noise_seed"):
-                if node is not None and self.has(node, name):
+                if self.has(node, name):
                     self.keep_whole("seed", node, name, 0, MAX_SEED)
         silent = noise is not None and noise.kind == "DisableNoise"
         if silent or self.graph.value(sampler, "add_noise") in ("disable", False):
@@ -92,6 +94,7 @@ class Reader(Values):
     def _read_steps(self, sampler: Node) -> None:
         nodes = [found.node for found in self.graph.chain(sampler, "sigmas", "SIGMAS")]
         for node in [sampler, *nodes]:
+            self._asked.append(node)
             if self.has(node, "steps"):
                 self.keep_whole("steps", node, "steps", 1, MAX_STEPS)
                 self._note_steps(node)
@@ -120,6 +123,7 @@ class Reader(Values):
         for found in self.graph.chain(node, name, "CONDITIONING"):
             here = found.node
             if here.kind == "FluxGuidance":
+                self._asked.append(here)
                 self.keep("guidance", self._guidance(here))
             elif here.kind == "ReferenceLatent":
                 references.insert(0, here)
@@ -148,6 +152,7 @@ class Reader(Values):
         if name is None:
             self.note("prompt_computed", ("prompt",), node=label(here))
             return
+        self._asked.append(here)
         value = self.graph.value(here, name, prompt=True)
         if here.kind == "CLIPTextEncodeFlux":
             self.keep("guidance", self._guidance(here))
@@ -327,6 +332,8 @@ class Reader(Values):
         for found in self.graph.chain(sampler, name, "LATENT"):
             here = found.node
             self._read_batch(here)
+            if here.kind in SIZED:
+                self._asked.append(here)
             names = next((names for names in SIZES if self._is_sized(here, names)), None)
             if names is not None:
                 image = self._measured(here, *names)
@@ -406,8 +413,9 @@ class Reader(Values):
 
     def note_gaps(self) -> None:
         """Names what the form needs and the workflow did not give, and the nodes that could not be read."""
-        for node in self.graph.missed.values():
-            self.note("values_unread", node=label(node))
+        for node in (*self._asked, *self.graph.missed.values()):
+            if node.unread:
+                self.note("values_unread", node=label(node))
         for node in self.graph.broadcasts:
             self.note("broadcast", node=label(node))
         if self.found.get("keep_size") or "size" in self.told:

@@ -65,7 +65,7 @@ class Graph:
     """Nodes by key, and how to follow their links. The keys are those of ComfyUI's own prompt: "57:44".
 
     With `canvas` the texts are those of the frontend's fields, which it may still rewrite. `broadcasts` are nodes whose
-    targets the file does not tell, `missed` those asked for a value that could not be matched.
+    targets the file does not tell, `missed` subgraphs' nodes asked for a value that could not be matched.
     """
 
     def __init__(self, canvas: bool = False) -> None:
@@ -89,8 +89,8 @@ class Graph:
             raise RequestError("workflow_tangled", hint="workflow")
 
     def own(self, node: Node, name: str) -> object:
-        """The value of a node's own widget; None, with a word in `missed`, if the file does not tell."""
-        if name not in node.values and node.unread:
+        """The value of a node's own widget; None if it says nothing."""
+        if name not in node.values and node.unread and node.exits is not None:
             self.missed[node.key] = node
         return node.values.get(name)
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from uso_core.comfy.values import as_number
+
 # The names under which USO's own LoRA is published (bytedance-research/USO, Comfy-Org/USO_1.0_Repackaged) and kept.
 USO_NAMES = frozenset({"uso flux1 dit lora", "uso dit lora", "dit lora", "uso lora", "uso"})
 OTHERS_FOLDERS = frozenset({"uno", "umo", "dreamo"})  # UNO's LoRA is called dit_lora too
@@ -87,4 +89,5 @@ def _strength(values: Mapping[str, object], number: str, simple: bool) -> float 
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    number = as_number(value)
+    return float(number) if number is not None else None
