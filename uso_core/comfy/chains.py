@@ -41,6 +41,7 @@ from uso_core.request import (
 KEPT_LONG_SIDE = 1024  # of a result that keeps the content image's shape
 IMAGE_FILE = re.compile(r".+\.(png|jpe?g|webp|gif|bmp|tiff?|avif)(\s*\[\w+\])?", re.IGNORECASE)
 CHOICES = re.compile(r"\{[^{}]*\|[^{}]*\}")
+LORA_STACKS = ("lora_stack", "optional_lora_stack")
 FILE_INPUTS = ("image", "filename", "file", "image_path", "path", "url")
 Place = tuple[Node, str]  # an input of a node
 
@@ -111,8 +112,9 @@ class Reader(Values):
         denoise = self.number(node, "denoise", "denoise", 0, 1)
         if denoise is not None and denoise < 1:
             self.note("denoise", denoise=denoise)
+        part = self.number(node, "steps_to_run", "step", -1, 1e9)
         start, end = (self.number(node, name, "step", 0, 1e9) for name in ("start_at_step", "end_at_step"))
-        if start or (end is not None and end < self.found.get("steps", 0)):
+        if start or part not in (None, -1) or (end is not None and end < self.found.get("steps", 0)):
             self.note("some_steps")
 
     # --- conditioning: prompt, guidance, content
@@ -281,13 +283,19 @@ class Reader(Values):
             elif here.kind in CACHES:
                 self.keep("fast", True)
                 self.note("fast", node=label(here), fast=message("fast"))
-            elif not given and here.kind != "ModelSamplingFlux" and self.graph.onward(found, "MODEL") is not None:
-                self.note("lora_unnamed" if "lora" in here.kind.lower() else "node_ignored_here", node=label(here))
+            elif not given and here.kind != "ModelSamplingFlux" and here.links:  # a loader has none
+                self._ignore(here, self.graph.onward(found, "MODEL"))
         self._keep_loras(loras)
         if len(styles) > MAX_STYLES:
             self.note("too_many_styles", count=len(styles), most=MAX_STYLES)
         self.found["styles"] = tuple(style.name for style in styles[:MAX_STYLES])
         self.found["styles_sha256"] = tuple(style.sha256 for style in styles[:MAX_STYLES])
+
+    def _ignore(self, node: Node, onward: str | None) -> None:
+        if "lora" in node.kind.lower():
+            self.note("lora_unnamed", node=label(node))
+        else:
+            self.note("node_ignored_here" if onward else "chain_ends", node=label(node))
 
     def _style(self, node: Node) -> ImageSource | None:
         for found in self.graph.chain(node, "clip_vision_output", "CLIP_VISION_OUTPUT"):
@@ -296,18 +304,20 @@ class Reader(Values):
                 if image is not None and self.word(found.node, "crop") == "center":
                     self.note("style_crop")
                 return image if image is not None and image.name is not None else None
+            if self.graph.onward(found, "CLIP_VISION_OUTPUT") is None:
+                self.note("image_unnamed", what=message("what_style_image"), node=label(found.node))
         return None
 
     def _loras(self, node: Node) -> list[LoRA]:
         """The LoRAs in a node's own inputs; those whose name or strength is computed are told."""
         values = {name: self.graph.value(node, name) for name in [*node.values, *(set(node.links) - set(node.values))]}
         for name, value in values.items():
-            if isinstance(value, Found) and "lora" in name.lower() and node.types.get(name) != "LORA_STACK":
+            if isinstance(value, Found) and "lora" in name.lower() and name not in LORA_STACKS:
                 self.note("computed", what=message("what_lora"), node=label(value.node))
         return list(loras_of(values))
 
     def _stacked(self, node: Node) -> list[LoRA]:
-        name = next((name for name in ("lora_stack", "optional_lora_stack") if name in node.links), None)
+        name = next((name for name in LORA_STACKS if name in node.links), None)
         found = self.graph.chain(node, name, "LORA_STACK") if name else ()
         return [lora for each in found for lora in self._loras(each.node)]
 

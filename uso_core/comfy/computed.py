@@ -38,6 +38,7 @@ HELD = {  # class: the input that each output repeats
     "easy float": ("value",),
     "easy string": ("value",),
     "easy boolean": ("value",),
+    "easy seed": ("seed",),
     "easy positive": ("positive",),
     "easy negative": ("negative",),
     "Primitive string [Crystools]": ("string",),
@@ -104,8 +105,18 @@ def _joined(parts: list[str], delimiter: str) -> Results:
     return (delimiter.join(parts),)
 
 
-def _concatenate(first: str, second: str) -> Callable[[Inputs], Results]:
-    return lambda inputs: _joined([_text(inputs, first), _text(inputs, second)], _text(inputs, "delimiter", ""))
+def _concatenate(first: str, second: str, delimiter: str = "delimiter") -> Callable[[Inputs], Results]:
+    return lambda inputs: _joined([_text(inputs, first), _text(inputs, second)], _text(inputs, delimiter, ""))
+
+
+def _was_concatenate(inputs: Inputs) -> Results:
+    """WAS: texts that are there, cleaned if asked for."""
+    delimiter, clean = _text(inputs, "delimiter", ", "), inputs("clean_whitespace")
+    if clean not in ("true", "false", True, False):
+        raise UnknownResult
+    texts = [_text(inputs, name, "") for name in ("text_a", "text_b", "text_c", "text_d")]
+    texts = [text.strip() if clean in ("true", True) else text for text in texts]
+    return _joined([text for text in texts if text], "\n" if delimiter == "\\n" else delimiter)
 
 
 def _replaced(text: str, find: str, replace: str) -> Results:
@@ -179,6 +190,9 @@ def _drawn(inputs: Inputs) -> Results:
 COMPUTED: dict[str, Callable[[Inputs], Results]] = {
     "StringConcatenate": _concatenate("string_a", "string_b"),
     "JoinStrings": _concatenate("string1", "string2"),
+    "CR Text Concatenate": _concatenate("text1", "text2", "separator"),
+    "easy promptConcat": _concatenate("prompt1", "prompt2", "separator"),
+    "Text Concatenate": _was_concatenate,
     "StringReplace": _replace,
     "StringSubstring": _substring,
     "StringTrim": _trim,

@@ -46,7 +46,7 @@ def workflow_in_exif(values: Iterable[object]) -> str | None:
 def graphs(text: str | bytes) -> Iterator[Graph]:
     """The graphs in a workflow's text, likeliest first: what ran before what stood on the canvas.
 
-    Reads also what ComfyUI's /prompt takes and /history gives. Raises `RequestError` if the text is too large or holds
+    Reads also what ComfyUI's /prompt takes and /history gives, of several runs the last. Raises `RequestError` if the text is too large or holds
     no workflow.
     """
     if len(text) > MAX_TEXT_CHARACTERS:
@@ -58,7 +58,9 @@ def graphs(text: str | bytes) -> Iterator[Graph]:
     some = False
     for found in _workflows(data, 0):
         some = True
-        yield _Frontend(found).graph if isinstance(found.get("nodes"), list) else _api(found)
+        graph = _Frontend(found).graph if isinstance(found.get("nodes"), list) else _api(found)
+        graph.runs = sum(isinstance(each, dict) and "prompt" in each for each in _dict(data).values())
+        yield graph
     if not some:
         raise RequestError("no_workflow", hint="workflow")
 
@@ -82,9 +84,10 @@ def _workflows(data: object, depth: int) -> Iterator[dict[str, Any]]:
             data = _loaded(data)
         except ValueError:
             return
-    if isinstance(data, list):  # an entry of the history: [number, id, prompt, extra data, outputs]
-        for part in data[-1:] if data and isinstance(data[-1], list) else data[:MAX_RUNS]:
-            yield from _workflows(part, depth + 1) if isinstance(part, dict | list) else ()
+    if isinstance(data, list):  # a run as the queue and the history tell it, or several of them
+        whole = [part for part in data if isinstance(part, dict)]
+        for part in whole or [part for part in reversed(data) if isinstance(part, list)][:MAX_RUNS]:
+            yield from _workflows(part, depth + 1)
     if not isinstance(data, dict):
         return
     if isinstance(data.get("nodes"), list) or any(map(_is_api_node, data.values())):

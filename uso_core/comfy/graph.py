@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from uso_core.comfy.computed import NEVER_DYNAMIC, UnknownResult, results_of
-from uso_core.comfy.nodes import GET_NODES, ONWARD, PASS_THROUGH, SET_NODES, SWITCHES
+from uso_core.comfy.nodes import CONTEXT, CONTEXTS, GET_NODES, ONWARD, PASS_THROUGH, SET_NODES, SWITCHES
 from uso_core.comfy.prompt_text import as_sent
 from uso_core.errors import RequestError
 
@@ -65,11 +65,12 @@ class Graph:
     """Nodes by key, and how to follow their links. The keys are those of ComfyUI's own prompt: "57:44".
 
     With `canvas` the texts are those of the frontend's fields, which it may still rewrite. `broadcasts` are nodes whose
-    targets the file does not tell, `missed` subgraphs' nodes asked for a value that could not be matched.
+    targets the file does not tell, `runs` how many the file holds if it is a history, `missed` subgraphs' nodes asked for a value that could not be matched.
     """
 
     def __init__(self, canvas: bool = False) -> None:
         self.canvas = canvas
+        self.runs = 0
         self.nodes: dict[str, Node] = {}
         self.broadcasts: list[Node] = []
         self.missed: dict[str, Node] = {}
@@ -120,6 +121,9 @@ class Graph:
                 origin = self._setters().get(str(source.values.get("name")))
             elif source.kind in PASS_THROUGH and source.links:
                 origin = next(iter(source.links.values()), None)
+            elif source.kind in CONTEXTS and 0 < origin.slot < len(CONTEXT):
+                own, base = source.links.get(CONTEXT[origin.slot]), source.links.get(CONTEXT[0])
+                origin = own or (Origin(base.key, origin.slot) if base is not None and base.slot == 0 else None)
             elif source.kind in SWITCHES and origin.slot == 0 and (branch := self._branch(source)) is not None:
                 if branch not in source.links:
                     return Found(source, OF_HOST, self.own(source, branch))

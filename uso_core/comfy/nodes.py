@@ -186,6 +186,8 @@ PASS_THROUGH = frozenset({
     "Reroute", "Reroute (rgthree)", "ReroutePrimitive|pysssss", "SetNode", "easy setNode", "ShowText|pysssss",
     "easy showAnything", "PreviewAny",
 })  # fmt: skip
+CONTEXTS = frozenset({"Context (rgthree)", "Context Big (rgthree)"})  # bundle inputs; each output repeats its input
+CONTEXT = ("base_ctx", "model", "clip", "vae", "positive", "negative", "latent", "images", "seed")  # by output
 GET_NODES, SET_NODES = ("GetNode", "easy getNode"), ("SetNode", "easy setNode")  # a link by name, without a wire
 BROADCASTS = frozenset({"Anything Everywhere", "Anything Everywhere3", "Prompts Everywhere"})  # to inputs left open
 PICKY_BROADCASTS = frozenset({"Anything Everywhere?", "Seed Everywhere", "GlobalSeed //Inspire"})  # by a pattern

@@ -62,6 +62,8 @@ def import_workflow(text: str | bytes) -> ComfyImport:
 def _read(graph: Graph) -> ComfyImport:
     reader = Reader(graph)
     sampler, after, several = _choose(graph)
+    if graph.runs > 1:
+        reader.note("several_runs", count=graph.runs)
     if several:
         reader.note("several_images")
     first = _first_pass(graph, sampler)
@@ -146,6 +148,8 @@ def _refines(graph: Graph, sampler: Node) -> bool:
     if graph.value(sampler, "add_noise") in ("disable", False):
         return True
     sigmas = list(graph.chain(sampler, "sigmas", "SIGMAS"))
+    if not sigmas and not sampler.unread and not {*sampler.values, *sampler.links} & {"steps", "sigmas"}:
+        return True  # a sampler that goes on where another stopped
     if any(found.node.kind.startswith("SplitSigmas") and found.slot == 1 for found in sigmas):
         return True
     values = [graph.value(node, "denoise") for node in (sampler, *(found.node for found in sigmas))]

@@ -44,8 +44,8 @@ class Values:
         result = as_number(value)
         if result is None or low <= result <= high:
             return result
-        if what == "seed" and result < 0:
-            self.note("seed_drawn", (what,), node=label(node))
+        if what == "seed" and -3 <= result < 0:  # rgthree's words for random, one more, one less
+            self.note("seed_drawn", (what,), node=label(self.node(node, name) or node))
             return None
         shown = {"value": _shown(result), "low": _shown(low), "high": _shown(high)}
         self.note("range", (what,), what=message(f"what_{what}"), **shown)
