@@ -1,36 +1,27 @@
-"""Reads the chains behind a sampler one after the other: sampling, conditioning, model, latent, images.
+"""Reads the chains behind a sampler one after the other: sampling, conditioning, model, latent.
 
 Whatever has no counterpart here becomes a note of one sentence.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, field
-
-from uso_core.comfy.formats import file_name
-from uso_core.comfy.graph import OF_CHOICES, Found, Graph, Node
+from uso_core.comfy.conditioning import Conditioning
+from uso_core.comfy.graph import Found, Graph, Node
+from uso_core.comfy.image_names import file_name
 from uso_core.comfy.loras import LoRA, is_uso, loras_of
 from uso_core.comfy.nodes import (
     CACHES,
-    DRAWS,
-    ENCODERS,
-    IMAGE_LOADERS,
     LATENTS,
-    LONG_SIDE,
-    OTHER_SCALERS,
     PLAIN_LATENT,
     SIZED,
     SIZES,
 )
-from uso_core.comfy.prompt_text import has_weights, unescaped
 from uso_core.comfy.schedule import nearest_schedule
-from uso_core.comfy.values import Values, as_number, label
+from uso_core.comfy.sources import ImageSource
+from uso_core.comfy.values import as_number, label
 from uso_core.messages import message
 from uso_core.request import (
-    MAX_GUIDANCE,
     MAX_IMAGES,
-    MAX_PROMPT_CHARACTERS,
     MAX_SEED,
     MAX_SIDE,
     MAX_STEPS,
@@ -39,32 +30,16 @@ from uso_core.request import (
 )
 
 KEPT_LONG_SIDE = 1024  # of a result that keeps the content image's shape
-IMAGE_FILE = re.compile(r".+\.(png|jpe?g|webp|gif|bmp|tiff?|avif)(\s*\[\w+\])?", re.IGNORECASE)
-CHOICES = re.compile(r"\{[^{}]*\|[^{}]*\}")
 LORA_STACKS = ("lora_stack", "optional_lora_stack")
-FILE_INPUTS = ("image", "filename", "file", "image_path", "path", "url")
 Place = tuple[Node, str]  # an input of a node
 
 
-@dataclass
-class ImageSource:
-    """An input image as the graph names it, and what scales it, nearest to the file first.
-
-    `sha256` is "" unless our own export noted it.
-    """
-
-    name: str | None = None
-    sha256: str = ""
-    scalers: list[Node] = field(default_factory=list)
-
-
-class Reader(Values):
+class Reader(Conditioning):
     """Reads the chains into `found` and `notes`; conditioning before the latent, whose size may depend on it."""
 
     def __init__(self, graph: Graph) -> None:
         super().__init__(graph)
         self._sigmas_model: Place | None = None
-        self._asked: list[Node] = []  # nodes whose values matter
 
     # --- sampling: seed, steps, and everything beyond Euler from pure noise
 
@@ -73,7 +48,7 @@ class Reader(Values):
         guide = self.node(sampler, "guider") or sampler
         noise = self.node(sampler, "noise")
         for node in filter(None, (sampler, noise)):
-            self._asked.append(node)
+            self.asked.append(node)
             for name in ("seed", "noise_seed"):
                 if self.has(node, name):
                     self.keep_whole("seed", node, name, 0, MAX_SEED)
@@ -95,7 +70,7 @@ class Reader(Values):
     def _read_steps(self, sampler: Node) -> None:
         nodes = [found.node for found in self.graph.chain(sampler, "sigmas", "SIGMAS")]
         for node in [sampler, *nodes]:
-            self._asked.append(node)
+            self.asked.append(node)
             if self.has(node, "steps"):
                 self.keep_whole("steps", node, "steps", 1, MAX_STEPS)
                 self._note_steps(node)
@@ -117,157 +92,6 @@ class Reader(Values):
         if start or part not in (None, -1) or (end is not None and end < self.found.get("steps", 0)):
             self.note("some_steps")
 
-    # --- conditioning: prompt, guidance, content
-
-    def read_positive(self, node: Node, name: str) -> None:
-        references: list[Node] = []
-        method: str | None = None
-        for found in self.graph.chain(node, name, "CONDITIONING"):
-            here = found.node
-            if here.kind == "FluxGuidance":
-                self._asked.append(here)
-                self.keep("guidance", self._guidance(here))
-            elif here.kind == "ReferenceLatent":
-                references.insert(0, here)
-            elif here.kind == "FluxKontextMultiReferenceLatentMethod":
-                method = method or self.word(here, "reference_latents_method")
-            elif here.kind == "ConditioningZeroOut":
-                self.note("prompt_blanked")
-            elif here.kind in ENCODERS or self.graph.onward(found, "CONDITIONING") is None:
-                self._read_prompt(found)
-            else:
-                self.note("node_ignored", node=label(here))
-        if "guidance" not in self.found and "guidance" not in self.told:
-            self.note("no_guidance")
-        self._read_content(references)
-        if "content" in self.found and not (method and ("uso" in method or "uxo" in method)):
-            self.note("reference_method", method=method or "offset")
-
-    def _guidance(self, node: Node) -> float | None:
-        value = self.number(node, "guidance", "guidance", 0, MAX_GUIDANCE)
-        return None if value is None else float(value)
-
-    def _read_prompt(self, found: Found) -> None:
-        """Takes the prompt from a text encoder; names any other node that a prompt may come from."""
-        here = found.node
-        name = ENCODERS.get(here.kind, {}).get(found.slot)
-        if name is None:
-            self.note("prompt_computed", ("prompt",), node=label(here))
-            return
-        self._asked.append(here)
-        value = self.graph.value(here, name, prompt=True)
-        if here.kind == "CLIPTextEncodeFlux":
-            self.keep("guidance", self._guidance(here))
-            value = self._of_both(value, self.graph.value(here, "clip_l", prompt=True))
-        if isinstance(value, Found):
-            key = "prompt_choices" if value.slot == OF_CHOICES else "prompt_computed"
-            self.note(key, ("prompt",), node=label(value.node))
-        elif isinstance(value, str):
-            if value != self.graph.value(here, name):
-                self.note("prompt_rewritten")
-            self._keep_prompt(value)
-            draws = self.node(here, name) or here
-            if draws.kind in DRAWS:
-                self.note("prompt_drawn", node=label(draws))
-
-    def _of_both(self, value: object, clip: object) -> object:
-        """The prompt of an encoder with a text for each of T5 and CLIP."""
-        if value == "" and clip is not None:
-            return clip
-        if (isinstance(clip, Found) and clip != value) or (isinstance(clip, str) and clip.strip() and clip != value):
-            self.note("clip_prompt")
-        return value
-
-    def _keep_prompt(self, text: str) -> None:
-        if len(text) > MAX_PROMPT_CHARACTERS:
-            self.note("prompt_cut", most=MAX_PROMPT_CHARACTERS)
-        text = text[:MAX_PROMPT_CHARACTERS]
-        if has_weights(text):
-            self.note("prompt_weights")
-        if CHOICES.search(text):
-            self.note("prompt_braces")
-        if "embedding:" in text:
-            self.note("prompt_embedding")
-        self.keep("prompt", _whole_characters(unescaped(text)))
-
-    def read_negative(self, node: Node, name: str) -> None:
-        for found in self.graph.chain(node, name, "CONDITIONING"):
-            here = found.node
-            if here.kind == "ConditioningZeroOut":
-                return
-            names = ("text", "t5xxl", "clip_l", "prompt", "negative", "populated_text")
-            texts = (self.graph.value(here, text) for text in names)
-            if any(isinstance(text, Found) or (isinstance(text, str) and text.strip()) for text in texts):
-                self.note("negative_prompt")
-                return
-
-    def _read_content(self, references: list[Node]) -> None:
-        for reference in references:
-            for found in self.graph.chain(reference, "latent", "LATENT"):
-                if "pixels" not in found.node.links:
-                    self.note("content_node_ignored", node=label(found.node))
-                    continue
-                image = self.image(found.node, "pixels", "content_image")
-                if image is None or image.name is None:
-                    break
-                if "content" in self.found:
-                    self.note("one_content", name=image.name)
-                    break
-                self.keep("content", image.name)
-                self.keep("content_sha256", image.sha256)
-                self._read_content_size(image)
-
-    def _read_content_size(self, image: ImageSource) -> None:
-        size: float | None = None
-        for scaler in image.scalers:
-            method = self.word(scaler, "upscale_method")
-            if method not in ("", "lanczos"):
-                self.note("content_scaling", method=method)
-            size = self._long_side(scaler, size)
-        if size is None:
-            self.note("no_content_size")
-        elif SIZE_MULTIPLE <= size <= MAX_SIDE:
-            self.keep("content_size", round(size))
-        else:
-            self.note("content_size_range", size=size, low=SIZE_MULTIPLE, high=MAX_SIDE)
-
-    def _long_side(self, scaler: Node, before: float | None) -> float | None:
-        """The long side after a scaler, in pixels; None if it depends on the image itself."""
-        if scaler.kind in LONG_SIDE:
-            sides = [self.number(scaler, name, "content_size", 0, 1e9) for name in LONG_SIDE[scaler.kind]]
-            known = [side for side in sides if side]
-            return max(known) if len(known) == len(sides) else None
-        if scaler.kind == "ImageScaleBy" and before is not None:
-            factor = self.number(scaler, "scale_by", "scale", 0, 100)
-            return None if factor is None else before * factor
-        return None
-
-    # --- images
-
-    def image(self, node: Node, name: str, what: str) -> ImageSource | None:
-        """The image behind an input; None if nothing is connected. Its name is None if a node makes it."""
-        image = ImageSource()
-        for found in self.graph.chain(node, name, "IMAGE"):
-            here = found.node
-            if here.kind in LONG_SIDE or here.kind in OTHER_SCALERS:
-                image.scalers.insert(0, here)
-            elif here.kind not in IMAGE_LOADERS and self.graph.onward(found, "IMAGE") is not None:
-                self.note("image_node_ignored", node=label(here), what=message(f"what_{what}"))
-            else:
-                self._name(image, here)
-                if image.name is None:
-                    self.note("image_unnamed", what=message(f"what_{what}"), node=label(here))
-                return image
-        return None
-
-    def _name(self, image: ImageSource, node: Node) -> None:
-        texts = [value for name in FILE_INPUTS if isinstance(value := self.graph.value(node, name), str)]
-        if node.kind not in IMAGE_LOADERS:  # another class's text may be a folder, or what to look for
-            texts = [text for text in texts if IMAGE_FILE.fullmatch(text[-4096:].strip())]
-        image.name = next((name for text in texts if (name := file_name(text)) is not None), None)
-        if node.hash is not None and image.name is not None and file_name(node.hash[0]) == image.name:
-            image.sha256 = node.hash[1]
-
     # --- model: styles, other people's LoRAs, caches
 
     def read_model(self, node: Node, name: str) -> None:
@@ -285,7 +109,8 @@ class Reader(Values):
                 self.note("fast", node=label(here), fast=message("fast"))
             elif not given and here.kind != "ModelSamplingFlux" and here.links:  # a loader has none
                 self._ignore(here, self.graph.onward(found, "MODEL"))
-        self._keep_loras(loras)
+        followed = loras or not ({"lora", "model"} & self.told or self.graph.broadcasts)
+        self._keep_loras(loras, bool(followed))
         if len(styles) > MAX_STYLES:
             self.note("too_many_styles", count=len(styles), most=MAX_STYLES)
         self.found["styles"] = tuple(style.name for style in styles[:MAX_STYLES])
@@ -293,9 +118,11 @@ class Reader(Values):
 
     def _ignore(self, node: Node, onward: str | None) -> None:
         if "lora" in node.kind.lower():
-            self.note("lora_unnamed", node=label(node))
+            self.note("lora_unnamed", ("lora",), node=label(node))
+        elif onward:
+            self.note("node_ignored_here", node=label(node))
         else:
-            self.note("node_ignored_here" if onward else "chain_ends", node=label(node))
+            self.note("chain_ends", ("model",), node=label(node))
 
     def _style(self, node: Node) -> ImageSource | None:
         for found in self.graph.chain(node, "clip_vision_output", "CLIP_VISION_OUTPUT"):
@@ -313,7 +140,7 @@ class Reader(Values):
         values = {name: self.graph.value(node, name) for name in [*node.values, *(set(node.links) - set(node.values))]}
         for name, value in values.items():
             if isinstance(value, Found) and "lora" in name.lower() and name not in LORA_STACKS:
-                self.note("computed", what=message("what_lora"), node=label(value.node))
+                self.note("computed", ("lora",), what=message("what_lora"), node=label(value.node))
         return list(loras_of(values))
 
     def _stacked(self, node: Node) -> list[LoRA]:
@@ -321,18 +148,19 @@ class Reader(Values):
         found = self.graph.chain(node, name, "LORA_STACK") if name else ()
         return [lora for each in found for lora in self._loras(each.node)]
 
-    def _keep_loras(self, loras: list[LoRA]) -> None:
+    def _keep_loras(self, loras: list[LoRA], followed: bool) -> None:
         own = [lora for lora in loras if is_uso(lora.name)]
         others = [lora._replace(name=file_name(lora.name) or lora.name[:80]) for lora in loras if not is_uso(lora.name)]
-        if not own:
+        if not own and followed:
             self.note("no_uso_lora")
         for lora in own:
             if lora.strength not in (None, 1):
                 self.note("lora_strength", strength=lora.strength)
         for lora in others:
-            key = "lora_ignored" if lora.strength is not None else "lora_ignored_unknown"
-            strength = {} if lora.strength is None else {"strength": lora.strength}
-            self.note(key, name=lora.name, **strength)
+            if lora.strength is None:
+                self.note("lora_ignored_unknown", name=lora.name)
+            else:
+                self.note("lora_ignored", name=lora.name, strength=lora.strength)
         self.found["loras"] = tuple(reversed(others))  # walked backwards
 
     # --- latent: size and batch
@@ -343,7 +171,7 @@ class Reader(Values):
             here = found.node
             self._read_batch(here)
             if here.kind in SIZED:
-                self._asked.append(here)
+                self.asked.append(here)
             names = next((names for names in SIZES if self._is_sized(here, names)), None)
             if names is not None:
                 image = self._measured(here, *names)
@@ -396,7 +224,7 @@ class Reader(Values):
         self.found["keep_size"] = True
         size: float | None = None
         for scaler in image.scalers if image is not None else ():
-            size = self._long_side(scaler, size)
+            size = self.long_side(scaler, size)
         if size == KEPT_LONG_SIDE:
             self.note("size_of_content")
         else:
@@ -423,18 +251,13 @@ class Reader(Values):
 
     def note_gaps(self) -> None:
         """Names what the form needs and the workflow did not give, and the nodes that could not be read."""
-        for node in (*self._asked, *self.graph.missed.values()):
+        for node in (*self.asked, *self.graph.missed.values()):
             if node.unread:
                 self.note("values_unread", node=label(node))
         for node in self.graph.broadcasts:
             self.note("broadcast", node=label(node))
         if self.found.get("keep_size") or "size" in self.told:
             self.told |= {"width", "height"}
-        for field in ("prompt", "seed", "steps", "width", "height"):
-            if field not in self.found and field not in self.told:
-                self.note("missing", (field,), what=message(f"what_{field}"))
-
-
-def _whole_characters(text: str) -> str:
-    """JSON may hold half a character (a lone surrogate), which text may not: replaces it by a question mark."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+        for name in ("prompt", "seed", "steps", "guidance", "width", "height"):
+            if name not in self.found and name not in self.told:
+                self.note("missing", (name,), what=message(f"what_{name}"))

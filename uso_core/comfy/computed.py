@@ -70,8 +70,8 @@ HELD = {  # class: the input that each output repeats
     "DF_Text_Box": ("Text",),
 }
 NEVER_DYNAMIC = frozenset({  # classes whose texts the frontend sends as they stand
-    "PrimitiveString", "PrimitiveStringMultiline", "StringConcatenate", "StringReplace", "StringSubstring", "StringTrim",
-    "CaseConverter", "ImpactWildcardProcessor",
+    "PrimitiveString", "PrimitiveStringMultiline", "StringConcatenate", "StringReplace", "StringSubstring",
+    "StringTrim", "CaseConverter", "ImpactWildcardProcessor",
 })  # fmt: skip
 
 

@@ -65,12 +65,14 @@ class Graph:
     """Nodes by key, and how to follow their links. The keys are those of ComfyUI's own prompt: "57:44".
 
     With `canvas` the texts are those of the frontend's fields, which it may still rewrite. `broadcasts` are nodes whose
-    targets the file does not tell, `runs` how many the file holds if it is a history, `missed` subgraphs' nodes asked for a value that could not be matched.
+    targets the file does not tell, `runs` how many the file holds if it is a history,
+    `closed` the groups that could not be opened, `missed` subgraphs' nodes asked for a value that could not be matched.
     """
 
     def __init__(self, canvas: bool = False) -> None:
         self.canvas = canvas
         self.runs = 0
+        self.closed: list[str] = []
         self.nodes: dict[str, Node] = {}
         self.broadcasts: list[Node] = []
         self.missed: dict[str, Node] = {}

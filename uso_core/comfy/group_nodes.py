@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from uso_core.comfy.parts import dicts
+
 PREFIXES = ("workflow/", "workflow>")  # of the outer node's type
 INPUT_NODE, OUTPUT_NODE = -10, -20
 Raw = dict[str, Any]
@@ -24,7 +26,7 @@ def group_of(kind: str, groups: Mapping[str, Any]) -> Raw | None:
 
 def opened(group: Raw, outer: Raw) -> Raw | None:
     """The group as a subgraph's definition, with the outer node's values; None if the outer node does not fit it."""
-    nodes = [{**node, "id": place} for place, node in enumerate(_dicts(group.get("nodes")))]
+    nodes = [{**node, "id": place} for place, node in enumerate(dicts(group.get("nodes")))]
     links = [link for link in _list(group.get("links")) if _is_link(link, nodes)]
     fed = {(link[2], link[3]) for link in links}
     used = {(link[0], link[1]) for link in links}
@@ -32,24 +34,24 @@ def opened(group: Raw, outer: Raw) -> Raw | None:
     entries = [
         (place, slot)
         for place, node in enumerate(nodes)
-        for slot, each in enumerate(_dicts(node.get("inputs")))
+        for slot, each in enumerate(dicts(node.get("inputs")))
         if (place, slot) not in fed and not each.get("widget")
     ]
     exits = [
         (place, slot)
         for place, node in enumerate(nodes)
-        for slot, _ in enumerate(_dicts(node.get("outputs")))
+        for slot, _ in enumerate(dicts(node.get("outputs")))
         if (place, slot) not in used or [place, slot] in external
     ]
-    inputs = [each for each in _dicts(outer.get("inputs")) if not each.get("widget")]
-    outputs = _dicts(outer.get("outputs"))
+    inputs = [each for each in dicts(outer.get("inputs")) if not each.get("widget")]
+    outputs = dicts(outer.get("outputs"))
     if not _same(nodes, entries, inputs, "inputs") or not _same(nodes, exits, outputs, "outputs"):
         return None
     inner = [[number, link[0], link[1], link[2], link[3]] for number, link in enumerate(links)]
     inner += [[len(inner) + each, INPUT_NODE, each, *entry] for each, entry in enumerate(entries)]
     inner += [[len(inner) + each, *leaving, OUTPUT_NODE, each] for each, leaving in enumerate(exits)]
     for node in nodes:
-        node["inputs"] = [{**each, "link": None} for each in _dicts(node.get("inputs"))]
+        node["inputs"] = [{**each, "link": None} for each in dicts(node.get("inputs"))]
     for number, _, _, place, slot in inner:
         if place != OUTPUT_NODE:
             nodes[place]["inputs"][slot]["link"] = number
@@ -71,7 +73,7 @@ def _with_values(nodes: list[Raw], saved: object) -> list[Raw]:
 
 
 def _same(nodes: list[Raw], places: list[tuple[int, int]], slots: list[Raw], side: str) -> bool:
-    types = [_dicts(nodes[place][side])[slot].get("type") for place, slot in places]
+    types = [dicts(nodes[place][side])[slot].get("type") for place, slot in places]
     return types == [slot.get("type") for slot in slots]
 
 
@@ -81,12 +83,8 @@ def _is_link(link: object, nodes: list[Raw]) -> bool:
     if not all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in link[:4]):
         return False
     origin, _, target, slot = link[:4]
-    return origin < len(nodes) and target < len(nodes) and slot < len(_dicts(nodes[target].get("inputs")))
+    return origin < len(nodes) and target < len(nodes) and slot < len(dicts(nodes[target].get("inputs")))
 
 
 def _list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
-
-
-def _dicts(value: object) -> list[Raw]:
-    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []

@@ -74,8 +74,8 @@ _SIGNATURES = {
         "-> output:LATENT denoised_output:LATENT"
     ),
     "KSampler (Efficient)": (
-        "model:MODEL seed:INT+ steps:INT cfg:FLOAT sampler_name:COMBO scheduler:COMBO denoise:FLOAT preview_method:COMBO "
-        "vae_decode:COMBO positive:CONDITIONING negative:CONDITIONING latent_image:LATENT "
+        "model:MODEL seed:INT+ steps:INT cfg:FLOAT sampler_name:COMBO scheduler:COMBO denoise:FLOAT "
+        "preview_method:COMBO vae_decode:COMBO positive:CONDITIONING negative:CONDITIONING latent_image:LATENT "
         "-> MODEL CONDITIONING+:CONDITIONING CONDITIONING-:CONDITIONING LATENT VAE IMAGE"
     ),
     "KSampler Adv. (Efficient)": (
@@ -86,9 +86,9 @@ _SIGNATURES = {
     ),
     "Efficient Loader": (
         "ckpt_name:COMBO vae_name:COMBO clip_skip:INT lora_name:COMBO lora_model_strength:FLOAT "
-        "lora_clip_strength:FLOAT positive:STRING negative:STRING token_normalization:COMBO weight_interpretation:COMBO "
-        "empty_latent_width:INT empty_latent_height:INT batch_size:INT lora_stack:LORA_STACK "
-        "-> MODEL CONDITIONING+:CONDITIONING CONDITIONING-:CONDITIONING LATENT VAE CLIP"
+        "lora_clip_strength:FLOAT positive:STRING negative:STRING token_normalization:COMBO "
+        "weight_interpretation:COMBO empty_latent_width:INT empty_latent_height:INT batch_size:INT "
+        "lora_stack:LORA_STACK -> MODEL CONDITIONING+:CONDITIONING CONDITIONING-:CONDITIONING LATENT VAE CLIP"
     ),
     "KSampler //Inspire": (
         "model:MODEL seed:INT+ steps:INT cfg:FLOAT sampler_name:COMBO scheduler:COMBO denoise:FLOAT noise_mode:COMBO "

@@ -10,7 +10,7 @@ from uso_core.comfy.formats import graphs
 from uso_core.comfy.graph import BYPASSED, MUTED, Found, Graph, Node
 from uso_core.comfy.loras import LoRA
 from uso_core.comfy.nodes import LATENTS, QUIET_AFTER_SAMPLING, SAMPLERS, SAVERS
-from uso_core.comfy.values import as_number, label
+from uso_core.comfy.values import as_number, label, shortened
 from uso_core.errors import RequestError
 from uso_core.messages import Message
 
@@ -20,9 +20,9 @@ class ComfyImport:
     """The form's values in a workflow; None where it says nothing. Images are bare file names, never opened.
 
     `keep_size` is True if the size follows the content image, `fast` if steps are skipped. `loras` are those besides
-    USO's. The sha256 of an image, which our own export notes, is "" if it is not known; `styles_sha256` has one for each
-    style. Each of `notes` describes something that was not read, or has no counterpart here. Values are within the
-    ranges of `request.py`; sizes need not be multiples of 16.
+    USO's. The sha256 of an image, which our own export notes, is "" if it is not known; `styles_sha256` has one for
+    each style. Each of `notes` describes something that was not read, or has no counterpart here. Values are within
+    the ranges of `request.py`; sizes need not be multiples of 16.
     """
 
     prompt: str | None = None
@@ -115,7 +115,7 @@ def _choose(graph: Graph) -> tuple[Node, list[Node], bool]:
     ends += [node for node in active if node.kind not in SAVERS and node.key not in feeding and not _is_sampler(node)]
     reached, parents = _reach(graph, ends)
     if not reached:
-        raise RequestError("workflow_no_sampler", hint="workflow")
+        raise _refusal(graph, active)
     chosen = next((node for node in reached if _uses_uso(graph, node)), reached[0])
     after: list[Node] = []
     step = parents[chosen.key]
@@ -123,6 +123,17 @@ def _choose(graph: Graph) -> tuple[Node, list[Node], bool]:
         after.append(step)
         step = parents[step.key]
     return chosen, after, len(reached) > 1
+
+
+def _refusal(graph: Graph, active: list[Node]) -> RequestError:
+    """Why a workflow without a sampler that can be read is refused."""
+    if graph.closed:
+        return RequestError("workflow_closed_group", hint="ungroup", name=shortened(graph.closed[0]))
+    unknown = {label(node): None for node in active if "sampler" in node.kind.lower() and not _is_sampler(node)}
+    unknown.pop("KSamplerSelect", None)
+    if unknown:
+        return RequestError("workflow_other_sampler", hint="other_sampler", names=", ".join(list(unknown)[:5]))
+    return RequestError("workflow_no_sampler", hint="workflow")
 
 
 def _first_pass(graph: Graph, sampler: Node) -> Node:
@@ -141,7 +152,7 @@ def _first_pass(graph: Graph, sampler: Node) -> Node:
 
 
 def _refines(graph: Graph, sampler: Node) -> bool:
-    """Whether a sampler keeps something of its latent: less than full denoising, later steps, or no noise of its own."""
+    """Whether a sampler keeps something of its latent: denoises in part, from a later step, or adds no noise."""
     noise = graph.feed(sampler, "noise")
     if noise is not None and noise.node.kind == "DisableNoise":
         return True

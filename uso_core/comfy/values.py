@@ -61,15 +61,15 @@ class Values:
 
     def word(self, node: Node, name: str) -> str:
         value = self.graph.value(node, name)
-        return _plain(value) if isinstance(value, str) else ""
+        return shortened(value) if isinstance(value, str) else ""
 
 
 def label(node: Node) -> str:
     """A node's class for use in a sentence: one short line, whatever the file says."""
-    return _plain(node.kind) or "A node without a name"
+    return shortened(node.kind) or "A node without a name"
 
 
-def _plain(text: str) -> str:
+def shortened(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text[:200]).split())[:80]
 
 

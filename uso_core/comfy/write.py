@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from uso_core.comfy.formats import IMAGE_NAME, IMAGE_SHA256, file_name
+from uso_core.comfy.image_names import IMAGE_NAME, IMAGE_SHA256, file_name
 from uso_core.comfy.nodes import SIGNATURES
 from uso_core.comfy.prompt_text import DYNAMIC, escaped
 from uso_core.comfy.schedule import shifts
@@ -36,10 +36,20 @@ DOWNLOADS = {  # file: folder under ComfyUI's models, and where the frontend off
 }
 KEPT_LONG_SIDE = 1024
 T5_TOKENS = 512  # to which USO pads a prompt; ComfyUI pads FLUX's to 256
-CACHE = {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}  # EasyCache's defaults
+CACHE: dict[str, Any] = {
+    "reuse_threshold": 0.2,
+    "start_percent": 0.15,
+    "end_percent": 0.95,
+    "verbose": False,
+}  # EasyCache's defaults
 COLUMNS = ("Models", "Content image", "Style images", "Style", "Prompt", "Sampling", "Result")
 NODE_WIDTH, COLUMN_WIDTH, TITLE_HEIGHT, ROW_HEIGHT, GAP = 320, 400, 30, 26, 30  # pixels on ComfyUI's canvas
-TALL = {"LoadImage": 320, "CLIPTextEncode": 200, "PrimitiveStringMultiline": 200, "SaveImage": 400}  # nodes that show an image or a text field
+TALL = {
+    "LoadImage": 320,
+    "CLIPTextEncode": 200,
+    "PrimitiveStringMultiline": 200,
+    "SaveImage": 400,
+}  # nodes that show an image or a text field
 
 
 class _Output(NamedTuple):
@@ -144,7 +154,7 @@ class _Sheet:
         return _Output(len(self.placed), 0)
 
     def put_prompt(self, clip: _Output) -> _Output:
-        """The encoded prompt. ComfyUI's page rewrites some characters in an encoder's own field, not in a linked one."""
+        """The encoded prompt. ComfyUI's page rewrites some texts in an encoder's own field, not in a linked one."""
         text: object = escaped(self.request.prompt)
         if DYNAMIC.search(self.request.prompt):
             text = self.put("PrimitiveStringMultiline", 4, "Prompt text", value=text)
@@ -223,7 +233,12 @@ def _laid_out(sheet: list[_Placed], control: str) -> tuple[list[dict[str, Any]],
                 "mode": 0,
                 "inputs": [_slot(one.name, one.type, one.widget) for one in inputs],
                 "outputs": [{"name": name, "type": kind, "links": []} for name, kind in signature.outputs],
-                "properties": {"cnr_id": "comfy-core", "Node name for S&R": placed.kind, **_downloads(values), **placed.words},
+                "properties": {
+                    "cnr_id": "comfy-core",
+                    "Node name for S&R": placed.kind,
+                    **_downloads(values),
+                    **placed.words,
+                },
                 "widgets_values": values,
                 **({"title": placed.title} if placed.title else {}),
             }
@@ -255,7 +270,9 @@ def _downloads(values: list[object]) -> dict[str, Any]:
 
 def _note(request: GenerationRequest, key: int) -> dict[str, Any]:
     """A note on the canvas: what to do first, and what ComfyUI does differently."""
-    given = [("content.png", request.content, request.content_strength)] if request.content else []
+    given: list[tuple[str, InputImage | StoredStyle, float]] = []
+    if request.content:
+        given.append(("content.png", request.content, request.content_strength))
     given += [(f"style{number}.png", style, each) for number, (style, each) in enumerate(_strengths(request), 1)]
     named = [(_name(image, otherwise), strength) for otherwise, image, strength in given]
     images = [name for name, strength in named if strength]
