@@ -107,7 +107,7 @@ class Reader(Conditioning):
             elif here.kind in CACHES:
                 self.keep("fast", True)
                 self.note("fast", node=label(here), fast=message("fast"))
-            elif not given and here.kind != "ModelSamplingFlux" and here.links:  # a loader has none
+            elif not given and here.kind != "ModelSamplingFlux":
                 self._ignore(here, self.graph.onward(found, "MODEL"))
         followed = loras or not ({"lora", "model"} & self.told or self.graph.broadcasts)
         self._keep_loras(loras, bool(followed))
@@ -121,7 +121,7 @@ class Reader(Conditioning):
             self.note("lora_unnamed", ("lora",), node=label(node))
         elif onward:
             self.note("node_ignored_here", node=label(node))
-        else:
+        elif any(not name.endswith(("name", "dtype")) and self.node(node, name) for name in node.links):  # no loader
             self.note("chain_ends", ("model",), node=label(node))
 
     def _style(self, node: Node) -> ImageSource | None:
