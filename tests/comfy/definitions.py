@@ -54,6 +54,10 @@ _TABLE = {
     "KSampler": f"model:MODEL seed:INT{SEEDS} steps:INT[1..10000] cfg:FLOAT[0..100] sampler_name:{SAMPLERS} "
     f"scheduler:{SCHEDULES} positive:CONDITIONING negative:CONDITIONING latent_image:LATENT denoise:FLOAT[0..1] "
     "-> LATENT",
+    "KSamplerAdvanced": f"model:MODEL add_noise:(enable|disable) noise_seed:INT{SEEDS} steps:INT[1..10000] "
+    f"cfg:FLOAT[0..100] sampler_name:{SAMPLERS} scheduler:{SCHEDULES} positive:CONDITIONING negative:CONDITIONING "
+    "latent_image:LATENT start_at_step:INT[0..10000] end_at_step:INT[0..10000] "
+    "return_with_leftover_noise:(disable|enable) -> LATENT",
     "SamplerCustomAdvanced": "noise:NOISE guider:GUIDER sampler:SAMPLER sigmas:SIGMAS latent_image:LATENT "
     "-> output:LATENT denoised_output:LATENT",
     "RandomNoise": f"noise_seed:INT{SEEDS} -> NOISE",
