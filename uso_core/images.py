@@ -187,11 +187,16 @@ def png_of_words(file: IO[bytes]) -> bytes:
 
 def webp_texts(path: Path) -> list[str]:
     """The texts in an untrusted WebP's EXIF; none if it is damaged, too long, or no WebP."""
-    with contextlib.suppress(Exception), path.open("rb") as file:  # parsers of EXIF raise almost anything
-        exif = Image.Exif()
-        exif.load(_webp_exif(file))
-        return [value for value in exif.values() if isinstance(value, str)]
-    return []
+    try:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exif = Image.Exif()
+            exif.load(_webp_exif(file))
+            return [value for value in exif.values() if isinstance(value, str)]
+    except MemoryError:
+        raise
+    except Exception:  # parsers of EXIF raise almost anything
+        return []
 
 
 def _webp_exif(file: IO[bytes]) -> bytes:

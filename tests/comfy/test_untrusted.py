@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
+import time
 
 import pytest
 
@@ -148,3 +150,48 @@ def check_in_range(result):
     assert all(name and not set(name) & set("/\\\0\n") and len(name) <= 255 for name in images)
     GenerationRequest(**fields, images=1 if result.seed else result.images or 1)
     assert all(len(str(note)) < 400 for note in result.notes)
+
+
+LONG = 300_000
+HOSTILE_TEXTS = {"comments": "/*" * LONG, "slashes": "/" * LONG, "braces": "{" * LONG, "choices": "{" + "|" * LONG,
+                 "parentheses": "(" * LONG, "tags": "<lora:" * LONG, "brackets": r"\(" * LONG}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", HOSTILE_TEXTS)
+def test_a_hostile_text_costs_time_in_proportion(what):
+    text = HOSTILE_TEXTS[what]
+    drawn = recipe(prompt=("x", 0)) | {"x": ["ImpactWildcardProcessor", {"populated_text": text}]}
+    tagged = recipe() | {"lora": ["Lora Of Nobody", {"model": ("loader", 0), "lora_text": text, "lora": text}]}
+    began = time.process_time()
+    for data in (scope(recipe(prompt=text)), api(recipe(prompt=text)), api(drawn), api(tagged)):
+        check_in_range(read(data))
+    assert time.process_time() - began < 3
+
+
+def wide(kind, **more):
+    return {"id": "w", "type": kind, "mode": 0, "outputs": [{"type": "MODEL"}], **more}
+
+
+def test_hostile_wiring_costs_time_in_proportion():
+    many = 30_000
+    loras = {f"lora_{number}": "a.safetensors" for number in range(many)}
+    switches = {f"s{number}": ["ComfySwitchNode", {"switch": (f"s{number + 1}", 0)}] for number in range(3000)}
+    group = {"nodes": [{"inputs": [{"name": "a", "type": "A"}] * many, "outputs": [{"type": "A"}] * many}],
+             "links": [[0, number, 0, number] for number in range(many)],
+             "external": [[0, number] for number in range(many)]}  # fmt: skip
+    canvas = scope(recipe())
+    everywhere = [wide("Anything Everywhere", id=f"u{number}", inputs=[{"name": "a", "type": f"T{number}", "link": 1}])
+                  for number in range(5000)]  # fmt: skip
+    cases = [
+        api(recipe() | {"lora": ["Lora Of Nobody", {"model": ("loader", 0), **loras}]}),
+        api(recipe(prompt=("s0", 0)) | switches),
+        api(recipe(prompt=("x", 0)) | {"x": ["Any Switch (rgthree)", {f"a{n}": ("gone", 0) for n in range(many)}]}),
+        {**canvas, "nodes": [*canvas["nodes"], wide("workflow>G")], "extra": {"groupNodes": {"G": group}}},
+        {**canvas, "nodes": [*canvas["nodes"], *everywhere]},
+        {**canvas, "extra": {"ue_links": [{"downstream": "sampler", "downstream_slot": 0, "upstream": "x"}] * many}},
+    ]
+    for place, data in enumerate(cases):
+        began = time.process_time()
+        with contextlib.suppress(RequestError):
+            check_in_range(read(data))
+        assert time.process_time() - began < 3, place

@@ -80,45 +80,56 @@ class Canvas:
     def _broadcast(self, scope: dict[str, Any], prefix: str) -> None:
         """Links without a wire: as saved in `extra.ue_links` (cg-use-everywhere), else as far as they are certain."""
         raws = {id_of(raw.get("id")): raw for raw in dicts(scope.get("nodes"))}
-        saved = dicts(dict_of(scope.get("extra")).get("ue_links"))
-        for link in saved:
-            slots = dicts(dict_of(raws.get(id_of(link.get("downstream")))).get("inputs"))
-            place = whole_of(link.get("downstream_slot"))
-            target = self.graph.nodes.get(prefix + id_of(link.get("downstream")))
-            if target is not None and 0 <= place < len(slots):
-                origin = Origin(prefix + id_of(link.get("upstream")), whole_of(link.get("upstream_slot")))
-                target.links.setdefault(str(slots[place].get("name")), origin)
-        here = [self.graph.nodes[prefix + key] for key in raws if prefix + key in self.graph.nodes]
-        active = [node for node in here if node.mode not in (MUTED, BYPASSED)]
+        active = [
+            node
+            for key in raws
+            if (node := self.graph.nodes.get(prefix + key)) is not None and node.mode not in (MUTED, BYPASSED)
+        ]
+        extra = dict_of(scope.get("extra"))
+        self._count(extra, "ue_links")
+        saved = dicts(extra.get("ue_links"))
         if not saved:
             self.graph.broadcasts += [node for node in active if node.kind in PICKY_BROADCASTS]
-            self._spread([node for node in active if node.kind in BROADCASTS], here, raws, prefix)
+            offers = self._offers([node for node in active if node.kind in BROADCASTS], raws, prefix)
+            if offers:
+                self._spread(offers, raws, prefix)
+            return
+        names = {key: [str(slot.get("name")) for slot in dicts(raw.get("inputs"))] for key, raw in raws.items()}
+        for link in saved:
+            key, place = id_of(link.get("downstream")), whole_of(link.get("downstream_slot"))
+            target = self.graph.nodes.get(prefix + key)
+            if target is not None and 0 <= place < len(names.get(key, ())):
+                origin = Origin(prefix + id_of(link.get("upstream")), whole_of(link.get("upstream_slot")))
+                target.links.setdefault(names[key][place], origin)
 
-    def _spread(self, broadcasts: list[Node], here: list[Node], raws: dict[str, Any], prefix: str) -> None:
-        """Feeds open inputs from broadcasting nodes: by type, or the prompts by name; none that two would feed."""
-        offers: dict[str, list[tuple[Node, Origin]]] = {}
-        for node in broadcasts:
+    def _offers(self, nodes: list[Node], raws: dict[str, Any], prefix: str) -> dict[tuple[str, str], Origin]:
+        """What broadcasting nodes offer, by the type or name of the inputs that it is for; nothing that two offer."""
+        offers: dict[tuple[str, str], list[tuple[Node, Origin]]] = {}
+        outputs = {key: [type_of(each.get("type")) for each in dicts(raw.get("outputs"))] for key, raw in raws.items()}
+        for node in nodes:
             for place, name in enumerate(node.types):
                 origin = node.links.get(name)
                 if origin is None:
                     continue
-                raw = raws.get(origin.key.removeprefix(prefix)) or {}
-                outputs = dicts(raw.get("outputs"))
-                kind = type_of(outputs[origin.slot].get("type")) if 0 <= origin.slot < len(outputs) else ""
-                wanted = ("positive", "negative")[place % 2] if node.kind == "Prompts Everywhere" else kind
+                types = outputs.get(origin.key.removeprefix(prefix), [])
+                kind = types[origin.slot] if 0 <= origin.slot < len(types) else ""
+                by_name = ("name", ("positive", "negative")[place % 2])
+                wanted = by_name if node.kind == "Prompts Everywhere" else ("type", kind)
                 offers.setdefault(wanted, []).append((node, origin))
-        for wanted, given in offers.items():
-            if len(given) > 1:
-                self.graph.broadcasts += [node for node, _ in given]
+        self.graph.broadcasts += [node for given in offers.values() if len(given) > 1 for node, _ in given]
+        return {wanted: given[0][1] for wanted, given in offers.items() if len(given) == 1}
+
+    def _spread(self, offers: dict[tuple[str, str], Origin], raws: dict[str, Any], prefix: str) -> None:
+        """Feeds the inputs that are left open, widgets excepted."""
+        for key, raw in raws.items():
+            node = self.graph.nodes.get(prefix + key)
+            if node is None or node.kind in BROADCASTS:
                 continue
-            for node in here:
-                self._count(raws[node.key.removeprefix(prefix)], "inputs")
-                for slot in dicts(raws[node.key.removeprefix(prefix)].get("inputs")):
-                    name = str(slot.get("name"))
-                    by_name = wanted in ("positive", "negative") and name == wanted
-                    open_to = node.kind not in BROADCASTS and not slot.get("widget") and slot.get("link") is None
-                    if open_to and (by_name or type_of(slot.get("type")) == wanted):
-                        node.links.setdefault(name, given[0][1])
+            for slot in dicts(raw.get("inputs")):
+                name = str(slot.get("name"))
+                origin = offers.get(("name", name)) or offers.get(("type", type_of(slot.get("type"))))
+                if origin is not None and slot.get("link") is None and not slot.get("widget"):
+                    node.links.setdefault(name, origin)
 
     def _count(self, holder: dict[str, Any], *names: str) -> None:
         self._parts += sum(len(holder[name]) for name in names if isinstance(holder.get(name), list | dict))

@@ -182,7 +182,8 @@ def _constant_multiline(inputs: Inputs) -> Results:
 def _drawn(inputs: Inputs) -> Results:
     """Impact: the text that was drawn, unless it still holds something to draw."""
     text = _text(inputs, "populated_text")
-    if not text or re.search(r"\{.*\||__|<lora:", text, re.DOTALL):
+    choices = "{" in text and "|" in text[text.index("{") :]
+    if not text or choices or "__" in text or "<lora:" in text:
         raise UnknownResult
     return (text,)
 

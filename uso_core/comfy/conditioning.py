@@ -11,7 +11,7 @@ from uso_core.comfy.sources import ImageSource, Sources
 from uso_core.comfy.values import label
 from uso_core.request import MAX_GUIDANCE, MAX_PROMPT_CHARACTERS, MAX_SIDE, SIZE_MULTIPLE
 
-CHOICES = re.compile(r"\{[^{}]*\|[^{}]*\}")
+CHOICES = re.compile(r"\{[^{}|]*\|[^{}]*\}")
 
 
 class Conditioning(Sources):

@@ -137,8 +137,9 @@ class Graph:
     def _branch(self, node: Node) -> str | None:
         """The input that a switch passes on; None if the file does not decide it."""
         switch = SWITCHES[node.kind]
-        if node.key in self._deciding:
+        if node.key in self._deciding or len(self._deciding) > MAX_DEPTH:
             return None
+        self._spend(len(node.links) // 16)
         self._deciding.add(node.key)
         try:
             if switch.selector:

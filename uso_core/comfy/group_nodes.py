@@ -27,31 +27,35 @@ def group_of(kind: str, groups: Mapping[str, Any]) -> Raw | None:
 def opened(group: Raw, outer: Raw) -> Raw | None:
     """The group as a subgraph's definition, with the outer node's values; None if the outer node does not fit it."""
     nodes = [{**node, "id": place} for place, node in enumerate(dicts(group.get("nodes")))]
+    for node in nodes:
+        node["inputs"] = [{**each, "link": None} for each in dicts(node.get("inputs"))]
+        node["outputs"] = dicts(node.get("outputs"))
     links = [link for link in _list(group.get("links")) if _is_link(link, nodes)]
     fed = {(link[2], link[3]) for link in links}
     used = {(link[0], link[1]) for link in links}
-    external = [each[:2] for each in _list(group.get("external")) if isinstance(each, list)]
+    external = {tuple(each[:2]) for each in _list(group.get("external")) if _is_whole(each, 2)}
     entries = [
         (place, slot)
         for place, node in enumerate(nodes)
-        for slot, each in enumerate(dicts(node.get("inputs")))
+        for slot, each in enumerate(node["inputs"])
         if (place, slot) not in fed and not each.get("widget")
     ]
     exits = [
         (place, slot)
         for place, node in enumerate(nodes)
-        for slot, _ in enumerate(dicts(node.get("outputs")))
-        if (place, slot) not in used or [place, slot] in external
+        for slot, _ in enumerate(node["outputs"])
+        if (place, slot) not in used or (place, slot) in external
     ]
     inputs = [each for each in dicts(outer.get("inputs")) if not each.get("widget")]
-    outputs = dicts(outer.get("outputs"))
-    if not _same(nodes, entries, inputs, "inputs") or not _same(nodes, exits, outputs, "outputs"):
+    types = [nodes[place]["inputs"][slot].get("type") for place, slot in entries]
+    given = [nodes[place]["outputs"][slot].get("type") for place, slot in exits]
+    if types != [each.get("type") for each in inputs] or given != [
+        each.get("type") for each in dicts(outer.get("outputs"))
+    ]:
         return None
     inner = [[number, link[0], link[1], link[2], link[3]] for number, link in enumerate(links)]
-    inner += [[len(inner) + each, INPUT_NODE, each, *entry] for each, entry in enumerate(entries)]
-    inner += [[len(inner) + each, *leaving, OUTPUT_NODE, each] for each, leaving in enumerate(exits)]
-    for node in nodes:
-        node["inputs"] = [{**each, "link": None} for each in dicts(node.get("inputs"))]
+    inner += [[len(links) + each, INPUT_NODE, each, *entry] for each, entry in enumerate(entries)]
+    inner += [[len(links) + len(entries) + each, *leaving, OUTPUT_NODE, each] for each, leaving in enumerate(exits)]
     for number, _, _, place, slot in inner:
         if place != OUTPUT_NODE:
             nodes[place]["inputs"][slot]["link"] = number
@@ -72,18 +76,18 @@ def _with_values(nodes: list[Raw], saved: object) -> list[Raw]:
     ]
 
 
-def _same(nodes: list[Raw], places: list[tuple[int, int]], slots: list[Raw], side: str) -> bool:
-    types = [dicts(nodes[place][side])[slot].get("type") for place, slot in places]
-    return types == [slot.get("type") for slot in slots]
-
-
 def _is_link(link: object, nodes: list[Raw]) -> bool:
-    if not isinstance(link, list) or len(link) < 4:
+    if not _is_whole(link, 4):
         return False
-    if not all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in link[:4]):
+    origin, _, target, slot = link[:4]  # type: ignore[index]
+    return origin < len(nodes) and target < len(nodes) and slot < len(nodes[target]["inputs"])
+
+
+def _is_whole(values: object, count: int) -> bool:
+    """Whether a list begins with so many whole numbers."""
+    if not isinstance(values, list) or len(values) < count:
         return False
-    origin, _, target, slot = link[:4]
-    return origin < len(nodes) and target < len(nodes) and slot < len(dicts(nodes[target].get("inputs")))
+    return all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in values[:count])
 
 
 def _list(value: object) -> list[Any]:

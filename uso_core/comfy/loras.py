@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -38,12 +39,13 @@ def is_uso(name: str) -> bool:
 
 def loras_of(values: Mapping[str, object]) -> Iterator[LoRA]:
     """The LoRAs in a node's values that are switched on: one, numbered ones, rows of a list, or tags in a text."""
+    values = {key: value for key, value in itertools.islice(values.items(), 8 * MAX_LORAS) if len(key) <= 100}
     if values.get("toggle") is False:
         return
     rows = [value for value in values.values() if isinstance(value, dict)]
     rows += [row for value in values.values() if isinstance(value, list) for row in value if isinstance(row, dict)]
     found = [_row(row) for row in rows[:MAX_LORAS]]
-    found += [_numbered(values, key, value) for key, value in list(values.items())[: 8 * MAX_LORAS]]
+    found += [_numbered(values, key, value) for key, value in values.items()]
     given = [lora for lora in found if lora is not None]
     if not given:
         texts = [value for value in values.values() if isinstance(value, str) and "<lora:" in value]
