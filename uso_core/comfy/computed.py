@@ -39,6 +39,7 @@ HELD = {  # class: the input that each output repeats
     "easy string": ("value",),
     "easy boolean": ("value",),
     "easy seed": ("seed",),
+    "Seed Everywhere": ("seed",),
     "easy positive": ("positive",),
     "easy negative": ("negative",),
     "Primitive string [Crystools]": ("string",),

@@ -101,6 +101,16 @@ _SIGNATURES = {
         "variation_seed:INT variation_strength:FLOAT positive:CONDITIONING negative:CONDITIONING latent_image:LATENT "
         "-> LATENT"
     ),
+    "XlabsSampler": (
+        "model:MODEL conditioning:CONDITIONING neg_conditioning:CONDITIONING noise_seed:INT+ steps:INT "
+        "timestep_to_start_cfg:INT true_gs:FLOAT image_to_image_strength:FLOAT denoise_strength:FLOAT "
+        "latent_image:LATENT controlnet_condition:ControlNetCondition -> latent:LATENT"
+    ),
+    "SharkSampler_Beta": (
+        "model:MODEL positive:CONDITIONING negative:CONDITIONING sampler:SAMPLER sigmas:SIGMAS latent_image:LATENT "
+        "scheduler:COMBO steps:INT steps_to_run:INT denoise:FLOAT cfg:FLOAT seed:INT+ sampler_mode:COMBO "
+        "-> output:LATENT denoised:LATENT"
+    ),
     "ClownsharKSampler_Beta": (
         "model:MODEL positive:CONDITIONING negative:CONDITIONING sigmas:SIGMAS latent_image:LATENT eta:FLOAT "
         "sampler_name:COMBO scheduler:COMBO steps:INT steps_to_run:INT denoise:FLOAT cfg:FLOAT seed:INT+ "
@@ -132,6 +142,7 @@ _SIGNATURES = {
     "Text Find and Replace": "text:STRING find:STRING replace:STRING -> STRING",
     "JoinStrings": "string1:STRING string2:STRING delimiter:STRING -> STRING",
     "Seed (rgthree)": "seed:INT -> INT",
+    "NunchakuFluxLoraLoader": "model:MODEL lora_name:COMBO lora_strength:FLOAT -> MODEL",
     "CR LoRA Stack": _numbered(
         "switch_{0}:COMBO lora_name_{0}:COMBO model_weight_{0}:FLOAT clip_weight_{0}:FLOAT", 3, "-> LORA_STACK"
     ),

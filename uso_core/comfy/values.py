@@ -60,7 +60,10 @@ class Values:
         self.keep(name, None if value is None else int(value))
 
     def word(self, node: Node, name: str) -> str:
+        """A short text; the class of the node that computes it, if one does."""
         value = self.graph.value(node, name)
+        if isinstance(value, Found):
+            return label(value.node)
         return shortened(value) if isinstance(value, str) else ""
 
 

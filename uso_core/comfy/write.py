@@ -285,6 +285,8 @@ def _note(request: GenerationRequest, key: int) -> dict[str, Any]:
         lines.append(f"Left out as references, for their strength was 0: {', '.join(absent)}.")
     if other := [f"{name} {strength:g}" for name, strength in named if strength not in (0, 1)]:
         lines.append(f"Strengths have no counterpart in ComfyUI; here all are 1. They were: {', '.join(other)}.")
+    if "embedding:" in request.prompt:
+        lines.append('ComfyUI takes the word after "embedding:" in a prompt as the name of a file.')
     if request.fast:
         lines.append('"Fast" has become EasyCache, which skips other steps than USO does; bypass it to compute all.')
     if request.model not in TEMPLATE_MODELS:
