@@ -15,6 +15,7 @@ from uso_core.comfy.graph import Graph, Node, Origin
 from uso_core.comfy.image_names import noted_hash
 from uso_core.comfy.parts import dict_of, whole_of
 from uso_core.errors import RequestError
+from uso_core.text_files import decoded
 
 MAX_TEXT_CHARACTERS = 10 * 2**20
 MAX_WRAPPINGS, MAX_RUNS = 6, 50
@@ -60,10 +61,9 @@ def graphs(text: str | bytes) -> Iterator[Graph]:
 
 def _loaded(text: str | bytes) -> Any:
     """The JSON in a text, or in bytes of any Unicode encoding; raises `ValueError`."""
-    if isinstance(text, bytes):
-        text = text.decode(json.detect_encoding(text))
+    text = decoded(text) if isinstance(text, bytes) else text.removeprefix("\ufeff")
     try:
-        return json.loads(text.removeprefix("\ufeff"))
+        return json.loads(text)
     except RecursionError:
         raise ValueError from None
 
