@@ -185,6 +185,30 @@ def png_of_words(file: IO[bytes]) -> bytes:
     return png_file(kept)
 
 
+def webp_texts(path: Path) -> list[str]:
+    """The texts in an untrusted WebP's EXIF; none if it is damaged, too long, or no WebP."""
+    try:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exif = Image.Exif()
+            exif.load(_webp_exif(file))
+            return [value for value in exif.values() if isinstance(value, str)]
+    except MemoryError:
+        raise
+    except Exception:  # parsers of EXIF raise almost anything
+        return []
+
+
+def _webp_exif(file: IO[bytes]) -> bytes:
+    head = file.read(12)
+    while head[:4] == b"RIFF" and head[8:] == b"WEBP" and len(chunk := file.read(8)) == 8:
+        length = int.from_bytes(chunk[4:], "little")
+        if chunk[:4] == b"EXIF":
+            return file.read(length) if length <= MAX_WORDS_BYTES else b""
+        file.seek(length + length % 2, 1)
+    return b""
+
+
 def _input_image(image: Image.Image, name: str) -> InputImage:
     if image.width * image.height == 0:
         raise RequestError("image_no_pixels", hint="image_formats", name=name)

@@ -278,13 +278,15 @@ def day(path: Path) -> str:
     return f"{datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d %H:%M}"
 
 
-def test_a_comfyui_workflow_fills_the_form(page, tmp_path, drawing):
-    asked = GenerationRequest("a fox", open_image(drawing), width=128, height=96, steps=12, guidance=3.0, seed=9,
+def test_a_comfyui_workflow_fills_the_form(page, tmp_path):
+    unseen = tmp_path / "unseen.png"  # the history does not have it
+    Image.new("RGB", (96, 96), (1, 2, 3)).save(unseen)
+    asked = GenerationRequest("a fox", open_image(unseen), width=128, height=96, steps=12, guidance=3.0, seed=9,
                               content_size=64)  # fmt: skip
     path = tmp_path / "workflow.json"
-    path.write_text(json.dumps(export_workflow(asked)))
+    path.write_text(json.dumps(export_workflow(asked)), encoding="utf-16")
     page.locator("input[type=file][accept*=json]").set_input_files(path)
-    status(page, "Choose drawing.png as the content image.")
+    status(page, "Choose unseen.png as the content image.")
     expect(page.get_by_label("Prompt")).to_have_value("a fox")
     expect(page.get_by_label("Height", exact=True).first).to_have_value("96")
     expect(page.get_by_label("Seed", exact=True).first).to_have_value("9")
@@ -302,7 +304,9 @@ def test_an_exported_workflow_comes_back_with_every_setting(page, served, open_p
     waiting.value.save_as(path)
     other = open_page(served)
     other.locator("input[type=file][accept*=json]").set_input_files(path)
-    status(other, "Choose drawing.png as the content image. Choose drawing.png as style images.")
+    status(other, "drawing.png, drawing.png: found in the history.")
+    for name in ("Content image", "Style image 1"):
+        expect(slot(other, name).locator("img").first).to_be_visible()
     expect(other.get_by_label("Prompt")).to_have_value("a fox there and back")
     for label, value in (("Seed", 77), ("Steps", 5), ("Guidance", 2.5), ("Width", 128), ("Height", 96)):
         expect(other.get_by_label(label, exact=True).first).to_have_value(str(value))

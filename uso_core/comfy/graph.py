@@ -10,14 +10,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from uso_core.comfy.nodes import CONSTANTS, GET_NODE, ONWARD, PASS_THROUGH, SET_NODE
+from uso_core.comfy.computed import NEVER_DYNAMIC, UnknownResult, results_of
+from uso_core.comfy.nodes import CONTEXT, CONTEXTS, GET_NODES, ONWARD, PASS_THROUGH, SET_NODES, SWITCHES
+from uso_core.comfy.prompt_text import as_sent
 from uso_core.errors import RequestError
 
 MAX_NODES = 20_000  # with subgraphs expanded
 MAX_HOPS = 50_000  # followed links in total; a real workflow needs some hundreds
 MAX_DEPTH = 24  # nested joins of texts
-MAX_JOINED_CHARACTERS = 100_000
 MUTED, BYPASSED = 2, 4
+OF_HOST, OF_CHOICES = -1, -2  # slots of a `Found` that is no output of a node
 
 
 class Origin(NamedTuple):
@@ -29,7 +31,11 @@ class Origin(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What feeds an input: an output of a node that runs, or, with slot -1, a value set on a subgraph's node."""
+    """What feeds an input: an output of a node that runs, or, with slot `OF_HOST`, a value set on a subgraph's node.
+
+    As a value it stands for one that the file does not decide, and names the node that would: by computing it, or, with
+    slot `OF_CHOICES`, by drawing one of the choices in its text.
+    """
 
     node: Node
     slot: int
@@ -38,7 +44,10 @@ class Found(NamedTuple):
 
 @dataclass
 class Node:
-    """One node. `types` are its inputs' in order ("" unknown); `exits` (of a subgraph's node) lead to inner nodes."""
+    """One node. `types` are its inputs' in order ("" unknown); `exits` (of a subgraph's node) lead to inner nodes.
+
+    `unread` says that its saved values could not be matched to its inputs.
+    """
 
     key: str
     kind: str
@@ -48,15 +57,28 @@ class Node:
     links: dict[str, Origin] = field(default_factory=dict)
     values: dict[str, object] = field(default_factory=dict)
     exits: dict[int, Origin] | None = None
+    unread: bool = False
+    hash: tuple[str, str] | None = None  # the file name and sha256 of the image that our own export put here
 
 
 class Graph:
-    """Nodes by key, and how to follow their links. The keys are those of ComfyUI's own prompt: "57:44"."""
+    """Nodes by key, and how to follow their links. The keys are those of ComfyUI's own prompt: "57:44".
 
-    def __init__(self) -> None:
+    With `canvas` the texts are those of the frontend's fields, which it may still rewrite. `broadcasts` are nodes whose
+    targets the file does not tell, `runs` how many the file holds if it is a history,
+    `closed` the groups that could not be opened, `missed` subgraphs' nodes asked for a value that could not be matched.
+    """
+
+    def __init__(self, canvas: bool = False) -> None:
+        self.canvas = canvas
+        self.runs = 0
+        self.closed: list[str] = []
         self.nodes: dict[str, Node] = {}
+        self.broadcasts: list[Node] = []
+        self.missed: dict[str, Node] = {}
         self._hops = self._added = 0
         self._by_name: dict[str, Origin] | None = None
+        self._deciding: set[str] = set()
 
     def add(self, node: Node) -> None:
         self._added += 1  # nodes that share a key count too
@@ -69,6 +91,12 @@ class Graph:
         if self._hops > MAX_HOPS:
             raise RequestError("workflow_tangled", hint="workflow")
 
+    def own(self, node: Node, name: str) -> object:
+        """The value of a node's own widget; None if it says nothing."""
+        if name not in node.values and node.unread and node.exits is not None:
+            self.missed[node.key] = node
+        return node.values.get(name)
+
     def feed(self, node: Node, name: str) -> Found | None:
         """What really feeds an input; None if nothing does (no link, muted, bypassed to nothing, a cycle)."""
         origin, wanted = node.links.get(name), node.types.get(name, "")
@@ -80,8 +108,8 @@ class Graph:
             if source is None:
                 return None
             if origin.entry is not None:
-                if origin.entry not in source.links and origin.entry in source.values:
-                    return Found(source, -1, source.values[origin.entry])
+                if origin.entry not in source.links and (value := self.own(source, origin.entry)) is not None:
+                    return Found(source, OF_HOST, value)
                 origin = source.links.get(origin.entry)
             elif source.mode == MUTED:
                 return None
@@ -91,35 +119,70 @@ class Graph:
                 origin, wanted = source.links.get(onward), source.types.get(onward, "") or wanted
             elif source.exits is not None:
                 origin = source.exits.get(origin.slot)
-            elif source.kind == GET_NODE:
-                origin = self._setters().get(str(source.values.get("value")))
-            elif source.kind in PASS_THROUGH:
+            elif source.kind in GET_NODES:
+                origin = self._setters().get(str(source.values.get("name")))
+            elif source.kind in PASS_THROUGH and source.links:
                 origin = next(iter(source.links.values()), None)
+            elif source.kind in CONTEXTS and 0 < origin.slot < len(CONTEXT):
+                own, base = source.links.get(CONTEXT[origin.slot]), source.links.get(CONTEXT[0])
+                origin = own or (Origin(base.key, origin.slot) if base is not None and base.slot == 0 else None)
+            elif source.kind in SWITCHES and origin.slot == 0 and (branch := self._branch(source)) is not None:
+                if branch not in source.links:
+                    return Found(source, OF_HOST, self.own(source, branch))
+                origin = source.links[branch]
             else:
                 return Found(source, origin.slot)
         return None
 
-    def value(self, node: Node, name: str, path: tuple[str, ...] = ()) -> object:
-        """An input's value: from its link, else from the node's own widget. A `Found` if a node would compute it."""
+    def _branch(self, node: Node) -> str | None:
+        """The input that a switch passes on; None if the file does not decide it."""
+        switch = SWITCHES[node.kind]
+        if node.key in self._deciding or len(self._deciding) > MAX_DEPTH:
+            return None
+        self._spend(len(node.links) // 16)
+        self._deciding.add(node.key)
+        try:
+            if switch.selector:
+                return switch.branch(self.value(node, switch.selector))
+            return next((name for name in sorted(node.links) if self.feed(node, name) is not None), None)
+        finally:
+            self._deciding.discard(node.key)
+
+    def value(self, node: Node, name: str, path: tuple[str, ...] = (), prompt: bool = False) -> object:
+        """An input's value: from its link, else from the node's own widget. A `Found` if the file does not decide it.
+
+        For a `prompt` the frontend's own rewriting of texts counts too.
+        """
         found = self.feed(node, name)
         if found is None:
-            return node.values.get(name)
-        if found.slot < 0:
-            return found.value
+            return self._as_sent(node, self.own(node, name), prompt)
+        if found.slot == OF_HOST:
+            return self._as_sent(found.node, found.value, prompt)
         source = found.node
         if source.key in path or len(path) > MAX_DEPTH:
             return found
-        path = (*path, source.key)
-        if source.kind == "StringConcatenate":
-            parts = [self.value(source, part, path) for part in ("string_a", "delimiter", "string_b")]
-            texts = [part for part in parts if isinstance(part, str)]
-            return "".join(texts) if len(texts) == 3 and sum(map(len, texts)) <= MAX_JOINED_CHARACTERS else found
-        if source.links.keys() <= set(CONSTANTS):  # a node that computes something has other inputs
-            for constant in CONSTANTS:
-                if constant in source.values or constant in source.links:
-                    value = self.value(source, constant, path)
-                    return found if value is None else value
-        return found
+        deeper = (*path, source.key)
+        unknown: list[Found] = []
+
+        def known(each: str) -> object:
+            value = self.value(source, each, deeper, prompt)
+            if isinstance(value, Found):
+                unknown.append(value)
+                raise UnknownResult
+            return value
+
+        try:
+            results = results_of(source.kind, known)
+        except UnknownResult:
+            return unknown[0] if unknown else found
+        value = results[found.slot] if 0 <= found.slot < len(results) else None
+        return found if value is None else value
+
+    def _as_sent(self, node: Node, value: object, prompt: bool) -> object:
+        if not (prompt and self.canvas and isinstance(value, str)) or node.kind in NEVER_DYNAMIC:
+            return value
+        sent = as_sent(value)
+        return Found(node, OF_CHOICES) if sent is None else sent
 
     def chain(self, node: Node, name: str, role: str) -> Iterator[Found]:
         """The nodes behind an input, nearest first, each time following the input that carries `role`."""
@@ -134,6 +197,8 @@ class Graph:
 
     def onward(self, found: Found, role: str) -> str | None:
         links = found.node.links
+        if found.node.kind in SWITCHES:
+            return None  # which input it passes on is not known
         if role == "CONDITIONING" and found.slot == 1 and "negative" in links:
             return "negative"  # nodes that handle both prompts output the negative one second
         named = next((name for name in ONWARD[role] if name in links), None)
@@ -141,8 +206,8 @@ class Graph:
 
     def _setters(self) -> dict[str, Origin]:
         if self._by_name is None:
-            setters = (node for node in self.nodes.values() if node.kind == SET_NODE and node.links and node.mode == 0)
-            self._by_name = {str(node.values.get("value")): next(iter(node.links.values())) for node in setters}
+            setters = (node for node in self.nodes.values() if node.kind in SET_NODES and node.links and node.mode == 0)
+            self._by_name = {str(node.values.get("name")): next(iter(node.links.values())) for node in setters}
         return self._by_name
 
 

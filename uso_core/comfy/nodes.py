@@ -1,16 +1,22 @@
 """ComfyUI's node classes as data: their inputs in order, and the role of each here.
 
 Facts from Comfy-Org/ComfyUI (nodes.py, comfy_extras/nodes_flux.py, nodes_model_patch.py, nodes_custom_sampler.py,
-nodes_images.py); names and order determine what a saved list of widget values means.
+nodes_images.py, nodes_cond.py, nodes_logic.py) and from the packs that the classes name; names and order determine what
+a saved list of widget values means. What nodes that hold or compute a value give is in `computed.py`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-WIDGET_TYPES = frozenset({"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"})
+WIDGET_TYPES = frozenset({"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "ANY"})  # ANY: a widget of whatever type
 CONTROL = "control_after_generate"  # the widget that the frontend adds after a seed; not an input of the node
 CONTROL_WORDS = frozenset({"fixed", "increment", "decrement", "randomize"})
+
+
+def _numbered(inputs: str, count: int, outputs: str) -> str:
+    return f"{' '.join(inputs.format(number) for number in range(1, count + 1))} {outputs}"
+
 
 # class: "input:TYPE ... -> OUTPUT ...". An input of a widget type is a widget; "+" marks one followed by CONTROL,
 # "=word" one that only the frontend has. An output is named after its type unless stated otherwise.
@@ -24,6 +30,7 @@ _SIGNATURES = {
     "CLIPVisionLoader": "clip_name:COMBO -> CLIP_VISION",
     "CLIPVisionEncode": "clip_vision:CLIP_VISION image:IMAGE crop:COMBO -> CLIP_VISION_OUTPUT",
     "USOStyleReference": "model:MODEL model_patch:MODEL_PATCH clip_vision_output:CLIP_VISION_OUTPUT -> MODEL",
+    "LazyCache": "model:MODEL reuse_threshold:FLOAT start_percent:FLOAT end_percent:FLOAT verbose:BOOLEAN -> MODEL",
     "EasyCache": "model:MODEL reuse_threshold:FLOAT start_percent:FLOAT end_percent:FLOAT verbose:BOOLEAN -> MODEL",
     "ModelSamplingFlux": "model:MODEL max_shift:FLOAT base_shift:FLOAT width:INT height:INT -> MODEL",
     "LoadImage": "image:COMBO upload:COMBO=image -> IMAGE MASK",
@@ -42,6 +49,7 @@ _SIGNATURES = {
     ),
     "FluxGuidance": "conditioning:CONDITIONING guidance:FLOAT -> CONDITIONING",
     "ConditioningZeroOut": "conditioning:CONDITIONING -> CONDITIONING",
+    "T5TokenizerOptions": "clip:CLIP min_padding:INT min_length:INT -> CLIP",
     "CLIPTextEncode": "clip:CLIP text:STRING -> CONDITIONING",
     "CLIPTextEncodeFlux": "clip:CLIP clip_l:STRING t5xxl:STRING guidance:FLOAT -> CONDITIONING",
     "EmptyLatentImage": "width:INT height:INT batch_size:INT -> LATENT",
@@ -65,6 +73,49 @@ _SIGNATURES = {
         "noise:NOISE guider:GUIDER sampler:SAMPLER sigmas:SIGMAS latent_image:LATENT "
         "-> output:LATENT denoised_output:LATENT"
     ),
+    "KSampler (Efficient)": (
+        "model:MODEL seed:INT+ steps:INT cfg:FLOAT sampler_name:COMBO scheduler:COMBO denoise:FLOAT "
+        "preview_method:COMBO vae_decode:COMBO positive:CONDITIONING negative:CONDITIONING latent_image:LATENT "
+        "-> MODEL CONDITIONING+:CONDITIONING CONDITIONING-:CONDITIONING LATENT VAE IMAGE"
+    ),
+    "KSampler Adv. (Efficient)": (
+        "model:MODEL add_noise:COMBO noise_seed:INT+ steps:INT cfg:FLOAT sampler_name:COMBO scheduler:COMBO "
+        "start_at_step:INT end_at_step:INT return_with_leftover_noise:COMBO preview_method:COMBO vae_decode:COMBO "
+        "positive:CONDITIONING negative:CONDITIONING latent_image:LATENT "
+        "-> MODEL CONDITIONING+:CONDITIONING CONDITIONING-:CONDITIONING LATENT VAE IMAGE"
+    ),
+    "Efficient Loader": (
+        "ckpt_name:COMBO vae_name:COMBO clip_skip:INT lora_name:COMBO lora_model_strength:FLOAT "
+        "lora_clip_strength:FLOAT positive:STRING negative:STRING token_normalization:COMBO "
+        "weight_interpretation:COMBO empty_latent_width:INT empty_latent_height:INT batch_size:INT "
+        "lora_stack:LORA_STACK -> MODEL CONDITIONING+:CONDITIONING CONDITIONING-:CONDITIONING LATENT VAE CLIP"
+    ),
+    "KSampler //Inspire": (
+        "model:MODEL seed:INT+ steps:INT cfg:FLOAT sampler_name:COMBO scheduler:COMBO denoise:FLOAT noise_mode:COMBO "
+        "batch_seed_mode:COMBO variation_seed:INT variation_strength:FLOAT "
+        "positive:CONDITIONING negative:CONDITIONING latent_image:LATENT -> LATENT"
+    ),
+    "KSamplerAdvanced //Inspire": (
+        "model:MODEL add_noise:BOOLEAN noise_seed:INT+ steps:INT cfg:FLOAT sampler_name:COMBO scheduler:COMBO "
+        "start_at_step:INT end_at_step:INT noise_mode:COMBO return_with_leftover_noise:BOOLEAN batch_seed_mode:COMBO "
+        "variation_seed:INT variation_strength:FLOAT positive:CONDITIONING negative:CONDITIONING latent_image:LATENT "
+        "-> LATENT"
+    ),
+    "XlabsSampler": (
+        "model:MODEL conditioning:CONDITIONING neg_conditioning:CONDITIONING noise_seed:INT+ steps:INT "
+        "timestep_to_start_cfg:INT true_gs:FLOAT image_to_image_strength:FLOAT denoise_strength:FLOAT "
+        "latent_image:LATENT controlnet_condition:ControlNetCondition -> latent:LATENT"
+    ),
+    "SharkSampler_Beta": (
+        "model:MODEL positive:CONDITIONING negative:CONDITIONING sampler:SAMPLER sigmas:SIGMAS latent_image:LATENT "
+        "scheduler:COMBO steps:INT steps_to_run:INT denoise:FLOAT cfg:FLOAT seed:INT+ sampler_mode:COMBO "
+        "-> output:LATENT denoised:LATENT"
+    ),
+    "ClownsharKSampler_Beta": (
+        "model:MODEL positive:CONDITIONING negative:CONDITIONING sigmas:SIGMAS latent_image:LATENT eta:FLOAT "
+        "sampler_name:COMBO scheduler:COMBO steps:INT steps_to_run:INT denoise:FLOAT cfg:FLOAT seed:INT+ "
+        "sampler_mode:COMBO bongmath:BOOLEAN -> output:LATENT denoised:LATENT"
+    ),
     "RandomNoise": "noise_seed:INT+ -> NOISE",
     "BasicGuider": "model:MODEL conditioning:CONDITIONING -> GUIDER",
     "CFGGuider": "model:MODEL positive:CONDITIONING negative:CONDITIONING cfg:FLOAT -> GUIDER",
@@ -75,10 +126,35 @@ _SIGNATURES = {
     "PreviewImage": "images:IMAGE ->",
     "PrimitiveInt": "value:INT+ -> INT",
     "PrimitiveFloat": "value:FLOAT -> FLOAT",
+    "PrimitiveBoolean": "value:BOOLEAN -> BOOLEAN",
     "PrimitiveString": "value:STRING -> STRING",
     "PrimitiveStringMultiline": "value:STRING -> STRING",
     "StringConcatenate": "string_a:STRING string_b:STRING delimiter:STRING -> STRING",
-    "PrimitiveNode": "value:INT+ -> *",  # the frontend's own, of whatever type it feeds
+    "StringReplace": "string:STRING find:STRING replace:STRING -> STRING",
+    "StringSubstring": "string:STRING start:INT end:INT -> STRING",
+    "StringTrim": "string:STRING mode:COMBO -> STRING",
+    "PrimitiveNode": "value:ANY+ -> *",  # the frontend's own, of whatever type it feeds
+    "GetNode": "name:STRING -> *",
+    "SetNode": "name:STRING -> *",
+    "ComfySwitchNode": "switch:BOOLEAN -> *",
+    "ImpactSwitch": "select:INT sel_mode:BOOLEAN -> *",
+    "ImpactWildcardProcessor": "wildcard_text:STRING populated_text:STRING mode:COMBO seed:INT+ -> STRING",
+    "Text Find and Replace": "text:STRING find:STRING replace:STRING -> STRING",
+    "JoinStrings": "string1:STRING string2:STRING delimiter:STRING -> STRING",
+    "Seed (rgthree)": "seed:INT -> INT",
+    "NunchakuFluxLoraLoader": "model:MODEL lora_name:COMBO lora_strength:FLOAT -> MODEL",
+    "CR LoRA Stack": _numbered(
+        "switch_{0}:COMBO lora_name_{0}:COMBO model_weight_{0}:FLOAT clip_weight_{0}:FLOAT", 3, "-> LORA_STACK"
+    ),
+    "LoRA Stacker": "input_mode:COMBO lora_count:INT "
+    + _numbered("lora_name_{0}:COMBO lora_wt_{0}:FLOAT model_str_{0}:FLOAT clip_str_{0}:FLOAT", 49, "-> LORA_STACK"),
+    "Lora Loader Stack (rgthree)": _numbered("lora_0{0}:COMBO strength_0{0}:FLOAT", 4, "-> MODEL CLIP"),
+    "easy loraStack": "toggle:BOOLEAN mode:COMBO num_loras:INT "
+    + _numbered(
+        "lora_{0}_name:COMBO lora_{0}_strength:FLOAT lora_{0}_model_strength:FLOAT lora_{0}_clip_strength:FLOAT",
+        10,
+        "-> LORA_STACK",
+    ),
 }
 
 
@@ -103,13 +179,6 @@ class Signature:
     inputs: tuple[Input, ...]
     outputs: tuple[tuple[str, str], ...]
 
-    @property
-    def widgets(self) -> tuple[str, ...]:
-        """The names that a saved list of widget values belongs to."""
-        return tuple(
-            name for one in self.inputs if one.widget for name in ((one.name, CONTROL) if one.control else (one.name,))
-        )
-
 
 def _signature(text: str) -> Signature:
     left, _, right = text.partition("->")
@@ -124,15 +193,69 @@ def _signature(text: str) -> Signature:
 
 SIGNATURES = {kind: _signature(text) for kind, text in _SIGNATURES.items()}
 
-PASS_THROUGH = frozenset({"Reroute", "Reroute (rgthree)", "SetNode", "ReroutePrimitive|pysssss"})
-GET_NODE, SET_NODE = "GetNode", "SetNode"  # KJNodes: a link by name, without a wire
+PASS_THROUGH = frozenset({
+    "Reroute", "Reroute (rgthree)", "ReroutePrimitive|pysssss", "SetNode", "easy setNode", "ShowText|pysssss",
+    "easy showAnything", "PreviewAny",
+})  # fmt: skip
+CONTEXTS = frozenset({"Context (rgthree)", "Context Big (rgthree)"})  # bundle inputs; each output repeats its input
+CONTEXT = ("base_ctx", "model", "clip", "vae", "positive", "negative", "latent", "images", "seed")  # by output
+GET_NODES, SET_NODES = ("GetNode", "easy getNode"), ("SetNode", "easy setNode")  # a link by name, without a wire
+BROADCASTS = frozenset({"Anything Everywhere", "Anything Everywhere3", "Prompts Everywhere"})  # to inputs left open
+PICKY_BROADCASTS = frozenset({"Anything Everywhere?", "Seed Everywhere", "GlobalSeed //Inspire"})  # by a pattern
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A class that passes one of its inputs on to output 0: `selector` names the input that chooses.
+
+    `branches` maps its values to inputs, or is a pattern for its number. Without a selector the first one connected is
+    passed on.
+    """
+
+    selector: str = ""
+    branches: dict[object, str] | str = ""
+
+    def branch(self, value: object) -> str | None:
+        """The input that a selector's value chooses; None if it is none that the class knows."""
+        if isinstance(self.branches, str):
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            return self.branches.format(value) if whole else None
+        return self.branches.get(value) if isinstance(value, bool | int | str) else None
+
+
+def _yes_no(selector: str, yes: str = "on_true", no: str = "on_false") -> Switch:
+    return Switch(selector, {True: yes, False: no})
+
+
+SWITCHES = {
+    "ComfySwitchNode": _yes_no("switch"),
+    "LazySwitchKJ": _yes_no("switch"),
+    "easy ifElse": _yes_no("boolean"),
+    "Switch any [Crystools]": _yes_no("boolean"),
+    "ImpactConditionalBranch": _yes_no("cond", "tt_value", "ff_value"),
+    "ImpactSwitch": Switch("select", "input{}"),
+    "LatentSwitch": Switch("select", "input{}"),
+    "easy anythingIndexSwitch": Switch("index", "value{}"),
+    **{f"CR {kind} Input Switch": Switch("Input", f"{kind.lower()}{{}}")
+       for kind in ("Text", "Image", "Latent", "Conditioning", "Model")},
+    "Any Switch (rgthree)": Switch(),
+}  # fmt: skip
+
 SAVERS = ("SaveImage", "SaveImageWebsocket", "SaveAnimatedWEBP", "SaveAnimatedPNG", "PreviewImage")  # best first
 SAMPLERS = frozenset({"KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced"})
+LATENTS = ("latent_image", "latent")  # a sampler's input for what it starts from
 QUIET_AFTER_SAMPLING = frozenset({"VAEDecode", "VAEDecodeTiled", "MaskToImage"})
-LORAS = frozenset({"LoraLoaderModelOnly", "LoraLoader"})
-USO_LORA_NAMES = ("uso", "dit_lora")  # ComfyUI's repackaged name, and the original one
-ENCODERS = {"CLIPTextEncode": "text", "CLIPTextEncodeFlux": "t5xxl"}  # class: the input that holds the prompt
-IMAGE_LOADERS = frozenset({"LoadImage", "LoadImageOutput", "LoadImageMask"})
+CACHES = frozenset({"EasyCache", "LazyCache", "TeaCache", "ApplyFBCacheOnModel"})  # skip steps, as `fast` does here
+ENCODERS = {  # class: by output, the input that holds the prompt
+    "CLIPTextEncode": {0: "text"},
+    "CLIPTextEncodeFlux": {0: "t5xxl"},
+    "BNK_CLIPTextEncodeAdvanced": {0: "text"},
+    "smZ CLIPTextEncode": {0: "text"},
+    "ImpactWildcardEncode": {2: "populated_text"},
+    "Efficient Loader": {1: "positive", 2: "negative"},
+}
+DRAWS = frozenset({"ImpactWildcardProcessor", "ImpactWildcardEncode"})  # hold the text that they last drew
+IMAGE_LOADERS = frozenset({"LoadImage", "LoadImageOutput", "LoadImageMask", "Image Load", "VHS_LoadImagePath"})
 LONG_SIDE = {  # classes that scale an image: the inputs of which the larger becomes the long side
     "ImageScaleToMaxDimension": ("largest_size",),
     "ResizeImagesByLongerEdge": ("longer_edge",),
@@ -141,14 +264,16 @@ LONG_SIDE = {  # classes that scale an image: the inputs of which the larger bec
     "ImageResizeKJv2": ("width", "height"),
     "ImageResize+": ("width", "height"),
 }
-OTHER_SCALERS = frozenset({"ImageScaleBy", "ImageScaleToTotalPixels", "FluxKontextImageScale"})
+OTHER_SCALERS = frozenset({"ImageScaleBy", "ImageScaleToTotalPixels", "FluxKontextImageScale", "ResizeImageMaskNode"})
+SIZES = (("width", "height"), ("empty_latent_width", "empty_latent_height"))  # what an empty latent calls its sides
+SIZED = frozenset({"EmptyLatentImage", "EmptySD3LatentImage", "LatentUpscale", "Efficient Loader"})
+PLAIN_LATENT = frozenset({"width", "height", "batch_size"})  # any class with no other input makes that size
 ONWARD = {  # the input along which a chain of this type continues through a node, likeliest name first
     "MODEL": ("model",),
     "CONDITIONING": ("conditioning", "positive", "conditioning_1", "conditioning_to", "cond"),
-    "IMAGE": ("image", "images", "pixels", "image1", "image_1", "input_image"),
+    "IMAGE": ("image", "images", "pixels", "image1", "image_1", "input_image", "input"),
     "LATENT": ("latent", "samples", "latent_image", "samples1"),
     "SIGMAS": ("sigmas",),
     "CLIP_VISION_OUTPUT": ("clip_vision_output",),
+    "LORA_STACK": ("lora_stack", "optional_lora_stack"),
 }
-CONSTANTS = ("value", "text", "string", "prompt", "seed", "int", "float", "number", "Text", "Number")  # what a node
-# that only holds a value calls it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from uso_core.comfy.graph import Found, Graph, Node
@@ -18,14 +19,17 @@ class Values:
         self.graph = graph
         self.found: dict[str, Any] = {}
         self.notes: list[Message] = []
+        self.told: set[str] = set()  # fields that a note explains
 
-    def note(self, key: str, **values: object) -> None:
+    def note(self, key: str, about: Iterable[str] = (), **values: object) -> None:
+        """Adds a sentence; `about` names the fields that it explains why they are not filled in."""
+        self.told.update(about)
         said = message(f"note_{key}", **values)
         if said not in self.notes and len(self.notes) < MAX_NOTES:
             self.notes.append(said)
 
     def has(self, node: Node, name: str) -> bool:
-        return name in node.values or name in node.links
+        return name in node.links or self.graph.own(node, name) is not None
 
     def node(self, node: Node, name: str) -> Node | None:
         found = self.graph.feed(node, name)
@@ -35,12 +39,16 @@ class Values:
         """An input's value in [low, high]; None if it says nothing, with a note on `what` for any other value."""
         value = self.graph.value(node, name)
         if isinstance(value, Found):
-            self.note("computed", what=message(f"what_{what}"), node=label(value.node))
+            self.note("computed", (what,), what=message(f"what_{what}"), node=label(value.node))
             return None
         result = as_number(value)
         if result is None or low <= result <= high:
             return result
-        self.note("range", what=message(f"what_{what}"), value=_shown(result), low=_shown(low), high=_shown(high))
+        if what == "seed" and -3 <= result < 0:  # rgthree's words for random, one more, one less
+            self.note("seed_drawn", (what,), node=label(self.node(node, name) or node))
+            return None
+        shown = {"value": _shown(result), "low": _shown(low), "high": _shown(high)}
+        self.note("range", (what,), what=message(f"what_{what}"), **shown)
         return None
 
     def keep(self, name: str, value: object) -> None:
@@ -52,16 +60,19 @@ class Values:
         self.keep(name, None if value is None else int(value))
 
     def word(self, node: Node, name: str) -> str:
+        """A short text; the class of the node that computes it, if one does."""
         value = self.graph.value(node, name)
-        return _plain(value) if isinstance(value, str) else ""
+        if isinstance(value, Found):
+            return label(value.node)
+        return shortened(value) if isinstance(value, str) else ""
 
 
 def label(node: Node) -> str:
     """A node's class for use in a sentence: one short line, whatever the file says."""
-    return _plain(node.kind) or "A node without a name"
+    return shortened(node.kind) or "A node without a name"
 
 
-def _plain(text: str) -> str:
+def shortened(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text[:200]).split())[:80]
 
 

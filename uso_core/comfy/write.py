@@ -6,11 +6,12 @@ Both come from one list of nodes, those of ComfyUI's own USO template.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from uso_core.comfy.formats import file_name
+from uso_core.comfy.image_names import IMAGE_NAME, IMAGE_SHA256, file_name
 from uso_core.comfy.nodes import SIGNATURES
+from uso_core.comfy.prompt_text import DYNAMIC, escaped
 from uso_core.comfy.schedule import shifts
 from uso_core.request import GenerationRequest, InputImage, StoredStyle
 
@@ -34,9 +35,21 @@ DOWNLOADS = {  # file: folder under ComfyUI's models, and where the frontend off
     ),
 }
 KEPT_LONG_SIDE = 1024
+T5_TOKENS = 512  # to which USO pads a prompt; ComfyUI pads FLUX's to 256
+CACHE: dict[str, Any] = {
+    "reuse_threshold": 0.2,
+    "start_percent": 0.15,
+    "end_percent": 0.95,
+    "verbose": False,
+}  # EasyCache's defaults
 COLUMNS = ("Models", "Content image", "Style images", "Style", "Prompt", "Sampling", "Result")
 NODE_WIDTH, COLUMN_WIDTH, TITLE_HEIGHT, ROW_HEIGHT, GAP = 320, 400, 30, 26, 30  # pixels on ComfyUI's canvas
-TALL = {"LoadImage": 320, "CLIPTextEncode": 200, "SaveImage": 400}  # nodes that show an image or a text field
+TALL = {
+    "LoadImage": 320,
+    "CLIPTextEncode": 200,
+    "PrimitiveStringMultiline": 200,
+    "SaveImage": 400,
+}  # nodes that show an image or a text field
 
 
 class _Output(NamedTuple):
@@ -48,12 +61,13 @@ class _Output(NamedTuple):
 
 @dataclass(frozen=True)
 class _Placed:
-    """A node on the sheet: values and links by input name."""
+    """A node on the sheet: values and links by input name; `words` are about the image that it names."""
 
     kind: str
     column: int
     inputs: Mapping[str, Any]
     title: str | None = None
+    words: Mapping[str, str] = field(default_factory=dict)
 
 
 def export_workflow(request: GenerationRequest, model_files: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -94,7 +108,7 @@ def export_api(request: GenerationRequest, model_files: Mapping[str, str] | None
             name: [str(value.node), value.slot] if isinstance(value, _Output) else value
             for name, value in placed.inputs.items()
         }
-        meta = {"title": placed.title or placed.kind}
+        meta = {"title": placed.title or placed.kind, **placed.words}
         prompt[str(key)] = {"class_type": placed.kind, "inputs": inputs, "_meta": meta}
     return prompt
 
@@ -110,7 +124,9 @@ class _Sheet:
         vae = checkpoint._replace(slot=2)
         lora = self.put("LoraLoaderModelOnly", 0, model=checkpoint, lora_name=self.files["lora"], strength_model=1.0)
         model = self.put_styles(lora)
-        text = self.put("CLIPTextEncode", 4, "Prompt", clip=checkpoint._replace(slot=1), text=request.prompt)
+        if request.fast:
+            model = self.put("EasyCache", 5, model=model, **CACHE)
+        text = self.put_prompt(checkpoint._replace(slot=1))
         positive, size = self.put_content(text, vae)
         guided = self.put("FluxGuidance", 4, conditioning=positive, guidance=request.guidance)
         nothing = self.put("ConditioningZeroOut", 4, conditioning=text)
@@ -130,14 +146,30 @@ class _Sheet:
         self.placed.append(_Placed(kind, column, named, title))
         return _Output(len(self.placed), 0)
 
+    def put_image(self, image: InputImage | StoredStyle, column: int, title: str, otherwise: str) -> _Output:
+        """A loader that names an image, with its hash, by which our import finds it again."""
+        name = _name(image, otherwise)
+        words = {IMAGE_NAME: name, IMAGE_SHA256: image.sha256} if isinstance(image, InputImage) else {}
+        self.placed.append(_Placed("LoadImage", column, {"image": name}, title, words))
+        return _Output(len(self.placed), 0)
+
+    def put_prompt(self, clip: _Output) -> _Output:
+        """The encoded prompt. ComfyUI's page rewrites some texts in an encoder's own field, not in a linked one."""
+        text: object = escaped(self.request.prompt)
+        if DYNAMIC.search(self.request.prompt):
+            text = self.put("PrimitiveStringMultiline", 4, "Prompt text", value=text)
+        padded = self.put("T5TokenizerOptions", 4, clip=clip, min_padding=0, min_length=T5_TOKENS)
+        return self.put("CLIPTextEncode", 4, "Prompt", clip=padded, text=text)
+
     def put_styles(self, model: _Output) -> _Output:
-        """The model with every style applied, the first next to the loader."""
-        if not self.request.styles:
+        """The model with every style applied, the first next to the loader; without those of strength 0."""
+        styles = [(number, style) for number, (style, strength) in enumerate(_strengths(self.request), 1) if strength]
+        if not styles:
             return model
         patch = self.put("ModelPatchLoader", 0, name=self.files["projector"])
         vision = self.put("CLIPVisionLoader", 0, clip_name=self.files["siglip"])
-        for number, style in enumerate(self.request.styles, 1):
-            image = self.put("LoadImage", 2, f"Style image {number}", image=_name(style, f"style{number}.png"))
+        for number, style in styles:
+            image = self.put_image(style, 2, f"Style image {number}", f"style{number}.png")
             seen = self.put("CLIPVisionEncode", 3, clip_vision=vision, image=image, crop="none")
             model = self.put("USOStyleReference", 3, model=model, model_patch=patch, clip_vision_output=seen)
         return model
@@ -146,23 +178,27 @@ class _Sheet:
         """The conditioning with the content image, and the result's width and height, as numbers or links."""
         request = self.request
         size: dict[str, Any] = {"width": request.width, "height": request.height}
-        if request.content is None:
+        if request.content is None or not (request.content_strength or request.keep_size):
             return positive, size
-        image = self.put("LoadImage", 1, "Content image", image=_name(request.content, "content.png"))
+        image = self.put_image(request.content, 1, "Content image", "content.png")
         scale = "ImageScaleToMaxDimension"
         lanczos: dict[str, Any] = {"image": image, "upscale_method": "lanczos"}
-        scaled = self.put(scale, 1, "Content size", **lanczos, largest_size=request.content_size)
-        latent = self.put("VAEEncode", 1, pixels=scaled, vae=vae)
-        positive = self.put("ReferenceLatent", 4, conditioning=positive, latent=latent)
-        method: dict[str, Any] = {
-            "reference_latents_method": "uxo/uno"
-        }  # ComfyUI's name for the offsets of UNO and USO
-        positive = self.put("FluxKontextMultiReferenceLatentMethod", 4, conditioning=positive, **method)
+        if request.content_strength:
+            scaled = self.put(scale, 1, "Content size", **lanczos, largest_size=request.content_size)
+            latent = self.put("VAEEncode", 1, pixels=scaled, vae=vae)
+            positive = self.put("ReferenceLatent", 4, conditioning=positive, latent=latent)
+            kind = "FluxKontextMultiReferenceLatentMethod"  # "uxo/uno": ComfyUI's name for the offsets of UNO and USO
+            positive = self.put(kind, 4, conditioning=positive, reference_latents_method="uxo/uno")
         if request.keep_size:
             kept = self.put(scale, 1, "Size of the result", **lanczos, largest_size=KEPT_LONG_SIDE)
             measured = self.put("GetImageSize", 1, image=kept)
             size = {"width": measured, "height": measured._replace(slot=1)}
         return positive, size
+
+
+def _strengths(request: GenerationRequest) -> list[tuple[InputImage | StoredStyle, float]]:
+    """The styles with their strengths."""
+    return list(zip(request.styles, request.style_strengths or (1.0,) * len(request.styles), strict=True))
 
 
 def _name(image: InputImage | StoredStyle, otherwise: str) -> str:
@@ -197,7 +233,12 @@ def _laid_out(sheet: list[_Placed], control: str) -> tuple[list[dict[str, Any]],
                 "mode": 0,
                 "inputs": [_slot(one.name, one.type, one.widget) for one in inputs],
                 "outputs": [{"name": name, "type": kind, "links": []} for name, kind in signature.outputs],
-                "properties": {"cnr_id": "comfy-core", "Node name for S&R": placed.kind, **_downloads(values)},
+                "properties": {
+                    "cnr_id": "comfy-core",
+                    "Node name for S&R": placed.kind,
+                    **_downloads(values),
+                    **placed.words,
+                },
                 "widgets_values": values,
                 **({"title": placed.title} if placed.title else {}),
             }
@@ -229,16 +270,30 @@ def _downloads(values: list[object]) -> dict[str, Any]:
 
 def _note(request: GenerationRequest, key: int) -> dict[str, Any]:
     """A note on the canvas: what to do first, and what ComfyUI does differently."""
-    images = [_name(request.content, "content.png")] if request.content else []
-    images += [_name(style, f"style{number}.png") for number, style in enumerate(request.styles, 1)]
+    given: list[tuple[str, InputImage | StoredStyle, float]] = []
+    if request.content:
+        given.append(("content.png", request.content, request.content_strength))
+    given += [(f"style{number}.png", style, each) for number, (style, each) in enumerate(_strengths(request), 1)]
+    named = [(_name(image, otherwise), strength) for otherwise, image, strength in given]
+    images = [name for name, strength in named if strength]
+    if request.content and request.keep_size and not request.content_strength:
+        images.insert(0, named[0][0])
     lines = ["The same seed gives a different image here: ComfyUI draws its noise on the CPU in float32."]
     if images:
         lines.insert(0, f"Copy into ComfyUI's input folder, or choose in the nodes: {', '.join(images)}.")
+    if absent := [name for name, strength in named if not strength]:
+        lines.append(f"Left out as references, for their strength was 0: {', '.join(absent)}.")
+    if other := [f"{name} {strength:g}" for name, strength in named if strength not in (0, 1)]:
+        lines.append(f"Strengths have no counterpart in ComfyUI; here all are 1. They were: {', '.join(other)}.")
+    if "embedding:" in request.prompt:
+        lines.append('ComfyUI takes the word after "embedding:" in a prompt as the name of a file.')
+    if request.fast:
+        lines.append('"Fast" has become EasyCache, which skips other steps than USO does; bypass it to compute all.')
     if request.model not in TEMPLATE_MODELS:
         lines.append(f"The model was {request.model}; the loader names {MODEL_FILES['checkpoint']} in its place.")
-    if request.content is not None:
+    if request.content is not None and request.content_strength:
         lines.append("The content image was cropped to multiples of 16 pixels; ComfyUI crops to multiples of 8.")
-    saved = [style.name for style in request.styles if isinstance(style, StoredStyle)]
+    saved = [style.name for style, strength in _strengths(request) if strength and isinstance(style, StoredStyle)]
     if saved:
         lines.append(
             f"Saved styles have no counterpart in ComfyUI; put their images in their place: {', '.join(saved)}."

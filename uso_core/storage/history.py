@@ -15,6 +15,7 @@ import io
 import json
 import logging
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -123,8 +124,12 @@ class History:
         Raises `RequestError` if the file is not ours.
         """
         request = read_request(path)
-        places = {each.sha256: self._input(each.sha256) for each in request.input_images}
-        return request, {sha256: place for sha256, place in places.items() if place.is_file()}
+        return request, self.inputs(each.sha256 for each in request.input_images)
+
+    def inputs(self, hashes: Iterable[str]) -> dict[str, Path]:
+        """Those of the input images with these hashes that are still kept, by sha256."""
+        places = {sha256: self._input(sha256) for sha256 in hashes if SHA256.fullmatch(sha256)}
+        return {sha256: place for sha256, place in places.items() if place.is_file()}
 
     def sweep(self) -> None:
         """Removes what killed processes left: half-written files, files without an image, and empty reservations.

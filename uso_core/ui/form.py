@@ -113,9 +113,15 @@ class Form:
             self["content_size"]: gr.update(value=model.content_size, maximum=high),
         }
 
-    def imported(self, workflow: ComfyImport) -> Updates:
-        """Values from a ComfyUI workflow; what it does not specify stays, images are left to choose."""
+    def imported(self, workflow: ComfyImport, paths: dict[str, Path]) -> Updates:
+        """Values from a ComfyUI workflow; what it does not specify stays, images are left to choose.
+
+        `paths` are those of its images that are still kept, by sha256.
+        """
         given = {name: getattr(workflow, name, None) for name in asks(GenerationRequest) if name != "content"}
+        hashes = {f"style_{number}": sha256 for number, sha256 in enumerate(workflow.styles_sha256, 1)}
+        for name, sha256 in {"content": workflow.content_sha256, **hashes}.items():
+            given[name] = str(paths[sha256]) if sha256 in paths else None
         return {self[name]: value for name, value in given.items() if value is not None and name in self.fields}
 
     def updates(self, request: GenerationRequest, paths: dict[str, Path], stored: Collection[str] = ()) -> Updates:

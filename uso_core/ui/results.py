@@ -10,8 +10,9 @@ from typing import IO
 
 import gradio as gr
 
-from uso_core.comfy import export_workflow, import_workflow, workflow_in_png_text
+from uso_core.comfy import export_workflow, import_workflow, workflow_in_exif, workflow_in_png_text
 from uso_core.errors import UsoError
+from uso_core.images import webp_texts
 from uso_core.request import InputImage, StoredStyle
 from uso_core.storage.files import write_whole
 from uso_core.storage.png import png_texts
@@ -59,7 +60,9 @@ def build_results(form: Form, services: Services) -> Results:
     with gr.Row(elem_id="files"):
         seed_used = gr.Textbox(label=label("seed_used"), interactive=False, max_lines=1, min_width=120)
         with gr.Column(min_width=160):
-            restore = gr.UploadButton(label("restore_file"), file_types=[".png", ".json"], elem_id="restore", size="sm")
+            restore = gr.UploadButton(
+                label("restore_file"), file_types=[".png", ".webp", ".json"], elem_id="restore", size="sm"
+            )
             with gr.Row():
                 comfy = gr.DownloadButton(label("comfy"), size="sm", interactive=False, min_width=100)
                 archive = gr.Button(label("archive"), size="sm", interactive=False, min_width=100)
@@ -133,7 +136,8 @@ def _wire_restore(
                 updates, words = restored(form, services.stores(request), Path(path))
             else:
                 found = import_workflow(workflow)
-                updates, words = form.imported(found), text.imported(found.content, found.styles, found.notes)
+                kept = services.stores(request).history.inputs((found.content_sha256, *found.styles_sha256))
+                updates, words = form.imported(found, kept), text.imported(found, kept, STYLES)
         except UsoError as error:
             raise refusal(error) from None
         return {**updates, form.status: {"text": words, "percent": 0}}
@@ -158,10 +162,12 @@ def restored(form: Form, stores: Stores, path: Path) -> tuple[Updates, str]:
     return form.updates(request, images, there), text.restored(lost, beyond)
 
 
-def _workflow(path: Path) -> str | None:
-    """The ComfyUI workflow in a JSON file or a PNG's text; None if there is none."""
+def _workflow(path: Path) -> str | bytes | None:
+    """The ComfyUI workflow in a JSON file or in an image's texts; None if there is none."""
     if path.suffix.lower() == ".json":
-        return path.read_text(encoding="utf-8", errors="replace")
+        return path.read_bytes()
+    if path.suffix.lower() == ".webp":
+        return workflow_in_exif(webp_texts(path))
     return workflow_in_png_text(png_texts(path))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import date, datetime, timedelta
 from html import escape
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from uso_core.catalog.download import size_text
 from uso_core.catalog.locate import WeightsReport
 from uso_core.catalog.models import Model
+from uso_core.comfy import ComfyImport
 from uso_core.events import Unread
 from uso_core.messages import Message
 from uso_core.request import GenerationRequest, StoredStyle
@@ -118,14 +120,23 @@ def settings(request: GenerationRequest) -> str:
     return "\n".join([*lines, say("settings_model", model=request.model)])
 
 
-def imported(content: str | None, styles: tuple[str, ...], notes: tuple[Message, ...]) -> str:
-    """What was read from a ComfyUI workflow: the images to choose, and what has no counterpart here."""
+def imported(workflow: ComfyImport, kept: Collection[str], slots: int) -> str:
+    """What was read from a ComfyUI workflow: the images to choose, and what has no counterpart here.
+
+    `kept` are the hashes of those images that the history has, `slots` how many styles the page takes.
+    """
     parts = [say("imported")]
-    if content:
-        parts.append(say("imported_content", name=content))
-    if styles:
-        parts.append(say("imported_styles", names=", ".join(styles)))
-    return " ".join([*parts, *map(tell, notes)])
+    styles = list(zip(workflow.styles[:slots], workflow.styles_sha256, strict=False))
+    found = [workflow.content] if workflow.content and workflow.content_sha256 in kept else []
+    found += [name for name, sha256 in styles if sha256 in kept]
+    wanted = [name for name, sha256 in styles if sha256 not in kept] + list(workflow.styles[slots:])
+    if found:
+        parts.append(say("imported_kept", names=", ".join(found)))
+    if workflow.content and workflow.content_sha256 not in kept:
+        parts.append(say("imported_content", name=workflow.content))
+    if wanted:
+        parts.append(say("imported_styles", names=", ".join(wanted)))
+    return " ".join([*parts, *map(tell, workflow.notes)])
 
 
 def restored(lost: list[str], beyond: list[str]) -> str:

@@ -1,0 +1,297 @@
+"""Workflows in every form that ComfyUI saves, and what has no counterpart here."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+from PIL import Image, PngImagePlugin
+
+from tests.comfy.workflows import (
+    FORMATS,
+    FULL,
+    MODES,
+    SUBJECT,
+    advanced,
+    api,
+    definition,
+    expected,
+    inside,
+    node,
+    read,
+    recipe,
+    scope,
+    values,
+    with_subgraphs,
+)
+from uso_core.comfy import import_workflow, workflow_in_png_text
+from uso_core.comfy.loras import LoRA
+from uso_core.messages import message
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_in_every_format(mode, form):
+    given, wanted = MODES[mode]
+    result = read(FORMATS[form](recipe(**given)))
+    assert values(result) == expected(**wanted)
+    assert result.images == 1
+    assert result.schedule is None
+    assert result.notes == (message("note_own_schedule"),)
+
+
+@pytest.mark.parametrize(
+    ("modes", "wanted"),
+    [
+        ({"style1": 4}, {"styles": ("2.png",)}),
+        ({"style2": 4}, {"styles": ("1.png",)}),
+        ({"style1": 4, "seen1": 4, "image1": 4, "style2": 4, "seen2": 4, "image2": 4}, {"styles": ()}),
+        ({"image2": 4}, {"styles": ("1.png",)}),
+        ({"seen2": 2}, {"styles": ("1.png",)}),
+        ({"image": 4}, {"content": None, "content_size": None}),
+        ({"image": 2}, {"content": None, "content_size": None}),
+        ({"encode": 4}, {"content": None, "content_size": None}),
+        ({"reference": 4}, {"content": None, "content_size": None}),
+        ({"scale": 4}, {"content_size": None}),
+        ({"scale": 2}, {"content": None, "content_size": None}),
+        ({"guidance": 4}, {"guidance": None}),
+        ({"method": 4, "lora": 4}, {}),
+        ({"image": 4, "scale": 4, "encode": 4, "reference": 4, "method": 4}, {"content": None, "content_size": None}),
+    ],
+)
+def test_bypassed_and_muted_nodes(modes, wanted):
+    nodes = recipe(content="me.png", styles=("1.png", "2.png"))
+    base = SUBJECT | {"styles": ("1.png", "2.png")}
+    assert values(read(scope(nodes, modes=modes))) == expected(**(base | wanted))
+
+
+def test_of_two_workflows_on_one_canvas_the_active_one_counts():
+    first, second = recipe(content="me.png", prompt="first"), recipe(styles=("a.png", "b.png"), prompt="second")
+    rename = {key: f"x{key}" for key in second}
+    second = {
+        rename[key]: [kind, {n: (rename[v[0]], v[1]) if isinstance(v, tuple) else v for n, v in inputs.items()}]
+        for key, (kind, inputs) in second.items()
+    }
+    both = {**first, **second}
+    assert read(scope(both, modes=dict.fromkeys(first, 4))).prompt == "second"
+    assert read(scope(both, modes=dict.fromkeys(second, 4))).prompt == "first"
+    muted = read(scope(both, modes={"save": 2}))
+    assert (muted.prompt, muted.content, muted.styles) == ("second", None, ("a.png", "b.png"))
+    assert message("note_several_images") in read(scope(both)).notes
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_subgraphs(nested):
+    data = with_subgraphs(nested=nested)
+    assert values(read(data)) == expected(**FULL, guidance=2.5)
+    node(data, "guidance")["widgets_values"] = []  # nothing set outside: the inner widget counts
+    node(inside(data, "condition-id"), "guidance")["widgets_values"] = [4.5]
+    if nested:
+        node(inside(data, "outer-id"), "in1")["widgets_values"] = []
+    assert values(read(data)) == expected(**FULL, guidance=4.5)
+
+
+def test_a_bypassed_subgraph_passes_its_inputs_on():
+    data = with_subgraphs()
+    node(data, "style1")["mode"] = 4
+    assert read(data).styles == ("2.png",)
+    node(data, "guidance")["mode"] = 4
+    result = read(data)
+    assert (result.prompt, result.guidance, result.content) == ("A fox in a library", None, None)
+
+
+def test_a_node_bypassed_inside_a_subgraph():
+    data = with_subgraphs()
+    for key in ("see", "use"):
+        node(inside(data, "style-id"), key)["mode"] = 4
+    node(inside(data, "condition-id"), "reference")["mode"] = 4
+    assert values(read(data)) == expected(guidance=2.5)
+
+
+def test_a_whole_workflow_in_one_subgraph_with_promoted_widgets():
+    nodes = {key: one for key, one in recipe(styles=("1.png",)).items() if key != "save"}
+    nodes["text"][1]["text"] = ("in", "text")
+    data = scope({"run": ["all-id", {}], "save": ["SaveImage", {"images": ("run", 0), "filename_prefix": "x"}]})
+    data["definitions"] = {"subgraphs": [definition("all-id", nodes, {"text": "STRING"}, {"IMAGE": ("decode", 0)})]}
+    run = node(data, "run")
+    run["properties"] = {"proxyWidgets": [["sampler", "steps"], ["-1", "text"], ["sampler", "seed"],
+                                          ["image1", "image"],
+                                          ["save", "$$canvas-image-preview"]]}  # fmt: skip
+    run["widgets_values"] = [33, "Promoted words", None, "other.png"]
+    assert values(read(data)) == expected(prompt="Promoted words", steps=33, styles=("other.png",))
+    run["widgets_values"] = ["out of step", "Promoted words", "no seed", 7]
+    assert values(read(data)) == expected(prompt="Promoted words", styles=("1.png",))
+
+
+def test_named_widget_values_and_dictionaries():
+    data = scope(recipe())
+    node(data, "sampler")["widgets_values_named"] = {"seed": 77, "steps": 8}
+    node(data, "text")["widgets_values"] = {"text": "by name"}
+    assert values(read(data)) == expected(seed=77, steps=8, prompt="by name")
+    node(data, "latent")["widgets_values"] = [512, 640]
+    noise = node(data, "sampler")
+    del noise["widgets_values_named"]
+    noise["widgets_values"] = [55, 9, 1, "euler", "simple", 1]  # saved without the control after the seed
+    assert values(read(data)) == expected(seed=55, steps=9, prompt="by name", width=512, height=640)
+
+
+@pytest.mark.parametrize("form", ["0.4", "1.0"])
+def test_values_fed_by_primitives_and_reroutes(form):
+    nodes = recipe(content="me.png", styles=("1.png",))
+    nodes |= {
+        "seed": ["PrimitiveNode", {"value": 42, "*": "fixed"}],
+        "steps": ["PrimitiveInt", {"value": 12, "*": "fixed"}],
+        "words": ["PrimitiveStringMultiline", {"value": "a heron"}],
+        "both": ["StringConcatenate", {"string_a": ("words", 0), "string_b": "in fog", "delimiter": ", "}],
+        "hop": ["Reroute", {"any": ("both", 0)}],
+        "model": ["Reroute", {"any": ("style1", 0)}],
+        "model2": ["Reroute", {"any": ("model", 0)}],
+        "pixels": ["Reroute", {"any": ("image", 0)}],
+    }
+    nodes["sampler"][1] |= {"seed": ("seed", 0), "steps": ("steps", 0), "model": ("model2", 0)}
+    nodes["text"][1]["text"] = ("hop", 0)
+    nodes["scale"][1] |= {"image": ("pixels", 0), "largest_size": ("steps", 0)}
+    nodes["steps"][1]["value"] = 64
+    wanted = {"seed": 42, "steps": 64, "prompt": "a heron, in fog", "content_size": 64}
+    assert values(read(FORMATS[form](nodes))) == expected(**(FULL | {"styles": ("1.png",)} | wanted))
+
+
+def test_set_and_get_nodes():
+    nodes = recipe()
+    nodes |= {"set": ["SetNode", {"any": ("text", 0), "Constant": "cond"}], "get": ["GetNode", {"Constant": "cond"}]}
+    nodes["guidance"][1]["conditioning"] = ("get", 0)
+    assert values(read(scope(nodes))) == expected()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_sampler_split_into_parts(form):
+    nodes = advanced(recipe(content="me.png", styles=("1.png", "2.png")))
+    assert values(read(FORMATS[form](nodes))) == expected(**FULL)
+    nodes["sigmas"][1] |= {"scheduler": "beta", "denoise": 0.6}
+    nodes["select"][1]["sampler_name"] = "dpmpp_2m"
+    notes = read(FORMATS[form](nodes)).notes
+    assert message("note_sampler", name="dpmpp_2m") in notes
+    assert message("note_scheduler", scheduler="beta") in notes
+    assert message("note_denoise", denoise=0.6) in notes
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_has_no_counterpart_is_noted(form):
+    nodes = recipe(content="me.png", styles=("1.png",), prompt="a (red:1.3) fox")
+    nodes |= {
+        "cache": ["EasyCache", {"model": ("style1", 0), "reuse_threshold": 0.2}],
+        "other": [
+            "LoraLoaderModelOnly",
+            {"model": ("cache", 0), "lora_name": "grain.safetensors", "strength_model": 1},
+        ],
+        "bad": ["CLIPTextEncode", {"clip": ("loader", 1), "text": "blurry"}],
+        "big": ["ImageUpscaleWithModel", {"image": ("decode", 0)}],
+    }
+    nodes["sampler"][1] |= {"model": ("other", 0), "negative": ("bad", 0), "cfg": 3.5, "seed": 2**64 - 1}
+    nodes["latent"][1]["batch_size"] = 4
+    nodes["scale"][1]["upscale_method"] = "area"
+    nodes["seen1"][1]["crop"] = "center"
+    nodes["method"][1]["reference_latents_method"] = "index"
+    nodes["save"][1]["images"] = ("big", 0)
+    result = read(FORMATS[form](nodes))
+    assert (result.images, result.seed, result.prompt, result.fast) == (4, None, "a (red:1.3) fox", True)
+    assert result.loras == (LoRA("grain.safetensors", 1.0),)
+    assert message("note_fast", node="EasyCache", fast=message("fast")) in result.notes
+    for part in ("LoRA grain.safetensors (strength 1) is ignored.", "Negative prompt is ignored.",
+                 "CFG 3.5 is ignored", "Batch size 4", "content image with area", "crops style images",
+                 '"index"',
+                 "ImageUpscaleWithModel after the sampling is ignored.", "Weights in the prompt",
+                 f"Seed {2**64 - 1} is out of range"):  # fmt: skip
+        assert sum(part in str(note) for note in result.notes) == 1, part
+    assert all(str(note).endswith(".") and "\n" not in str(note) for note in result.notes)
+
+
+def test_the_first_of_two_passes_counts():
+    nodes = recipe(styles=("1.png",))
+    second = copy.deepcopy(nodes["sampler"])
+    second[1] |= {"latent_image": ("larger", 0), "steps": 9, "seed": 3, "denoise": 0.4}
+    nodes |= {"larger": ["LatentUpscaleBy", {"samples": ("sampler", 0)}], "again": second}
+    nodes["decode"][1]["samples"] = ("again", 0)
+    for form in FORMATS.values():
+        result = read(form(nodes))
+        assert values(result) == expected(styles=("1.png",))
+        assert message("note_several_passes") in result.notes
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_size_that_follows_the_content(form):
+    nodes = recipe(content="me.png")
+    nodes["measure"] = ["GetImageSize", {"image": ("scale", 0)}]
+    nodes["latent"][1] |= {"width": ("measure", 0), "height": ("measure", 1)}
+    result = read(FORMATS[form](nodes))
+    assert values(result) == expected(**SUBJECT, width=None, height=None)
+    assert result.keep_size is True
+    assert any(note.key.startswith("note_size_of_content") for note in result.notes)
+    nodes["sampler"][1]["latent_image"] = ("encode", 0)
+    assert values(read(FORMATS[form](nodes))) == expected(**SUBJECT, width=None, height=None)
+
+
+def test_a_size_from_a_scaled_image():
+    nodes = recipe(content="me.png")
+    nodes["scale"] = ["ImageScale", {"image": ("image", 0), "upscale_method": "lanczos", "width": 640, "height": 448,
+                                     "crop": "center"}]  # fmt: skip
+    nodes["sampler"][1]["latent_image"] = ("encode", 0)
+    result = read(scope(nodes))
+    assert (result.width, result.height, result.content_size) == (640, 448, 640)
+    nodes["half"] = ["ImageScaleBy", {"image": ("scale", 0), "upscale_method": "area", "scale_by": 0.5}]
+    nodes["encode"][1]["pixels"] = ("half", 0)
+    assert read(scope(nodes)).content_size == 320
+
+
+def test_flux_prompts_and_unknown_nodes():
+    nodes = recipe()
+    nodes["text"] = ["CLIPTextEncodeFlux", {"clip": ("loader", 1), "clip_l": "fox", "t5xxl": "A long fox",
+                                            "guidance": 2.0}]  # fmt: skip
+    del nodes["guidance"]
+    nodes["odd"] = ["Mystery\nNode <b>", {"conditioning": ("text", 0)}]
+    nodes["sampler"][1]["positive"] = ("odd", 0)
+    for form in FORMATS.values():
+        result = read(form(nodes))
+        assert (result.prompt, result.guidance) == ("A long fox", 2.0)
+        assert message("note_node_ignored", node="Mystery Node <b>") in result.notes
+        assert message("note_clip_prompt") in result.notes
+    nodes["text"][1]["t5xxl"] = ("writer", 0)
+    nodes["writer"] = ["LanguageModel", {"image": ("loader", 0)}]
+    result = read(api(nodes))
+    assert result.prompt is None
+    assert any("LanguageModel" in str(note) for note in result.notes)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("a.png", "a.png"),
+        ("/etc/passwd", "passwd"),
+        ("..\\..\\boot.ini", "boot.ini"),
+        ("sub/dir/b.png [input]", "b.png"),
+        ("http://example.com/x/c.png", "c.png"),
+        ("nul\0l.png", "null.png"),
+        ("a/..", None),
+        ("", None),
+        ("x" * 5000, None),
+        (7, None),
+        ({"a": 1}, None),
+    ],
+)
+def test_file_names_are_bare(given, wanted):
+    assert read(api(recipe(content="x.png") | {"image": ["LoadImage", {"image": given}]})).content == wanted
+
+
+def test_wrapped_prompts_and_text_of_a_png(tmp_path):
+    prompt = api(recipe())
+    assert values(read({"client_id": "x", "prompt": prompt})) == expected()
+    text = PngImagePlugin.PngInfo()
+    text.add_text("prompt", json.dumps(prompt))
+    text.add_text("workflow", json.dumps(scope(recipe(prompt="from the canvas"))))
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=text)
+    with Image.open(tmp_path / "a.png") as image:
+        assert values(import_workflow(workflow_in_png_text(image.info))) == expected()  # what ran
+    assert workflow_in_png_text({"prompt": json.dumps(prompt), "workflow": b"no"}) == json.dumps(prompt)
+    assert workflow_in_png_text({"parameters": "a fox, steps: 20", "prompt": "a fox"}) is None
+    assert workflow_in_png_text({}) is None
