@@ -21,10 +21,9 @@ from uso_core.quantization.fp8 import quantize
 
 RANK = 3
 FLUX, USO = GOLDEN / "flux.safetensors", GOLDEN / "dit_lora.safetensors"
-# Every kind of matrix in a block of FLUX.1, by the names of BFL's files: rows out, columns in, as multiples of D.
-DOUBLE = {"img_attn.qkv": (3, 1), "txt_attn.qkv": (3, 1), "img_attn.proj": (1, 1), "txt_attn.proj": (1, 1),
-          "img_mlp.0": (4, 1), "img_mlp.2": (1, 4), "txt_mlp.0": (4, 1), "txt_mlp.2": (1, 4),
-          "img_mod.lin": (6, 1), "txt_mod.lin": (6, 1)}  # fmt: skip
+# Kinds of matrices in the blocks of FLUX.1, by the names of BFL's files: rows out, columns in, as multiples of D.
+DOUBLE = {"img_attn.qkv": (3, 1), "txt_attn.proj": (1, 1), "img_mlp.0": (4, 1), "txt_mlp.2": (1, 4),
+          "img_mod.lin": (6, 1)}  # fmt: skip
 SINGLE = {"linear1": (7, 1), "linear2": (1, 5), "modulation.lin": (3, 1)}
 ORIGINAL = {f"double_blocks.0.{name}": sides for name, sides in DOUBLE.items()} | {
     f"single_blocks.0.{name}": sides for name, sides in SINGLE.items()
@@ -135,16 +134,19 @@ def test_bfls_names_with_biases(small: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("prefix", ["diffusion_model.", "model.diffusion_model.", "base_model.model.", ""])
 @pytest.mark.parametrize(("down", "up"), [("lora_A.weight", "lora_B.weight"), ("lora_down.weight", "lora_up.weight"),
                                           ("lora_A.default.weight", "lora_B.default.weight")])  # fmt: skip
-def test_prefixes_and_suffixes_of_programs(prefix: str, down: str, up: str, wide: Any, tmp_path: Path) -> None:
-    names = {"double_blocks.0.img_attn.qkv": (3, 1), "single_blocks.0.linear1": (7, 1)}
+def test_prefixes_and_suffixes_of_programs(prefix: str, down: str, up: str, small: Any, tmp_path: Path) -> None:
+    names, width = (
+        {"double_blocks.0.img_attn.qkv": (3, 1), "single_blocks.0.linear2": (1, 5)},
+        small["proj_out.weight"][1],
+    )
     plain, spoken = {}, {}
     for name, (out, inputs) in names.items():
         flat = "lora_unet_" + name.replace(".", "_")
-        values = pair("x" * len(name), out * WIDTH, inputs * WIDTH, "d", "u")
+        values = pair("x" * len(name), out * width, inputs * width, "d", "u")
         for given, part in zip(values.values(), ((down, "lora_down.weight"), (up, "lora_up.weight")), strict=True):
             spoken[f"{prefix}{name}.{part[0]}"], plain[f"{flat}.{part[1]}"] = given, given
         plain[f"{flat}.alpha"] = torch.tensor(float(RANK))
-    check_against(deltas_of_diffusers(plain), OtherLoRA(saved(spoken, tmp_path), 1.0, wide), wide)
+    check_against(deltas_of_diffusers(plain), OtherLoRA(saved(spoken, tmp_path), 1.0, small), small)
 
 
 @pytest.mark.parametrize("alpha", [None, 6.0])
