@@ -18,6 +18,7 @@ from typing import Any
 
 from uso_core import images
 from uso_core.catalog.locate import choose_model, names_flux_dev, with_name
+from uso_core.catalog.loras import named_lora, turbo_lora
 from uso_core.catalog.models import Model, get_model
 from uso_core.errors import OutputError, UsageError, UsoError, exit_code
 from uso_core.eval_file import Task, read_tasks
@@ -25,7 +26,7 @@ from uso_core.events import Cancelled, Event, Failed, ImageReady, Loading, Step
 from uso_core.messages import message
 from uso_core.request import GenerationRequest, Sampling, asks, settled
 from uso_core.runtime.engine import Engine
-from uso_core.settings import Parser, add_arguments, load_settings, parse_flag
+from uso_core.settings import Parser, Settings, add_arguments, load_settings, parse_flag
 from uso_core.storage.files import save_image
 from uso_core.storage.numbered import place
 
@@ -59,6 +60,9 @@ def build_parser(kind: type[Any] = GenerationRequest) -> Parser:
     )
     add("--save_path", type=Path, default=Path("output/inference"), metavar="FOLDER", help="default: %(default)s")
     text = "put the input images beside the result"
+    add("--lora", action="append", default=[], metavar="FILE[:STRENGTH]",
+        help="a LoRA beside USO's, by file or by its name in weights/loras; repeatable")  # fmt: skip
+    add("--turbo", action="store_true", help="8 steps with a step-distilled LoRA (weights/downloader.py --only turbo)")
     add("--concat_refs", nargs="?", const=True, default=False, type=parse_flag, help=text)
     add("--overwrite", action="store_true", help="replace files of the same name; else each image gets a new number")
     add("--resume", action="store_true", help="skip images that lie in the save path already, made by the same request")
@@ -104,9 +108,7 @@ def run(args: argparse.Namespace) -> int:
         settings = with_name(settings, "flux-dev")
     model, reason = choose_model(settings)
     tasks = tasks_of(args)
-    requests = [
-        build_request(task, args, get_model(task.model) if task.model else model, settings.background) for task in tasks
-    ]
+    requests = [build_request(task, args, get_model(task.model) if task.model else model, settings) for task in tasks]
     engine = Engine(settings)
     for task, request in zip(tasks, requests, strict=True):
         engine.check(request)
@@ -130,19 +132,24 @@ def tasks_of(args: argparse.Namespace) -> list[Task]:
     return [Task(args.prompt, tuple(args.image_paths), "0", Path())]
 
 
-def build_request(
-    task: Task, args: argparse.Namespace, model: Model, background: str = "white"
-) -> GenerationRequest:  # fmt: skip
+def build_request(task: Task, args: argparse.Namespace, model: Model, settings: Settings) -> GenerationRequest:
     """The request of one task, its images read: its own values, else the flags', else the model's."""
     content, *styles = [
-        images.open_image(task.root / path, background=background) if path else None
+        images.open_image(task.root / path, background=settings.background) if path else None
         for path in (task.image_paths or ("",))
     ]
     values = vars(args) | task.values | {"prompt": task.prompt, "content": content}
+    loras = [named_lora(each, settings, paths=True) for each in (args.lora if task.loras is None else task.loras)]
+    if args.turbo if task.turbo is None else task.turbo:
+        lora, turbo = turbo_lora(model, settings)
+        loras = [lora, *(each for each in loras if each.sha256 != lora.sha256)]
+        given = {name: value for name, value in values.items() if value is not None}
+        values |= {"steps": turbo.steps, "guidance": turbo.guidance} | given
     return GenerationRequest(
         **settled(GenerationRequest, values, model),
         styles=tuple(style for style in styles if style is not None),
         model=model.name,
+        loras=tuple(loras),
     )
 
 

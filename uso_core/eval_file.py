@@ -16,7 +16,7 @@ from uso_core.text_files import parsed_json_lines
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 50 * 2**20
-PLACES = ("prompt", "image_paths", "save_dir")
+PLACES = ("prompt", "image_paths", "save_dir", "loras", "turbo")
 MODEL_NAMES = ("model", "model_type", "name")
 
 
@@ -33,6 +33,8 @@ class Task:
     root: Path
     values: dict[str, Any] = field(default_factory=dict)
     model: str | None = None
+    loras: tuple[str, ...] | None = None  # as the flag --lora takes them; None: as for all
+    turbo: bool | None = None
 
 
 def read_tasks(path: Path) -> list[Task]:
@@ -74,7 +76,14 @@ def _task(entry: object, index: int, path: Path, others: set[str]) -> Task:
             raise RequestError("entry_backslash", index=index, path=path, text=each)
     if Path(stem).is_absolute() or ".." in Path(stem).parts or "\0" in stem:
         raise RequestError("entry_outside", hint=hint, index=index, path=path, stem=stem)
-    return Task(prompt, tuple(paths), stem, path.parent, *_fields(given, index, path, others))
+    loras, turbo = given.get("loras"), given.get("turbo")
+    if not (loras is None or isinstance(loras, list) and all(isinstance(each, str) for each in loras)):
+        raise RequestError("no_list", hint=hint, name="loras", value=loras)
+    if not (turbo is None or isinstance(turbo, bool)):
+        raise RequestError("no_flag", name="turbo", value=turbo)
+    values, model = _fields(given, index, path, others)
+    own = None if loras is None else tuple(loras)
+    return Task(prompt, tuple(paths), stem, path.parent, values, model, own, turbo)
 
 
 def _fields(given: dict[str, Any], index: int, path: Path, others: set[str]) -> tuple[dict[str, Any], str | None]:

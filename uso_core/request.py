@@ -29,6 +29,8 @@ MAX_PROMPT_CHARACTERS = 20_000
 MAX_STYLES = 8
 MAX_STRENGTH = 2.0
 MAX_IMAGES = 64
+MAX_LORAS = 8
+MAX_LORA_STRENGTH = 4.0
 SCHEDULES = ("uso", "flux")
 FORMAT_VERSION = 1
 
@@ -70,6 +72,22 @@ class StoredStyle:
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "sha256": self.sha256, "saved": True}
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """A LoRA beside USO's: the name and hash of its file, and how strongly it is added (1 as trained, may be negative).
+
+    `path` is where the file lies here; a request read from a file has none.
+    """
+
+    name: str = field(compare=False)
+    sha256: str
+    strength: float = 1.0
+    path: Path | None = field(default=None, compare=False, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "sha256": self.sha256, "strength": self.strength}
 
 
 @dataclass(frozen=True)
@@ -162,7 +180,8 @@ class GenerationRequest(Sampling):
 
     `seed=None` stays None until `with_seed()`; image j of `images` uses seed + j. `content_size` is the long side in
     pixels to which the content image is resized. A stored style's strength multiplies the strengths stored in it. With
-    `keep_size` the result has the content image's shape, its long side being the model's default size.
+    `keep_size` the result has the content image's shape, its long side being the model's default size. `loras` are
+    added to the model in their order; those of strength 0 are left out.
     """
 
     prompt: str = asked("", "text", "what the image shows, as a natural sentence; may be empty", flag="--prompt")
@@ -176,9 +195,15 @@ class GenerationRequest(Sampling):
     keep_size: bool = asked(False, "flag", "use the content image's shape instead of width and height",
                             flag="--instruct_edit")  # fmt: skip
     model: str | None = None
+    loras: tuple[LoRA, ...] = ()
 
     def __post_init__(self) -> None:
         check_prompt(self.prompt)
+        for lora in self.loras:
+            number("LoRA strength", lora.strength, -MAX_LORA_STRENGTH, MAX_LORA_STRENGTH)
+        object.__setattr__(self, "loras", tuple(lora for lora in self.loras if lora.strength))
+        if len(self.loras) > MAX_LORAS:
+            raise RequestError("too_many_loras", count=len(self.loras), most=MAX_LORAS)
         object.__setattr__(self, "styles", tuple(self.styles))
         check_count(self.style_strengths, len(self.styles))
         super().__post_init__()
@@ -215,6 +240,9 @@ class GenerationRequest(Sampling):
         values["content"] = self.content.to_dict() if self.content else None
         values["styles"] = [style.to_dict() for style in self.styles]
         values["style_strengths"] = list(self.style_strengths)
+        values["loras"] = [lora.to_dict() for lora in self.loras]
+        if not self.loras:  # as before there were any
+            del values["loras"]
         return {"version": FORMAT_VERSION, **values}
 
     @classmethod
@@ -231,10 +259,11 @@ class GenerationRequest(Sampling):
             raise RequestError("settings_unknown_entry", hint="our_file", value=unknown[0])
         if values.get("content") is not None:
             values["content"] = _image(values["content"])
-        for name in ("styles", "style_strengths"):
+        for name in ("styles", "style_strengths", "loras"):
             if not isinstance(values.get(name, []), list):
                 raise RequestError("no_list", hint="our_file", name=name, value=values[name])
         values["styles"] = tuple(_style(style) for style in values.get("styles", []))
+        values["loras"] = tuple(_lora(lora) for lora in values.get("loras", []))
         if not isinstance(values.get("model"), str | None):
             raise RequestError("model_no_name", value=values["model"])
         return cls(**values)
@@ -314,6 +343,14 @@ def _style(value: object) -> InputImage | StoredStyle:
         raise RequestError("no_style_reference", hint="our_file", value=value)
     named = _image({key: each for key, each in value.items() if key != "saved"})
     return StoredStyle(named.name, named.sha256)
+
+
+def _lora(value: object) -> LoRA:
+    if not isinstance(value, dict) or set(value) != {"name", "sha256", "strength"}:
+        raise RequestError("no_lora_reference", hint="our_file", value=value)
+    named = _image({name: value[name] for name in ("name", "sha256")})
+    strength = number("LoRA strength", value["strength"], -MAX_LORA_STRENGTH, MAX_LORA_STRENGTH)
+    return LoRA(named.name, named.sha256, strength)
 
 
 def _choice(name: str, value: object, ask: Ask) -> object:

@@ -132,6 +132,7 @@ class Settings:
     clip: str | None = setting(None, "CLIP", "CLIP-L folder (transformers layout)")
     lora: str | None = setting(None, "LORA", "USO's LoRA (dit_lora.safetensors)")
     projection_model: str | None = setting(None, "PROJECTION_MODEL", "USO's style projector (projector.safetensors)")
+    turbo_lora: str | None = setting(None, "TURBO_LORA", "step-distilled LoRA of FLUX.1-dev, for the switch Turbo")
     siglip_path: str | None = setting(None, "SIGLIP_PATH", "SigLIP folder (transformers layout)")
     hf_token: str | None = setting(
         None, "HF_TOKEN", "Hugging Face token, for the downloader only",

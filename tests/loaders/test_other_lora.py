@@ -151,6 +151,7 @@ def test_prefixes_and_suffixes_of_programs(prefix: str, down: str, up: str, smal
 
 @pytest.mark.parametrize("alpha", [None, 6.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.filterwarnings("ignore:While injecting the PEFT adapters")
 def test_diffusers_own_loader_gives_the_same_weights(alpha: Any, dtype: Any, small: Any, tmp_path: Path) -> None:
     """On the goldens' base with USO's LoRA in it, PEFT's names, every matrix of a block, embedders and output."""
     normalised = ("norm.linear.weight", "norm1.linear.weight", "norm1_context.linear.weight", "norm_out.linear.weight")

@@ -27,10 +27,11 @@ from filelock import FileLock, Timeout
 from uso_core.catalog import fused_files
 from uso_core.catalog.hub import Hub, HubUnreachable, RemoteFile, Watch
 from uso_core.catalog.locate import find_weights
+from uso_core.catalog.loras import found_turbos
 from uso_core.catalog.models import ROLES, TOKENIZER_ROLES, TOKENIZERS, Model, WeightFile, get_model
 from uso_core.errors import DownloadError, SettingsError, UsoError, exit_code
 from uso_core.messages import Bytes
-from uso_core.settings import Parser, Settings, add_arguments, env_name, load_settings
+from uso_core.settings import Parser, Settings, add_arguments, env_name, load_settings, settle_proxies
 
 Say = Callable[[str], None]  # shows a sentence or a table to the user
 Progress = Callable[[str, int, int], None]  # current file, bytes present of all, total bytes; raises to stop
@@ -93,7 +94,7 @@ def download(
         say(f"{model.name} is included: nothing to download.")
         return
     only = [each for role in only for each in (TOKENIZER_ROLES if role == "tokenizers" else (role,))]
-    roles = [row.role for row in (*model.files, *TOKENIZERS)]
+    roles = [row.role for row in _rows(model)]
     if unknown := [role for role in only if role not in roles]:
         raise SettingsError("no_such_role", model=model.name, value=unknown[0], choices=", ".join(roles))
     items = survey(model, settings, hub, only, verify, catalog_will_do=dry_run, say=say)
@@ -120,6 +121,11 @@ def download(
     say(f"Everything is in {weights}.")
 
 
+def _rows(model: Model) -> tuple[WeightFile, ...]:
+    """Everything that can be fetched for a model: what it needs, and what must be asked for by its role."""
+    return (*model.files, *TOKENIZERS, *(turbo.file for turbo in model.turbos))
+
+
 def _watch(part: Part, before: int, total: int, progress: Progress | None) -> Watch | None:
     """Converts the partial file's length into bytes of the whole download; `before` were there at its start."""
     if progress is None:
@@ -139,11 +145,12 @@ def survey(
     report, unreachable = find_weights(model, settings), False
     items: list[Item] = []
     wanted = only or (*report.paths, *report.missing)
-    for row in (*model.files, *TOKENIZERS):
+    turbos = found_turbos(model, settings)
+    for row in _rows(model):
         if row.role not in wanted:
             continue
         target = settings.weights_folder / row.local
-        found = report.paths.get(row.role)
+        found = report.paths.get(row.role) or turbos.get(row.role)
         value = getattr(settings, row.setting) if row.role not in TOKENIZER_ROLES else None
         if found is not None and found.resolve() != target.resolve():
             items.append(Item(row, f"there: {found}"))
@@ -296,7 +303,7 @@ def _parser() -> Parser:
         action="append",
         default=[],
         metavar="ROLE",
-        help=f"only this role, repeatable: {', '.join(ROLES)}, tokenizers",
+        help=f"only this role, repeatable: {', '.join(ROLES)}, tokenizers, turbo, hyper",
     )
     parser.add_argument("--weights", metavar="DIR", help="folder to fetch to (default: USO_WEIGHTS, else weights/)")
     add_arguments(parser, "models_dir")
@@ -316,6 +323,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parser().parse_args(argv)
         settings = load_settings({"weights": arguments.weights, "models_dir": arguments.models_dir})
+        settle_proxies()
         if arguments.remove_prepared:
             remove_fused(settings.weights_folder)
             return 0

@@ -87,7 +87,17 @@ def find_weights(model: Model, settings: Settings) -> WeightsReport:
 
 def look(settings: Settings) -> tuple[Found, ...]:
     """Everything of interest in the model folders that the user named."""
-    return scan(settings.models_folders, settings.weights_folder / "prepared" / "headers.json")
+    return scan(settings.models_folders, headers_memory(settings))
+
+
+def headers_memory(settings: Settings) -> Path:
+    """Where it is remembered what headers said."""
+    return settings.weights_folder / "prepared" / "headers.json"
+
+
+def cached_file(file: WeightFile) -> Path | None:
+    """A row's single file in the local Hugging Face cache."""
+    return _cached(file.repo, file.patterns[0])
 
 
 def offers(report: WeightsReport, settings: Settings) -> list[tuple[Found, Message]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from uso_core.errors import SettingsError
 from uso_core.messages import Message, message
@@ -32,6 +33,22 @@ class WeightFile:
 
 
 @dataclass(frozen=True)
+class Turbo:
+    """A step-distilled LoRA: good images in few steps, at its strength and guidance."""
+
+    file: WeightFile
+    steps: int
+    strength: float
+    guidance: float
+
+    @property
+    def name(self) -> str:
+        """The name of the LoRA in requests."""
+        folder = Path(self.file.local).parent.name
+        return folder if folder != "Hyper-SD" else Path(self.file.local).stem
+
+
+@dataclass(frozen=True)
 class Model:
     """One available model: its weight files and the sizes, steps and guidance that suit it."""
 
@@ -50,6 +67,7 @@ class Model:
     variant: str = "dev"  # of FLUX.1
     quantize: str = ""  # "fp8": the transformer's large matrices in one byte per number
     note: Message | None = None
+    turbos: tuple[Turbo, ...] = ()  # the first that is on this disk is used
 
 
 DEV, SCHNELL, KREA = (f"black-forest-labs/FLUX.1-{name}" for name in ("dev", "schnell", "Krea-dev"))
@@ -94,11 +112,20 @@ TOKENIZERS = (
     WeightFile("t5_tokenizer", "t5", "t5-v1_1-xxl", "google/t5-v1_1-xxl", ("spiece.model", "*.json"), 800_000, APACHE),
 )  # fmt: skip
 
+TURBOS = (
+    Turbo(WeightFile("turbo", "turbo_lora", "FLUX.1-Turbo-Alpha/diffusion_pytorch_model.safetensors",
+                     "alimama-creative/FLUX.1-Turbo-Alpha", ("diffusion_pytorch_model.safetensors",), 694_000_000,
+                     NON_COMMERCIAL), steps=8, strength=1.0, guidance=3.5),
+    Turbo(WeightFile("hyper", "turbo_lora", "Hyper-SD/Hyper-FLUX.1-dev-8steps-lora.safetensors", "ByteDance/Hyper-SD",
+                     ("Hyper-FLUX.1-dev-8steps-lora.safetensors",), 1_390_000_000, NON_COMMERCIAL),
+          steps=8, strength=0.125, guidance=3.5),
+)  # fmt: skip
+
 MODELS = {
     model.name: model
     for model in (
-        Model("flux-dev", "USO on FLUX.1-dev", (FLUX_DEV, *SHARED)),
-        Model("flux-dev-fp8", "USO on FLUX.1-dev, fp8", (FLUX_DEV_FP8, *SHARED), quantize="fp8"),
+        Model("flux-dev", "USO on FLUX.1-dev", (FLUX_DEV, *SHARED), turbos=TURBOS),
+        Model("flux-dev-fp8", "USO on FLUX.1-dev, fp8", (FLUX_DEV_FP8, *SHARED), quantize="fp8", turbos=TURBOS),
         Model("flux-schnell", "USO on FLUX.1-schnell", (FLUX_SCHNELL, *SHARED), steps=4, guidance=0.0,
               guided=False, variant="schnell", note=message("note_schnell")),
         Model("flux-krea-dev", "USO on FLUX.1-Krea-dev", (FLUX_KREA_DEV, *SHARED), variant="krea"),

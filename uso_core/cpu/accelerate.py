@@ -9,6 +9,13 @@ from uso_core.cpu.transformer import accelerate_transformer, has_kernels
 from uso_core.cpu.vae import accelerate_vae
 
 
+def accelerate_again(pipeline: Any) -> None:
+    """Renews the copies that the transformer's kernels have of its weights, if it has any, after these changed."""
+    kernels = pipeline.transformer.kernels
+    if kernels is not None:
+        accelerate_transformer(pipeline.transformer, kernels.rows)
+
+
 def accelerate(pipeline: Any, tokens: int, transformer: bool = True) -> Callable[[], None]:
     """Makes a pipeline compute with CPU kernels, with the same numbers up to rounding; returns the undo function.
 

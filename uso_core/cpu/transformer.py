@@ -205,6 +205,7 @@ class CpuStep:
 
     def __init__(self, transformer: USOTransformer2DModel, rows: int) -> None:
         *singles, last = transformer.single_transformer_blocks
+        self.rows = rows
         self.doubles = [DoubleBlock(block, rows) for block in transformer.transformer_blocks]
         self.singles, self.last = [SingleBlock(block, rows) for block in singles], LastBlock(last, rows)
         self.into, self.out = Product(transformer.x_embedder, rows=rows), Product(transformer.proj_out, rows=rows)

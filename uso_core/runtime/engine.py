@@ -15,6 +15,7 @@ from itertools import zip_longest
 
 from uso_core import images
 from uso_core.catalog.locate import choose_model, find_weights
+from uso_core.catalog.loras import located
 from uso_core.catalog.models import Model, get_model
 from uso_core.errors import RequestError
 from uso_core.events import LAST, Cancelled, Event, Failed, Queued
@@ -156,9 +157,11 @@ class Engine:
         """Refuses what can be refused without the model.
 
         Raises `SettingsError` for an unknown model name, `RequestError` for a guidance that the model was not trained
-        for, an image or stored style given only by name, or a content image of which nothing would remain.
+        for, an image or stored style given only by name, a LoRA that is not here, or a content image of which nothing
+        would remain.
         """
         model = get_model(request.model) if request.model is not None else self._model
+        located(request, self.settings)
         number("guidance", request.guidance, *model.guidances)
         work = request.images * request.steps * request.width * request.height / 1e6
         if work > self.settings.limit("max_work"):
@@ -223,7 +226,7 @@ class Engine:
     ) -> Job:
         self.check(request)
         name = request.model or self._model.name  # a later choice changes nothing
-        request = dataclasses.replace(request, model=name)
+        request = dataclasses.replace(located(request, self.settings), model=name)
         if not get_model(name).guided:  # the record does not name a guidance that had no effect
             request = dataclasses.replace(request, guidance=get_model(name).guidance)
         job = Job(Work(images.set_aside(request.with_seed()), previews, styles_only), self, visitor)

@@ -27,24 +27,27 @@ from uso_core.model.attention import by_speed
 from uso_core.model.pipeline import USOPipeline
 from uso_core.quantization.fp8 import use_fp8
 from uso_core.quantization.matrices import T5_MATRICES
+from uso_core.runtime.loras import Added
 from uso_core.settings import Settings, keep_compiled
 
 Reading = Generator[Loading, None, tuple[USOPipeline, MemoryPlan]]
 
 
 def assemble(
-    paths: dict[str, Path], settings: Settings, model: Model, parts: dict[str, Any] | None = None
+    paths: dict[str, Path], settings: Settings, model: Model, parts: dict[str, Any] | None = None, added: Added = ()
 ) -> tuple[USOPipeline, MemoryPlan]:
     """`load` without progress."""
-    return finished(load(paths, settings, model, parts))
+    return finished(load(paths, settings, model, parts, added))
 
 
-def load(paths: dict[str, Path], settings: Settings, model: Model, parts: dict[str, Any] | None = None) -> Reading:
+def load(
+    paths: dict[str, Path], settings: Settings, model: Model, parts: dict[str, Any] | None = None, added: Added = ()
+) -> Reading:
     """Builds the pipeline from each role's files, on its device, and returns it with the plan used.
 
-    Yields its progress; whoever stops iterating ends it. `parts` keeps what has been read, by role, so that a stopped
-    loading resumes where it was. Raises `MemoryShortage` before anything is read if the model does not fit,
-    `WeightsError` for files that are not what they should be.
+    `added` are LoRAs beside USO's, fused in this order. Yields its progress; whoever stops iterating ends it. `parts`
+    keeps what has been read, by role, so that a stopped loading resumes where it was. Raises `MemoryShortage` before
+    anything is read if the model does not fit, `WeightsError` for files that are not what they should be.
     """
     parts = {} if parts is None else parts
     device = choose_device(settings.device)
@@ -54,7 +57,7 @@ def load(paths: dict[str, Path], settings: Settings, model: Model, parts: dict[s
     torch.set_num_threads(min(torch.get_num_threads(), threads()))
     yield Loading(0.0, message("loading_planning"))
     memory = plan_memory(paths, settings, model, device, dtype)
-    yield from read(paths, settings, memory, dtype, parts)
+    yield from read(paths, settings, memory, dtype, parts, added)
     check_fit(parts, paths)
     yield Loading(1.0, message("loading_placing", device=str(device)))
     (clip, clip_tokenizer), (t5, t5_tokenizer) = parts["clip"], parts["t5"]
@@ -119,7 +122,12 @@ def plan_memory(
 
 
 def read(
-    paths: dict[str, Path], settings: Settings, memory: MemoryPlan, dtype: torch.dtype, parts: dict[str, Any]
+    paths: dict[str, Path],
+    settings: Settings,
+    memory: MemoryPlan,
+    dtype: torch.dtype,
+    parts: dict[str, Any],
+    added: Added = (),
 ) -> Iterator[Loading]:
     """Reads into `parts` each role that it lacks."""
     large = _bytes(paths["transformer"]) >= fused_cache.WORTH_KEEPING
@@ -136,7 +144,9 @@ def read(
         "vae": lambda: build.load_vae(paths["vae"], dtype),
         "clip": lambda: _at_once(lambda: encoders.build_clip(paths["clip"], dtype, paths.get("clip_tokenizer"))),
         "siglip": lambda: _at_once(lambda: encoders.build_siglip(paths["siglip"], torch.float32)),
-        "transformer": lambda: build.load_transformer(paths["transformer"], paths["lora"], dtype, memory.fp8, cache),
+        "transformer": lambda: build.load_transformer(
+            paths["transformer"], paths["lora"], dtype, memory.fp8, cache, added
+        ),
         "t5": lambda: _at_once(t5),
     }
     sizes = {role: _bytes(paths[role]) for role in readers}

@@ -20,10 +20,11 @@ from uso_core.memory import pinned
 from uso_core.memory.plan import MemoryPlan
 from uso_core.memory.sizes import GB
 from uso_core.messages import message
-from uso_core.model.pipeline import USOPipeline
+from uso_core.model.pipeline import USOPipeline, dtype_of
 from uso_core.runtime.executors import Work, WorkerState
 from uso_core.runtime.generate import Events, encode_styles, generate
 from uso_core.runtime.load import load
+from uso_core.runtime.loras import Added, FusedLoRAs, added_by
 from uso_core.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ class Loaded:
     model: Model
     pipeline: USOPipeline
     plan: MemoryPlan
+    fused: FusedLoRAs
+    added: Added | None = ()  # the LoRAs in it beside USO's; None while they change
 
     @property
     def state(self) -> WorkerState:
@@ -54,6 +57,7 @@ class Worker:
         self.loaded: Loaded | None = None
         self._begun: str | None = None  # the model that is loaded, or whose loading was stopped
         self._parts: dict[str, Any] = {}  # what a stopped loading had already read, by role
+        self._begun_with: Added = ()  # the LoRAs of that loading
         self._made = 0  # images made of the current request
 
     def run(self, work: Work) -> Events:
@@ -80,7 +84,10 @@ class Worker:
         self.free()
 
     def _attempt(self, work: Work) -> Events:
-        loaded = yield from self._ready(get_model(work.request.model or ""))
+        model = get_model(work.request.model or "")
+        held = self.loaded.added if self.loaded is not None and self.loaded.model is model else ()
+        added = (held or ()) if work.styles_only else added_by(work.request.loras)  # which do not change styles
+        loaded = yield from self._ready(model, added)
         if work.styles_only:
             yield from encode_styles(loaded.pipeline, loaded.model, work.request)
             return
@@ -104,22 +111,47 @@ class Worker:
             torch.cuda.empty_cache()
             pinned.empty_cache()
 
-    def _ready(self, model: Model) -> Generator[Event, Any, Loaded]:
-        """Returns the model, loading it if needed; what a stopped loading has read serves the next request."""
+    def _ready(self, model: Model, added: Added) -> Generator[Event, Any, Loaded]:
+        """Returns the model with these LoRAs, loading it if needed; what a stopped loading has read serves the next
+        request.
+        """
         if self.loaded is not None and self.loaded.model is model:
-            return self.loaded
+            if self.loaded.added == added:
+                return self.loaded
+            if (yield from self._with_loras(self.loaded, added)):
+                return self.loaded
+            self.free()
         paths = find_weights(model, self.settings).require()
         if self._begun != model.name:
             self.free()
             self._begun = model.name
+        if self._begun_with != added:
+            self._parts.pop("transformer", None)
+            self._begun_with = added
         try:
-            pipeline, plan = yield from load(paths, self._settings, model, self._parts)
+            pipeline, plan = yield from load(paths, self._settings, model, self._parts, added)
+            fused = FusedLoRAs(pipeline, paths, dtype_of(pipeline.transformer), added)
         except Exception:
             self.free()
             raise
         self._parts = {}
-        self.loaded = Loaded(model, pipeline, plan)
+        self.loaded = Loaded(model, pipeline, plan, fused, added)
         return self.loaded
+
+    def _with_loras(self, loaded: Loaded, added: Added) -> Generator[Event, Any, bool]:
+        """Changes the loaded model's LoRAs; returns whether it could be done in place."""
+        self.loaded = dataclasses.replace(loaded, added=None)
+        change = loaded.fused.change(added)
+        while True:
+            try:
+                fraction = next(change)
+            except StopIteration as end:
+                done = end.value
+                break
+            yield Loading(fraction, message("loading_loras", percent=round(100 * fraction)))
+        if done:
+            self.loaded = dataclasses.replace(loaded, added=added)
+        return done
 
 
 def guarded(events: Events) -> Events:

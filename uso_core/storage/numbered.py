@@ -59,4 +59,9 @@ def _essence(record: dict[str, Any]) -> dict[str, Any]:
     given = record.get("styles")
     images = [record.get("content"), *(given if isinstance(given, list) else ())]
     kept["content"], *kept["styles"] = [each.get("sha256") if isinstance(each, dict) else each for each in images]
+    loras = record.get("loras")
+    kept["loras"] = [
+        (each.get("sha256"), each.get("strength")) if isinstance(each, dict) else each
+        for each in (loras if isinstance(loras, list) else ())
+    ]
     return kept

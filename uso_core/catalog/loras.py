@@ -1,0 +1,139 @@
+"""LoRAs beside USO's on this disk: by name, with their hashes, and the step-distilled ones of the catalog. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import re
+from functools import lru_cache
+from pathlib import Path
+
+from uso_core.catalog.locate import cached_file, headers_memory
+from uso_core.catalog.models import MODELS, Model, Turbo
+from uso_core.catalog.scan import OTHER_LORA, Found, scan
+from uso_core.errors import RequestError
+from uso_core.request import GenerationRequest, LoRA
+from uso_core.settings import Settings
+
+FOLDER = "loras"  # in the weights folder
+_STRENGTH = re.compile(r"(.+):([-+]?(?:\d+\.?\d*|\.\d+))")
+_HASH_CHUNK = 1 << 20
+
+
+def find_loras(settings: Settings) -> dict[str, Path]:
+    """The LoRAs by name: those in `loras` in the weights folder, those of the model folders, and the turbo ones."""
+    own = settings.weights_folder.absolute() / FOLDER
+    found: dict[str, Path] = {}
+    for folder in (own, *settings.models_folders):
+        if not folder.is_dir():
+            continue
+        for each in scan((folder,), headers_memory(settings)):
+            if each.role == "lora" and each.problem is None and (each.kind == OTHER_LORA or folder == own):
+                found.setdefault(_name(each, folder, found), each.path)
+    for model in MODELS.values():
+        for turbo in model.turbos:
+            path = _turbo_path(turbo, settings, found)
+            if path is not None and path not in found.values():
+                found.setdefault(turbo.name, path)
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+def named_lora(text: str, settings: Settings, paths: bool = False) -> LoRA:
+    """The LoRA that `NAME` or `NAME:STRENGTH` names; with `paths` also one in any file. Raises `RequestError`."""
+    name, strength = parsed(text)
+    known = find_loras(settings)
+    path = known.get(name)
+    if path is None and paths:
+        given = Path(name).expanduser()
+        path = given if given.is_file() else None
+        name = given.stem
+    if path is None:
+        close = difflib.get_close_matches(name, known, 1)
+        raise RequestError(
+            "no_such_lora", hint="no_such_lora_meant" if close else "no_such_lora", name=name, meant="".join(close),
+            folder=settings.weights_folder / FOLDER,
+        )  # fmt: skip
+    return LoRA(name, digest(path), strength, path)
+
+
+def parsed(text: str) -> tuple[str, float]:
+    """A name and a strength out of `NAME:STRENGTH`; the strength is 1 if there is none."""
+    found = _STRENGTH.fullmatch(text.strip())
+    return (found[1].strip(), float(found[2])) if found else (text.strip(), 1.0)
+
+
+def located(request: GenerationRequest, settings: Settings) -> GenerationRequest:
+    """The request with the path of each LoRA; raises `RequestError` naming one that is not here, or is another file."""
+    if not request.loras:
+        return request
+    known: dict[str, Path] | None = None
+    loras = []
+    for lora in request.loras:
+        if lora.path is None:
+            known = find_loras(settings) if known is None else known
+            path = known.get(lora.name)
+            here = path is not None and path.is_file()  # a look through the folders serves for some seconds
+            if path is None or not here or digest(path) != lora.sha256:
+                key = "lora_changed" if here else "lora_missing"
+                raise RequestError(key, name=lora.name, folder=settings.weights_folder / FOLDER)
+            lora = dataclasses.replace(lora, path=path)
+        loras.append(lora)
+    return dataclasses.replace(request, loras=tuple(loras))
+
+
+def turbo_lora(model: Model, settings: Settings) -> tuple[LoRA, Turbo]:
+    """The step-distilled LoRA for a model that is on this disk; raises `RequestError` with how to get one."""
+    if not model.turbos:
+        raise RequestError("no_turbo", model=model.name)
+    known = find_loras(settings)
+    for turbo in model.turbos:
+        path = _turbo_path(turbo, settings, known)
+        if path is not None:
+            name = next((name for name, each in known.items() if each == path), turbo.name)
+            return LoRA(name, digest(path), turbo.strength, path), turbo
+    raise RequestError("turbo_missing", model=model.name)
+
+
+def found_turbos(model: Model, settings: Settings) -> dict[str, Path]:
+    """Where the step-distilled LoRAs of a model are, by role."""
+    known = find_loras(settings)
+    paths = {turbo.file.role: _turbo_path(turbo, settings, known) for turbo in model.turbos}
+    return {role: path for role, path in paths.items() if path is not None}
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a file's content; raises `RequestError` if it cannot be read."""
+    try:
+        found = path.stat()
+        return _digest(path, found.st_size, found.st_mtime_ns)
+    except OSError as error:
+        raise RequestError("file_unreadable", path=path, reason=error.strerror) from None
+
+
+@lru_cache(maxsize=256)
+def _digest(path: Path, size: int, modified_ns: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_HASH_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _name(found: Found, folder: Path, taken: dict[str, Path]) -> str:
+    """A file's name without its ending; with its folder's if another has it already."""
+    name = found.path.stem
+    if name in taken and taken[name] != found.path:
+        name = found.path.relative_to(folder).with_suffix("").as_posix()
+    return name
+
+
+def _turbo_path(turbo: Turbo, settings: Settings, known: dict[str, Path]) -> Path | None:
+    if settings.turbo_lora:
+        given = Path(settings.turbo_lora).expanduser()
+        role = "hyper" if "hyper" in given.stem.lower() else "turbo"
+        return given if given.is_file() and turbo.file.role == role else None
+    local = settings.weights_folder / turbo.file.local
+    names = {turbo.name.lower(), Path(turbo.file.local).stem.lower()} - {"diffusion_pytorch_model"}
+    listed = next((path for name, path in known.items() if Path(name).name.lower() in names), None)
+    return local if local.is_file() else listed or cached_file(turbo.file)
