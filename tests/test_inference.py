@@ -183,6 +183,21 @@ def test_a_model_without_guidance(command, golden_environment, monkeypatch, tmp_
     ]
     assert [run.code for run in runs] == [0, 0], runs[0].err
     assert np.array_equal(runs[0].pixels(), runs[1].pixels())  # it has no place to go
+    assert all("guidance has no effect" in run.err and run.record()["guidance"] == 0 for run in runs)
+
+
+def test_a_file_without_guidance_as_flux_dev_is_used_as_what_it_is(command, golden_environment, monkeypatch, tmp_path):
+    flux = load_file(GOLDEN / "flux.safetensors")
+    path = tmp_path / "flux1-dev.safetensors"
+    save_file({name: tensor for name, tensor in flux.items() if not name.startswith("guidance_in.")}, path)
+    monkeypatch.setenv("FLUX_DEV", str(path))
+    case = CASES["multi_style_subject"] | {"num_steps": 2}
+    for name in ((), ("--name", "flux-dev")):
+        run = command(*flags_of(case), *GOLDEN_FLAGS, *name)
+        assert run.code == 0, run.err
+        assert f"FLUX_DEV points to {path}, which is this model by its tensors" in run.err
+        assert "guidance has no effect" in run.err
+        assert run.record()["model_type"] == "flux-schnell"
 
 
 # --- flags ------------------------------------------------------------------------------------------------------------

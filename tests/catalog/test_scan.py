@@ -181,6 +181,22 @@ def test_a_transformer_under_the_wrong_variable_is_used_as_what_it_is(whole, tmp
     assert (model.name, reason.key) == ("flux-dev", "reason_really")
 
 
+@pytest.mark.parametrize("kept", ["flux-krea-dev", "flux-schnell"])
+def test_a_folder_with_another_flux_alone_starts_that(whole, kept, tmp_path):
+    folder = Path(shutil.copytree(whole, tmp_path / "m"))
+    (folder / comfy.DEV).unlink()
+    tensors = without_guidance() if kept == "flux-schnell" else comfy.flux()
+    write(folder / "models/unet" / f"{kept}.safetensors", tensors)
+    model, reason = choose_model(settings(folder, tmp_path))
+    assert (model.name, reason.key) == (kept, "reason_files_found")
+
+
+def test_the_vae_of_stable_diffusion_3_has_the_same_shapes_and_is_told_by_its_name(tmp_path):
+    shutil.copy(TINY / "ae.safetensors", tmp_path / "sd3_vae.safetensors")
+    (found,) = describe(tmp_path / "sd3_vae.safetensors")
+    assert (found.role, found.problem.key) == ("vae", "error_vae_relative")
+
+
 RELATIVES = {
     "fill": ({"img_in.weight": torch.zeros(64, 384), "final_layer.linear.weight": torch.zeros(64, 64)}, "Fill"),
     "depth": ({"img_in.weight": torch.zeros(64, 128), "final_layer.linear.weight": torch.zeros(64, 64)}, "Canny"),

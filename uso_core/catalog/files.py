@@ -138,12 +138,16 @@ class Checkpoint:
         given, taken = (_side(self.tensors, names, side) for names, side in ((_OUT, 0), (_IN, 1)))
         if given and taken and given != taken:
             return MORE_CHANNELS.get(taken // given, f"a FLUX with {taken} channels for {given}")
-        said = " ".join((*(self.metadata.get(key, "") for key in NAMING), *_named(self.path))).lower()
-        if "kontext" in said:
+        if "kontext" in self.called:
             return "FLUX.1-Kontext"
         if not any(name in self.tensors for name in _GUIDANCE):
             return "schnell"
-        return "krea" if "krea" in said else "dev"
+        return "krea" if "krea" in self.called else "dev"
+
+    @property
+    def called(self) -> str:
+        """What metadata and names call the model, in small letters; for what tensors cannot tell."""
+        return " ".join((*(self.metadata.get(key, "") for key in NAMING), *_named(self.path))).lower()
 
     @property
     def quantization(self) -> str:
@@ -334,6 +338,8 @@ def problem_of(part: Checkpoint) -> WeightsError | None:
     """Why a part of the right kind cannot be used: another member of the family, a foreign quantization."""
     if part.role in TRANSFORMERS and part.variant not in USABLE_VARIANTS:
         return WeightsError("flux_relative", path=part.path, found=part.variant)
+    if part.role in VAES and re.search(r"sd3|stable-diffusion-3", part.called):  # FLUX.1's shapes, other numbers
+        return WeightsError("vae_relative", path=part.path)
     if part.quantization:
         return WeightsError("quantization_foreign", path=part.path, quantization=part.quantization)
     return None

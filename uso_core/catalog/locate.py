@@ -133,6 +133,10 @@ def choose_model(settings: Settings) -> tuple[Model, Message]:
     report = find_weights(MODELS["flux-dev"], settings)
     if report.complete:
         return report.model, message("reason_files_found")
+    if settings.models_dir and "transformer" in report.missing:  # the folders may hold another FLUX.1
+        for name in ("flux-krea-dev", "flux-schnell"):
+            if find_weights(MODELS[name], settings).complete:
+                return MODELS[name], message("reason_files_found")
     if not report.paths:
         return MODELS[EMBEDDED], message("reason_no_files")
     return MODELS[EMBEDDED], message("reason_lacks", files=", ".join(report.missing))
@@ -158,6 +162,11 @@ def _is_other_sort(path: Path, model: Model) -> bool:
 def names_flux_dev(settings: Settings) -> bool:
     """Whether the user pointed at any part of FLUX.1-dev, so that silently using the embedded model would be wrong."""
     return any(getattr(settings, file.setting) for file in MODELS["flux-dev"].files)
+
+
+def holds_transformer(settings: Settings) -> bool:
+    """Whether the model folders hold a FLUX.1 that can be used, so that the embedded model would be a surprise."""
+    return any(found.role == "transformer" and found.problem is None for found in look(settings))
 
 
 def _find(

@@ -272,7 +272,8 @@ def _remember(memory: Path, known: Known) -> None:
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
         part = memory.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps({"format": FORMAT, "files": known}), encoding="utf-8")
+        there = {path: entry for path, entry in known.items() if os.path.exists(path)}
+        part.write_text(json.dumps({"format": FORMAT, "files": there}), encoding="utf-8")
         os.replace(part, memory)
     except (OSError, TypeError, ValueError) as error:
         log.info("What the headers said cannot be kept in %s: %s", memory, error)
