@@ -150,7 +150,7 @@ def _as_it_is(model: Model, settings: Settings) -> tuple[Model, Message] | None:
     if file is None or path is None or not _is_other_sort(path, model):
         return None
     other = MODELS["flux-dev" if model.variant == "schnell" else "flux-schnell"]
-    return other, message("reason_really", variable=env_name(file.setting), path=path, name=other.name)
+    return other, message("reason_really", variable=env_name(file.setting), path=path.name, name=other.name)
 
 
 def _is_other_sort(path: Path, model: Model) -> bool:

@@ -101,7 +101,7 @@ class Found:
             return message("found_transformer", variant=self.variant, precision=self.precision)
         if self.role in TOKENIZERS:
             return message(f"role_{self.role}")
-        what = kind_of(self.kind)
+        what = message(f"role_{self.role}") if self.role and self.kind != OTHER_LORA else kind_of(self.kind)
         return message("found_part", what=what, precision=self.precision) if self.precision else what
 
     def fits(self, sides: Mapping[str, int]) -> bool:
