@@ -128,11 +128,11 @@ class Settings:
     flux_schnell: str | None = setting(None, "FLUX_SCHNELL", "FLUX.1-schnell transformer")
     flux_krea_dev: str | None = setting(None, "FLUX_KREA_DEV", "FLUX.1-Krea-dev transformer")
     ae: str | None = setting(None, "AE", "VAE (ae.safetensors, or a diffusers vae folder)")
-    t5: str | None = setting(None, "T5", "T5-XXL folder (transformers layout)")
-    clip: str | None = setting(None, "CLIP", "CLIP-L folder (transformers layout)")
+    t5: str | None = setting(None, "T5", "T5-XXL (folder in the transformers layout, or a file)")
+    clip: str | None = setting(None, "CLIP", "CLIP-L (folder in the transformers layout, or a file)")
     lora: str | None = setting(None, "LORA", "USO's LoRA (dit_lora.safetensors)")
     projection_model: str | None = setting(None, "PROJECTION_MODEL", "USO's style projector (projector.safetensors)")
-    siglip_path: str | None = setting(None, "SIGLIP_PATH", "SigLIP folder (transformers layout)")
+    siglip_path: str | None = setting(None, "SIGLIP_PATH", "SigLIP (folder in the transformers layout, or a file)")
     hf_token: str | None = setting(
         None, "HF_TOKEN", "Hugging Face token, for the downloader only",
         also=("HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN"),
