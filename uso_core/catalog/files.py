@@ -316,9 +316,12 @@ def divided(path: Path, tensors: dict[str, TensorInfo], metadata: dict[str, str]
     return Checkpoint(path, main.role, main.tensors, metadata, tuple(others))
 
 
+_LATER = re.compile(r"(?<=\.)(?:[2-9]|\d\d+)(?=\.)")  # numbers of blocks that say no more than those before them
+
+
 def role_of(names: Iterable[str], rows: Rows) -> str:
     """The first row whose patterns all occur in the names, or ""."""
-    lines = "\n".join(names)
+    lines = "\n".join(dict.fromkeys(_LATER.sub("2", "\n".join(names)).split("\n")))
     for role, patterns in rows:
         if all(re.search(pattern, lines, re.MULTILINE) for pattern in patterns):
             return role
@@ -346,7 +349,7 @@ def problem_of(part: Checkpoint) -> WeightsError | None:
     if part.role in TRANSFORMERS and part.variant not in USABLE_VARIANTS:
         hint = "flux_by_name" if part.variant == KONTEXT else "flux_relative"
         return WeightsError("flux_relative", hint=hint, path=part.path, found=part.variant)
-    if part.role in VAES and re.search(r"sd3|stable-diffusion-3", part.called):  # FLUX.1's shapes, other numbers
+    if part.role in VAES and re.search(r"\bsd3|stable-diffusion-3", part.called):  # FLUX.1's shapes, other numbers
         return WeightsError("vae_relative", path=part.path)
     if part.quantization:
         return WeightsError("quantization_foreign", path=part.path, quantization=part.quantization)
