@@ -560,6 +560,14 @@ def web_page(folder: Path) -> Path:
 
 
 EMBEDDED = ROOT / "weights" / "uso-tiny"
+
+
+def clip_without_config(folder: Path) -> Path:
+    shutil.copytree(GOLDEN / "clip", folder, dirs_exist_ok=True)
+    (folder / "config.json").unlink()
+    return folder / "model.safetensors"
+
+
 BAD_WEIGHTS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "transformer is not there": ("FLUX_DEV", lambda folder: folder / "missing.safetensors"),
     "transformer's path is too long": ("FLUX_DEV", lambda folder: folder / ("x" * 300)),
@@ -576,7 +584,7 @@ BAD_WEIGHTS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "T5 is not there": ("T5", lambda folder: folder / "t5"),
     "T5 is CLIP": ("T5", lambda folder: GOLDEN / "clip"),
     "T5 lacks a tensor": ("T5", spoilt_encoder),
-    "CLIP is a file of unknown heads": ("CLIP", lambda folder: shutil.copy(GOLDEN / "clip/model.safetensors", folder)),
+    "CLIP is a file of unknown heads": ("CLIP", clip_without_config),
     "CLIP is an empty folder": ("CLIP", lambda folder: folder),
     "CLIP of another width": ("CLIP", lambda folder: EMBEDDED / "clip"),
     "SigLIP is T5": ("SIGLIP_PATH", lambda folder: GOLDEN / "t5"),
