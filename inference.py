@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from uso_core import images
-from uso_core.catalog.locate import choose_model, names_flux_dev, with_name
+from uso_core.catalog.locate import choose_model, find_weights, holds_transformer, names_flux_dev, with_name
 from uso_core.catalog.loras import named_lora, turbo_lora
 from uso_core.catalog.models import Model, get_model
 from uso_core.errors import OutputError, UsageError, UsoError, exit_code
@@ -107,6 +107,8 @@ def run(args: argparse.Namespace) -> int:
     if settings.name is None and names_flux_dev(settings):
         settings = with_name(settings, "flux-dev")
     model, reason = choose_model(settings)
+    if settings.name is None and model.folder is not None and holds_transformer(settings):
+        find_weights(get_model("flux-dev"), settings).require()  # says what it lacks besides
     tasks = tasks_of(args)
     requests = [build_request(task, args, get_model(task.model) if task.model else model, settings) for task in tasks]
     engine = Engine(settings)

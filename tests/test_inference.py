@@ -183,6 +183,21 @@ def test_a_model_without_guidance(command, golden_environment, monkeypatch, tmp_
     ]
     assert [run.code for run in runs] == [0, 0], runs[0].err
     assert np.array_equal(runs[0].pixels(), runs[1].pixels())  # it has no place to go
+    assert all("guidance has no effect" in run.err and run.record()["guidance"] == 0 for run in runs)
+
+
+def test_a_file_without_guidance_as_flux_dev_is_used_as_what_it_is(command, golden_environment, monkeypatch, tmp_path):
+    flux = load_file(GOLDEN / "flux.safetensors")
+    path = tmp_path / "flux1-dev.safetensors"
+    save_file({name: tensor for name, tensor in flux.items() if not name.startswith("guidance_in.")}, path)
+    monkeypatch.setenv("FLUX_DEV", str(path))
+    case = CASES["multi_style_subject"] | {"num_steps": 2}
+    for name in ((), ("--name", "flux-dev")):
+        run = command(*flags_of(case), *GOLDEN_FLAGS, *name)
+        assert run.code == 0, run.err
+        assert f"FLUX_DEV points to {path.name}, which is this model by its tensors" in run.err
+        assert "guidance has no effect" in run.err
+        assert run.record()["model_type"] == "flux-schnell"
 
 
 # --- flags ------------------------------------------------------------------------------------------------------------
@@ -545,6 +560,14 @@ def web_page(folder: Path) -> Path:
 
 
 EMBEDDED = ROOT / "weights" / "uso-tiny"
+
+
+def clip_without_config(folder: Path) -> Path:
+    shutil.copytree(GOLDEN / "clip", folder, dirs_exist_ok=True)
+    (folder / "config.json").unlink()
+    return folder / "model.safetensors"
+
+
 BAD_WEIGHTS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "transformer is not there": ("FLUX_DEV", lambda folder: folder / "missing.safetensors"),
     "transformer's path is too long": ("FLUX_DEV", lambda folder: folder / ("x" * 300)),
@@ -561,7 +584,7 @@ BAD_WEIGHTS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "T5 is not there": ("T5", lambda folder: folder / "t5"),
     "T5 is CLIP": ("T5", lambda folder: GOLDEN / "clip"),
     "T5 lacks a tensor": ("T5", spoilt_encoder),
-    "CLIP is a file": ("CLIP", lambda folder: GOLDEN / "clip" / "model.safetensors"),
+    "CLIP is a file of unknown heads": ("CLIP", clip_without_config),
     "CLIP is an empty folder": ("CLIP", lambda folder: folder),
     "CLIP of another width": ("CLIP", lambda folder: EMBEDDED / "clip"),
     "SigLIP is T5": ("SIGLIP_PATH", lambda folder: GOLDEN / "t5"),

@@ -128,12 +128,12 @@ class Settings:
     flux_schnell: str | None = setting(None, "FLUX_SCHNELL", "FLUX.1-schnell transformer")
     flux_krea_dev: str | None = setting(None, "FLUX_KREA_DEV", "FLUX.1-Krea-dev transformer")
     ae: str | None = setting(None, "AE", "VAE (ae.safetensors, or a diffusers vae folder)")
-    t5: str | None = setting(None, "T5", "T5-XXL folder (transformers layout)")
-    clip: str | None = setting(None, "CLIP", "CLIP-L folder (transformers layout)")
+    t5: str | None = setting(None, "T5", "T5-XXL (folder in the transformers layout, or a file)")
+    clip: str | None = setting(None, "CLIP", "CLIP-L (folder in the transformers layout, or a file)")
     lora: str | None = setting(None, "LORA", "USO's LoRA (dit_lora.safetensors)")
     projection_model: str | None = setting(None, "PROJECTION_MODEL", "USO's style projector (projector.safetensors)")
     turbo_lora: str | None = setting(None, "TURBO_LORA", "step-distilled LoRA of FLUX.1-dev, for the switch Turbo")
-    siglip_path: str | None = setting(None, "SIGLIP_PATH", "SigLIP folder (transformers layout)")
+    siglip_path: str | None = setting(None, "SIGLIP_PATH", "SigLIP (folder in the transformers layout, or a file)")
     hf_token: str | None = setting(
         None, "HF_TOKEN", "Hugging Face token, for the downloader only",
         also=("HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN"),
@@ -205,7 +205,7 @@ def load_settings(arguments: Mapping[str, Any] | None = None, dotenv: Path | Non
     """
     if dotenv is None:
         dotenv = next((p for p in (Path(".env"), ROOT / ".env") if p.is_file()), None)
-    from_file = read_dotenv(dotenv) if dotenv else {}
+    from_file = read_dotenv(dotenv) if dotenv and dotenv.is_file() else {}
     sources: list[tuple[str, Mapping[str, str]]] = [
         ("the environment", os.environ),
         (str(dotenv), {name: value for name, (value, _) in from_file.items()}),

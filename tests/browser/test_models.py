@@ -11,6 +11,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from tests.browser.conftest import OpenPage
 from tests.browser.test_page import Shot, expect_image, number, press, set_number, shown
+from tests.catalog import comfy_folder
 from tests.catalog.hub_server import HubServer
 from tests.catalog.test_download import LORA, PROJECTOR, TOKEN, USO, content
 from tests.conftest import GOLDEN
@@ -44,7 +45,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 def open_tab(page: Page) -> None:
     page.get_by_role("tab", name="Model").click()
-    expect(page.locator("#model-files table")).to_be_visible()
+    expect(page.locator("#model-files table").first).to_be_visible()
 
 
 def create(page: Page) -> None:
@@ -121,6 +122,26 @@ def test_missing_files_and_the_command_that_gets_them(served: Served, open_page:
     expect(toast).to_contain_text("flux-schnell lacks 1 of 7 weight files: transformer (variable FLUX_SCHNELL")
     create(page)
     expect(number(page, "Width")).to_have_value("128")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_what_the_model_folders_hold(open_page: OpenPage, tmp_path: Path, shot: Shot, width: int) -> None:
+    whole = comfy_folder.build(tmp_path / "ComfyUI")
+    flags = ("--models-dir", str(whole), "--weights", str(tmp_path / "weights"))
+    with serve(tmp_path / "app", *flags, name=None) as app:
+        page = open_page(app, viewport={"width": width, "height": 844})
+        open_tab(page)
+        files = page.locator("#model-files")
+        expect(files).to_contain_text("All files are present.")
+        expect(files).to_contain_text(str(whole / comfy_folder.TOKENIZERS["t5"]))
+        expect(files.locator("tr", has_text="flux1-dev")).to_contain_text("FLUX.1 transformer (dev, bf16)")
+        files.locator("summary").click()
+        expect(files.locator("tr", has_text="sdxl_vae").last).to_contain_text("does not fit this model")
+        expect(files.locator("tr", has_text="a_style").last).to_contain_text("another LoRA than USO's")
+        page.wait_for_timeout(2500)  # the tab looks for changes meanwhile
+        expect(files.locator("tr", has_text="a_style").last).to_be_visible()
+        shot(page, f"model-folders-{width}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_visitors_from_the_network_may_look_but_not_switch(open_page: OpenPage, tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.catalog import comfy_folder as comfy
 from tests.catalog.comfy_folder import CLIP_NOTES, T5_NOTES, TINY, write
 from tests.loaders.weight_files import raw
 from uso_core.catalog import scan as scanning
-from uso_core.catalog.locate import choose_model, find_weights
+from uso_core.catalog.locate import choose_model, find_weights, offers
 from uso_core.catalog.models import MODELS, get_model
 from uso_core.catalog.scan import Found, describe, scan
 from uso_core.errors import SettingsError, WeightsError
@@ -98,6 +99,7 @@ def test_several_folders_by_flag_and_by_variable(whole, tmp_path, monkeypatch):
     for name, place in (("diffusion_models", "Stable-diffusion"), ("text_encoders", "text_encoder")):
         shutil.move(second / name, first / place)
     shutil.copytree(whole / "comfy", tmp_path / "webui" / "backend" / "huggingface")
+    (tmp_path / "none").touch()
     parser = Parser()
     add_arguments(parser, "models_dir")
     args = parser.parse_args(["--models-dir", str(tmp_path / "webui"), "--models-dir", str(second)])
@@ -152,6 +154,25 @@ def test_parts_of_other_widths_are_passed_over(whole, tmp_path):
     assert (report.paths["clip"], report.paths["vae"]) == (folder / comfy.CLIP, folder / comfy.VAE)
 
 
+@pytest.mark.parametrize("change", ["no single blocks", "fewer blocks", "another rank at full width"])
+def test_another_lora_with_the_same_names_is_not_taken_for_usos(whole, change, tmp_path):
+    """XLabs' LoRAs name their tensors like USO's."""
+    folder = Path(shutil.copytree(whole, tmp_path / "m"))
+    tensors = load_file(folder / comfy.LORA)
+    if change == "no single blocks":
+        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("double_blocks.")}
+    elif change == "fewer blocks":
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("double_blocks.1.")}
+    else:
+        tensors["double_blocks.0.processor.qkv_lora1.down.weight"] = torch.zeros(16, 3072)
+    write(folder / comfy.LORA, tensors)
+    report = find_weights(DEV, settings(folder, tmp_path))
+    assert set(report.missing) == {"lora"}
+    standing = {found.path.name: said.key for found, said in offers(report, settings(folder, tmp_path))}
+    other = "offer_unfit" if change == "fewer blocks" else "offer_other_lora"
+    assert standing[Path(comfy.LORA).name] == other
+
+
 def without_guidance() -> comfy.Tensors:
     return {name: tensor for name, tensor in comfy.flux().items() if not name.startswith("guidance_in")}
 
@@ -179,6 +200,22 @@ def test_a_transformer_under_the_wrong_variable_is_used_as_what_it_is(whole, tmp
     assert find_weights(DEV, given).missing["transformer"].key == "missing_really"
     model, reason = choose_model(settings(whole, tmp_path, flux_schnell=str(whole / comfy.DEV), name="flux-schnell"))
     assert (model.name, reason.key) == ("flux-dev", "reason_really")
+
+
+@pytest.mark.parametrize("kept", ["flux-krea-dev", "flux-schnell"])
+def test_a_folder_with_another_flux_alone_starts_that(whole, kept, tmp_path):
+    folder = Path(shutil.copytree(whole, tmp_path / "m"))
+    (folder / comfy.DEV).unlink()
+    tensors = without_guidance() if kept == "flux-schnell" else comfy.flux()
+    write(folder / "models/unet" / f"{kept}.safetensors", tensors)
+    model, reason = choose_model(settings(folder, tmp_path))
+    assert (model.name, reason.key) == (kept, "reason_files_found")
+
+
+def test_the_vae_of_stable_diffusion_3_has_the_same_shapes_and_is_told_by_its_name(tmp_path):
+    shutil.copy(TINY / "ae.safetensors", tmp_path / "sd3_vae.safetensors")
+    (found,) = describe(tmp_path / "sd3_vae.safetensors")
+    assert (found.role, found.problem.key) == ("vae", "error_vae_relative")
 
 
 RELATIVES = {
@@ -282,7 +319,7 @@ def test_a_header_is_read_once_also_by_the_next_run(whole, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"format": 1, "files": 3}', '{"format": 1, "files": {"x": [1, 2, [[3]]]}}']
+    "text", ["", "[]", '{"format": 2, "files": 3}', '{"format": 2, "files": {"x": [1, 2, [[3]]]}}']
 )
 def test_a_damaged_memory_is_no_memory(whole, text, tmp_path):
     memory = tmp_path / "headers.json"

@@ -215,3 +215,18 @@ def test_a_header_of_an_unlucky_length_is_read(length, tmp_path):
     path.write_bytes(raw(text.ljust(length), bytes(4)))
     assert load_file(path)["feature_embedder.a"].item() == 0  # the format's own library reads it
     assert inspect(path).role == "projector"
+
+
+@pytest.mark.parametrize(
+    ("names", "hint"),
+    [
+        (("distilled_guidance_layer.in_proj.weight", "double_blocks.0.img_attn.qkv.weight"), "flux_relative"),
+        (("redux_up.weight", "redux_down.weight"), "flux_relative"),
+        (("transformer_blocks.0.qkv_proj.qweight", "transformer_blocks.0.qkv_proj.wscales"), "quantization_foreign"),
+        (("joint_blocks.0.x_block.attn.qkv.weight",), "wanted_kind"),
+    ],
+)
+def test_what_to_use_instead_of_a_relative_is_said(names, hint, tmp_path):
+    with pytest.raises(WeightsError) as failure:
+        transformer(named(tmp_path / "x.safetensors", *names))
+    assert (failure.value.key, failure.value.hint_key) == ("wrong_kind", hint)

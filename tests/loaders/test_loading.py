@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from safetensors.torch import load_file
 
+from tests.catalog.comfy_folder import scaled_fp8
 from tests.loaders.weight_files import (
     AE,
     COMFY,
@@ -316,6 +317,68 @@ def test_scaled_fp8_is_restored_with_its_scale(flux, suffix, prefix, per_row, tm
             back[name] = values.float() * column
     path = write(tmp_path / "scaled.safetensors", quantized)
     same(transformer(path), transformer(write(tmp_path / "float32.safetensors", back)))
+
+
+def test_fp8_with_marks_is_the_same_as_without(flux, tmp_path):
+    made = {}
+    for marked in (False, True):
+        tensors = scaled_fp8(flux, ".weight_scale", mark=True)
+        if not marked:
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".comfy_quant")}
+        made[marked] = transformer(write(tmp_path / f"{marked}.safetensors", tensors))
+    same(made[True], made[False])
+
+
+@pytest.mark.parametrize("said", ['{"format": "int4_new"}', "{}", "[", "\x00"])
+def test_a_mark_of_another_format_is_refused_by_name(flux, said, tmp_path):
+    mark = {"double_blocks.0.img_attn.qkv.comfy_quant": torch.tensor(list(said.encode()), dtype=torch.uint8)}
+    with pytest.raises(WeightsError) as failure:
+        transformer(write(tmp_path / "x.safetensors", flux | mark))
+    assert failure.value.key == "quantization_foreign"
+    assert failure.value.values["quantization"] == ("int4_new" if "int4" in said else "?")
+
+
+def test_a_format_in_the_metadata_is_refused_by_name(flux, tmp_path):
+    layers = {"format_version": "1.0", "layers": {"double_blocks.0.img_attn.qkv": {"format": "nvfp4"}}}
+    path = write(tmp_path / "x.safetensors", flux, {"_quantization_metadata": json.dumps(layers)})
+    with pytest.raises(WeightsError) as failure:
+        transformer(path)
+    assert failure.value.values["quantization"] == "nvfp4"
+
+
+@pytest.mark.parametrize("prefix", ["vae.", "first_stage_model."])
+def test_a_vae_under_a_prefix_is_the_same(prefix, tmp_path):
+    path = write(tmp_path / "x.safetensors", {prefix + name: tensor for name, tensor in load_file(AE).items()})
+    same(vae(path), vae(AE))
+
+
+def test_a_vae_inside_an_all_in_one_checkpoint_is_the_same(flux, tmp_path):
+    tensors = {COMFY + name: tensor for name, tensor in flux.items()}
+    tensors |= {f"vae.{name}": tensor for name, tensor in load_file(AE).items()}
+    same(vae(write(tmp_path / "all.safetensors", tensors)), vae(AE))
+    noted = write(tmp_path / "noted.safetensors", tensors, {"uso": '{"text_tokens": 32}'})
+    with pytest.raises(WeightsError) as failure:  # a reduced model's, whose VAE may have other constants
+        vae(noted)
+    assert failure.value.key == "vae_constants"
+
+
+def test_the_diffusers_layout_in_one_file_is_the_same(flux, tmp_path):
+    for maker, given in ((transformer, FLUX), (vae, AE)):
+        model = maker(given)
+        path = write(tmp_path / f"{given.stem}.safetensors", model.state_dict())
+        same(maker(path), model)
+        assert maker(path).config == model.config
+
+
+@pytest.mark.parametrize("prefix", ["", COMFY])
+def test_the_original_layout_in_shards_is_the_same(flux, prefix, tmp_path):
+    names = sorted(flux)
+    halves = {"a.safetensors": names[:40], "b.safetensors": names[40:]}
+    for file, held in halves.items():
+        write(tmp_path / file, {prefix + name: flux[name] for name in held})
+    index = {"weight_map": {prefix + name: file for file, held in halves.items() for name in held}}
+    (tmp_path / "flux.safetensors.index.json").write_text(json.dumps(index))
+    same(transformer(tmp_path, LORA), transformer(FLUX, LORA))
 
 
 def test_a_quantization_that_cannot_be_read_is_named(flux, tmp_path):

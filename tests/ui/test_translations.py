@@ -66,7 +66,8 @@ def test_the_names_that_scripts_rely_on():
 
 
 def test_every_role_has_a_name():
-    roles = {row.role for model in MODELS.values() for row in model.files} | set(EMBEDDED_FILES) | set(TOKENIZER_ROLES)
+    roles = {row.role for model in MODELS.values() for row in model.files} | set(EMBEDDED_FILES)
+    roles |= {turbo.file.role for model in MODELS.values() for turbo in model.turbos} | set(TOKENIZER_ROLES)
     assert {f"role_{role}" for role in roles} == {key for key in languages()[ENGLISH] if key.startswith("role_")}
 
 

@@ -77,6 +77,11 @@ PREFIXES = (
 )  # fmt: skip
 SPOKEN = ("projector", "lora", "foreign lora", "transformer", "diffusers transformer", "vae", "diffusers vae")
 TRANSFORMERS, VAES = ("transformer", "diffusers transformer"), ("vae", "diffusers vae")
+BETTER_HINTS = {  # for what people put in the transformer's place, by role: what to use instead
+    "Chroma transformer": "flux_relative", "FLUX.2 transformer": "flux_relative",
+    "FLUX.1-Redux adapter": "flux_relative", "FLUX ControlNet": "flux_relative", "FLUX IP-Adapter": "flux_relative",
+    "Nunchaku (SVDQuant) transformer": "quantization_foreign", "GPTQ or AWQ quantization": "quantization_foreign",
+}  # fmt: skip
 
 # Quantizations that cannot be read, by the tensors that only they have.
 QUANTIZATIONS = (
@@ -93,6 +98,7 @@ MARKS = (".scale_input", ".input_scale", "scaled_fp8", ".comfy_quant")  # beside
 
 # Members of the FLUX.1 family that take more channels than they give: an image and a mask, or an image, beside.
 USABLE_VARIANTS = ("dev", "schnell", "krea")
+KONTEXT = "FLUX.1-Kontext"
 MORE_CHANNELS = {6: "FLUX.1-Fill", 2: "FLUX.1-Canny or FLUX.1-Depth"}
 
 
@@ -138,12 +144,16 @@ class Checkpoint:
         given, taken = (_side(self.tensors, names, side) for names, side in ((_OUT, 0), (_IN, 1)))
         if given and taken and given != taken:
             return MORE_CHANNELS.get(taken // given, f"a FLUX with {taken} channels for {given}")
-        said = " ".join((*(self.metadata.get(key, "") for key in NAMING), *_named(self.path))).lower()
-        if "kontext" in said:
-            return "FLUX.1-Kontext"
+        if "kontext" in self.called:
+            return KONTEXT
         if not any(name in self.tensors for name in _GUIDANCE):
             return "schnell"
-        return "krea" if "krea" in said else "dev"
+        return "krea" if "krea" in self.called else "dev"
+
+    @property
+    def called(self) -> str:
+        """What metadata and names call the model, in small letters; for what tensors cannot tell."""
+        return " ".join((*(self.metadata.get(key, "") for key in NAMING), *_named(self.path))).lower()
 
     @property
     def quantization(self) -> str:
@@ -306,9 +316,12 @@ def divided(path: Path, tensors: dict[str, TensorInfo], metadata: dict[str, str]
     return Checkpoint(path, main.role, main.tensors, metadata, tuple(others))
 
 
+_LATER = re.compile(r"(?<=\.)(?:[2-9]|\d\d+)(?=\.)")  # numbers of blocks that say no more than those before them
+
+
 def role_of(names: Iterable[str], rows: Rows) -> str:
     """The first row whose patterns all occur in the names, or ""."""
-    lines = "\n".join(names)
+    lines = "\n".join(dict.fromkeys(_LATER.sub("2", "\n".join(names)).split("\n")))
     for role, patterns in rows:
         if all(re.search(pattern, lines, re.MULTILINE) for pattern in patterns):
             return role
@@ -323,6 +336,7 @@ def expect(checkpoint: Checkpoint, *roles: str) -> Checkpoint:
     part = next((part for part in (checkpoint, *checkpoint.others) if part.role in roles), None)
     if part is None:
         hint = "wanted_kind_of_two" if checkpoint.role in ("lora", "projector") else "wanted_kind"
+        hint = BETTER_HINTS.get(checkpoint.role, hint) if roles == TRANSFORMERS else hint
         wanted = kind_of(roles[0])
         raise WeightsError("wrong_kind", hint=hint, path=checkpoint.path, wanted=wanted, found=checkpoint.kind)
     if problem := problem_of(part):
@@ -333,7 +347,10 @@ def expect(checkpoint: Checkpoint, *roles: str) -> Checkpoint:
 def problem_of(part: Checkpoint) -> WeightsError | None:
     """Why a part of the right kind cannot be used: another member of the family, a foreign quantization."""
     if part.role in TRANSFORMERS and part.variant not in USABLE_VARIANTS:
-        return WeightsError("flux_relative", path=part.path, found=part.variant)
+        hint = "flux_by_name" if part.variant == KONTEXT else "flux_relative"
+        return WeightsError("flux_relative", hint=hint, path=part.path, found=part.variant)
+    if part.role in VAES and re.search(r"\bsd3|stable-diffusion-3", part.called):  # FLUX.1's shapes, other numbers
+        return WeightsError("vae_relative", path=part.path)
     if part.quantization:
         return WeightsError("quantization_foreign", path=part.path, quantization=part.quantization)
     return None

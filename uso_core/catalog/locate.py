@@ -143,6 +143,10 @@ def choose_model(settings: Settings) -> tuple[Model, Message]:
     report = find_weights(MODELS["flux-dev"], settings)
     if report.complete:
         return report.model, message("reason_files_found")
+    if settings.models_dir and "transformer" in report.missing:  # the folders may hold another FLUX.1
+        for name in ("flux-krea-dev", "flux-schnell"):
+            if find_weights(MODELS[name], settings).complete:
+                return MODELS[name], message("reason_files_found")
     if not report.paths:
         return MODELS[EMBEDDED], message("reason_no_files")
     return MODELS[EMBEDDED], message("reason_lacks", files=", ".join(report.missing))
@@ -156,7 +160,7 @@ def _as_it_is(model: Model, settings: Settings) -> tuple[Model, Message] | None:
     if file is None or path is None or not _is_other_sort(path, model):
         return None
     other = MODELS["flux-dev" if model.variant == "schnell" else "flux-schnell"]
-    return other, message("reason_really", variable=env_name(file.setting), path=path, name=other.name)
+    return other, message("reason_really", variable=env_name(file.setting), path=path.name, name=other.name)
 
 
 def _is_other_sort(path: Path, model: Model) -> bool:
@@ -168,6 +172,11 @@ def _is_other_sort(path: Path, model: Model) -> bool:
 def names_flux_dev(settings: Settings) -> bool:
     """Whether the user pointed at any part of FLUX.1-dev, so that silently using the embedded model would be wrong."""
     return any(getattr(settings, file.setting) for file in MODELS["flux-dev"].files)
+
+
+def holds_transformer(settings: Settings) -> bool:
+    """Whether the model folders hold a FLUX.1 that can be used, so that the embedded model would be a surprise."""
+    return any(found.role == "transformer" and found.problem is None for found in look(settings))
 
 
 def _find(

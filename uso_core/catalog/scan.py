@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ MAX_HEADER_BYTES = 16 * 2**20  # far above the largest of a real model, far belo
 MAX_JSON_BYTES, MAX_MEMORY_BYTES = 8 * 2**20, 64 * 2**20  # of a tokenizer or an index; of what is remembered
 MAX_DEPTH, MAX_FILES = 10, 50_000
 FRESH_SECONDS = 15.0  # for which a look through the folders serves
-FORMAT = 1  # of what is remembered on disk; raise it whenever the same file would be described differently
+FORMAT = 2  # of what is remembered on disk; raise it whenever the same file would be described differently
 
 ROLES = {  # kinds of `files.PARTS` and `files.WHOLE`, by the catalog's role
     **dict.fromkeys(TRANSFORMERS, "transformer"), **dict.fromkeys(VAES, "vae"), "lora": "lora", "foreign lora": "lora",
@@ -72,6 +73,8 @@ SIDES: dict[str, Sides] = {
         "patches": ((_POSITIONS, f"vision_model.{_POSITIONS}"), 0),
     },
 }  # fmt: skip
+DEPTHS = {"double": r"^(?:double|transformer)_blocks\.(\d+)\.", "single": r"^single_(?:transformer_)?blocks\.(\d+)\."}
+FLUX_WIDTH, USO_RANK = 3072, 128
 TOKENIZERS = {"clip_tokenizer": "clip_tokens", "t5_tokenizer": "t5_tokens"}  # roles, and the side that they must fit
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json")
 COMFY_TOKENIZERS = ("comfy/sd1_tokenizer", "comfy/text_encoders/t5_tokenizer")  # in ComfyUI's source
@@ -101,7 +104,7 @@ class Found:
             return message("found_transformer", variant=self.variant, precision=self.precision)
         if self.role in TOKENIZERS:
             return message(f"role_{self.role}")
-        what = kind_of(self.kind)
+        what = message(f"role_{self.role}") if self.role and self.kind != OTHER_LORA else kind_of(self.kind)
         return message("found_part", what=what, precision=self.precision) if self.precision else what
 
     def fits(self, sides: Mapping[str, int]) -> bool:
@@ -171,15 +174,25 @@ def _found(path: Path, part: Checkpoint) -> Found:
         shape = next((part.tensors[name].shape for name in names if name in part.tensors), ())
         if len(shape) > axis:
             sides[side] = shape[axis] * (4 if role == "vae" else 1)
+    if part.role in ("transformer", "diffusers transformer", USO_LORA):
+        lines = "\n".join(part.tensors)
+        sides |= {side: len(set(re.findall(pattern, lines, re.MULTILINE))) for side, pattern in DEPTHS.items()}
+    kind = OTHER_LORA if part.role == USO_LORA and not _is_usos(part, sides) else part.role
     problem = problem_of(part)
     variant = part.variant if role == "transformer" else ""
     size = sum(info.bytes for info in part.tensors.values())
     said = None if problem is None else problem.problem
-    return Found(path, role, part.role, variant, part.precision, size, sides, said)
+    return Found(path, role, kind, variant, part.precision, size, sides, said)
 
 
 Known = dict[str, list[Any]]  # by path: size, time, and what was found there
 Place = tuple[Callable[[Path, Known], tuple[Found, ...]], Path]  # a path, and how to describe it
+
+
+def _is_usos(part: Checkpoint, sides: Mapping[str, int]) -> bool:
+    """Whether a LoRA covers both kinds of blocks, at full width with USO's rank: XLabs' LoRAs have such names too."""
+    rank = part.tensors["double_blocks.0.processor.qkv_lora1.down.weight"].shape[0] if "width" in sides else 0
+    return sides["single"] > 0 and (sides.get("width") != FLUX_WIDTH or rank == USO_RANK)
 
 
 def _places(folder: Path) -> Iterator[Place]:
@@ -272,7 +285,8 @@ def _remember(memory: Path, known: Known) -> None:
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
         part = memory.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps({"format": FORMAT, "files": known}), encoding="utf-8")
+        there = {path: entry for path, entry in known.items() if os.path.exists(path)}
+        part.write_text(json.dumps({"format": FORMAT, "files": there}), encoding="utf-8")
         os.replace(part, memory)
     except (OSError, TypeError, ValueError) as error:
         log.info("What the headers said cannot be kept in %s: %s", memory, error)

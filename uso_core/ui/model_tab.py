@@ -164,13 +164,16 @@ def _entries(settings: Settings) -> Entries:
 def _rows(report: WeightsReport, settings: Settings) -> list[tuple[str, str, str, bool]]:
     """Each part's name, its location or source, its size, and whether it is there."""
     rows = []
+    titles = {
+        each.role: tell(each.title) for each, standing in offers(report, settings) if standing.key == "offer_used"
+    }
     for row in (*report.model.files, *TOKENIZERS):
         if row.role not in (*report.paths, *report.missing):
             continue
         path = report.paths.get(row.role)
         where = text.origin(row.repo, row.gated) if path is None else _place(path, settings)
         size = row.bytes if path is None else _disk_bytes(path)
-        rows.append((say(f"role_{row.role}"), where, size_text(size), path is not None))
+        rows.append((titles.get(row.role) or say(f"role_{row.role}"), where, size_text(size), path is not None))
     if report.model.folder is not None:
         for role in EMBEDDED_FILES:
             path = report.paths.get(role)
@@ -181,12 +184,11 @@ def _rows(report: WeightsReport, settings: Settings) -> list[tuple[str, str, str
 
 def _found(report: WeightsReport, settings: Settings) -> str:
     """What the model folders hold besides, for those who may choose."""
-    found = offers(report, settings) if settings.may_switch and settings.models_dir else []
     rows = [
-        (tell(each.title), _place(each.path, settings), size_text(_disk_bytes(each.path)), tell(standing),
-         standing.key == "offer_used")
-        for each, standing in found
-    ]  # fmt: skip
+        (tell(each.title), _place(each.path, settings), size_text(_disk_bytes(each.path)), tell(standing))
+        for each, standing in (offers(report, settings) if settings.may_switch else ())
+        if standing.key != "offer_used"
+    ]
     return text.found_table(rows) if rows else ""
 
 

@@ -200,12 +200,12 @@ def files_table(rows: list[tuple[str, str, str, bool]], summary: str) -> str:
     return f"<p>{escape(summary)}</p><table><thead>{head}</thead><tbody>{cells}</tbody></table>"
 
 
-def found_table(rows: list[tuple[str, str, str, str, bool]]) -> str:
-    """HTML: a row per file in the model folders with what it is, where, its size, and whether it is used."""
+def found_table(rows: list[tuple[str, str, str, str]]) -> str:
+    """HTML: a row per file in the model folders that is not used: what it is, where, its size, and why not."""
     cells = "".join(
-        f"<tr class='{'there' if used else 'spare'}'><th scope='row'>{escape(what)}</th>"
-        f"<td class='place'>{escape(where)}</td><td class='size'>{escape(size)}</td><td>{escape(standing)}</td></tr>"
-        for what, where, size, standing, used in rows
+        f"<tr class='spare'><th scope='row'>{escape(what)}</th><td class='place'>{escape(where)}</td>"
+        f"<td class='size'>{escape(size)}</td><td class='use'>{escape(standing)}</td></tr>"
+        for what, where, size, standing in rows
     )
     what, where, size, use = (escape(say(f"column_{name}")) for name in ("part", "where", "size", "use"))
     head = f"<th scope='col'>{what}</th><th scope='col'>{where}</th><th scope='col' class='size'>{size}</th>"
