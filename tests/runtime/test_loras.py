@@ -22,6 +22,7 @@ from uso_core.runtime.executors import Work
 from uso_core.runtime.worker import Worker, guarded
 from uso_core.settings import ROOT, Settings
 from uso_core.storage.png import read_request
+from uso_core.ui.api import _with_loras
 
 EMBEDDED = ROOT / "weights" / "uso-tiny" / "flux.safetensors"
 ATTENTION, MLP = "transformer_blocks.0.attn.to_q", "single_transformer_blocks.1.proj_mlp"
@@ -197,3 +198,13 @@ def test_a_file_that_is_no_lora_fails_with_a_sentence(settings, tmp_path):
     assert isinstance(last, Failed)
     assert isinstance(last.error, UsoError)
     assert last.error.key == "wrong_kind"
+
+
+def test_the_api_takes_names_and_strengths(settings):
+    values = {"prompt": "a", "steps": None, "guidance": None, "loras": "ink:0.5, clay", "turbo": None}
+    found = _with_loras(dict(values), get_model("uso-tiny"), settings)
+    assert [(lora.name, lora.strength) for lora in found["loras"]] == [("ink", 0.5), ("clay", 1.0)]
+    write_lora(settings.weights_folder / TURBOS[0].file.local, ATTENTION, seed=9)
+    found = _with_loras(values | {"turbo": True, "guidance": 4.0}, get_model("flux-dev"), settings)
+    assert [lora.name for lora in found["loras"]] == ["FLUX.1-Turbo-Alpha", "ink", "clay"]
+    assert (found["steps"], found["guidance"]) == (8, 4.0)

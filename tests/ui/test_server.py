@@ -70,7 +70,10 @@ def post(url: str, body: dict[str, Any]) -> Any:
 
 def by_http(served: Served, name: str, **values: Any) -> tuple[str, Any]:
     """The last event's name and data, parameters by name."""
-    event = post(f"{served.url}/gradio_api/call/v2/{name}", values)["event_id"]
+    return answer(served, name, post(f"{served.url}/gradio_api/call/v2/{name}", values)["event_id"])
+
+
+def answer(served: Served, name: str, event: str) -> tuple[str, Any]:
     with urllib.request.urlopen(f"{served.url}/gradio_api/call/{name}/{event}", timeout=REPLY_SECONDS) as stream:
         lines = [line for line in stream.read().decode().splitlines() if line]
     return lines[-2].removeprefix("event: "), json.loads(lines[-1].removeprefix("data: "))
@@ -305,6 +308,24 @@ def test_base64_alone_works(served: Served, drawing: Path) -> None:
     assert name == "complete"
     with Image.open(io.BytesIO(files(data)[0])) as image:
         assert json.loads(image.info["uso"])["content"]["sha256"] == open_image(drawing).sha256
+
+
+def test_a_short_call_by_position_takes_defaults_for_the_rest(served: Served) -> None:
+    """As a program does that was written for fewer parameters, or the official client with a short list."""
+    values = ["a boat", None, None, None, None, None, 64, 64, 7, 1, 2]
+    event = post(f"{served.url}/gradio_api/call/generate", {"data": values})["event_id"]
+    name, data = answer(served, "generate", event)
+    assert name == "complete", data
+    assert (data[1]["seed"], data[1]["steps"], data[1]["guidance"]) == (7, 2, 4.0)
+
+
+@pytest.mark.parametrize(("values", "said"), [({"loras": "ink:0.5, clay"}, "There is no LoRA named 'ink'."),
+                                              ({"turbo": True}, "uso-tiny has no Turbo")])  # fmt: skip
+def test_loras_are_asked_for_by_name(served: Served, values: dict[str, Any], said: str) -> None:
+    name, reply = by_http(served, "generate", **SMALL, **values)
+    assert name == "error"
+    assert said in reply["error"]
+    assert by_http(served, "models")[1][0][0]["loras"] == []
 
 
 def test_tools_say_what_they_do(served: Served) -> None:

@@ -15,6 +15,7 @@ import gradio as gr
 from PIL import Image
 
 from uso_core.catalog.locate import find_weights
+from uso_core.catalog.loras import find_loras, named_lora, turbo_lora
 from uso_core.catalog.models import MODELS, Model, get_model
 from uso_core.errors import RequestError, UsoError
 from uso_core.request import GenerationRequest, Result, asks
@@ -38,10 +39,15 @@ Reply = tuple[list[str], dict[str, Any] | None, Status, Any]  # images, settings
 
 
 class Page(gr.Blocks):
-    """Says in one sentence that a call by position is too short; Gradio would send everything back that came."""
+    """Fills up a short call of /generate by position, since null stands for every default.
+
+    Other short calls are refused in a sentence; Gradio would send everything back that came.
+    """
 
     def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
         wanted = len(block_fn.inputs)
+        if block_fn.api_name == "generate" and inputs:
+            inputs.extend([None] * (wanted - len(inputs)))
         if len(inputs) < wanted:
             raise RequestError("call_unfit", reason=f"{len(inputs)} values by position, of {wanted}")
 
@@ -93,7 +99,7 @@ class ApiParameter:
 ORDER = (
     "prompt", "content", "style_1", "style_2", "style_3", "style_4", "width", "height", "seed", "images", "steps",
     "guidance", "content_size", "schedule", "keep_size", "content_strength", "style_1_strength", "style_2_strength",
-    "style_3_strength", "style_4_strength", "fast", "model", "private",
+    "style_3_strength", "style_4_strength", "fast", "model", "private", "loras", "turbo",
 )  # fmt: skip
 
 
@@ -117,6 +123,10 @@ def parameters(kind: type[Any]) -> list[ApiParameter]:
     known["model"] = ApiParameter("model", "text", "A name from /models; null for the current one.")
     private = "Whether to keep nothing: no history, no previews, and files only for a few seconds after the end."
     known["private"] = ApiParameter("private", "flag", private, False)
+    loras = "LoRAs beside USO's, as NAME:STRENGTH separated by commas; a strength of 1 may be left out."
+    known["loras"] = ApiParameter("loras", "text", loras, "")
+    turbo = "Whether to use a step-distilled LoRA: 8 steps, where steps is null."
+    known["turbo"] = ApiParameter("turbo", "flag", turbo, False)
     return [known[name] for name in (*ORDER, *(name for name in known if name not in ORDER)) if name in known]
 
 
@@ -132,9 +142,10 @@ def _generate(services: Services, known: list[ApiParameter]) -> Callable[..., It
             row = switchable(services.engine, services.settings, named.pop("model"))
             history, visitor = services.stores(request).history, services.visitor(request)
             # Named nowhere: its decoded images would stay as long as it waits.
-            asked = {**named, "model": row.name}
-            background = services.settings.background
-            job = services.engine.submit(request_of(asked, None, background), not keep_nothing, visitor)
+            asked = request_of(
+                _with_loras({**named, "model": row.name}, row, services.settings), None, services.settings.background
+            )
+            job = services.engine.submit(asked, not keep_nothing, visitor)
             keep = partial(services.passing.add, owner) if keep_nothing else history.add
             show = partial(services.passing.preview, owner)
             yield from _replies(in_english(follow(job, services.sessions, session, keep)), show)
@@ -151,6 +162,18 @@ def _generate(services: Services, known: list[ApiParameter]) -> Callable[..., It
     lines = "\n".join(f"    {each.name}: {each.meaning}" for each in known)
     generate.__doc__ = f"{MEANING}\n\nParameters:\n{lines}\n"
     return generate
+
+
+def _with_loras(values: dict[str, Any], model: Model, settings: Settings) -> dict[str, Any]:
+    """The values with their LoRAs looked up by name, and what Turbo sets; raises `RequestError` for an unknown one."""
+    texts = [each for each in str(values.pop("loras") or "").split(",") if each.strip()]
+    loras = [named_lora(each, settings) for each in texts]
+    if values.pop("turbo"):
+        lora, turbo = turbo_lora(model, settings)
+        loras = [lora, *(each for each in loras if each.sha256 != lora.sha256)]
+        given = {name: value for name, value in values.items() if value is not None}
+        values = values | {"steps": turbo.steps, "guidance": turbo.guidance} | given
+    return {**values, "loras": tuple(loras)}
 
 
 def _replies(updates: Iterator[Any], show: Callable[[Image.Image], str]) -> Iterator[Reply]:
@@ -230,6 +253,7 @@ def describe(model: Model, engine: Engine, settings: Settings) -> dict[str, Any]
         "steps": model.steps,
         "guidance": model.guidance,
         "content_size": model.content_size,
+        "loras": list(find_loras(settings)),
         "note": str(model.note) if model.note else "",
     }
 

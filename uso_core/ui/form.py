@@ -163,7 +163,8 @@ def request_of(
         whole(side, given[side], *model.sides)
     styles, strengths = chosen_styles(values, stored_styles, background)
     given |= {"content": opened(values["content"], background) if values.get("content") else None}
-    return GenerationRequest(**given, styles=styles, style_strengths=strengths, model=model.name)
+    loras = tuple(values.get("loras") or ())
+    return GenerationRequest(**given, styles=styles, style_strengths=strengths, model=model.name, loras=loras)
 
 
 def chosen_styles(
