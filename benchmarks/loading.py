@@ -1,6 +1,6 @@
 """Time and memory for making the fused cache in fp8 from a full-size FLUX.1-dev file, and for the next start.
 
-    python -m benchmarks.loading --folder DIR [--blocks DOUBLE SINGLE] [--dtype bfloat16]
+    python -m benchmarks.loading --folder DIR [--blocks DOUBLE SINGLE] [--dtype bfloat16] [--loras 2]
 
 The file and its LoRA have FLUX.1-dev's real tensors but no content: holes in a sparse file read as zeros. Neither start
 waits for disk reads: the first reads holes, the second what was just written. Prints JSON; deletes what it made.
@@ -20,19 +20,22 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from uso_core.loaders import keys
-from uso_core.loaders.build import build_transformer
+from uso_core.loaders.build import load_transformer
+from uso_core.loaders.convert import finished
 from uso_core.model.transformer import USOTransformer2DModel
 
 FLUX_DEV = {"num_layers": 19, "num_single_layers": 38, "attention_head_dim": 128, "num_attention_heads": 24,
             "joint_attention_dim": 4096, "pooled_projection_dim": 768, "in_channels": 64, "guidance_embeds": True,
             "axes_dims_rope": (16, 56, 56)}  # fmt: skip
 LORA_RANK = 128
+OTHER_RANK = 64  # of LoRAs beside USO's
 LIMIT_SECONDS = 1200  # for one start
 TOUCH_BYTES = 2**26  # bytes read at once when reading through a start's weights
 
@@ -63,6 +66,16 @@ def lora_shapes(config: dict[str, Any], rank: int) -> dict[str, tuple[int, ...]]
     return shapes
 
 
+def other_lora_shapes(config: dict[str, Any], rank: int) -> dict[str, tuple[int, ...]]:
+    """The tensors of a LoRA in kohya's names for every matrix in the blocks."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in original_shapes(config).items():
+        if len(shape) == 2 and name.startswith(("double_blocks.", "single_blocks.")):
+            flat = "lora_unet_" + name.removesuffix(".weight").replace(".", "_")
+            shapes |= {f"{flat}.lora_down.weight": (rank, shape[1]), f"{flat}.lora_up.weight": (shape[0], rank)}
+    return shapes
+
+
 def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> int:
     """Writes a bf16 safetensors file that is only header and hole; returns its size in bytes."""
     header, end = {}, 0
@@ -84,7 +97,7 @@ def memory(entry: str) -> int:
     return int(found[1]) * 1024
 
 
-def one_start(transformer: Path, lora: Path, dtype: str, cache: Path) -> dict[str, float]:
+def one_start(transformer: Path, lora: Path, dtype: str, cache: Path, others: Sequence[Path] = ()) -> dict[str, float]:
     """Builds the transformer in this process, then reads every byte of it once, as a copy to a device would."""
     from optimum import quanto  # noqa: F401  (counted with the interpreter)
 
@@ -97,7 +110,8 @@ def one_start(transformer: Path, lora: Path, dtype: str, cache: Path) -> dict[st
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     began = time.perf_counter()
-    model = build_transformer(transformer, lora, getattr(torch, dtype), fp8=True, cache=cache)
+    added = [(path, 0.5) for path in others]
+    model = finished(load_transformer(transformer, lora, getattr(torch, dtype), fp8=True, cache=cache, others=added))
     built, peak = time.perf_counter(), memory("VmHWM")
     running.set()
     watcher.join()
@@ -130,23 +144,28 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="on a disk with 20 GB to spare; default: the temporary folder")
     parser.add_argument("--blocks", type=int, nargs=2, default=(19, 38), help="double and single blocks, for a trial")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of what is not fp8")
-    parser.add_argument("--start", nargs=3, metavar=("TRANSFORMER", "LORA", "CACHE"), help=argparse.SUPPRESS)
+    parser.add_argument("--loras", type=int, default=0, help="LoRAs beside USO's")
+    parser.add_argument("--start", nargs="+", metavar="TRANSFORMER LORA CACHE OTHER", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if arguments.start:
-        transformer, lora, cache = map(Path, arguments.start)
-        print(json.dumps(one_start(transformer, lora, arguments.dtype, cache)))
+        transformer, lora, cache, *others = map(Path, arguments.start)
+        print(json.dumps(one_start(transformer, lora, arguments.dtype, cache, others)))
         return
     config = FLUX_DEV | dict(zip(("num_layers", "num_single_layers"), arguments.blocks, strict=True))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         source = write_sparse(folder / "flux.safetensors", original_shapes(config))
         write_sparse(folder / "lora.safetensors", lora_shapes(config, LORA_RANK))
-        paths = [str(folder / part) for part in ("flux.safetensors", "lora.safetensors", "prepared")]
+        others = [f"other-{number}.safetensors" for number in range(arguments.loras)]
+        for other in others:
+            write_sparse(folder / other, other_lora_shapes(config, OTHER_RANK))
+        paths = [str(folder / part) for part in ("flux.safetensors", "lora.safetensors", "prepared", *others)]
         first, second = (start_in_a_process(*paths, "--dtype", arguments.dtype) for _ in range(2))
     times = {name: second[name] / first[name] for name in ("build_seconds", "build_and_read_seconds")}
     report = {
         "blocks": arguments.blocks,
+        "loras": arguments.loras,
         "source_bytes": source,
         "first": first,
         "second": second,

@@ -411,13 +411,16 @@ MID_SIZE = loading.FLUX_DEV | {"num_layers": 2, "num_single_layers": 4, "num_att
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_file_is_converted_in_a_fraction_of_its_size(tmp_path, monkeypatch):
-    """It never holds the source or the result: only the current tensor and the LoRA."""
+    """It never holds the source or the result: only the current tensor and the LoRAs, two beside USO's."""
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "262144")  # glibc then gives back at once what is no longer held
     source = loading.write_sparse(tmp_path / "flux.safetensors", loading.original_shapes(MID_SIZE))
     lora = loading.write_sparse(tmp_path / "lora.safetensors", loading.lora_shapes(MID_SIZE, 16))
     assert source > 2.5e8
-    paths = [str(tmp_path / name) for name in ("flux.safetensors", "lora.safetensors", "prepared")]
-    figures = loading.start_in_a_process(*paths)
+    for number in (1, 2):
+        shapes = loading.other_lora_shapes(MID_SIZE, 16)
+        lora += loading.write_sparse(tmp_path / f"other-{number}.safetensors", shapes)
+    names = ("flux.safetensors", "lora.safetensors", "prepared", "other-1.safetensors", "other-2.safetensors")
+    figures = loading.start_in_a_process(*(str(tmp_path / name) for name in names))
     assert figures["weights_bytes"] > source / 2
     assert figures["peak_above_interpreter_bytes"] < 0.35 * source + lora
 

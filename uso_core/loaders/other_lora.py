@@ -86,26 +86,30 @@ class OtherLoRA:
         """`weight` plus this LoRA's part of it, in float32; what it does not touch is returned unchanged."""
         if target not in self._by_target:
             return weight
-        weight, stem = weight.float(), target.rpartition(".")[2]
+        shape, is_bias = weight.shape, target.endswith(".bias")
+        weight = weight.float().flatten(1) if not is_bias else weight.float()
         with TensorReader(self.checkpoint) as file:
             for module, first in self._by_target[target]:
                 rows = slice(first, first + len(weight))
-                delta = self._delta(file, module, rows) if stem == "weight" else self._bias(file, module, rows)
-                weight = weight + self.strength * delta.reshape(weight.shape)
-        return weight
+                weight = (self._with_bias if is_bias else self._with_pair)(weight, file, module, rows)
+        return weight.reshape(shape)
 
-    def _delta(self, file: TensorReader, module: Module, rows: slice) -> torch.Tensor:
-        """These rows of what is added to the matrix at strength 1, (rows, in)."""
+    def _with_pair(self, weight: torch.Tensor, file: TensorReader, module: Module, rows: slice) -> torch.Tensor:
+        """A matrix (rows, in) with these rows of what is added, in one copy."""
         if "diff" in module.parts:
-            return _ordered(file.read(module.parts["diff"]).float(), module)[rows]
+            difference = file.read(module.parts["diff"]).float()
+            return torch.add(weight, _ordered(difference, module)[rows], alpha=self.strength)
         down, up = (file.read(module.parts[part]).float().flatten(1) for part in ("down", "up"))  # (r, in), (out, r)
-        return self._factor(file, module, len(down)) * (_ordered(up, module)[rows] @ down)
+        factor = self.strength * self._factor(file, module, len(down))
+        return torch.addmm(weight, _ordered(up, module)[rows], down, alpha=factor)
 
-    def _bias(self, file: TensorReader, module: Module, rows: slice) -> torch.Tensor:
+    def _with_bias(self, bias: torch.Tensor, file: TensorReader, module: Module, rows: slice) -> torch.Tensor:
         if "diff_b" in module.parts:
-            return _ordered(file.read(module.parts["diff_b"]).float(), module)[rows]
+            difference = file.read(module.parts["diff_b"]).float()
+            return torch.add(bias, _ordered(difference, module)[rows], alpha=self.strength)
         factor = self._factor(file, module, self.checkpoint.tensors[module.parts["down"]].shape[0])
-        return factor * _ordered(file.read(module.parts["bias"]).float(), module)[rows]
+        added = _ordered(file.read(module.parts["bias"]).float(), module)[rows]
+        return torch.add(bias, added, alpha=self.strength * factor)
 
     def _factor(self, file: TensorReader, module: Module, rank: int) -> float:
         if module.scale is not None:
