@@ -192,3 +192,35 @@ def test_half_precision_runs(call: Any, fresh: USOPipeline) -> None:
     made = call(fresh.to(dtype=torch.bfloat16), output_type="np")
     assert np.isfinite(made).all()
     assert np.abs(made - call(output_type="np")).mean() < 0.1
+
+
+@pytest.mark.parametrize("names", [("transformer_blocks.0.attn.to_q", "single_transformer_blocks.1.proj_mlp"),
+                                   ("transformer_blocks.0.norm1.linear", "norm_out.linear")])  # fmt: skip
+def test_loras_load_as_into_any_flux_pipeline(names: tuple[str, ...], call: Any, fresh: USOPipeline) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in fresh.transformer.state_dict().items()}
+    tensors: dict[str, torch.Tensor] = {}
+    for name in names:
+        rows, columns = shapes[f"{name}.weight"]
+        tensors[f"transformer.{name}.lora_A.weight"] = torch.randn(2, columns) / columns**0.5
+        tensors[f"transformer.{name}.lora_B.weight"] = torch.randn(rows, 2) / 8
+    plain = {name: fresh.transformer.state_dict()[f"{name}.weight"].clone() for name in names}
+    fresh.load_lora_weights(dict(tensors), adapter_name="one")
+    if "norm_out.linear" in names:
+        with pytest.raises(RequestError) as caught:
+            call(fresh)
+        assert caught.value.key == "lora_unfused"
+        fresh.fuse_lora(lora_scale=0.5)
+    else:
+        fresh.set_adapters("one", 0.5)
+        unfused = call(fresh)
+        fresh.fuse_lora()
+        torch.testing.assert_close(call(fresh), unfused, rtol=1e-3, atol=1e-3)
+    made = call(fresh)
+    assert not torch.equal(made, call())
+    fresh.unfuse_lora()
+    fresh.unload_lora_weights()
+    with torch.no_grad():
+        for name in names:
+            delta = tensors[f"transformer.{name}.lora_B.weight"] @ tensors[f"transformer.{name}.lora_A.weight"]
+            fresh.transformer.get_submodule(name).weight.copy_(plain[name] + 0.5 * delta)
+    torch.testing.assert_close(call(fresh), made, rtol=1e-3, atol=1e-3)

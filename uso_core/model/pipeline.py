@@ -5,6 +5,7 @@ Letters: B batch (always 1), S target tokens, R reference tokens, T text tokens,
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers.loaders import FluxLoraLoaderMixin
 from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import nn
@@ -65,11 +67,12 @@ class USOPipelineOutput(BaseOutput):
     images: list[Image.Image] | np.ndarray | torch.Tensor
 
 
-class USOPipeline(DiffusionPipeline):
+class USOPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
     """Unified style- and subject-driven generation (arXiv 2508.18966) from diffusers and transformers components.
 
     `text_tokens` is the length to which T5's input is padded, without a mask; for `preview_factors` see `preview.py`,
-    for `reference_columns` see `latents.image_ids`.
+    for `reference_columns` see `latents.image_ids`. LoRAs beside USO's are loaded as into any FLUX pipeline of
+    diffusers, which needs PEFT.
     """
 
     # What each request needs comes last: accelerate sends a model away when the next in line is used.
@@ -508,6 +511,22 @@ class USOPipeline(DiffusionPipeline):
         if prompts == images == 1:
             return list(generator)
         raise RequestError("generators_count", generators=len(generator), images=prompts * images)
+
+
+def _forgetting(change: Callable[..., Any]) -> Callable[..., Any]:
+    """The method, after which nothing prepared with the weights before is used again."""
+
+    @functools.wraps(change)
+    def method(pipeline: USOPipeline, *args: Any, **kwargs: Any) -> Any:
+        pipeline._prepared = None
+        return change(pipeline, *args, **kwargs)
+
+    return method
+
+
+for _name in ("load_lora_weights", "unload_lora_weights", "fuse_lora", "unfuse_lora", "set_adapters", "disable_lora",
+              "enable_lora"):  # fmt: skip
+    setattr(USOPipeline, _name, _forgetting(getattr(FluxLoraLoaderMixin, _name)))
 
 
 def dtype_of(module: torch.nn.Module) -> torch.dtype:

@@ -16,11 +16,12 @@ from diffusers import FluxTransformer2DModel, ModelMixin  # noqa: F401  (from_pr
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
 
+from uso_core.errors import RequestError
 from uso_core.model.step_cache import StepCache
 
 
 class Modulation(nn.Linear):
-    """An adaLN layer in two halves: `rows` computes its shifts, scales and gates ahead, `forward` looks them up.
+    """An adaLN layer in two halves: it computes its shifts, scales and gates ahead, and later looks them up.
 
     They depend only on timestep, guidance and pooled text, so one table serves all steps and images of a request, and
     these matrices (3.25 of FLUX.1's 11.9 billion parameters) need not stay on the device. The layers of one block
@@ -32,14 +33,11 @@ class Modulation(nn.Linear):
         self.weight, self.bias = linear.weight, linear.bias
         self.offset = offset
 
-    def rows(self, condition: torch.Tensor) -> torch.Tensor:
-        """(N, D) on any device -> (N, out) there; the weights are brought to that device only for this call."""
-        return self(condition, ahead=True)
-
     def forward(self, row: torch.Tensor, ahead: bool = False) -> torch.Tensor:
-        """The block's row (B, sum of its layers' outputs) -> (B, out); `ahead`, what `rows` computes.
+        """The block's row (B, sum of its layers' outputs) -> (B, out).
 
-        Both are here since hooks, which bring weights or cast them, act around `forward`.
+        With `ahead`, (N, D) on any device -> (N, out) there, the weights being brought to that device only for this
+        call. Both are here since hooks, which bring weights or cast them, act around `forward`.
         """
         if not ahead:
             return row[:, self.offset : self.offset + self.out_features]
@@ -154,7 +152,9 @@ class USOTransformer2DModel(FluxTransformer2DModel):
         condition = F.silu(self.time_text_embed(*values, pooled))  # (N, D)
         if self.kernels is not None:
             return self.kernels.tables(condition)
-        return tuple(torch.cat([layer.rows(condition) for layer in layers], dim=1) for layers in modulations(self))
+        return tuple(
+            torch.cat([layer(condition, ahead=True) for layer in layers], dim=1) for layers in modulations(self)
+        )
 
     def step(
         self,
@@ -204,7 +204,13 @@ def _regular(stream: torch.Tensor) -> torch.Tensor:
 
 
 def modulations(transformer: USOTransformer2DModel) -> list[tuple[Modulation, ...]]:
-    """The adaLN layers that share a row: those of each block, then those of the output."""
+    """The adaLN layers that share a row: those of each block, then those of the output.
+
+    Raises `RequestError` if one of them has a LoRA of PEFT's that is not fused: it would act on the row.
+    """
     doubles = [(block.norm1.linear, block.norm1_context.linear) for block in transformer.transformer_blocks]
     singles = [(block.norm.linear,) for block in transformer.single_transformer_blocks]
-    return [*doubles, *singles, (transformer.norm_out.linear,)]
+    found = [*doubles, *singles, (transformer.norm_out.linear,)]
+    if any(getattr(layer, "merged", True) is False for layers in found for layer in layers):  # PEFT's, around ours
+        raise RequestError("lora_unfused")
+    return found
