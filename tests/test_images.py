@@ -623,3 +623,15 @@ def test_a_request_that_waits_keeps_files_and_not_decoded_images(tmp_path):
     with pytest.raises(RequestError) as gone:
         brought_back(waiting)
     assert gone.value.key == "image_not_there"
+
+
+def test_a_large_image_is_set_aside_as_it_is_opened(tmp_path):
+    large, small = tmp_path / "large.png", tmp_path / "small.png"
+    noise(1000, 600).save(large)
+    noise(30, 20).save(small)
+    kept, aside = open_image(large), open_image(large, aside=True)
+    assert (aside.image, aside.size, aside.sha256, aside.path) == (None, (1000, 600), kept.sha256, large)
+    assert open_image(small, aside=True).image is not None
+    request = GenerationRequest(content=aside)
+    again = module.brought_back(request).content
+    assert again.image.tobytes() == kept.image.tobytes()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import hashlib
 import importlib.util
 import io
 import itertools
 import re
+import sys
 import threading
 import warnings
 import zlib
@@ -50,14 +52,15 @@ _LARGE_DECODER = threading.Lock()
 
 
 def open_image(
-    source: str | Path | bytes | Image.Image, name: str = "", background: str = "white"
-) -> InputImage:  # fmt: skip
+    source: str | Path | bytes | Image.Image, name: str = "", background: str = "white", aside: bool = False
+) -> InputImage:
     """Opens an image from a path, a file's bytes or pixels: upright (EXIF orientation applied) and RGB.
 
     What is transparent is composited onto `background`, a name in `colors.BACKGROUNDS`. An image with a long side above
     `MAX_REFERENCE_SIDE` pixels is reduced to that, in bounded memory; any other keeps every pixel. Raises
     `RequestError` naming the file if it is missing, too large, or cannot be decoded as an image. The hash covers the
-    size and the RGB pixels, so that the same image is recognised in any file.
+    size and the RGB pixels, so that the same image is recognised in any file. With `aside` the pixels of a large image
+    are dropped again while no more are decoded than may be at once: `brought_back` reads them from the path.
     """
     if isinstance(source, Image.Image):
         return _input_image(_upright(source, name or "image", background), name or "image")
@@ -74,7 +77,7 @@ def open_image(
                 "image_too_large", hint="smaller_image", path=name or path, size=Bytes(size), most=Bytes(MAX_FILE_BYTES)
             )
         with _HEAVY_FILES if size > HEAVY_FILE_BYTES else contextlib.nullcontext():  # until they are decoded
-            opened = _decode(path.read_bytes(), name or str(path), background)
+            opened = _decode(path.read_bytes(), name or str(path), background, aside)
     except (OSError, RuntimeError, ValueError) as error:  # also a home that is unknown, a name that no disk takes
         reason = getattr(error, "strerror", None) or error
         raise RequestError("image_unreadable", hint="check_path", path=str(source), reason=reason) from None
@@ -215,10 +218,10 @@ def _input_image(image: Image.Image, name: str) -> InputImage:
     digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
     for band in _bands(image, 1):
         digest.update(band.tobytes())
-    return InputImage(name, digest.hexdigest(), image)
+    return InputImage(name, digest.hexdigest(), image, size=image.size)
 
 
-def _decode(data: bytes, name: str, background: str) -> InputImage:
+def _decode(data: bytes, name: str, background: str, aside: bool = False) -> InputImage:
     """The image in a file's bytes, upright, RGB and no larger than `MAX_REFERENCE_SIDE`; raises `RequestError`.
 
     Its hash is taken before another may be decoded: many callers at once would otherwise hold an image each.
@@ -240,7 +243,13 @@ def _decode(data: bytes, name: str, background: str) -> InputImage:
                 raise RequestError("image_too_narrow", name=name, width=width, height=height)
             with _LARGE_DECODER if _is_large(image) else contextlib.nullcontext(), _ANY_DECODER:
                 opened = _input_image(_upright(image, name, background, data), name)
-        return dataclasses.replace(opened, notes=_notes(image, name))
+                opened = dataclasses.replace(opened, notes=_notes(image, name))
+                if aside and _is_spacious(opened):
+                    opened = dataclasses.replace(opened, image=None)
+                    image.close()
+                    del image
+                    _return_freed_memory()
+        return opened
     except (MemoryError, RequestError):
         raise
     except UnidentifiedImageError:
@@ -269,6 +278,13 @@ def _notes(image: Image.Image, name: str) -> tuple[Message, ...]:
     except Exception:  # a damaged second frame
         more = True
     return (message("first_page" if image.format == "TIFF" else "first_frame", name=name),) if more else ()
+
+
+def _return_freed_memory() -> None:
+    """Returns to the system what large images took: glibc would keep it for the thread that decoded them."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)
 
 
 def _pixels(image: Image.Image) -> int:
@@ -449,7 +465,12 @@ def brought_back(request: GenerationRequest) -> GenerationRequest:
 
 
 def _is_aside(given: InputImage) -> bool:
-    return given.path is not None and given.image is not None and given.image.width * given.image.height > SMALL_PIXELS
+    return given.path is not None and _is_spacious(given)
+
+
+def _is_spacious(given: InputImage) -> bool:
+    """Whether its pixels take much memory while its request waits."""
+    return given.image is not None and given.image.width * given.image.height > SMALL_PIXELS
 
 
 def _read_again(given: InputImage) -> InputImage:

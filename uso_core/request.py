@@ -41,7 +41,7 @@ class InputImage:
 
     Equal images have equal pixels, whatever their names. `image` is None if the request was read from a file, which
     does not contain the image itself. `background` stands behind what was transparent; `notes` say what of the file was
-    not taken.
+    not taken. While a request waits, a large image is in its file alone: then `image` is None, and `size` is known.
     """
 
     name: str = field(compare=False)
@@ -50,6 +50,7 @@ class InputImage:
     path: Path | None = field(default=None, compare=False, repr=False)  # where it can be read again
     background: str = field(default="white", compare=False, repr=False)
     notes: tuple[Message, ...] = field(default=(), compare=False, repr=False)
+    size: tuple[int, int] | None = field(default=None, compare=False, repr=False)  # width and height in pixels
 
     def to_dict(self) -> dict[str, str]:
         return {"name": self.name, "sha256": self.sha256}

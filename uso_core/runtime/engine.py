@@ -167,13 +167,13 @@ class Engine:
         if work > self.settings.limit("max_work"):
             raise RequestError("too_much_work", work=round(work), most=self.settings.limit("max_work"))
         for given in request.input_images:
-            if given.image is None:
+            if given.image is None and given.path is None:
                 raise RequestError("image_missing", name=given.name)
         for style in request.styles:
             if isinstance(style, StoredStyle) and not style.tokens:
                 raise RequestError("style_missing", hint="style_again", name=style.name)
-        if request.content is not None and request.content.image is not None:
-            images.content_crop(*request.content.image.size, request.content_size)
+        if request.content is not None and request.content.size is not None:
+            images.content_crop(*request.content.size, request.content_size)
 
     def status(self) -> Status:
         """The engine's current state."""

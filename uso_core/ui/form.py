@@ -161,14 +161,14 @@ def request_of(
     given = settled(GenerationRequest, values, model)
     for side in ("width", "height"):
         whole(side, given[side], *model.sides)
-    styles, strengths = chosen_styles(values, stored_styles, background)
-    given |= {"content": opened(values["content"], background) if values.get("content") else None}
+    styles, strengths = chosen_styles(values, stored_styles, background, aside=True)
+    given |= {"content": opened(values["content"], background, aside=True) if values.get("content") else None}
     loras = tuple(values.get("loras") or ())
     return GenerationRequest(**given, styles=styles, style_strengths=strengths, model=model.name, loras=loras)
 
 
 def chosen_styles(
-    values: dict[str, Any], stored_styles: StyleStore | None, background: str = "white"
+    values: dict[str, Any], stored_styles: StyleStore | None, background: str = "white", aside: bool = False
 ) -> tuple[tuple[InputImage | StoredStyle, ...], tuple[float, ...]]:
     """The styles in the fields, images first, and their strengths.
 
@@ -177,16 +177,16 @@ def chosen_styles(
     given: list[tuple[InputImage | StoredStyle, float | None]] = []
     for number in range(1, STYLES + 1):
         if path := values.get(f"style_{number}"):
-            given.append((opened(path, background), values[f"style_{number}_strength"]))
+            given.append((opened(path, background, aside), values[f"style_{number}_strength"]))
     for number in range(1, STORED + 1):
         if stored_styles is not None and (sha256 := values.get(f"stored_{number}")):
             given.append((stored_styles.get(str(sha256)), values[f"stored_{number}_strength"]))
     return tuple(style for style, _ in given), tuple(1.0 if each is None else each for _, each in given)
 
 
-def opened(path: str, background: str) -> InputImage:
+def opened(path: str, background: str, aside: bool = False) -> InputImage:
     """An image that was uploaded: its user knows its name, not where it lies here."""
-    return images.open_image(path, Path(path).name, background)
+    return images.open_image(path, Path(path).name, background, aside)
 
 
 def _path(image: InputImage | StoredStyle | None, paths: dict[str, Path]) -> str | None:
@@ -281,9 +281,9 @@ def _wire(form: Form, mode: gr.Markdown, aspect: gr.Dropdown) -> None:
 
     def resize(choice: str, content: str | None, content_size: int, model: str) -> tuple[Any, Any, Any]:
         if choice == AS_CONTENT and content:
-            image = images.open_image(content).image
-            if image is not None:
-                return sides_of_content(*image.size, content_size, get_model(model))
+            size = images.open_image(content, aside=True).size
+            if size is not None:
+                return sides_of_content(*size, content_size, get_model(model))
         if choice in ASPECTS:
             return *sides(*ASPECTS[choice], get_model(model)), gr.skip()
         return gr.skip(), gr.skip(), gr.skip()
@@ -300,7 +300,7 @@ def _wire_slots(form: Form, background: str) -> None:
         if not path:
             return gr.skip()
         try:
-            notes = opened(path, background).notes
+            notes = opened(path, background, aside=True).notes
         except UsoError as error:
             gr.Warning(escape(tell(error.told), quote=False), duration=None, title=say("please_change"))
             return None
