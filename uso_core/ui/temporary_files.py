@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import secrets
 import threading
 import time
@@ -29,6 +30,11 @@ def passing_path(name: str) -> Path:
     except OSError as error:
         raise not_writable(folder / name, error) from None
     return folder / name
+
+
+def drop_copies(path: Path) -> None:
+    """Deletes the copies that Gradio made of a kept image in order to show it."""
+    _remove_all(list(Path(get_upload_folder()).glob(f"*/{glob.escape(path.name)}")))
 
 
 class PassingImages:
