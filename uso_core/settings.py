@@ -203,8 +203,7 @@ def load_settings(arguments: Mapping[str, Any] | None = None, dotenv: Path | Non
     An argument of None counts as not given, and so does an empty variable. What `.env` gives other programs is put into
     the environment, where it is not set. A name that nobody reads is logged. Raises `SettingsError` naming the source.
     """
-    if dotenv is None:
-        dotenv = next((p for p in (Path(".env"), ROOT / ".env") if p.is_file()), None)
+    dotenv = dotenv or _own_dotenv()
     from_file = read_dotenv(dotenv) if dotenv and dotenv.is_file() else {}
     sources: list[tuple[str, Mapping[str, str]]] = [
         ("the environment", os.environ),
@@ -220,7 +219,7 @@ def load_settings(arguments: Mapping[str, Any] | None = None, dotenv: Path | Non
     for name, value in (arguments or {}).items():
         if value is not None:
             values[name] = os.pathsep.join(value) if isinstance(value, list) else value
-    known = {each for field in _fields().values() for each in (field.metadata["env"], *field.metadata["also"])}
+    known = _known()
     for name, (value, line) in from_file.items():
         if name not in known:
             os.environ.setdefault(name, value)
@@ -230,6 +229,25 @@ def load_settings(arguments: Mapping[str, Any] | None = None, dotenv: Path | Non
         if name.upper().startswith("USO_"):
             _warn_unknown(name, "the environment", known)
     return Settings(**values)
+
+
+def share_dotenv() -> None:
+    """Puts what `.env` gives other programs into the environment, as `load_settings` does, and says nothing.
+
+    For programs whose imports read the environment. Raises `SettingsError` for a file that cannot be understood.
+    """
+    dotenv = _own_dotenv()
+    for name, (value, _) in (read_dotenv(dotenv) if dotenv else {}).items():
+        if name not in _known():
+            os.environ.setdefault(name, value)
+
+
+def _own_dotenv() -> Path | None:
+    return next((path for path in (Path(".env"), ROOT / ".env") if path.is_file()), None)
+
+
+def _known() -> set[str]:
+    return {each for field in _fields().values() for each in (field.metadata["env"], *field.metadata["also"])}
 
 
 def settle_proxies(host: str = LOOPBACK[0]) -> None:

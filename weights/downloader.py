@@ -16,7 +16,7 @@ if __name__ == "__main__":
     # A process of its own finds the package from any working directory, which `.env` and relative paths refer to.
     search = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     arguments = [argument for argument in sys.argv[1:] if argument != "--doctor"]
-    module = "uso_core.catalog.download" if arguments == sys.argv[1:] else "uso_core.runtime.doctor"
+    module = "uso_core.catalog" if arguments == sys.argv[1:] else "uso_core.runtime.doctor"
     command = [sys.executable, "-m", module, *arguments]
     environment = {**os.environ, "PYTHONPATH": search}
     if os.name == "posix":

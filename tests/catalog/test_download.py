@@ -409,6 +409,19 @@ def start(server: HubServer, folder: Path, *argv: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
+def test_script_takes_the_hub_from_dotenv(hub_server, tmp_path):
+    """As `HF_ENDPOINT` and its kind stand there for whoever uses a mirror."""
+    (tmp_path / ".env").write_text(f"HF_ENDPOINT={hub_server.url}\nHF_TOKEN={TOKEN}\n")
+    hub_server.gated.add(DEV)
+    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    command = [sys.executable, str(ROOT / "weights" / "downloader.py"), "--weights", "here", "--only", "clip"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "here/FLUX.1-dev/text_encoder/model.safetensors").is_file()
+
+
 def test_script_takes_the_hub_from_the_environment_and_the_token_from_dotenv(hub_server, tmp_path):
     hub_server.gated.add(DEV)
     out, err = start(hub_server, tmp_path, "--only", "clip").communicate(timeout=60)
