@@ -49,7 +49,8 @@ $(VENV)/.ready: requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-$(VENV)/.ready-test: $(VENV)/.ready requirements-test.txt requirements-mcp.txt requirements-heif.txt training/requirements.txt
+$(VENV)/.ready-test: $(VENV)/.ready requirements-test.txt requirements-mcp.txt requirements-heif.txt \
+		requirements-ray.txt training/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	@touch $@
 

@@ -46,6 +46,9 @@ class Gate:
     def state(self) -> tuple[WorkerState | None, ...]:
         return (None,)
 
+    def places(self) -> tuple[str, ...]:
+        return ()
+
     def get_ready(self) -> None: ...
 
     def free(self) -> None: ...

@@ -37,6 +37,7 @@ class Status:
     workers: tuple[WorkerState | None, ...]
     waiting: int
     running: int
+    places: tuple[str, ...] = ()  # where each worker is; empty if all are in this process
 
     @property
     def loaded(self) -> WorkerState | None:
@@ -130,15 +131,16 @@ class Engine:
     def __init__(self, settings: Settings, executor: Executor | None = None) -> None:
         """Chooses the model (`choose_model`) but loads nothing; raises `SettingsError` for an unknown model name."""
         self.settings = settings
-        self._executor = executor or LocalExecutor(settings)
+        self._executor = executor or _executor(settings)
         self._model, self._reason = choose_model(settings)
         self._waiting: OrderedDict[str, deque[Job]] = OrderedDict()  # by visitor; the first is next
         self._places: dict[Job, int] | None = None  # of the waiting jobs, from 0; None: to be counted
         self._running: list[Job] = []
         self._free = self._closed = False
         self._changed = threading.Condition()
-        for slot in range(self._executor.slots):
-            threading.Thread(target=self._dispatch, name=f"engine-{slot}", daemon=True).start()
+        self._dispatchers = 0
+        with self._changed:
+            self._staff()
 
     def submit(self, request: GenerationRequest, previews: bool = False, visitor: str = "") -> Job:
         """Queues a request and settles its seed; with `previews` each step sends a small image.
@@ -175,8 +177,9 @@ class Engine:
     def status(self) -> Status:
         """The engine's current state."""
         workers = self._executor.state()
+        places = self._executor.places()
         with self._changed:
-            return Status(self._model, self._reason, workers, self._count(), len(self._running))
+            return Status(self._model, self._reason, workers, self._count(), len(self._running), places)
 
     def choose(self, name: str) -> None:
         """Sets the model for requests that name none; it is loaded when the next such request comes.
@@ -236,7 +239,7 @@ class Engine:
             job._told_ahead = self._ahead(job)
             if job._told_ahead:
                 job._tell(Queued(job._told_ahead))
-            self._changed.notify()
+            self._staff()
         return job
 
     def _refuse_too_many(self, visitor: str) -> None:
@@ -275,6 +278,7 @@ class Engine:
 
     def _ahead_of(self, job: Job) -> int:
         with self._changed:
+            self._staff()  # workers may have come while nothing else happened
             return self._ahead(job)
 
     def _ahead(self, job: Job) -> int:
@@ -287,11 +291,19 @@ class Engine:
         idle = self._executor.slots - len(self._running)
         return 0 if place is None or place < idle else place + len(self._running)
 
+    def _staff(self) -> None:
+        """Starts a dispatcher for each slot that has none, and wakes one if slots have become free."""
+        while self._dispatchers < self._executor.slots:
+            self._dispatchers += 1
+            threading.Thread(target=self._dispatch, name=f"engine-{self._dispatchers}", daemon=True).start()
+        if self._may_take():
+            self._changed.notify()
+
     def _dispatch(self) -> None:
         """One slot's thread."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: bool(self._waiting or self._may_free() or self._closed))
+                self._changed.wait_for(lambda: bool(self._may_take() or self._may_free() or self._closed))
                 if self._closed and not self._waiting:
                     return
                 job = self._next()
@@ -306,6 +318,9 @@ class Engine:
                 job._tell(last)
                 self._changed.notify()  # memory may be freed now
             del job
+
+    def _may_take(self) -> bool:
+        return bool(self._waiting) and len(self._running) < self._executor.slots
 
     def _may_free(self) -> bool:
         return self._free and not self._running
@@ -329,6 +344,15 @@ class Engine:
         if self.settings.log:
             log.info("%s", _line(job.request, last, time.monotonic() - began))
         return last
+
+
+def _executor(settings: Settings) -> Executor:
+    """The executor of that name in the settings."""
+    if settings.executor == "ray":
+        from uso_core.runtime.executors.ray import RayExecutor
+
+        return RayExecutor(settings)
+    return LocalExecutor(settings)
 
 
 def _line(request: GenerationRequest, last: Event, seconds: float) -> str:

@@ -61,7 +61,7 @@ class Worker:
 
         If the GPU runs out of memory, plans once more for less and continues the request where it was.
         """
-        self._made = 0
+        self._made = work.first
         try:
             yield from self._attempt(work)
         except torch.OutOfMemoryError:
@@ -84,7 +84,8 @@ class Worker:
         if work.styles_only:
             yield from encode_styles(loaded.pipeline, loaded.model, work.request)
             return
-        events, wish = generate(loaded.pipeline, loaded.model, work.request, work.previews, self._made), None
+        events = generate(loaded.pipeline, loaded.model, work.request, work.previews, self._made, work.end)
+        wish = None
         try:
             while True:
                 event = events.send(wish)
