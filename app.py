@@ -21,8 +21,8 @@ from uso_core.storage.scratch import Scratch
 
 NAMES = (
     "name", "executor", "workers", "idle_minutes", "device", "dtype", "offload", "vram_limit", "compile", "host",
-    "port", "root_path", "weights", "models_dir", "output", "allow_switch", "allow_download", "mcp", "auth", "allow_host",
-    "share", "shared_history", "log", "background",
+    "port", "root_path", "weights", "models_dir", "output", "allow_switch", "allow_download", "mcp", "auth",
+    "allow_host", "share", "shared_history", "log", "background",
 )  # fmt: skip
 END_SECONDS = 3.0  # for a running step to end
 TELL_SECONDS, CLOSE_SECONDS = 0.8, 0.7  # to send last messages, and to close connections
