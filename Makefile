@@ -50,7 +50,7 @@ $(VENV)/.ready: requirements.txt
 	@touch $@
 
 $(VENV)/.ready-test: $(VENV)/.ready requirements-test.txt requirements-mcp.txt requirements-heif.txt \
-		requirements-ray.txt training/requirements.txt
+		requirements-ray.txt requirements-metrics.txt training/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	@touch $@
 

@@ -134,6 +134,7 @@ class Settings:
     )
     log: bool = setting(False, "USO_LOG", "write a line for each request: model, size, steps, seconds, outcome")
     mcp: bool = setting(False, "USO_MCP", "serve MCP tools too (needs requirements-mcp.txt)")
+    metrics: bool = setting(False, "USO_METRICS", "serve /metrics for Prometheus (needs requirements-metrics.txt)")
     flux_dev: str | None = setting(None, "FLUX_DEV", "FLUX.1-dev transformer (file or diffusers folder)")
     flux_dev_fp8: str | None = setting(
         None, "FLUX_DEV_FP8", "transformer for flux-dev-fp8; the FLUX.1-dev file works too"
@@ -160,6 +161,9 @@ class Settings:
             raise SettingsError("workers_value", workers=self.workers)
         if self.ray_address is not None and not re.fullmatch(r"\[?[\w.:-]+\]?:\d{1,5}", self.ray_address):
             raise SettingsError("ray_address", address=self.ray_address)
+        if self.root_path and not re.fullmatch(r"(https?://[^/\s?#]+)?(/[^/\s?#]+)*/?", self.root_path):
+            raise SettingsError("root_path", path=self.root_path)
+        object.__setattr__(self, "root_path", self.root_path.rstrip("/"))
         for name in (*LIMITS, "idle_minutes"):
             value = getattr(self, name)
             if value is not None and not value > 0:

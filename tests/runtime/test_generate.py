@@ -237,6 +237,9 @@ class TwoSlots:
     def places(self) -> tuple[str, ...]:
         return ()
 
+    def trouble(self) -> None:
+        return None
+
     def get_ready(self) -> None: ...
 
     def free(self) -> None:

@@ -49,6 +49,9 @@ class Gate:
     def places(self) -> tuple[str, ...]:
         return ()
 
+    def trouble(self) -> None:
+        return None
+
     def get_ready(self) -> None: ...
 
     def free(self) -> None: ...

@@ -9,15 +9,15 @@ import queue
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 
 from uso_core import images
 from uso_core.catalog.locate import choose_model, find_weights
 from uso_core.catalog.models import Model, get_model
-from uso_core.errors import RequestError
-from uso_core.events import LAST, Cancelled, Event, Failed, Queued
+from uso_core.errors import RequestError, UsoError
+from uso_core.events import LAST, Cancelled, Event, Failed, ImageReady, Queued
 from uso_core.messages import Message, message
 from uso_core.request import GenerationRequest, StoredStyle, number
 from uso_core.runtime.executors import Executor, Wish, Work, WorkerState
@@ -25,6 +25,7 @@ from uso_core.runtime.executors.local import LocalExecutor
 from uso_core.settings import Settings
 
 log = logging.getLogger(__name__)
+Listener = Callable[[GenerationRequest, Event, float], None]  # with the seconds since the work began
 LOOK_SECONDS = 0.5  # between two checks of a waiting job's position
 
 
@@ -38,6 +39,7 @@ class Status:
     waiting: int
     running: int
     places: tuple[str, ...] = ()  # where each worker is; empty if all are in this process
+    trouble: UsoError | None = None  # why no worker can be reached
 
     @property
     def loaded(self) -> WorkerState | None:
@@ -137,6 +139,7 @@ class Engine:
         self._places: dict[Job, int] | None = None  # of the waiting jobs, from 0; None: to be counted
         self._running: list[Job] = []
         self._free = self._closed = False
+        self.listener: Listener | None = None  # hears of each image and of each request's end
         self._changed = threading.Condition()
         self._dispatchers = 0
         with self._changed:
@@ -179,7 +182,8 @@ class Engine:
         workers = self._executor.state()
         places = self._executor.places()
         with self._changed:
-            return Status(self._model, self._reason, workers, self._count(), len(self._running), places)
+            waiting, running = self._count(), len(self._running)
+        return Status(self._model, self._reason, workers, waiting, running, places, self._executor.trouble())
 
     def choose(self, name: str) -> None:
         """Sets the model for requests that name none; it is loaded when the next such request comes.
@@ -339,8 +343,12 @@ class Engine:
                     last = event
                 elif event is not None:
                     job._tell(event)
+                    if self.listener is not None and isinstance(event, ImageReady):
+                        self.listener(job.request, event, time.monotonic() - began)
         if isinstance(last, Cancelled) and job.overdue and not job.cancelled:
             last = Failed(RequestError("took_too_long", minutes=self.settings.limit("max_minutes")))
+        if self.listener is not None:
+            self.listener(job.request, last, time.monotonic() - began)
         if self.settings.log:
             log.info("%s", _line(job.request, last, time.monotonic() - began))
         return last

@@ -50,6 +50,7 @@ class Guard:
         self._output = Path(settings.output).resolve()
         allowed = [*LOOPBACK, settings.host, *settings.allow_host.split(",")]
         self._hosts = [each.strip().lower() for each in allowed if each.strip() not in ("", "0.0.0.0", "::")]
+        self._folder = urlsplit(settings.root_path).path or "/"  # below which the browser shows the cookie
         self._calls, self._uploads = Window(60), Window(3600)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -80,7 +81,9 @@ class Guard:
                 for name, value in HEADERS.items():
                     own.setdefault(name, value)
                 if fresh:
-                    own.append("set-cookie", f"{COOKIE}={fresh}; Path=/; Max-Age=31536000; HttpOnly; SameSite=Lax")
+                    own.append(
+                        "set-cookie", f"{COOKIE}={fresh}; Path={self._folder}; Max-Age=31536000; HttpOnly; SameSite=Lax"
+                    )
             await send(message)
 
         if fresh:  # known from the first request on

@@ -8,6 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 from uso_core.catalog.models import Model
+from uso_core.errors import UsoError
 from uso_core.events import Event
 from uso_core.request import GenerationRequest
 
@@ -66,6 +67,9 @@ class Executor(Protocol):
 
     def places(self) -> tuple[str, ...]:
         """Where each worker of `state` is; empty if all are in this process."""
+
+    def trouble(self) -> UsoError | None:
+        """Why no request can be carried out now, if that is known."""
 
     def get_ready(self) -> None:
         """Starts what the first request would have to wait for; returns at once."""

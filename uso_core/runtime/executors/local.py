@@ -70,6 +70,9 @@ class LocalExecutor:
     def places(self) -> tuple[str, ...]:
         return ()
 
+    def trouble(self) -> UsoError | None:
+        return None
+
     def get_ready(self) -> None:
         threading.Thread(target=_import_pytorch, name="import", daemon=True).start()
 

@@ -81,6 +81,9 @@ class RayExecutor:
     def places(self) -> tuple[str, ...]:
         return tuple(member.place for member in self.pool.members)
 
+    def trouble(self) -> UsoError | None:
+        return self._trouble
+
     def get_ready(self) -> None:
         self._filled = True  # as soon as the cluster is there
 
