@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -137,7 +138,9 @@ def test_programs_work_below_the_path(proxied: Proxied, tmp_path: Path) -> None:
     assert settings["content"]["name"] == "photo.png"
 
     outside = Served(url.rstrip("/"), proxied.served.output, proxied.served.log, 0.0, proxied.served.process)
-    result = by_mcp(outside, lambda session: session.call_tool("generate", {"width": 64, "height": 64, "steps": 2}))
+    with ThreadPoolExecutor(1) as pool:  # this thread's event loop is Chromium's
+        values = {"width": 64, "height": 64, "steps": 2}
+        result = pool.submit(by_mcp, outside, lambda session: session.call_tool("generate", values)).result()
     assert not result.isError
     assert any(content.type == "image" for content in result.content)
     assert proxied.inner not in result.model_dump_json()
