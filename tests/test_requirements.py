@@ -49,7 +49,13 @@ def imported() -> set[str]:
 
 def test_imports_are_declared_and_declarations_are_used():
     found, known = imported(), set(declared("requirements.txt"))
-    assert found - known == {"mcp", "pillow-heif", "ray", "prometheus-client"}  # extras, imported where they are used
+    assert found - known == {
+        "mcp",
+        "pillow-heif",
+        "ray",
+        "prometheus-client",
+        "spaces",
+    }  # extras, imported where they are used
     assert known - found == BY_OTHERS
 
 

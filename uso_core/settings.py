@@ -88,6 +88,9 @@ class Settings:
     root_path: str = setting(
         "", "USO_ROOT_PATH", "path below which a proxy serves the page, like /uso", also=("GRADIO_ROOT_PATH",)
     )
+    fused_cache: bool = setting(
+        True, "USO_FUSED_CACHE", "keep large transformers fused with their LoRA on disk, for the next start"
+    )
     weights: str = setting("weights", "USO_WEIGHTS", "folder for downloads, searched for weight files")
     models_dir: str = setting(
         "", "USO_MODELS_DIR", "folders to search for models, such as ComfyUI's, separated by : (on Windows by ;)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import logging
 import math
@@ -56,6 +57,7 @@ class Job:
         self.visitor = visitor
         self._told_ahead = 0
         self._deadline = math.inf  # monotonic seconds
+        self._context = contextvars.copy_context()  # of the caller, which may say whose quota the work is charged to
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._cancelled = threading.Event()
         self._skipped = threading.Event()
@@ -130,11 +132,15 @@ class Job:
 class Engine:
     """Hands requests to an executor's slots: each visitor's in order, visitors in turn."""
 
-    def __init__(self, settings: Settings, executor: Executor | None = None) -> None:
-        """Chooses the model (`choose_model`) but loads nothing; raises `SettingsError` for an unknown model name."""
+    def __init__(self, settings: Settings, executor: Executor | None = None, reason: Message | None = None) -> None:
+        """Chooses the model (`choose_model`) but loads nothing; raises `SettingsError` for an unknown model name.
+
+        `reason` is said instead of the usual one for the model.
+        """
         self.settings = settings
         self._executor = executor or _executor(settings)
-        self._model, self._reason = choose_model(settings)
+        self._model, chosen = choose_model(settings)
+        self._reason = reason or chosen
         self._waiting: OrderedDict[str, deque[Job]] = OrderedDict()  # by visitor; the first is next
         self._places: dict[Job, int] | None = None  # of the waiting jobs, from 0; None: to be counted
         self._running: list[Job] = []
@@ -316,7 +322,7 @@ class Engine:
                     self._executor.free()
                     continue
                 self._running.append(job)
-            last = self._carry_out(job)
+            last = job._context.run(self._carry_out, job)
             with self._changed:
                 self._running.remove(job)
                 job._tell(last)

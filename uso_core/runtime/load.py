@@ -123,7 +123,7 @@ def read(
 ) -> Iterator[Loading]:
     """Reads into `parts` each role that it lacks."""
     large = _bytes(paths["transformer"]) >= fused_cache.WORTH_KEEPING
-    cache = fused_files.folder_in(settings.weights_folder) if large else None
+    cache = fused_files.folder_in(settings.weights_folder) if large and settings.fused_cache else None
 
     def t5() -> Any:
         encoder, tokenizer = encoders.build_t5(paths["t5"], dtype, paths.get("t5_tokenizer"))

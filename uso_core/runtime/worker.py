@@ -80,7 +80,7 @@ class Worker:
         self.free()
 
     def _attempt(self, work: Work) -> Events:
-        loaded = yield from self._ready(get_model(work.request.model or ""))
+        loaded = yield from self.ready(get_model(work.request.model or ""))
         if work.styles_only:
             yield from encode_styles(loaded.pipeline, loaded.model, work.request)
             return
@@ -105,7 +105,7 @@ class Worker:
             torch.cuda.empty_cache()
             pinned.empty_cache()
 
-    def _ready(self, model: Model) -> Generator[Event, Any, Loaded]:
+    def ready(self, model: Model) -> Generator[Event, Any, Loaded]:
         """Returns the model, loading it if needed; what a stopped loading has read serves the next request."""
         if self.loaded is not None and self.loaded.model is model:
             return self.loaded

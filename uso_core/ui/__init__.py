@@ -20,6 +20,7 @@ from uso_core.ui.services import Services
 
 CSS_PATH = Path(__file__).parent / "page.css"
 MOST_SESSIONS = 1000  # pages and calls whose state is held at once, at about 0.4 MB each
+MOST_EVENTS = 10_000  # in Gradio's own queue, which on ZeroGPU would else hold one
 SCRIPTS = ("page.js", "crop.js")
 
 
@@ -59,7 +60,7 @@ def launch(page: gr.Blocks, engine: Engine, settings: Settings, **options: Any) 
 
     The engine queues, so Gradio lets every request through.
     """
-    page.queue(default_concurrency_limit=None)
+    page.queue(default_concurrency_limit=None, max_size=MOST_EVENTS)
     launched = page.launch(
         server_name=settings.host, server_port=settings.port, root_path=settings.root_path or None,
         theme=gr.themes.Default(),
