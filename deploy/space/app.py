@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 MODEL = "flux-dev"
 # A large GPU of ZeroGPU has 48 GB, though the emulated one shows the whole card's; above 45.1 GB of weights the
-# platform takes a double one, at twice the visitor's quota. There is no room on the disk for a fused copy, and no compiling.
+# platform takes a double one, at twice the visitor's quota. There is no room on the disk for a fused copy.
 SPACE = {"host": "0.0.0.0", "allow_host": "*.hf.space", "vram_limit": 44.0, "compile": "off", "fused_cache": False}
 
 

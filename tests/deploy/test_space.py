@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from gradio_client import Client
 from packaging.requirements import Requirement
 
 from deploy.space.app import SPACE, provide
 from deploy.space.assemble import FOLDERS, assemble
 from tests.test_requirements import declared
+from tests.ui.test_app import clean_environment, free_port, wait_until_it_answers
 from uso_core.request import GenerationRequest
 from uso_core.runtime.executors.zerogpu import seconds
 from uso_core.settings import ROOT, Settings
@@ -78,6 +82,20 @@ def test_a_visitors_own_quota_is_charged(told):
 
 def test_another_model_is_refused(told):
     assert told["elsewhere"] == {"key": "model_elsewhere"}
+
+
+def test_a_model_is_loaded_where_cuda_is_only_emulated(tmp_path):
+    """In the main thread, without timing a kernel or initializing CUDA; other threads may ask what is loaded."""
+    output = tmp_path / "output"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ZEROGPU_OFFLOAD_DIR": str(tmp_path / "offload")}
+    command = [sys.executable, "-m", "tests.deploy.space_emulation"]
+    with output.open("wb") as file:
+        subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True, check=False
+        )
+    lines = [line for line in output.read_text().splitlines() if line.startswith("{")]
+    assert lines, output.read_text()
+    assert json.loads(lines[0]) == {"device": "cuda:0", "dtype": "bfloat16", "devices": ["cuda"], "initialized": False}
 
 
 def test_the_time_asked_for_grows_with_the_work():
@@ -155,3 +173,32 @@ def test_without_access_the_reason_is_said(monkeypatch):
 
 def _denied(repo: str, **_: Any) -> None:
     raise OSError(f"403 Client Error for {repo}")
+
+
+def test_the_folder_serves_its_page_and_a_call_makes_an_image(folder, tmp_path):
+    port, calls = free_port(), tmp_path / "calls.json"
+    variables = {"GRADIO_SERVER_PORT": str(port), "USO_DEVICE": "cpu", "USO_OUTPUT": str(tmp_path / "output")}
+    environment = {**clean_environment(tmp_path), "PYTHONPATH": str(ROOT), **variables}
+    command = [sys.executable, "-m", "tests.deploy.space_page", str(folder), str(calls)]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+        )  # fmt: skip
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until_it_answers(url, process, tmp_path / "log")
+        client = Client(url, verbose=False, analytics_enabled=False, download_files=str(tmp_path))
+        job = client.submit(prompt="a red mug", width=64, height=64, steps=2, api_name="/generate")
+        images, settings, status, _ = job.result(timeout=120)
+        client.close()
+        assert Path(images[0]).read_bytes().startswith(b"\x89PNG")
+        assert settings["model"] == "uso-tiny"
+        framed = urllib.request.Request(url, headers={"Host": "ann-uso.hf.space"})
+        with urllib.request.urlopen(framed, timeout=30) as reply:
+            assert "SameSite=None; Secure; Partitioned" in reply.headers["set-cookie"]
+            assert "HF_TOKEN" in reply.read().decode()  # how its owner adds FLUX.1-dev
+        made = [path for path, _ in json.loads(calls.read_text())]
+        assert made.count("/schedule") == made.count("/release") == 1
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -71,7 +71,7 @@ def load(paths: dict[str, Path], settings: Settings, model: Model, parts: dict[s
     tokens = PlanOptions(width=model.size, height=model.size).tokens
     if device.type == "cpu":
         accelerate(pipeline, tokens, memory.cpu_kernels)
-    if device.type == "cuda":
+    if device.type == "cuda" and torch.cuda.is_initialized():  # else it is emulated: nothing there can be timed
         config = pipeline.transformer.config
         shape = (1, config.num_attention_heads, tokens, config.attention_head_dim)
         pipeline.sdpa_backends = by_speed(shape, dtype, device)

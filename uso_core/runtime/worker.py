@@ -43,7 +43,7 @@ class Loaded:
     def state(self) -> WorkerState:
         """The same without what cannot leave the process."""
         dtype = str(self.pipeline.transformer.dtype).removeprefix("torch.")
-        return WorkerState(self.model, str(self.pipeline.generator(0).device), dtype, self.plan)
+        return WorkerState(self.model, str(self.pipeline.compute_device), dtype, self.plan)
 
 
 class Worker:

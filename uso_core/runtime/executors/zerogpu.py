@@ -43,6 +43,7 @@ class ZeroGPUExecutor:
 
         self._settings = settings
         self._worker: Any = None
+        self._state: WorkerState | None = None
         self._flags = multiprocessing.RawArray("b", FLAGS)  # seen by the processes forked later
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for number in range(FLAGS):
@@ -56,7 +57,7 @@ class ZeroGPUExecutor:
         from uso_core.runtime.worker import Worker
 
         self._worker = Worker(self._settings)
-        finished(self._worker.ready(model))
+        self._state = finished(self._worker.ready(model)).state  # now: other threads see no emulated device
 
     def duration(self, work: Work, flag: int = 0) -> int:
         """Seconds of GPU time to ask for: what it takes, since visitors pay for what is asked."""
@@ -98,8 +99,7 @@ class ZeroGPUExecutor:
             stop.set()
 
     def state(self) -> tuple[WorkerState | None, ...]:
-        loaded = self._worker.loaded if self._worker is not None else None
-        return (loaded.state if loaded is not None else None,)
+        return (self._state,)
 
     def places(self) -> tuple[str, ...]:
         return ()
@@ -117,9 +117,8 @@ class ZeroGPUExecutor:
         """Nothing: the platform's processes end with this one."""
 
     def _refused(self, work: Work) -> UsoError | None:
-        loaded = self._worker.loaded if self._worker is not None else None
-        if loaded is None or loaded.model.name != work.request.model:
-            here = loaded.model.name if loaded is not None else ""
+        here = self._state.model.name if self._state is not None else ""
+        if here != work.request.model:
             return RequestError("model_elsewhere", model=work.request.model, here=here)
         return None
 
