@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-tools lint train-tiny clean
+.PHONY: help run test test-tools lint space train-tiny clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -21,6 +21,9 @@ lint: test-tools  ## ruff and the type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+space: $(VENV)/.ready  ## build/space, a Hugging Face Space's folder
+	$(BIN)/python -m deploy.space.assemble build/space
 
 # Every stage goes on where it was stopped.
 RUN ?= output/uso-tiny
@@ -49,7 +52,8 @@ $(VENV)/.ready: requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-$(VENV)/.ready-test: $(VENV)/.ready requirements-test.txt requirements-mcp.txt requirements-heif.txt training/requirements.txt
+$(VENV)/.ready-test: $(VENV)/.ready requirements-test.txt requirements-mcp.txt requirements-heif.txt \
+		requirements-ray.txt requirements-metrics.txt training/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	@touch $@
 

@@ -20,9 +20,9 @@ from uso_core.storage.files import check_writable
 from uso_core.storage.scratch import Scratch
 
 NAMES = (
-    "name", "device", "dtype", "offload", "vram_limit", "compile", "host", "port", "root_path", "weights", "models_dir",
-    "output", "allow_switch", "allow_download", "mcp", "auth", "allow_host", "share", "shared_history", "log",
-    "background",
+    "name", "executor", "workers", "idle_minutes", "device", "dtype", "offload", "vram_limit", "compile", "host",
+    "port", "root_path", "weights", "models_dir", "output", "allow_switch", "allow_download", "mcp", "auth",
+    "allow_host", "share", "shared_history", "log", "metrics", "background",
 )  # fmt: skip
 END_SECONDS = 3.0  # for a running step to end
 TELL_SECONDS, CLOSE_SECONDS = 0.8, 0.7  # to send last messages, and to close connections
@@ -84,7 +84,7 @@ def serve(settings: Settings) -> int:
     with gc_paused():
         from uso_core import ui
     page = ui.build(engine, settings)
-    ui.launch(page, settings)
+    ui.launch(page, engine, settings)
     stop.wait()
     engine.close(END_SECONDS)
     time.sleep(TELL_SECONDS)  # Gradio's threads pass the messages on

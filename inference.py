@@ -34,6 +34,8 @@ DEFAULTS = {"seed": 3407}  # the reference's default, which differs from a reque
 TYPES = {"whole": int, "number": float}
 SETTINGS = (
     "name",
+    "executor",
+    "workers",
     "device",
     "dtype",
     "offload",

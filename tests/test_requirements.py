@@ -12,7 +12,8 @@ from packaging.requirements import Requirement
 
 from uso_core.settings import ROOT
 
-FILES = ("requirements.txt", "requirements-mcp.txt", "requirements-test.txt", "training/requirements.txt")
+FILES = ("requirements.txt", "requirements-mcp.txt", "requirements-ray.txt", "requirements-metrics.txt",
+         "requirements-test.txt", "training/requirements.txt")  # fmt: skip
 # Imported by other libraries where our files or calls need them: T5's spiece.model, its error without protobuf, and
 # diffusers' own offloading, which library users call.
 BY_OTHERS = {"sentencepiece", "protobuf", "accelerate"}
@@ -48,7 +49,13 @@ def imported() -> set[str]:
 
 def test_imports_are_declared_and_declarations_are_used():
     found, known = imported(), set(declared("requirements.txt"))
-    assert found - known == {"mcp", "pillow-heif"}  # extras, imported where they are used
+    assert found - known == {
+        "mcp",
+        "pillow-heif",
+        "ray",
+        "prometheus-client",
+        "spaces",
+    }  # extras, imported where they are used
     assert known - found == BY_OTHERS
 
 

@@ -85,6 +85,10 @@ class MemoryShortage(OutOfMemory):
     """The free memory cannot hold the model; raised before anything is loaded."""
 
 
+class WorkerError(UsoError):
+    """A worker in another process cannot be reached, or was lost."""
+
+
 class InternalError(UsoError):
     """A fault of ours: the log holds the traceback under the id in the message."""
 

@@ -62,6 +62,19 @@ class Settings:
     name: str | None = setting(None, "USO_NAME", "model to use; empty: flux-dev if its files are found, else uso-tiny")
     device: str = setting("auto", "USO_DEVICE", "auto, cpu, cuda, cuda:N or mps")
     dtype: str = setting("auto", "USO_DTYPE", "number format of the computation", ("auto", "float32", "bfloat16"))
+    executor: str = setting(
+        "local", "USO_EXECUTOR", "where images are made: in this process, or by the workers of a Ray cluster (needs "
+        "requirements-ray.txt)", ("local", "ray"),
+    )  # fmt: skip
+    workers: str = setting(
+        "auto", "USO_WORKERS", "of Ray at most; auto: one for each GPU of the cluster, without GPUs for each 4 cores"
+    )
+    idle_minutes: float | None = setting(
+        None, "USO_IDLE_MINUTES", "after which an idle worker of Ray is given back; empty: never"
+    )
+    ray_address: str | None = setting(
+        None, "RAY_ADDRESS", "HOST:PORT of a running Ray cluster's head; empty: this machine becomes one, on loopback"
+    )
     offload: bool = setting(False, "USO_OFFLOAD", "keep only the active part on the GPU, the rest in RAM")
     vram_limit: float | None = setting(None, "USO_VRAM_LIMIT", "GB of GPU memory to use at most; empty: what is free")
     compile: str = setting(
@@ -74,6 +87,9 @@ class Settings:
     port: int = setting(7860, "USO_PORT", "port the page listens on", also=("GRADIO_SERVER_PORT",))
     root_path: str = setting(
         "", "USO_ROOT_PATH", "path below which a proxy serves the page, like /uso", also=("GRADIO_ROOT_PATH",)
+    )
+    fused_cache: bool = setting(
+        True, "USO_FUSED_CACHE", "keep large transformers fused with their LoRA on disk, for the next start"
     )
     weights: str = setting("weights", "USO_WEIGHTS", "folder for downloads, searched for weight files")
     models_dir: str = setting(
@@ -121,6 +137,7 @@ class Settings:
     )
     log: bool = setting(False, "USO_LOG", "write a line for each request: model, size, steps, seconds, outcome")
     mcp: bool = setting(False, "USO_MCP", "serve MCP tools too (needs requirements-mcp.txt)")
+    metrics: bool = setting(False, "USO_METRICS", "serve /metrics for Prometheus (needs requirements-metrics.txt)")
     flux_dev: str | None = setting(None, "FLUX_DEV", "FLUX.1-dev transformer (file or diffusers folder)")
     flux_dev_fp8: str | None = setting(
         None, "FLUX_DEV_FP8", "transformer for flux-dev-fp8; the FLUX.1-dev file works too"
@@ -144,7 +161,14 @@ class Settings:
             raise SettingsError("port_range", port=self.port)
         if self.vram_limit is not None and not 0 < self.vram_limit < math.inf:
             raise SettingsError("vram_limit_range", limit=self.vram_limit)
-        for name in LIMITS:
+        if self.workers != "auto" and not (self.workers.isascii() and self.workers.isdigit() and int(self.workers)):
+            raise SettingsError("workers_value", workers=self.workers)
+        if self.ray_address is not None and not re.fullmatch(r"\[?[\w.:-]+\]?:\d{1,5}", self.ray_address):
+            raise SettingsError("ray_address", address=self.ray_address)
+        if self.root_path and not re.fullmatch(r"(https?://[^/\s?#]+)?(/[^/\s?#]+)*/?", self.root_path):
+            raise SettingsError("root_path", path=self.root_path)
+        object.__setattr__(self, "root_path", self.root_path.rstrip("/"))
+        for name in (*LIMITS, "idle_minutes"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise SettingsError("limit_range", variable=env_name(name), value=value)
@@ -343,6 +367,13 @@ def _parse(field: dataclasses.Field[Any], text: str, source: str) -> Any:
 def keep_compiled(settings: Settings) -> None:
     """Lets PyTorch keep compiled code beside the fused cache; its own default does not survive a reboot."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.weights_folder.resolve() / "prepared" / "compiled"))
+
+
+def keep_ray_on_loopback() -> None:
+    """Lets Ray, imported afterwards, use this machine's loopback address for everything; by default only on Windows
+    and macOS does it, and 127.0.0.1 in an address means the network's there.
+    """
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
 
 def example_env() -> str:

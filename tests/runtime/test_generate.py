@@ -234,6 +234,12 @@ class TwoSlots:
     def state(self) -> tuple[WorkerState | None, ...]:
         return tuple(state for worker in self._workers for state in worker.state())
 
+    def places(self) -> tuple[str, ...]:
+        return ()
+
+    def trouble(self) -> None:
+        return None
+
     def get_ready(self) -> None: ...
 
     def free(self) -> None:

@@ -46,6 +46,12 @@ class Gate:
     def state(self) -> tuple[WorkerState | None, ...]:
         return (None,)
 
+    def places(self) -> tuple[str, ...]:
+        return ()
+
+    def trouble(self) -> None:
+        return None
+
     def get_ready(self) -> None: ...
 
     def free(self) -> None: ...

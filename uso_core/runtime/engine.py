@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import logging
 import math
@@ -9,7 +10,7 @@ import queue
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -17,8 +18,8 @@ from uso_core import images
 from uso_core.catalog.locate import choose_model, find_weights
 from uso_core.catalog.loras import located
 from uso_core.catalog.models import Model, get_model
-from uso_core.errors import RequestError
-from uso_core.events import LAST, Cancelled, Event, Failed, Queued
+from uso_core.errors import RequestError, UsoError
+from uso_core.events import LAST, Cancelled, Event, Failed, ImageReady, Queued
 from uso_core.messages import Message, message
 from uso_core.request import GenerationRequest, StoredStyle, number
 from uso_core.runtime.executors import Executor, Wish, Work, WorkerState
@@ -26,6 +27,7 @@ from uso_core.runtime.executors.local import LocalExecutor
 from uso_core.settings import Settings
 
 log = logging.getLogger(__name__)
+Listener = Callable[[GenerationRequest, Event, float], None]  # with the seconds since the work began
 LOOK_SECONDS = 0.5  # between two checks of a waiting job's position
 
 
@@ -38,6 +40,8 @@ class Status:
     workers: tuple[WorkerState | None, ...]
     waiting: int
     running: int
+    places: tuple[str, ...] = ()  # where each worker is; empty if all are in this process
+    trouble: UsoError | None = None  # why no worker can be reached
 
     @property
     def loaded(self) -> WorkerState | None:
@@ -54,6 +58,7 @@ class Job:
         self.visitor = visitor
         self._told_ahead = 0
         self._deadline = math.inf  # monotonic seconds
+        self._context = contextvars.copy_context()  # of the caller, which may say whose quota the work is charged to
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._cancelled = threading.Event()
         self._skipped = threading.Event()
@@ -128,18 +133,24 @@ class Job:
 class Engine:
     """Hands requests to an executor's slots: each visitor's in order, visitors in turn."""
 
-    def __init__(self, settings: Settings, executor: Executor | None = None) -> None:
-        """Chooses the model (`choose_model`) but loads nothing; raises `SettingsError` for an unknown model name."""
+    def __init__(self, settings: Settings, executor: Executor | None = None, reason: Message | None = None) -> None:
+        """Chooses the model (`choose_model`) but loads nothing; raises `SettingsError` for an unknown model name.
+
+        `reason` is said instead of the usual one for the model.
+        """
         self.settings = settings
-        self._executor = executor or LocalExecutor(settings)
-        self._model, self._reason = choose_model(settings)
+        self._executor = executor or _executor(settings)
+        self._model, chosen = choose_model(settings)
+        self._reason = reason or chosen
         self._waiting: OrderedDict[str, deque[Job]] = OrderedDict()  # by visitor; the first is next
         self._places: dict[Job, int] | None = None  # of the waiting jobs, from 0; None: to be counted
         self._running: list[Job] = []
         self._free = self._closed = False
+        self.listener: Listener | None = None  # hears of each image and of each request's end
         self._changed = threading.Condition()
-        for slot in range(self._executor.slots):
-            threading.Thread(target=self._dispatch, name=f"engine-{slot}", daemon=True).start()
+        self._dispatchers = 0
+        with self._changed:
+            self._staff()
 
     def submit(self, request: GenerationRequest, previews: bool = False, visitor: str = "") -> Job:
         """Queues a request and settles its seed; with `previews` each step sends a small image.
@@ -178,8 +189,10 @@ class Engine:
     def status(self) -> Status:
         """The engine's current state."""
         workers = self._executor.state()
+        places = self._executor.places()
         with self._changed:
-            return Status(self._model, self._reason, workers, self._count(), len(self._running))
+            waiting, running = self._count(), len(self._running)
+        return Status(self._model, self._reason, workers, waiting, running, places, self._executor.trouble())
 
     def choose(self, name: str) -> None:
         """Sets the model for requests that name none; it is loaded when the next such request comes.
@@ -239,7 +252,7 @@ class Engine:
             job._told_ahead = self._ahead(job)
             if job._told_ahead:
                 job._tell(Queued(job._told_ahead))
-            self._changed.notify()
+            self._staff()
         return job
 
     def _refuse_too_many(self, visitor: str) -> None:
@@ -278,6 +291,7 @@ class Engine:
 
     def _ahead_of(self, job: Job) -> int:
         with self._changed:
+            self._staff()  # workers may have come while nothing else happened
             return self._ahead(job)
 
     def _ahead(self, job: Job) -> int:
@@ -290,11 +304,19 @@ class Engine:
         idle = self._executor.slots - len(self._running)
         return 0 if place is None or place < idle else place + len(self._running)
 
+    def _staff(self) -> None:
+        """Starts a dispatcher for each slot that has none, and wakes one if slots have become free."""
+        while self._dispatchers < self._executor.slots:
+            self._dispatchers += 1
+            threading.Thread(target=self._dispatch, name=f"engine-{self._dispatchers}", daemon=True).start()
+        if self._may_take():
+            self._changed.notify()
+
     def _dispatch(self) -> None:
         """One slot's thread."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: bool(self._waiting or self._may_free() or self._closed))
+                self._changed.wait_for(lambda: bool(self._may_take() or self._may_free() or self._closed))
                 if self._closed and not self._waiting:
                     return
                 job = self._next()
@@ -303,12 +325,15 @@ class Engine:
                     self._executor.free()
                     continue
                 self._running.append(job)
-            last = self._carry_out(job)
+            last = job._context.run(self._carry_out, job)
             with self._changed:
                 self._running.remove(job)
                 job._tell(last)
                 self._changed.notify()  # memory may be freed now
             del job
+
+    def _may_take(self) -> bool:
+        return bool(self._waiting) and len(self._running) < self._executor.slots
 
     def _may_free(self) -> bool:
         return self._free and not self._running
@@ -327,11 +352,24 @@ class Engine:
                     last = event
                 elif event is not None:
                     job._tell(event)
+                    if self.listener is not None and isinstance(event, ImageReady):
+                        self.listener(job.request, event, time.monotonic() - began)
         if isinstance(last, Cancelled) and job.overdue and not job.cancelled:
             last = Failed(RequestError("took_too_long", minutes=self.settings.limit("max_minutes")))
+        if self.listener is not None:
+            self.listener(job.request, last, time.monotonic() - began)
         if self.settings.log:
             log.info("%s", _line(job.request, last, time.monotonic() - began))
         return last
+
+
+def _executor(settings: Settings) -> Executor:
+    """The executor of that name in the settings."""
+    if settings.executor == "ray":
+        from uso_core.runtime.executors.ray import RayExecutor
+
+        return RayExecutor(settings)
+    return LocalExecutor(settings)
 
 
 def _line(request: GenerationRequest, last: Event, seconds: float) -> str:

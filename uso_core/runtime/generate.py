@@ -28,11 +28,16 @@ Events = Generator[Event, Wish | None, None]
 
 
 def generate(
-    pipeline: USOPipeline, model: Model, request: GenerationRequest, previews: bool = False, first: int = 0
+    pipeline: USOPipeline,
+    model: Model,
+    request: GenerationRequest,
+    previews: bool = False,
+    first: int = 0,
+    end: int | None = None,
 ) -> Events:
     """Makes the images of a request with a settled seed; with `previews` each step yields a small image.
 
-    Begins with image `first`, to continue an interrupted request.
+    Begins with image `first`, to continue an interrupted request, and makes none from `end` on.
 
     Raises `RequestError` if a stored style was made with other weights.
     """
@@ -46,7 +51,7 @@ def generate(
     # 2. Prepare what all steps and images share
     prepared = pipeline.prepare(condition, dataclasses.replace(request.sampling, style_strengths=strengths))
     unread = pipeline.unread(request.prompt)
-    for index in range(first, request.images):
+    for index in range(first, request.images if end is None else end):
         # 3. Denoise
         seed = _settled(request) + index
         generator = pipeline.generator(seed)

@@ -74,7 +74,7 @@ def load(
     tokens = PlanOptions(width=model.size, height=model.size).tokens
     if device.type == "cpu":
         accelerate(pipeline, tokens, memory.cpu_kernels)
-    if device.type == "cuda":
+    if device.type == "cuda" and torch.cuda.is_initialized():  # else it is emulated: nothing there can be timed
         config = pipeline.transformer.config
         shape = (1, config.num_attention_heads, tokens, config.attention_head_dim)
         pipeline.sdpa_backends = by_speed(shape, dtype, device)
@@ -131,7 +131,7 @@ def read(
 ) -> Iterator[Loading]:
     """Reads into `parts` each role that it lacks."""
     large = _bytes(paths["transformer"]) >= fused_cache.WORTH_KEEPING
-    cache = fused_files.folder_in(settings.weights_folder) if large else None
+    cache = fused_files.folder_in(settings.weights_folder) if large and settings.fused_cache else None
 
     def t5() -> Any:
         encoder, tokenizer = encoders.build_t5(paths["t5"], dtype, paths.get("t5_tokenizer"))

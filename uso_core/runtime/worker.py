@@ -46,7 +46,7 @@ class Loaded:
     def state(self) -> WorkerState:
         """The same without what cannot leave the process."""
         dtype = str(self.pipeline.transformer.dtype).removeprefix("torch.")
-        return WorkerState(self.model, str(self.pipeline.generator(0).device), dtype, self.plan)
+        return WorkerState(self.model, str(self.pipeline.compute_device), dtype, self.plan)
 
 
 class Worker:
@@ -65,7 +65,7 @@ class Worker:
 
         If the GPU runs out of memory, plans once more for less and continues the request where it was.
         """
-        self._made = 0
+        self._made = work.first
         try:
             yield from self._attempt(work)
         except torch.OutOfMemoryError:
@@ -87,11 +87,12 @@ class Worker:
         model = get_model(work.request.model or "")
         held = self.loaded.added if self.loaded is not None and self.loaded.model is model else ()
         added = (held or ()) if work.styles_only else added_by(work.request.loras)  # which do not change styles
-        loaded = yield from self._ready(model, added)
+        loaded = yield from self.ready(model, added)
         if work.styles_only:
             yield from encode_styles(loaded.pipeline, loaded.model, work.request)
             return
-        events, wish = generate(loaded.pipeline, loaded.model, work.request, work.previews, self._made), None
+        events = generate(loaded.pipeline, loaded.model, work.request, work.previews, self._made, work.end)
+        wish = None
         try:
             while True:
                 event = events.send(wish)
@@ -111,7 +112,7 @@ class Worker:
             torch.cuda.empty_cache()
             pinned.empty_cache()
 
-    def _ready(self, model: Model, added: Added) -> Generator[Event, Any, Loaded]:
+    def ready(self, model: Model, added: Added = ()) -> Generator[Event, Any, Loaded]:
         """Returns the model with these LoRAs, loading it if needed; what a stopped loading has read serves the next
         request.
         """

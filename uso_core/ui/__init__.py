@@ -13,13 +13,14 @@ from uso_core.catalog.examples import FOLDER as EXAMPLES_FOLDER
 from uso_core.errors import SettingsError
 from uso_core.runtime.engine import Engine
 from uso_core.settings import Settings
-from uso_core.ui import api, create_tab, history_tab, mcp, model_tab, styles_tab, text
+from uso_core.ui import api, create_tab, health, history_tab, mcp, model_tab, styles_tab, text
 from uso_core.ui.guard import HANDLERS, Guard
 from uso_core.ui.language import label, languages, translations
 from uso_core.ui.services import Services
 
 CSS_PATH = Path(__file__).parent / "page.css"
 MOST_SESSIONS = 1000  # pages and calls whose state is held at once, at about 0.4 MB each
+MOST_EVENTS = 10_000  # in Gradio's own queue, which on ZeroGPU would else hold one
 SCRIPTS = ("page.js", "crop.js")
 
 
@@ -27,6 +28,8 @@ def build(engine: Engine, settings: Settings) -> gr.Blocks:
     """The page for one engine; nothing is loaded until somebody generates."""
     if settings.mcp:
         mcp.require_mcp()
+    if settings.metrics:
+        health.require_metrics()
     services, status = Services.of(engine, settings), engine.status()
     with api.Page(title=text.TITLE, analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
         gr.Markdown(f"# {text.TITLE} <small>{label('tagline')}</small>")
@@ -52,19 +55,22 @@ def script() -> str:
     return f"() => {{ {''.join(f'({part})();' for part in parts)} }}".replace("__WORDS__", words)
 
 
-def launch(page: gr.Blocks, settings: Settings, **options: Any) -> Any:
+def launch(page: gr.Blocks, engine: Engine, settings: Settings, **options: Any) -> Any:
     """Serves the page in its own threads, like `gr.Blocks.launch`, and returns.
 
     The engine queues, so Gradio lets every request through.
     """
-    page.queue(default_concurrency_limit=None)
+    page.queue(default_concurrency_limit=None, max_size=MOST_EVENTS)
     launched = page.launch(
         server_name=settings.host, server_port=settings.port, root_path=settings.root_path or None,
         theme=gr.themes.Default(),
         css=CSS_PATH.read_text(encoding="utf-8"), js=script(), auth=logins(settings.auth), share=settings.share,
         allowed_paths=[settings.output, str(EXAMPLES_FOLDER)], max_file_size="200mb", show_error=True, ssr_mode=False,
         i18n=translations(), mcp_server=settings.mcp, prevent_thread_lock=True, state_session_capacity=MOST_SESSIONS,
-        app_kwargs={"middleware": [Middleware(Guard, settings=settings)], "exception_handlers": HANDLERS}, **options,
+        app_kwargs={
+            "middleware": [Middleware(Guard, settings=settings)], "exception_handlers": HANDLERS,
+            "routes": health.routes(engine, settings),
+        }, **options,
     )  # fmt: skip
     if settings.mcp:
         mcp.serve_files(page)

@@ -33,7 +33,8 @@ FILE_ROUTES = ("/gradio_api/file=", "/file=")
 CALLS = re.compile(r"/(call|queue/join|run|api)(/|$)")
 ANSWERS = re.compile(r"/call/[^/]+/([0-9a-f]{32})$")  # the address of a call's answer, with its key
 MCP = re.compile(r"(.*/gradio_api)/mcp(/+mcp)?/*")  # as clients write it: with or without its last slash, or /mcp added
-PLATFORM_HOSTS = ("*.gradio.live", "*.hf.space")  # a share link; a Space
+SPACE_HOSTS = "*.hf.space"
+PLATFORM_HOSTS = ("*.gradio.live", SPACE_HOSTS)  # a share link; a Space
 HEADERS = {
     "content-security-policy": "frame-ancestors 'self' https://huggingface.co",
     "x-content-type-options": "nosniff",
@@ -50,6 +51,7 @@ class Guard:
         self._output = Path(settings.output).resolve()
         allowed = [*LOOPBACK, settings.host, *settings.allow_host.split(",")]
         self._hosts = [each.strip().lower() for each in allowed if each.strip() not in ("", "0.0.0.0", "::")]
+        self._folder = urlsplit(settings.root_path).path or "/"  # below which the browser shows the cookie
         self._calls, self._uploads = Window(60), Window(3600)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -80,7 +82,7 @@ class Guard:
                 for name, value in HEADERS.items():
                     own.setdefault(name, value)
                 if fresh:
-                    own.append("set-cookie", f"{COOKIE}={fresh}; Path=/; Max-Age=31536000; HttpOnly; SameSite=Lax")
+                    own.append("set-cookie", self._cookie(fresh, headers))
             await send(message)
 
         if fresh:  # known from the first request on
@@ -114,6 +116,12 @@ class Guard:
         if "/upload" in path and not self._uploads.take(who, int(size) if size.isdigit() else 0, uploads):
             return _said(RequestError("too_many_uploads", hint="try_later", most=Bytes(uploads)), 429)
         return None
+
+    def _cookie(self, value: str, headers: Headers) -> str:
+        """Sets a visitor's secret. A Space's page stands in a frame of another site, to which only such cookies go."""
+        framed = fnmatch.fnmatchcase(host_of(f"//{headers.get('host', '')}"), SPACE_HOSTS)
+        site = "SameSite=None; Secure; Partitioned" if framed else "SameSite=Lax"
+        return f"{COOKIE}={value}; Path={self._folder}; Max-Age=31536000; HttpOnly; {site}"
 
     def _may(self, headers: Headers) -> bool:
         """Whether the host and, if the browser sends it, the origin are ours."""

@@ -136,7 +136,7 @@ def _look(services: Services, panel: Panel, name: str, seen: Entries) -> Updates
     entries, at_work = _entries(settings), model is status.model
     title = say("download_model", title=model.title)
     shown: Updates = {
-        panel.work: text.model_at_work(status.model.title, status.loaded),
+        panel.work: text.model_at_work(status.model.title, status.loaded) + text.workers_table(status),
         panel.unload: gr.Button(interactive=status.loaded is not None),
         panel.files: text.files_table(_rows(report, settings), _summary(report)) + _found(report, settings),
         panel.use: gr.Button(say("model_in_use" if at_work else "use_model"), interactive=not at_work),

@@ -17,6 +17,7 @@ from uso_core.request import GenerationRequest, StoredStyle
 from uso_core.ui.language import say, tell
 
 if TYPE_CHECKING:
+    from uso_core.runtime.engine import Status as EngineStatus
     from uso_core.runtime.executors import WorkerState
     from uso_core.ui.downloads import Download
 
@@ -165,6 +166,22 @@ def model_at_work(title: str, loaded: WorkerState | None) -> str:
     summary = escape(say("memory_plan"))
     table = f"<details><summary>{summary}</summary><table><tbody>{lines}</tbody></table></details>"
     return f"{words}<p class='plan'>{escape(tell(plan.summary))}</p>{notes}{table}"
+
+
+def workers_table(status: EngineStatus) -> str:
+    """HTML: a row per worker in another process with its machine and model; empty if there are none."""
+    if not status.places:
+        return ""
+    rows = "".join(
+        f"<tr><th scope='row'>{number}</th><td class='place'>{escape(place)}</td><td>{escape(_held(state))}</td></tr>"
+        for number, (place, state) in enumerate(zip(status.places, status.workers, strict=False), 1)
+    )
+    summary = escape(say("workers_at_work", count=len(status.places)))
+    return f"<details><summary>{summary}</summary><table><tbody>{rows}</tbody></table></details>"
+
+
+def _held(state: WorkerState | None) -> str:
+    return say("worker_unloaded") if state is None else f"{state.model.title} ({state.device}, {state.dtype})"
 
 
 def model_summary(model: Model, licences: list[str], missing: str, to_fetch: str, complete: bool) -> str:

@@ -8,6 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 from uso_core.catalog.models import Model
+from uso_core.errors import UsoError
 from uso_core.events import Event
 from uso_core.request import GenerationRequest
 
@@ -26,12 +27,15 @@ class Wish(Enum):
 class Work:
     """One request to carry out, with seed and model settled.
 
-    With `previews` each step sends a small image. With `styles_only` the styles are encoded and no image is made.
+    With `previews` each step sends a small image. With `styles_only` the styles are encoded and no image is made. Only
+    the images `first` to `end` (exclusive, from 0; None: the last) are made.
     """
 
     request: GenerationRequest
     previews: bool = False
     styles_only: bool = False
+    first: int = 0
+    end: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class Executor(Protocol):
     """Carries out as many requests at once as it has `slots`; the engine queues."""
 
     @property
-    def slots(self) -> int: ...
+    def slots(self) -> int:
+        """How many requests at once; it may change."""
 
     def run(self, work: Work, wish: Callable[[], Wish | None]) -> Iterator[Event | None]:
         """The events of a request, ending with exactly one of `events.LAST`; raises nothing.
@@ -59,6 +64,12 @@ class Executor(Protocol):
 
     def state(self) -> tuple[WorkerState | None, ...]:
         """What each worker has loaded."""
+
+    def places(self) -> tuple[str, ...]:
+        """Where each worker of `state` is; empty if all are in this process."""
+
+    def trouble(self) -> UsoError | None:
+        """Why no request can be carried out now, if that is known."""
 
     def get_ready(self) -> None:
         """Starts what the first request would have to wait for; returns at once."""

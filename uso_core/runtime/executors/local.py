@@ -67,6 +67,12 @@ class LocalExecutor:
         loaded = self._worker.loaded if self._worker is not None else None
         return (loaded.state if loaded is not None else None,)
 
+    def places(self) -> tuple[str, ...]:
+        return ()
+
+    def trouble(self) -> UsoError | None:
+        return None
+
     def get_ready(self) -> None:
         threading.Thread(target=_import_pytorch, name="import", daemon=True).start()
 
