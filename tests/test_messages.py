@@ -20,7 +20,7 @@ from uso_core.settings import ROOT
 ENGLISH_TEXTS = languages()[ENGLISH]
 OTHERS = sorted(set(languages()) - {ENGLISH})
 ERRORS = {name for name, each in vars(errors).items() if isinstance(each, type) and issubclass(each, UsoError)}
-CODE = [*ROOT.glob("*.py"), *(ROOT / "uso_core").rglob("*.py")]
+CODE = [path for folder in ("uso_core", "deploy") for path in (ROOT / folder).rglob("*.py")] + [*ROOT.glob("*.py")]
 LETTERS = re.compile(r"[A-Za-z]{3,}")
 
 

@@ -68,7 +68,7 @@ def _answers(port: int) -> bool:
 
 def keep(ports: list[str]) -> None:
     """Runs the cluster until the standard input closes, then ends all its processes and deletes their files."""
-    folder = tempfile.mkdtemp(prefix="uso-ray-")  # short: sockets lie in it, whose paths may have 107 characters
+    folder = tempfile.mkdtemp(prefix="ray-uso-")  # short: sockets lie in it, whose paths may have 107 characters
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--node-ip-address", HOST,
                "--include-dashboard", "false", "--disable-usage-stats", "--temp-dir", folder,
                "--min-worker-port", "0", "--max-worker-port", "0"]  # fmt: skip
