@@ -47,7 +47,7 @@ class Member:
 
 def kind_of(request: GenerationRequest) -> Hashable:
     """What a worker must have loaded for a request."""
-    return request.model
+    return request.model, request.loras
 
 
 def encodings_of(request: GenerationRequest) -> list[Hashable]:
