@@ -23,6 +23,7 @@ from uso_core.runtime.executors import WorkerState
 from uso_core.runtime.executors.pool import Member, chosen, encodings_of
 
 PATIENT_SECONDS = 30.0  # for which 95 of 100 visitors shall wait at most, until the first image is begun
+ENOUGH = 2000  # requests for one simulation
 MODES = {"text": 0.3, "style": 0.25, "subject": 0.25, "both": 0.2}  # shares of requests
 COUNTS = {1: 0.6, 2: 0.1, 4: 0.3}  # images of a request, and their shares
 CASES = ((0.0, True, 0.0), (0.0, True, 10.0), (0.15, True, 0.0), (0.15, False, 0.0))
@@ -131,9 +132,14 @@ def most(load: Load, patience: float = PATIENT_SECONDS) -> Load:
     low, high = 0.0, 3600.0 * load.gpus / min(load.seconds.values())
     while high - low > 0.03 * high:
         middle = (low + high) / 2
-        fits = simulate(dataclasses.replace(load, requests_an_hour=middle)).late_wait <= patience
+        fits = simulate(_at(load, middle)).late_wait <= patience
         low, high = (middle, high) if fits else (low, middle)
-    return dataclasses.replace(load, requests_an_hour=low)
+    return _at(load, low)
+
+
+def _at(load: Load, rate: float) -> Load:
+    """The load at another rate, for long enough that chance evens out."""
+    return dataclasses.replace(load, requests_an_hour=rate, hours=max(load.hours, ENOUGH / max(rate, 1.0)))
 
 
 def _arrivals(draw: random.Random, load: Load) -> list[_Waiting]:
@@ -177,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(
                 f"| {gpus} | {f'{100 * other:.0f} %' if other else 'none'} | {'yes' if affinity else 'no'} "
                 f"| {f'each {lost:g} h' if lost else 'never'} | {found.requests_an_hour:.0f} "
-                f"| {served.images / arguments.hours:.0f} | {served.median_wait:.0f} s | {100 * served.work:.0f} % "
+                f"| {served.images / found.hours:.0f} | {served.median_wait:.0f} s | {100 * served.work:.0f} % "
                 f"| {served.loads} |"
             )
     return 0
