@@ -9,10 +9,10 @@ import pytest
 
 from tests.comfy.definitions import DEFINITIONS
 from tests.comfy.workflows import WIDGETS, api, read, recipe, values
-from uso_core.comfy import MODEL_FILES, export_api, export_workflow, schedule
+from uso_core.comfy import MODEL_FILES, export_api, export_workflow, import_workflow, schedule
 from uso_core.comfy.nodes import SIGNATURES
 from uso_core.messages import message
-from uso_core.request import MAX_SEED, SCHEDULES, GenerationRequest, InputImage
+from uso_core.request import MAX_SEED, SCHEDULES, GenerationRequest, InputImage, LoRA
 
 PROMPTS = (
     "",
@@ -48,6 +48,7 @@ def some_request(seed):
         images=draw.randint(1, 8),
         keep_size=content is not None and draw.random() < 0.3,
         fast=draw.random() < 0.3,
+        loras=tuple(LoRA(f"style {n}", f"{n:064x}", draw.choice((1.0, -0.5, 1.25))) for n in range(draw.randint(0, 2))),
         model=draw.choice((None, "flux-dev", "flux-schnell", "uso-tiny")),
     )
 
@@ -77,6 +78,7 @@ def test_an_exported_request_comes_back(export):
         assert result.content_sha256 == (content.sha256 if content else "")
         assert result.styles_sha256 == tuple(style.sha256 for style in styles)
         allowed = {"note_batch", "note_size_of_content", "note_size_of_content_here", "note_fast", "note_prompt_braces"}
+        allowed |= {"note_lora_ignored"} if request.loras else set()
         allowed |= {"note_size_of_image"} if request.keep_size and not content else set()
         assert {note.key for note in result.notes} <= allowed
 
@@ -193,3 +195,12 @@ def test_the_schedules_in_terms_of_comfyui():
     result = read(api(nodes))
     assert result.schedule is None
     assert message("note_shift") in result.notes
+
+
+@pytest.mark.parametrize("export", [export_workflow, export_api])
+def test_loras_come_back_by_name_and_strength(export):
+    loras = (LoRA("ink", "1", 0.5), LoRA("styles/clay", "2", -1.0))
+    made = import_workflow(json.dumps(export(GenerationRequest(prompt="a fox", loras=loras))))
+    assert [(lora.name.removesuffix(".safetensors"), lora.strength) for lora in made.loras] == [
+        ("ink", 0.5), ("clay", -1.0),
+    ]  # fmt: skip

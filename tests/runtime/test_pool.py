@@ -12,6 +12,7 @@ from tests.runtime.test_engine import SETTINGS, SLOW_STEPS, SMALL, image
 from uso_core.catalog.models import get_model
 from uso_core.errors import SettingsError
 from uso_core.events import LAST, Cancelled, Done, Event, ImageReady, Step
+from uso_core.request import LoRA
 from uso_core.runtime.executors import Wish, Work, WorkerState
 from uso_core.runtime.executors.carrier import Carrier
 from uso_core.runtime.executors.pool import Member, Pool, chosen
@@ -43,6 +44,14 @@ def test_a_request_goes_to_its_model_then_to_its_encodings_then_to_the_one_idle_
     assert chosen([other], again) is other
     assert chosen([member(since=2.0), longest := member(since=1.0)], again) is longest
     assert chosen([], again) is None
+
+
+def test_a_worker_with_the_requests_loras_comes_before_one_with_its_images():
+    lora = LoRA("ink.safetensors", "0" * 64, 0.8)
+    with_lora = member(dataclasses.replace(STYLED, styles=(), prompt="new", loras=(lora,)))
+    with_images = member(STYLED)
+    assert chosen([with_images, with_lora], dataclasses.replace(STYLED, loras=(lora,))) is with_lora
+    assert chosen([with_lora, with_images], STYLED) is with_images
 
 
 def test_a_content_image_of_another_size_is_another_encoding():

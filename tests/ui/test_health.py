@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -14,9 +15,15 @@ from gradio_client import Client
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.ui.test_app import Served, serve
+from uso_core.catalog.models import get_model
 from uso_core.errors import SettingsError
+from uso_core.messages import message
+from uso_core.runtime.engine import Status
+from uso_core.runtime.executors import WorkerState
 from uso_core.settings import Settings
+from uso_core.ui import text
 from uso_core.ui.health import require_metrics
+from uso_core.ui.language import say
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +112,12 @@ def test_a_root_path_that_is_none_is_named(given: str) -> None:
     with pytest.raises(SettingsError) as caught:
         Settings(root_path=given)
     assert (caught.value.key, caught.value.values["path"]) == ("root_path", given)
+
+
+def test_the_model_tab_lists_workers_of_other_processes_and_their_machines() -> None:
+    model, reason = get_model("uso-tiny"), message("reason_as_asked")
+    held = WorkerState(model, "cuda:0", "bfloat16", None)  # type: ignore[arg-type]  # the table does not show the plan
+    assert text.workers_table(Status(model, reason, (held,), 0, 0)) == ""
+    shown = text.workers_table(Status(model, reason, (held, None), 0, 0, ("one", "<b>two")))
+    rows = re.findall(r"<td class='place'>(.*?)</td><td>(.*?)</td>", shown)
+    assert rows == [("one", f"{model.title} (cuda:0, bfloat16)"), ("&lt;b&gt;two", say("worker_unloaded"))]

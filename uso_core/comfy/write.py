@@ -123,6 +123,9 @@ class _Sheet:
         checkpoint = self.put("CheckpointLoaderSimple", 0, ckpt_name=self.files["checkpoint"])
         vae = checkpoint._replace(slot=2)
         lora = self.put("LoraLoaderModelOnly", 0, model=checkpoint, lora_name=self.files["lora"], strength_model=1.0)
+        for each in request.loras:
+            name = f"{file_name(each.name) or 'lora'}.safetensors"
+            lora = self.put("LoraLoaderModelOnly", 0, model=lora, lora_name=name, strength_model=each.strength)
         model = self.put_styles(lora)
         if request.fast:
             model = self.put("EasyCache", 5, model=model, **CACHE)

@@ -26,14 +26,15 @@ class Member:
     busy: bool = False
     helping: bool = False  # makes single images of another worker's request
     recalled: bool = False  # a helper that a new request waits for
-    kind: Hashable = None  # of its last request: what would have to be loaded again
+    kind: Hashable = None  # the model of its last request
+    loras: Hashable = ()  # of its last request; changing them takes moments, loading another model minutes
     state: WorkerState | None = None
     since: float = field(default_factory=time.monotonic)  # idle since
     known: OrderedDict[Hashable, None] = field(default_factory=OrderedDict)
 
     def remember(self, request: GenerationRequest) -> None:
         """Notes what it has encoded now."""
-        self.kind = kind_of(request)
+        self.kind, self.loras = request.model, request.loras
         for key in encodings_of(request):
             self.known[key] = None
             self.known.move_to_end(key)
@@ -42,12 +43,7 @@ class Member:
 
     def fits(self, request: GenerationRequest) -> int:
         """2 if it has the request's model, 1 if it has none, 0 if it would have to drop another one."""
-        return 1 if self.state is None else 2 * (self.kind == kind_of(request))
-
-
-def kind_of(request: GenerationRequest) -> Hashable:
-    """What a worker must have loaded for a request."""
-    return request.model, request.loras
+        return 1 if self.state is None else 2 * (self.kind == request.model)
 
 
 def encodings_of(request: GenerationRequest) -> list[Hashable]:
@@ -58,11 +54,12 @@ def encodings_of(request: GenerationRequest) -> list[Hashable]:
 
 
 def chosen(members: Iterable[Member], request: GenerationRequest) -> Member | None:
-    """The worker that saves the most: the model first, then the most encodings, then the one idle for longest."""
+    """The worker that saves the most: the model, then the LoRAs, then encodings; then the one idle for longest."""
     wanted = encodings_of(request)
 
     def saves(member: Member) -> tuple[float, ...]:
-        return member.fits(request), sum(key in member.known for key in wanted), -member.since
+        known = sum(key in member.known for key in wanted)
+        return member.fits(request), member.loras == request.loras, known, -member.since
 
     return max(members, key=saves, default=None)
 
