@@ -159,7 +159,7 @@ def restored(form: Form, stores: Stores, path: Path) -> tuple[Updates, str]:
     placed = [*([request.content] if request.content else []), *given[:STYLES], *stored[:STORED]]
     lost = [each.name for each in placed if each.sha256 not in {*images, *there}]
     beyond = [each.name for each in [*given[STYLES:], *stored[STORED:]]]
-    return form.updates(request, images, there), text.restored(lost, beyond)
+    return form.updates(request, images, there), text.restored(lost, beyond, [lora.name for lora in request.loras])
 
 
 def _workflow(path: Path) -> str | bytes | None:

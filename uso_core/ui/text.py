@@ -140,10 +140,11 @@ def imported(workflow: ComfyImport, kept: Collection[str], slots: int) -> str:
     return " ".join([*parts, *map(tell, workflow.notes)])
 
 
-def restored(lost: list[str], beyond: list[str]) -> str:
-    """What was restored from an image, which inputs were lost, and which styles exceed the page's slots."""
+def restored(lost: list[str], beyond: list[str], loras: Sequence[str] = ()) -> str:
+    """What was restored from an image, which inputs were lost, and which styles and LoRAs the page has no place for."""
     words = [say("restored_without", names=", ".join(lost))] if lost else []
     words += [say("restored_beyond", names=", ".join(beyond))] if beyond else []
+    words += [say("restored_without_loras", names=", ".join(loras))] if loras else []
     return " ".join(words) or say("restored")
 
 
