@@ -26,6 +26,7 @@ from uso_core.ui.language import say, tell
 
 FILE_ROUTE = "/gradio_api/file="  # where Gradio serves uploads and results
 SHORTEST_BASE64 = 40  # characters
+TOAST_SECONDS = 8.0  # until an error leaves the page by itself
 FETCHING = CapacityLimiter(3 * FETCHES)  # threads that fetch or wait to, apart from those shared by all visitors
 
 
@@ -141,7 +142,7 @@ def refusal(error: UsoError) -> gr.Error:
     Gradio shows it as HTML, so quoted values are escaped.
     """
     return gr.Error(
-        escape(tell(error.told), quote=False), duration=None, title=say("please_change"), print_exception=False
+        escape(tell(error.told), quote=False), duration=TOAST_SECONDS, title=say("please_change"), print_exception=False
     )
 
 

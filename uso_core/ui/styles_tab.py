@@ -16,7 +16,8 @@ from uso_core.storage.files import write_whole
 from uso_core.storage.styles import StyleEntry, StyleStore, mosaic
 from uso_core.ui import text
 from uso_core.ui.card_grid import Card, cards, chosen, data_address, html
-from uso_core.ui.form import QUIET, TOLD, Form, Status, Updates, chosen_styles, status_line
+from uso_core.ui.event_options import QUIET, TOLD
+from uso_core.ui.form import Form, Status, Updates, chosen_styles, status_line
 from uso_core.ui.inputs import refusal
 from uso_core.ui.language import label, say, tell
 from uso_core.ui.run import PATIENCE, describe
