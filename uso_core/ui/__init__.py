@@ -32,7 +32,7 @@ def build(engine: Engine, settings: Settings) -> gr.Blocks:
     services, status = Services.of(engine, settings), engine.status()
     with api.Page(title=text.TITLE, analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
         with gr.Row(elem_id="header"):
-            gr.Markdown(f"# {text.TITLE}", elem_id="title")
+            gr.Markdown(f"# {text.TITLE} <small>{label('tagline')}</small>", elem_id="title")
             line = gr.Markdown(
                 text.model_line(status.model.title, status.reason, status.model.note), elem_id="model-line"
             )

@@ -12,7 +12,7 @@ import gradio as gr
 from uso_core.errors import RequestError, UsoError
 from uso_core.request import GenerationRequest
 from uso_core.runtime.engine import Job
-from uso_core.ui import examples, lora_rows
+from uso_core.ui import examples, form_memory, grid_panel, lora_rows
 from uso_core.ui.event_options import QUIET
 from uso_core.ui.form import Form, Status, Updates, build_form, request_of
 from uso_core.ui.inputs import refusal
@@ -28,6 +28,7 @@ def build(page: gr.Blocks, services: Services) -> tuple[Form, Results]:
     with gr.Row(equal_height=False, elem_id="create"):
         with gr.Column(min_width=320, elem_id="form"):
             form = build_form(page, model, services)
+            grid = grid_panel.lay_out()
         with gr.Column(min_width=320, elem_id="results"):
             shelf = examples.lay_out(model)
             results = build_results(form, services)
@@ -38,6 +39,12 @@ def build(page: gr.Blocks, services: Services) -> tuple[Form, Results]:
         concurrency_limit=None, trigger_mode="multiple", show_progress="hidden",
     )  # fmt: skip
     _wire_buttons(page, services, form)
+    form_memory.wire(page, form, services)
+
+    def asked(values: dict[str, Any], request: gr.Request) -> GenerationRequest:
+        return _asked(values, services, services.stores(request), services.settings.background)
+
+    grid_panel.wire(grid, form, results, services, asked)
 
     def refresh(request: gr.Request) -> Updates:
         return form.refreshed(services.stores(request).styles)

@@ -25,7 +25,7 @@ SHOWN = 200  # thumbnails at once; a search finds the others
 def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form, results: Results) -> None:
     """Lays out the tab; it is read again whenever it is opened or searched."""
     search = gr.Textbox(label=label("search"), placeholder=label("search_hint"), max_lines=1)
-    with gr.Row(elem_classes="one-line"):
+    with gr.Row(elem_classes="one-line", elem_id="history-bar"):
         picked = gr.Textbox(label=label("selected"), interactive=False, max_lines=2, scale=3, min_width=160)
         restore = gr.Button(label("restore_settings"), variant="primary", min_width=140, interactive=False)
         delete = gr.Button(label("delete"), variant="stop", min_width=100, interactive=False)

@@ -91,6 +91,11 @@ class ImageInput(gr.Image, metaclass=_WithoutStub):
         except UsoError as error:
             raise refusal(error) from None
 
+    def kept(self, value: Any) -> str | None:
+        """The path of a file that an earlier page received, if it is still there; `value` is as the browser kept it."""
+        path = value.get("path") if isinstance(value, dict) else None
+        return self._ours(path) if isinstance(path, str) else None
+
     async def async_move_resource_to_block_cache(self, url_or_file_path: str | Path | None) -> str | None:
         source = str(url_or_file_path)
         if not _is_address(source):

@@ -75,13 +75,18 @@
     for (const input of document.querySelectorAll('input[type=number][aria-label^="number input for "]'))
       input.setAttribute("aria-label", input.getAttribute("aria-label").slice("number input for ".length));
   };
-  const look = () => { rename(); follow(); };
+  // Gradio calls every upload "Drop an image file here": the group around it says which image it is for. Folded slots
+  // come later.
+  const group = () => {
+    for (const slot of document.querySelectorAll(".slot.column:not([role])")) {
+      const name = slot.querySelector("label, [data-testid=block-label]");
+      if (!name) continue;
+      slot.setAttribute("role", "group");
+      slot.setAttribute("aria-label", name.innerText.trim());
+    }
+  };
+  const look = () => { rename(); group(); follow(); };
   look();
   new MutationObserver(look).observe(document.body, { childList: true, subtree: true });
-  // Gradio calls every upload "Drop an image file here": the group around it says which image it is for.
-  for (const slot of document.querySelectorAll(".slot.column")) {
-    slot.setAttribute("role", "group");
-    slot.setAttribute("aria-label", slot.querySelector("label, [data-testid=block-label]").innerText.trim());
-  }
   document.body.dataset.script = "ready";
 }

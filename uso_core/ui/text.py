@@ -71,6 +71,11 @@ def ready(event: ImageReady, images: int) -> str:
     return done(event.result.seconds, event.result.seed, event.unread)
 
 
+def of_grid(cell: int, cells: int, words: str) -> str:
+    """Progress of one cell of a comparison grid."""
+    return say("grid_cell", cell=cell, cells=cells, words=words)
+
+
 def done(seconds: float, seed: int, unread: Unread = ALL_READ) -> str:
     """The end of a run, and what of the prompt was not read."""
     return " ".join((say("done", time=duration(seconds), seed=seed), *map(tell, unread.told)))
