@@ -25,7 +25,7 @@ SAVE = """
 (kept, hidden, ...values) => {
   const names = __NAMES__;
   if (!document.body.dataset.remembering) return kept;
-  return hidden ? null : Object.fromEntries(names.map((name, place) => [name, values[place]]));
+  return hidden ? {} : Object.fromEntries(names.map((name, place) => [name, values[place]]));
 }
 """  # until the old values are back, what the page shows first must not replace them
 BEGIN = "() => { document.body.dataset.remembering = 'true'; }"
