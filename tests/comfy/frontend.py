@@ -114,7 +114,7 @@ class Canvas:
 def has_packages() -> bool:
     """Whether ComfyUI's page and templates are installed; where a browser is required, they are too."""
     there = all(find_spec(name) for name in ("comfyui_frontend_package", "comfyui_workflow_templates_json"))
-    return there or "USO_REQUIRE_BROWSER" in os.environ
+    return there or "REQUIRE_BROWSER" in os.environ
 
 
 def template(name: str) -> dict[str, Any]:
