@@ -149,8 +149,8 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if arguments.start:
-        transformer, lora, cache, *others = map(Path, arguments.start)
-        print(json.dumps(one_start(transformer, lora, arguments.dtype, cache, others)))
+        transformer, lora, cache, *beside = map(Path, arguments.start)
+        print(json.dumps(one_start(transformer, lora, arguments.dtype, cache, beside)))
         return
     config = FLUX_DEV | dict(zip(("num_layers", "num_single_layers"), arguments.blocks, strict=True))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:

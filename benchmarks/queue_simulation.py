@@ -16,12 +16,14 @@ import statistics
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from uso_core.catalog.models import get_model
 from uso_core.request import GenerationRequest, InputImage
 from uso_core.runtime.executors import WorkerState
 from uso_core.runtime.executors.pool import Member, chosen, encodings_of
 
+T = TypeVar("T")
 PATIENT_SECONDS = 30.0  # for which 95 of 100 visitors shall wait at most, until the first image is begun
 ENOUGH = 2000  # requests for one simulation
 MODES = {"text": 0.3, "style": 0.25, "subject": 0.25, "both": 0.2}  # shares of requests
@@ -147,7 +149,7 @@ def _arrivals(draw: random.Random, load: Load) -> list[_Waiting]:
     now, end = 0.0, 3600 * load.hours
     last: GenerationRequest | None = None
     while load.requests_an_hour and (now := now + draw.expovariate(load.requests_an_hour / 3600)) < end:
-        mode, count = (draw.choices(list(table), list(table.values()))[0] for table in (MODES, COUNTS))
+        mode, count = _one_of(draw, MODES), _one_of(draw, COUNTS)
         model = MODELS[draw.random() < load.other_model]
         fresh = last is None or draw.random() > load.repeats
         content = styles = None
@@ -159,6 +161,10 @@ def _arrivals(draw: random.Random, load: Load) -> list[_Waiting]:
         last = request
         made.append(_Waiting(request, load.seconds[mode], now, count))
     return made
+
+
+def _one_of(draw: random.Random, shares: dict[T, float]) -> T:
+    return draw.choices(list(shares), list(shares.values()))[0]
 
 
 def _lifetime(draw: random.Random, load: Load) -> float:

@@ -83,9 +83,10 @@ class ReferencePipeline(USOPipeline):
         content_image: Image.Image | None = None,
         styles: Sequence[Image.Image | torch.Tensor] = (),
         content_size: int = 512,
+        embeds: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> Conditioning:
         self.encodings.clear()
-        return super().encode(prompt, content_image, styles, content_size)
+        return super().encode(prompt, content_image, styles, content_size, embeds)
 
     def style_tokens(self, style: Image.Image | torch.Tensor) -> torch.Tensor:
         assert isinstance(style, Image.Image)
@@ -107,8 +108,10 @@ class ReferencePipeline(USOPipeline):
 
     @torch.inference_mode()
     def denoise(  # type: ignore[override]
-        self, prepared: Unprepared, generator: torch.Generator
+        self, prepared: Unprepared, generator: torch.Generator, start: torch.Tensor | None = None
     ) -> Generator[Denoised, torch.Tensor | None, torch.Tensor]:
+        if start is not None:
+            raise ValueError("the reference configuration draws its own noise")
         transformer, condition, sampling = self.use("transformer"), prepared.condition, prepared.sampling
         device, dtype, sigmas = self.compute_device, transformer.dtype, prepared.sigmas
         noise = tokens.noise(sampling.width, sampling.height, transformer.in_channels // 4, generator)

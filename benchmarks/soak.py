@@ -44,7 +44,7 @@ ANSWER_SECONDS = 1800.0
 PROMPTS = 40  # different ones: the cache of encodings, bounded in bytes, is full of them early
 LONGEST_REPLY = 20_000  # characters; what was sent is never quoted at length
 # Values that callers get wrong, or send on purpose.
-STRANGE = (
+STRANGE: tuple[Any, ...] = (
     None, True, -1, 0, 1.5, "9" * 10**5, [], [1], {}, {"path": "/etc/passwd"}, "\ud800", "<img src=x>", 1e308, "",
     {"url": "http://127.0.0.1:1/a.png"}, "data:image/png;base64,AAAA", "../../.env", "\0", float("nan"), -(2**63),
     {"path": 7, "meta": {"_type": "gradio.FileData"}}, {"url": "file:///etc/passwd"}, [[[[[[]]]]]],

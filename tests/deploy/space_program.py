@@ -1,4 +1,6 @@
-"""Runs in a process of its own: the executor under the real package `spaces`, which forks. Prints JSON, a line a test.
+"""Runs in a process of its own: the executor under the real package `spaces`, which forks.
+
+Writes JSON, a line a test, into the file it is given: processes of the platform print into the same output.
 
 PyTorch is hidden while `spaces` is imported: the package then uses its process model without emulating CUDA.
 """
@@ -15,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tests.deploy.device_api import DeviceAPI
@@ -38,6 +41,7 @@ from uso_core.runtime.engine import Engine, Job  # noqa: E402
 from uso_core.runtime.executors.zerogpu import ZeroGPUExecutor  # noqa: E402
 from uso_core.settings import Settings  # noqa: E402
 
+REPORTS = Path(sys.argv[1])
 SMALL = GenerationRequest(prompt="a red house", width=64, height=64, steps=4, seed=7)
 LONG = dataclasses.replace(SMALL, width=256, height=256, steps=200)
 
@@ -66,7 +70,9 @@ def names(events: list[Event]) -> list[str]:
 
 
 def report(name: str, test: Callable[[], Any]) -> None:
-    print(json.dumps({"test": name, "result": test()}), flush=True)
+    line = json.dumps({"test": name, "result": test()})
+    with REPORTS.open("a") as file:
+        file.write(line + "\n")
 
 
 def main() -> None:
@@ -155,5 +161,4 @@ if __name__ == "__main__":
     try:
         main()
     finally:
-        sys.stdout.flush()
         os.killpg(0, signal.SIGKILL)  # the platform's processes, which would hold our output open

@@ -35,17 +35,16 @@ SHORT_CHARACTERS = 60  # of the Hub's short description
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What each test of the program reported."""
     folder = tmp_path_factory.mktemp("space")
-    output = folder / "output"
+    output, reports = folder / "output", folder / "reports"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "ZEROGPU_OFFLOAD_DIR": str(folder / "offload")}
-    command = [sys.executable, "-m", "tests.deploy.space_program"]
+    command = [sys.executable, "-m", "tests.deploy.space_program", str(reports)]
     with output.open("wb") as file:  # not a pipe, which an orphaned process would hold open
         subprocess.run(
             command, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True, check=False
         )
-    text = output.read_text()
-    reports = [json.loads(line) for line in text.splitlines() if line.startswith('{"test"')]
-    assert len(reports) == 8, text
-    return {each["test"]: each["result"] for each in reports}
+    told = [json.loads(line) for line in reports.read_text().splitlines()]
+    assert len(told) == 8, output.read_text()
+    return {each["test"]: each["result"] for each in told}
 
 
 def test_a_request_runs_in_the_platforms_process_with_previews(told):
