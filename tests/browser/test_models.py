@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from tests.browser.conftest import OpenPage
-from tests.browser.test_page import Shot, expect_image, number, press, set_number, shown
+from tests.browser.test_page import Shot, expect_image, number, press, prompt, set_number, shown
 from tests.catalog import comfy_folder
 from tests.catalog.hub_server import HubServer
 from tests.catalog.test_download import LORA, PROJECTOR, TOKEN, USO, content
@@ -67,6 +67,7 @@ def test_the_current_model_is_shown_and_its_memory_given_back(served: Served, op
     expect(at_work(page)).to_contain_text("Model: uso-tiny, embedded (not in memory)")
     expect(page.locator("#model-files")).to_contain_text("weights/uso-tiny/flux.safetensors")
     create(page)
+    prompt(page).fill("a boat on a lake")
     press(page, "Generate")
     expect_image(page)
     open_tab(page)
@@ -75,6 +76,7 @@ def test_the_current_model_is_shown_and_its_memory_given_back(served: Served, op
     press(page, "Unload")
     expect(at_work(page)).to_contain_text("not in memory")
     create(page)
+    prompt(page).fill("a boat on a lake")
     press(page, "Generate")
     expect_image(page)
 
@@ -99,6 +101,7 @@ def test_another_model_without_a_restart(served: Served, open_page: OpenPage) ->
         expect_image(each)
     assert shown(page).model == "flux-dev"
     assert shown(before).model == "uso-tiny"  # it shows that model's settings until it is reloaded
+    prompt(page).fill("a boat on a lake")
     press(page, "Generate")
     open_tab(page)
     expect(at_work(page)).to_contain_text(re.compile(r"Model: USO on FLUX.1-dev \(cpu, (float32|bfloat16)\)"))

@@ -61,7 +61,7 @@ def set_number(page: Page, name: str, value: float) -> None:
 
 def ask_for_much(page: Page, seed: int = -1) -> None:
     """The longest run that the form allows: with the embedded model at most seconds, on an idle machine."""
-    press(page, "Advanced ▼")
+    prompt(page).fill("a boat on a lake")
     set_number(page, "Steps", 100)
     set_number(page, "Width", 256)
     set_number(page, "Height", 256)
@@ -273,6 +273,7 @@ def test_a_second_visitor_waits_stops_only_their_own_run_and_is_served(
 ) -> None:
     first, second = open_page(served), open_page(served)
     ask_for_much(first, seed=301)
+    prompt(second).fill("a boat on a lake")
     set_number(second, "Seed", 302)
     press_often(first, 3)
     wait_until_stepping(first)
@@ -294,6 +295,7 @@ def test_a_second_visitor_waits_stops_only_their_own_run_and_is_served(
 def test_closing_the_tab_ends_its_runs(served: Served, open_page: OpenPage) -> None:
     leaving, staying = open_page(served), open_page(served)
     ask_for_much(leaving, seed=501)
+    prompt(staying).fill("a boat on a lake")
     set_number(staying, "Seed", 502)
     press_often(leaving, 3)
     wait_until_stepping(leaving)
@@ -331,6 +333,7 @@ def test_no_request_leaves_this_machine(served: Served, open_page: OpenPage) -> 
     expect(prompt(page)).to_be_visible()
     press(page, "Advanced ▼")
     press(page, "More styles ▼")
+    prompt(page).fill("a boat on a lake")
     press(page, "Generate")
     expect_image(page)
     assert len(addresses) > 10  # the page, its scripts and the image were seen
@@ -342,7 +345,7 @@ def test_a_phone_shows_everything_without_scrolling_sideways(served: Served, ope
     page = open_page(served, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     press(page, "Advanced ▼")
     press(page, "More styles ▼")
-    expect(page.get_by_label("Style 4 strength").first).to_be_visible()
+    expect(page.get_by_role("group", name="Style image 4")).to_be_visible()
     prompt(page).fill("A boat on a lake")
     page.get_by_role("button", name="Generate").tap()
     expect_image(page)
@@ -357,14 +360,17 @@ def test_a_phone_shows_everything_without_scrolling_sideways(served: Served, ope
 
 def test_on_a_phone_the_image_scrolls_into_view_from_anywhere(served: Served, open_page: OpenPage) -> None:
     page = open_page(served, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
-    expect(page.locator("#result")).not_to_be_in_viewport()
     page.get_by_text("Words alone", exact=True).tap()
     expect_image(page)
-    expect(image(page)).to_be_in_viewport(ratio=0.8)
-    places = [part.bounding_box() for part in (page.locator("#status"), image(page), number(page, "Width"))]
-    tops = [place["y"] for place in places if place is not None]
-    assert len(tops) == 3
-    assert tops == sorted(tops)  # the image stands between the button and the settings
+    expect(image(page)).to_be_in_viewport(ratio=1)
+    seen, ask = image(page).bounding_box(), page.locator("#ask").bounding_box()
+    assert seen is not None
+    assert ask is not None
+    assert ask["y"] + ask["height"] == 844  # the prompt sticks to the bottom, and nothing is behind it
+    assert seen["y"] + seen["height"] <= ask["y"]
+    number(page, "Width").scroll_into_view_if_needed()
+    expect(prompt(page)).to_be_in_viewport()
+    expect(page.locator("#generate")).to_be_in_viewport()
 
 
 @pytest.mark.parametrize(("scheme", "dark"), [("dark", True), ("light", False)])
@@ -372,6 +378,7 @@ def test_the_page_follows_dark_and_light(
     served: Served, open_page: OpenPage, shot: Shot, scheme: str, dark: bool
 ) -> None:
     page = open_page(served, color_scheme=scheme)
+    prompt(page).fill("a boat on a lake")
     press(page, "Generate")
     expect_image(page)
     shot(page, scheme)

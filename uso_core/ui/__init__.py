@@ -14,14 +14,16 @@ from uso_core.errors import SettingsError
 from uso_core.runtime.engine import Engine
 from uso_core.settings import Settings
 from uso_core.ui import api, create_tab, health, history_tab, mcp, model_tab, styles_tab, text
+from uso_core.ui.choice_of_language import ChoiceOfLanguage
 from uso_core.ui.guard import HANDLERS, Guard
 from uso_core.ui.language import label, languages, translations
 from uso_core.ui.services import Services
+from uso_core.ui.theme import theme
 
 CSS_PATH = Path(__file__).parent / "page.css"
 MOST_SESSIONS = 1000  # pages and calls whose state is held at once, at about 0.4 MB each
 MOST_EVENTS = 10_000  # in Gradio's own queue, which on ZeroGPU would else hold one
-SCRIPTS = ("page.js", "crop.js")
+SCRIPTS = ("page.js", "crop.js", "arrive.js")
 
 
 def build(engine: Engine, settings: Settings) -> gr.Blocks:
@@ -32,9 +34,13 @@ def build(engine: Engine, settings: Settings) -> gr.Blocks:
         health.require_metrics()
     services, status = Services.of(engine, settings), engine.status()
     with api.Page(title=text.TITLE, analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
-        gr.Markdown(f"# {text.TITLE} <small>{label('tagline')}</small>")
-        line = gr.Markdown(text.model_line(status.model.title, status.reason, status.model.note))
-        with gr.Tabs() as tabs:
+        with gr.Row(elem_id="header"):
+            gr.Markdown(f"# {text.TITLE} <small>{label('tagline')}</small>", elem_id="title")
+            line = gr.Markdown(
+                text.model_line(status.model.title, status.reason, status.model.note), elem_id="model-line"
+            )
+            gr.HTML("", elem_id="switches")  # page.js fills it
+        with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab(label("tab_create"), id="create"):
                 form, results = create_tab.build(page, services)
             with gr.Tab(label("tab_history"), id="history") as tab:
@@ -50,7 +56,7 @@ def build(engine: Engine, settings: Settings) -> gr.Blocks:
 def script() -> str:
     """The page's own JavaScript, with its texts in every language."""
     parts = [(CSS_PATH.parent / name).read_text(encoding="utf-8") for name in SCRIPTS]
-    names = ("crop", "crop_box", "crop_apply", "cancel")
+    names = ("crop", "crop_box", "crop_apply", "cancel", "light_or_dark", "language", "image_for", "content", "style")
     words = json.dumps({language: {name: texts[name] for name in names} for language, texts in languages().items()})
     return f"() => {{ {''.join(f'({part})();' for part in parts)} }}".replace("__WORDS__", words)
 
@@ -61,15 +67,15 @@ def launch(page: gr.Blocks, engine: Engine, settings: Settings, **options: Any) 
     The engine queues, so Gradio lets every request through.
     """
     page.queue(default_concurrency_limit=None, max_size=MOST_EVENTS)
+    middleware = [Middleware(Guard, settings=settings), Middleware(ChoiceOfLanguage)]
     launched = page.launch(
         server_name=settings.host, server_port=settings.port, root_path=settings.root_path or None,
-        theme=gr.themes.Default(),
+        theme=theme(),
         css=CSS_PATH.read_text(encoding="utf-8"), js=script(), auth=logins(settings.auth), share=settings.share,
         allowed_paths=[settings.output, str(EXAMPLES_FOLDER)], max_file_size="200mb", show_error=True, ssr_mode=False,
         i18n=translations(), mcp_server=settings.mcp, prevent_thread_lock=True, state_session_capacity=MOST_SESSIONS,
         app_kwargs={
-            "middleware": [Middleware(Guard, settings=settings)], "exception_handlers": HANDLERS,
-            "routes": health.routes(engine, settings),
+            "middleware": middleware, "exception_handlers": HANDLERS, "routes": health.routes(engine, settings),
         }, **options,
     )  # fmt: skip
     if settings.mcp:

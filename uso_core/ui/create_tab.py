@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import gradio as gr
 
-from uso_core.errors import UsoError
+from uso_core.errors import RequestError, UsoError
+from uso_core.request import GenerationRequest
 from uso_core.runtime.engine import Job
-from uso_core.ui import examples
-from uso_core.ui.form import QUIET, Form, Updates, build_form, request_of
+from uso_core.ui import examples, form_memory, grid_panel, lora_rows
+from uso_core.ui.event_options import QUIET
+from uso_core.ui.form import Form, Status, Updates, build_form, request_of
 from uso_core.ui.inputs import refusal
 from uso_core.ui.language import say, tell
 from uso_core.ui.results import Results, build_results
 from uso_core.ui.run import follow
-from uso_core.ui.services import Services
+from uso_core.ui.services import Services, Stores
 
 
 def build(page: gr.Blocks, services: Services) -> tuple[Form, Results]:
     """Lays out the tab and connects it to the engine."""
     engine, model = services.engine, services.engine.status().model
-    shelf = examples.lay_out(model)
     with gr.Row(equal_height=False, elem_id="create"):
-        with gr.Column(scale=6, min_width=340, elem_id="form"):
+        with gr.Column(min_width=320, elem_id="form"):
             form = build_form(page, model, services)
-        with gr.Column(scale=5, min_width=340, elem_id="results"):
+            grid = grid_panel.lay_out()
+        with gr.Column(min_width=320, elem_id="results"):
+            shelf = examples.lay_out(model)
             results = build_results(form, services)
     examples.wire(page, shelf, form)
     form.start.click(
-        _handler(form, results, services), {form.private, *form.components},
-        [results.image, form.status, results.seed_used, results.made], api_visibility="private",
+        _handler(form, results, services), {form.private, results.selected, *form.components},
+        [results.image, form.status, results.selected, results.made], api_visibility="private",
         concurrency_limit=None, trigger_mode="multiple", show_progress="hidden",
     )  # fmt: skip
     _wire_buttons(page, services, form)
+    form_memory.wire(page, form, services)
+
+    def asked(values: dict[str, Any], request: gr.Request) -> GenerationRequest:
+        return _asked(values, services, services.stores(request), services.settings.background)
+
+    grid_panel.wire(grid, form, results, services, asked)
 
     def refresh(request: gr.Request) -> Updates:
         return form.refreshed(services.stores(request).styles)
@@ -49,30 +59,54 @@ def _handler(form: Form, results: Results, services: Services) -> Callable[..., 
 
     def run(given: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
         made: list[str] = []
-        session = request.session_hash or ""
+        session, before = request.session_hash or "", given[results.selected]
+        status: Status = {"text": "", "percent": 0}
+        preview = False  # whether one is shown
+        services.sessions.look(session, False)
         stores = services.stores(request)
         keep = partial(services.passing.add, session) if given[form.private] else stores.history.add
         try:
             visitor = services.visitor(request)
             # Named nowhere: its decoded images would stay as long as it waits.
             background = services.settings.background
-            job = services.engine.submit(request_of(form.values(given), stores.styles, background), True, visitor)
+            job = services.engine.submit(_asked(form.values(given), services, stores, background), True, visitor)
             for update in follow(job, services.sessions, session, keep):
                 if update is None:
                     continue
-                shown: Updates = {form.status: update.status}
-                if update.path is not None and update.result is not None:
+                status = update.status
+                shown: Updates = {form.status: {**status, "running": True}}
+                looking = services.sessions.looking(session)
+                if update.path is not None:
                     made.append(str(update.path))
-                    seed = update.result.seed
-                    shown |= {results.image: made[-1], results.seed_used: seed, results.made: list(made)}
-                elif update.preview is not None:
+                    shown[results.made] = list(made)
+                    if not looking:
+                        shown |= {results.image: made[-1], results.selected: made[-1]}
+                        preview = False
+                elif update.preview is not None and not looking:
                     shown[results.image] = services.passing.preview(session, update.preview)
+                    preview = True
                 yield shown
         except UsoError as error:
-            yield {form.status: {"text": tell(error.told), "percent": 0}}
+            status = {"text": tell(error.told), "percent": 0}
+            yield ended(status, session, preview, made[-1] if made else before)
             raise refusal(error) from None
+        yield ended(status, session, preview, made[-1] if made else before)
+
+    def ended(status: Status, session: str, preview: bool, image: str | None) -> Updates:
+        """The last words stay; what was only a preview does not."""
+        running = bool(services.sessions.jobs(session))
+        shown: Updates = {form.status: {**status, "running": running}}
+        return {**shown, results.image: image} if preview and not services.sessions.looking(session) else shown
 
     return run
+
+
+def _asked(values: dict[str, Any], services: Services, stores: Stores, background: str) -> GenerationRequest:
+    """The form's request; raises `RequestError` if nothing at all is entered."""
+    request = request_of(values, stores.styles, background)
+    if not (request.prompt.strip() or request.content or request.styles):
+        raise RequestError("nothing_entered", hint="describe_or_add")
+    return dataclasses.replace(request, loras=lora_rows.chosen(values, services.settings))
 
 
 def _wire_buttons(page: gr.Blocks, services: Services, form: Form) -> None:
@@ -101,6 +135,7 @@ def _wire_buttons(page: gr.Blocks, services: Services, form: Form) -> None:
 
     def leave(request: gr.Request) -> None:
         end(request)
+        services.sessions.look(request.session_hash or "", False)
         services.passing.forget(request.session_hash or "")
 
     form.stop.click(end, None, form.status, **QUIET)

@@ -1,4 +1,4 @@
-"""The examples above the form: a click fills every field, and starts the run if it takes only seconds."""
+"""The examples in the place of the result: a click fills every field, and starts the run if it takes only seconds."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ from collections.abc import Sequence
 import gradio as gr
 from PIL import Image, ImageOps
 
-from uso_core.catalog.examples import ASPECTS, Example, read_examples
+from uso_core.catalog.examples import ASPECTS, FOLDER, Example, read_examples
 from uso_core.catalog.models import Model, get_model
 from uso_core.request import InputImage
 from uso_core.ui.card_grid import Card, cards, chosen, data_address, html
-from uso_core.ui.form import CUSTOM, QUIET, Form, Updates
+from uso_core.ui.event_options import QUIET
+from uso_core.ui.form import CUSTOM, Form, Updates
 from uso_core.ui.language import label, say, say_on_load, texts
 
-THUMBNAIL_SIDE = 96
+RESULT = "result.webp"  # in an example's folder: what the embedded model made of it
+THUMBNAIL_SIDE = 64
 START = "(go) => { if (go) document.querySelector('#generate').click() }"
 
 
 def lay_out(model: Model) -> gr.HTML:
-    """The examples as a row of cards, each with its input images."""
-    with gr.Accordion(label("examples_run" if quick(model) else "examples_fill"), open=True, elem_id="examples"):
+    """The examples as cards: they fill the place of the first result, and are a row below it afterwards."""
+    with gr.Column(elem_id="examples"):
+        gr.Markdown(label("examples_run" if quick(model) else "examples_fill"), elem_id="examples-title")
         return cards("example-cards", label("examples"), _cards(read_examples()))
 
 
@@ -39,7 +42,7 @@ def wire(page: gr.Blocks, shelf: gr.HTML, form: Form) -> None:
         aspect = example.aspect if example.aspect in ASPECTS else CUSTOM
         return {**form.updates(example.request(model), example.paths), form.aspect: aspect, go: quick(model)}
 
-    outputs = [*form.fields.values(), form.aspect, go]
+    outputs = [*form.restorable, form.aspect, go]
     filled = shelf.click(fill, form["model"], outputs, **QUIET)
     filled.then(None, go, None, js=START, **QUIET)
 
@@ -54,8 +57,11 @@ def _cards(examples: Sequence[Example]) -> str:
 
 
 def _card(example: Example) -> Card:
-    images = [each for each in (example.content, *example.styles) if each is not None]
-    return Card(example.name, titled(example), example.prompt or say("empty_prompt"), tuple(map(_small, images)))
+    """The result, if it is known, with what it was made from."""
+    given = tuple(_small(each) for each in (example.content, *example.styles) if each is not None)
+    result = FOLDER / example.name / RESULT
+    made = (data_address(result.read_bytes()),) if result.is_file() else ()
+    return Card(example.name, titled(example), example.prompt or say("empty_prompt"), made + given)
 
 
 def titled(example: Example) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -21,15 +21,17 @@ from uso_core.request import (
     SCHEDULES,
     GenerationRequest,
     InputImage,
+    LoRA,
     StoredStyle,
     asks,
     settled,
     whole,
 )
 from uso_core.storage.styles import StyleStore
-from uso_core.ui import text
+from uso_core.ui import lora_rows, text
 from uso_core.ui.card_grid import data_address
-from uso_core.ui.inputs import ChoiceInput, ImageInput, NumberInput, SliderInput
+from uso_core.ui.event_options import QUIET, TOLD
+from uso_core.ui.inputs import TOAST_SECONDS, ChoiceInput, ImageInput, NumberInput, SliderInput
 from uso_core.ui.language import label, say, say_on_load, tell
 
 if TYPE_CHECKING:
@@ -40,13 +42,12 @@ HIGHEST_GUIDANCE = 20.0  # of the slider, if the model takes any
 STORED = 2  # slots for stored styles; each may hold several images
 MOST_IMAGES = 8  # of the slider
 CUSTOM = "custom"
-QUIET: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
-TOLD = {**QUIET, "queue": True}  # Gradio shows an event's errors and infos only if it went through the queue
 STATUS = """
 <div role="status" aria-live="polite" class="sentence">${
   String(value.text).replaceAll("&", "&amp;").replaceAll("<", "&lt;")
 }</div>
-<div class="track"><div class="bar" style="width: ${Number(value.percent)}%"></div></div>
+<div class="track" data-running="${Boolean(value.running)}"
+  ><div class="bar" style="width: ${Number(value.percent)}%"></div></div>
 """  # not {{}}: handlebars output is evaluated again, and the text may be untrusted
 
 Updates = dict[Any, Any]  # values by component
@@ -57,9 +58,10 @@ Status = dict[str, Any]  # {"text": a sentence, "percent": of the bar}
 class Form:
     """The fields by name, the buttons and the status.
 
-    Fields are named as in `GenerationRequest`, except `style_N`, `style_N_strength`, `stored_N` and
-    `stored_N_strength`; `model` holds the name of the model that the form is set for. `stored_row` and `thumbnails`
-    show the stored styles in use. `private` and `aspect` are beside the fields: they are not part of a request.
+    Fields are named as in `GenerationRequest`, except `style_N`, `style_N_strength`, `stored_N`, `stored_N_strength`,
+    `lora_N`, `lora_N_strength` and `lora_N_on`; `model` holds the name of the model that the form is set for.
+    `stored_row` shows the stored styles in use. `private`, `aspect` and Turbo are beside the fields: they are not part
+    of a request.
     """
 
     fields: dict[str, gr.components.Component]
@@ -70,6 +72,7 @@ class Form:
     stored_row: gr.Column
     private: gr.Checkbox
     aspect: gr.Dropdown
+    loras: lora_rows.LoRARows
 
     def __getitem__(self, name: str) -> Any:
         return self.fields[name]
@@ -111,24 +114,32 @@ class Form:
             self["steps"]: model.steps,
             self["guidance"]: gr.update(value=model.guidance, interactive=model.guided, **_guidances(model)),
             self["content_size"]: gr.update(value=model.content_size, maximum=high),
+            self.loras.turbo: gr.update(value=False, visible=bool(model.turbos)),
         }
 
-    def imported(self, workflow: ComfyImport, paths: dict[str, Path]) -> Updates:
+    def imported(self, workflow: ComfyImport, paths: dict[str, Path], loras: Sequence[LoRA] = ()) -> Updates:
         """Values from a ComfyUI workflow; what it does not specify stays, images are left to choose.
 
-        `paths` are those of its images that are still kept, by sha256.
+        `paths` are those of its images that are still kept, by sha256, `loras` those of its LoRAs that are here.
         """
         given = {name: getattr(workflow, name, None) for name in asks(GenerationRequest) if name != "content"}
         hashes = {f"style_{number}": sha256 for number, sha256 in enumerate(workflow.styles_sha256, 1)}
         for name, sha256 in {"content": workflow.content_sha256, **hashes}.items():
             given[name] = str(paths[sha256]) if sha256 in paths else None
-        return {self[name]: value for name, value in given.items() if value is not None and name in self.fields}
+        values = {self[name]: value for name, value in given.items() if value is not None and name in self.fields}
+        return {**values, **(lora_rows.filled(self.loras, loras) if workflow.loras else {})}
 
-    def updates(self, request: GenerationRequest, paths: dict[str, Path], stored: Collection[str] = ()) -> Updates:
+    def updates(
+        self,
+        request: GenerationRequest,
+        paths: dict[str, Path],
+        stored: Collection[str] = (),
+        loras: Sequence[LoRA] = (),
+    ) -> Updates:
         """Values for every field except the model from a request.
 
-        `paths` are its input files by sha256, `stored` the hashes of its stored styles that exist; all others stay
-        empty.
+        `paths` are its input files by sha256, `stored` the hashes of its stored styles that exist, `loras` those of its
+        LoRAs that are here; all others stay empty.
         """
         values = {name: getattr(request, name) for name in asks(GenerationRequest) if name in self.fields}
         values["seed"] = -1 if request.seed is None else request.seed
@@ -146,7 +157,12 @@ class Form:
             places = [*filled, *[(empty, 1.0)] * count][:count]
             for number, (value, strength) in enumerate(places, 1):
                 values |= {f"{kind}_{number}": value, f"{kind}_{number}_strength": strength}
-        return {self[name]: value for name, value in values.items()}
+        return {**{self[name]: value for name, value in values.items()}, **lora_rows.filled(self.loras, loras)}
+
+    @property
+    def restorable(self) -> list[Any]:
+        """The components that `imported` and `updates` set."""
+        return [*self.fields.values(), self.loras.turbo]
 
 
 def request_of(
@@ -207,23 +223,24 @@ def build_form(page: gr.Blocks, model: Model, services: Services) -> Form:
             slot = _slot("style", "slot_hint", "style_strength", number)
             laid[f"style_{number}"], laid[f"style_{number}_strength"] = slot
     mode = gr.Markdown(text.mode(False, 0, ""), elem_id="mode")
-    laid["prompt"] = gr.Textbox(label=label("prompt"), placeholder=label("prompt_hint"), lines=2, max_lines=8)
-    with gr.Row(elem_id="start"):
-        start = gr.Button(label("generate"), variant="primary", elem_id="generate", scale=3, min_width=120)
-        stop = gr.Button(label("stop"), elem_id="stop", scale=1, min_width=80)
-        skip = gr.Button(label("skip"), elem_id="skip", scale=1, min_width=80)
-    status = status_line("status", say("idle"))
+    with gr.Column(elem_id="ask"):
+        laid["prompt"] = gr.Textbox(label=label("prompt"), placeholder=label("prompt_hint"), lines=2, max_lines=6)
+        with gr.Row(elem_id="start"):
+            start = gr.Button(label("generate"), variant="primary", elem_id="generate", scale=3, min_width=120)
+            stop = gr.Button(label("stop"), elem_id="stop", scale=1, min_width=72)
+            skip = gr.Button(label("skip"), elem_id="skip", scale=1, min_width=72)
+        status = status_line("status", say("idle"))
+    aspect = _numbers(laid, model)
+    loras = lora_rows.lay_out(model)
+    laid |= loras.fields
+    _advanced(laid, model)
     private = gr.Checkbox(label=label("private"), info=label("private_hint"), elem_id="private", container=False)
-    with gr.Row():
-        aspects = [*ASPECTS, (label("aspect_as_content"), AS_CONTENT), (label("aspect_custom"), CUSTOM)]
-        aspect = gr.Dropdown(aspects, value="1:1", label=label("aspect"), min_width=100)
-        laid["width"], laid["height"] = _side("width", model), _side("height", model)
-    _settings(laid, model)
-    form = Form(laid, start, stop, skip, status, stored_row, private, aspect)
+    form = Form(laid, start, stop, skip, status, stored_row, private, aspect, loras)
     _wire(form, mode, aspect)
     _wire_slots(form, services.settings.background)
     say_on_load(page, lambda: [text.mode(False, 0, ""), {"text": say("idle"), "percent": 0}], [mode, status])
     _wire_stored(form, places, services)
+    lora_rows.wire(page, loras, laid, services)
     return form
 
 
@@ -235,16 +252,19 @@ def status_line(elem_id: str, words: str) -> gr.HTML:
     )  # fmt: skip
 
 
-def _settings(laid: dict[str, Any], model: Model) -> None:
-    """The numbers, and rarely used settings."""
-    with gr.Row():
-        with gr.Column(min_width=140):
-            laid["seed"] = NumberInput(label=label("seed"), value=-1, precision=0, minimum=-1, info=label("seed_hint"))
-            dice = gr.Button(label("new_seed"), size="sm")
-        laid["images"] = SliderInput(
-            1, MOST_IMAGES, value=1, step=1, label=label("images"), info=label("images_hint"), buttons=[]
+def _numbers(laid: dict[str, Any], model: Model) -> gr.Dropdown:
+    """The shape, the seed and the numbers."""
+    with gr.Row(elem_classes="numbers"):
+        aspects = [*ASPECTS, (label("aspect_as_content"), AS_CONTENT), (label("aspect_custom"), CUSTOM)]
+        aspect = gr.Dropdown(aspects, value="1:1", label=label("aspect"), min_width=88)
+        laid["width"], laid["height"] = _side("width", model), _side("height", model)
+        laid["images"] = NumberInput(
+            value=1, precision=0, minimum=1, maximum=MOST_IMAGES, step=1, label=label("images"), min_width=64
         )
-    with gr.Row():
+        with gr.Column(min_width=110, elem_id="seed"):
+            laid["seed"] = NumberInput(label=label("seed"), value=-1, precision=0, minimum=-1)
+            dice = gr.Button(label("new_seed"), size="sm", elem_id="dice")
+    with gr.Row(elem_classes="numbers"):
         laid["steps"] = SliderInput(1, 100, value=model.steps, step=1, label=label("steps"), buttons=[], min_width=140)
         laid["guidance"] = SliderInput(
             **_guidances(model),
@@ -255,6 +275,12 @@ def _settings(laid: dict[str, Any], model: Model) -> None:
             buttons=[],
             min_width=140,
         )
+    dice.click(lambda: random.randrange(10**8), None, laid["seed"], **QUIET)
+    return aspect
+
+
+def _advanced(laid: dict[str, Any], model: Model) -> None:
+    """Rarely used settings."""
     with gr.Accordion(label("more"), open=False):
         with gr.Row():
             laid["content_size"] = SliderInput(
@@ -267,7 +293,6 @@ def _settings(laid: dict[str, Any], model: Model) -> None:
         with gr.Row():
             laid["keep_size"] = gr.Checkbox(label=label("keep_size"), info=label("keep_size_hint"))
             laid["fast"] = gr.Checkbox(label=label("fast"), info=label("fast_hint"))
-    dice.click(lambda: random.randrange(10**8), None, laid["seed"], **QUIET)
 
 
 def _wire(form: Form, mode: gr.Markdown, aspect: gr.Dropdown) -> None:
@@ -302,7 +327,7 @@ def _wire_slots(form: Form, background: str) -> None:
         try:
             notes = opened(path, background, aside=True).notes
         except UsoError as error:
-            gr.Warning(escape(tell(error.told), quote=False), duration=None, title=say("please_change"))
+            gr.Warning(escape(tell(error.told), quote=False), duration=TOAST_SECONDS, title=say("please_change"))
             return None
         for note in notes:
             gr.Info(escape(tell(note), quote=False), title="")
@@ -327,12 +352,14 @@ def _wire_stored(form: Form, places: list[tuple[gr.Row, gr.HTML]], services: Ser
 
 
 def _slot(name: str, hint: str, strength: str, number: int | None = None) -> tuple[gr.Image, gr.Slider]:
-    with gr.Column(min_width=140, elem_classes="slot"):
+    with gr.Column(min_width=100, elem_classes="slot"):
         image = ImageInput(
-            label=label(name, number), type="filepath", image_mode=None, sources=["upload", "clipboard", "webcam"],
-            height=168, placeholder=label(hint), buttons=["fullscreen"], elem_classes="slot",
+            label=label(name, number), type="filepath", image_mode=None, sources=["upload", "webcam"],
+            height=None, placeholder=label(hint), buttons=[], elem_classes="slot",
         )  # fmt: skip
-        slider = SliderInput(0, MAX_STRENGTH, value=1, step=0.05, label=label(strength, number), buttons=[])
+        slider = SliderInput(
+            0, MAX_STRENGTH, value=1, step=0.05, label=label(strength, number), buttons=[], elem_classes="strength"
+        )
     return image, slider
 
 

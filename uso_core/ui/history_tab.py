@@ -12,7 +12,8 @@ from uso_core.errors import UsoError
 from uso_core.storage.history import Entry
 from uso_core.ui import text
 from uso_core.ui.card_grid import Card, cards, chosen, file_address, html
-from uso_core.ui.form import QUIET, TOLD, Form, Updates
+from uso_core.ui.event_options import QUIET, TOLD
+from uso_core.ui.form import Form, Updates
 from uso_core.ui.inputs import refusal
 from uso_core.ui.language import label, say
 from uso_core.ui.results import Results, restored
@@ -24,7 +25,7 @@ SHOWN = 200  # thumbnails at once; a search finds the others
 def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form, results: Results) -> None:
     """Lays out the tab; it is read again whenever it is opened or searched."""
     search = gr.Textbox(label=label("search"), placeholder=label("search_hint"), max_lines=1)
-    with gr.Row(elem_classes="one-line"):
+    with gr.Row(elem_classes="one-line", elem_id="history-bar"):
         picked = gr.Textbox(label=label("selected"), interactive=False, max_lines=2, scale=3, min_width=160)
         restore = gr.Button(label("restore_settings"), variant="primary", min_width=140, interactive=False)
         delete = gr.Button(label("delete"), variant="stop", min_width=100, interactive=False)
@@ -64,17 +65,22 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form, results: R
         if not selected:
             return gr.skip()
         try:
-            updates, words = restored(form, services.stores(request), Path(selected))
+            updates, words = restored(form, services, services.stores(request), Path(selected))
         except UsoError as error:
             raise refusal(error) from None
-        shown = {results.image: selected, results.selected: selected, tabs: gr.Tabs(selected="create")}
-        return {**updates, **shown, form.status: {"text": words, "percent": 0}}
+        services.sessions.look(request.session_hash or "", True)
+        return {
+            **updates,
+            **results.showing(selected),
+            tabs: gr.Tabs(selected="create"),
+            form.status: {"text": words, "percent": 0},
+        }
 
     chosen_one = [path, picked, sure, restore, delete]
     gr.on([tab.select, search.change], look, search, [shown, note], trigger_mode="always_last", **QUIET)
     shown.click(choose, None, chosen_one, **QUIET)
     delete.click(remove, {path, sure, search}, [shown, note, *chosen_one], **TOLD)
-    outputs = [*form.fields.values(), results.image, results.selected, form.status, tabs]
+    outputs = [*form.restorable, results.image, results.selected, form.status, tabs]
     restore.click(put_back, path, outputs, **TOLD)
 
 

@@ -26,6 +26,7 @@ from uso_core.ui.language import say, tell
 
 FILE_ROUTE = "/gradio_api/file="  # where Gradio serves uploads and results
 SHORTEST_BASE64 = 40  # characters
+TOAST_SECONDS = 8.0  # until an error leaves the page by itself
 FETCHING = CapacityLimiter(3 * FETCHES)  # threads that fetch or wait to, apart from those shared by all visitors
 
 
@@ -90,6 +91,11 @@ class ImageInput(gr.Image, metaclass=_WithoutStub):
         except UsoError as error:
             raise refusal(error) from None
 
+    def kept(self, value: Any) -> str | None:
+        """The path of a file that an earlier page received, if it is still there; `value` is as the browser kept it."""
+        path = value.get("path") if isinstance(value, dict) else None
+        return self._ours(path) if isinstance(path, str) else None
+
     async def async_move_resource_to_block_cache(self, url_or_file_path: str | Path | None) -> str | None:
         source = str(url_or_file_path)
         if not _is_address(source):
@@ -141,7 +147,7 @@ def refusal(error: UsoError) -> gr.Error:
     Gradio shows it as HTML, so quoted values are escaped.
     """
     return gr.Error(
-        escape(tell(error.told), quote=False), duration=None, title=say("please_change"), print_exception=False
+        escape(tell(error.told), quote=False), duration=TOAST_SECONDS, title=say("please_change"), print_exception=False
     )
 
 

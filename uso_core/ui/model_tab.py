@@ -16,7 +16,8 @@ from uso_core.errors import UsoError
 from uso_core.settings import ROOT, Settings
 from uso_core.ui import text
 from uso_core.ui.api import licences, switchable
-from uso_core.ui.form import QUIET, TOLD, Form, Updates
+from uso_core.ui.event_options import QUIET, TOLD
+from uso_core.ui.form import Form, Updates
 from uso_core.ui.inputs import refusal
 from uso_core.ui.language import label, say, say_on_load, tell
 from uso_core.ui.services import Services

@@ -1,42 +1,93 @@
 () => {
+  const languages = __WORDS__;
+  const words = languages[navigator.language] || languages[navigator.language.split("-")[0]] || languages.en;
+  const make = (tag, properties, ...children) => {
+    const element = Object.assign(document.createElement(tag), properties);
+    element.append(...children);
+    return element;
+  };
+  const find = (selector) => document.querySelector(selector);
+  const create = find("#create");
+
+  // Light or dark, and the language: both are remembered by the browser; a language needs the page anew.
+  const THEME = "uso-theme";
+  const stored = (name) => { try { return localStorage.getItem(name); } catch { return null; } };
+  const store = (name, value) => { try { localStorage.setItem(name, value); } catch { /* private browsing */ } };
+  if (stored(THEME)) document.body.classList.toggle("dark", stored(THEME) === "dark");
+  const theme = make("button", { type: "button", textContent: "◐", title: words.light_or_dark, ariaLabel: words.light_or_dark });
+  theme.addEventListener("click", () => store(THEME, document.body.classList.toggle("dark") ? "dark" : "light"));
+  const choice = make("select", { ariaLabel: words.language }, ...Object.entries({ en: "English", de: "Deutsch", zh: "中文", ja: "日本語" })
+    .map(([value, textContent]) => make("option", { value, textContent, selected: words === languages[value] })));
+  choice.addEventListener("change", () => {
+    document.cookie = `uso_language=${choice.value}; path=/; max-age=31536000; samesite=lax`;
+    location.reload();
+  });
+  find("#switches").replaceChildren(make("div", {}, theme, choice));
+
+  // Ctrl+Enter starts a run where the form is seen.
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) document.querySelector("#generate").click();
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && create.offsetParent) find("#generate").click();
   });
-  // On a phone the image's place may be out of sight, from the examples above all.
-  document.querySelector("#generate").addEventListener("click", () => {
-    if (document.querySelector("#result").getBoundingClientRect().top < innerHeight * 0.75) return;
+  // From the first run on, the examples make room for the image.
+  find("#generate").addEventListener("click", () => {
+    create.classList.add("ran");
+    // On a phone the image's place may be out of sight, or behind the prompt.
+    const place = find("#result").getBoundingClientRect();
+    const end = innerWidth > 768 ? innerHeight : find("#ask").getBoundingClientRect().top;
+    if (place.top >= 0 && place.bottom <= end || innerWidth > 768 && place.top < innerHeight * 0.75) return;
     const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-    document.querySelector("#start").scrollIntoView({ behavior: calm ? "auto" : "smooth" });
+    find("#result").scrollIntoView({ behavior: calm ? "auto" : "smooth", block: "start" });
   });
-  // A PNG dropped beside the image slots restores the settings in it; the slots keep their own drops.
-  const outside = (event) =>
-    event.dataTransfer && [...event.dataTransfer.types].includes("Files") && !event.target.closest(".slot");
-  document.addEventListener("dragover", (event) => {
-    document.body.classList.toggle("dropping", Boolean(outside(event)));
-    if (outside(event)) event.preventDefault();
+
+  // While something runs: Stop and Skip show it, the title tells how far it is, and leaving asks first.
+  const title = document.title;
+  let running = false;
+  const follow = () => {
+    const bar = find("#status .bar");
+    const percent = bar ? parseFloat(bar.style.width) : 0;
+    running = find("#status .track")?.dataset.running === "true";
+    create.classList.toggle("running", running);
+    const told = running ? `${Math.round(percent)} % · ${title}` : title;
+    if (document.title !== told) document.title = told;
+  };
+  addEventListener("beforeunload", (event) => {
+    if (running) event.preventDefault();
   });
-  document.addEventListener("dragleave", (event) => {
-    if (!event.relatedTarget) document.body.classList.remove("dropping");
-  });
-  document.addEventListener("drop", (event) => {
-    document.body.classList.remove("dropping");
-    const input = document.querySelector("input[type=file][accept*=json]");
-    if (!outside(event) || !input || !event.dataTransfer.files.length) return;
-    event.preventDefault();
-    input.files = event.dataTransfer.files;
-    input.dispatchEvent(new Event("change", { bubbles: true }));
-  });
+
+  // Small images at a whole multiple of their size, sharp. A preview has an eighth of the size and takes the same place.
+  const fit = () => {
+    const image = find("#result img");
+    if (!image) return;
+    create.classList.add("ran");
+    const preview = image.src.endsWith("/preview.png");
+    const [width, height] = [image.naturalWidth, image.naturalHeight].map((side) => side * (preview ? 8 : 1));
+    const room = image.closest(".image-container").getBoundingClientRect();
+    const times = Math.floor(Math.min(room.width / width, room.height / height));
+    image.classList.toggle("whole", times >= 2);
+    image.classList.toggle("preview", preview);
+    image.style.width = times >= 2 ? `${times * width}px` : "";
+    image.style.height = times >= 2 ? `${times * height}px` : "";
+  };
+  find("#result").addEventListener("load", fit, true);
+  addEventListener("resize", fit);
+
   // A slider's number is the field itself to whoever reads or fills the form; Gradio calls it "number input for Steps".
   const rename = () => {
     for (const input of document.querySelectorAll('input[type=number][aria-label^="number input for "]'))
       input.setAttribute("aria-label", input.getAttribute("aria-label").slice("number input for ".length));
   };
-  rename();
-  new MutationObserver(rename).observe(document.body, { childList: true, subtree: true });
-  // Gradio calls every upload "Drop an image file here": the group around it says which image it is for.
-  for (const slot of document.querySelectorAll(".slot.column")) {
-    slot.setAttribute("role", "group");
-    slot.setAttribute("aria-label", slot.querySelector("label, [data-testid=block-label]").innerText.trim());
-  }
+  // Gradio calls every upload "Drop an image file here": the group around it says which image it is for. Folded slots
+  // come later.
+  const group = () => {
+    for (const slot of document.querySelectorAll(".slot.column:not([role])")) {
+      const name = slot.querySelector("label, [data-testid=block-label]");
+      if (!name) continue;
+      slot.setAttribute("role", "group");
+      slot.setAttribute("aria-label", name.innerText.trim());
+    }
+  };
+  const look = () => { rename(); group(); follow(); };
+  look();
+  new MutationObserver(look).observe(document.body, { childList: true, subtree: true });
   document.body.dataset.script = "ready";
 }

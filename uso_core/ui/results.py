@@ -16,8 +16,9 @@ from uso_core.images import webp_texts
 from uso_core.request import InputImage, StoredStyle
 from uso_core.storage.files import write_whole
 from uso_core.storage.png import png_texts
-from uso_core.ui import text
-from uso_core.ui.form import QUIET, STORED, STYLES, TOLD, Form, Updates
+from uso_core.ui import lora_rows, text
+from uso_core.ui.event_options import QUIET, TOLD
+from uso_core.ui.form import STORED, STYLES, Form, Updates
 from uso_core.ui.inputs import refusal
 from uso_core.ui.language import label, say, tell
 from uso_core.ui.services import Services, Stores
@@ -28,18 +29,21 @@ FETCH = "() => document.querySelector('#archive-file')?.click()"
 
 @dataclass(frozen=True)
 class Results:
-    """The components others write to: a run its image, seed and images made; the history the one selected."""
+    """The components others write to. Whatever changes `selected` also shows that image; all else follows from it."""
 
     image: gr.Image
-    seed_used: gr.Textbox
     made: gr.State  # paths of the current run
-    selected: gr.State  # path of the image shown
+    selected: gr.State  # path of the image that settings, seed, comparison, export and actions are about
+
+    def showing(self, path: str | None) -> Updates:
+        """Selects an image."""
+        return {self.image: path, self.selected: path}
 
 
 def build_results(form: Form, services: Services) -> Results:
     """Lays out the right side of the page and connects it to the form."""
     image = gr.Image(
-        label=label("result"), type="filepath", format="png", interactive=False, height=480, elem_id="result",
+        label=label("result"), type="filepath", format="png", interactive=False, height=None, elem_id="result",
         buttons=["download", "fullscreen"],
     )  # fmt: skip
     with gr.Row(elem_id="actions"):
@@ -47,10 +51,11 @@ def build_results(form: Form, services: Services) -> Results:
             gr.Button(label(name), size="sm", min_width=80)
             for name in ("use_as_content", "use_as_style", "reuse_settings", "reuse_seed")
         )
-    gallery = gr.Gallery(
-        label=label("visit"), columns=6, height=140, allow_preview=False, object_fit="cover", buttons=[],
-        fit_columns=False, interactive=False, elem_id="visit",
-    )  # fmt: skip
+    with gr.Column(min_width=120, elem_id="session"):
+        gallery = gr.Gallery(
+            label=label("visit"), columns=1, height=None, allow_preview=False, object_fit="cover", buttons=[],
+            fit_columns=False, interactive=False, elem_id="visit",
+        )  # fmt: skip
     with gr.Accordion(label("settings_of_image"), open=False):
         settings = gr.Textbox(label=label("settings"), lines=8, interactive=False, buttons=["copy"])
     with gr.Accordion(label("compare_with"), open=False):
@@ -67,18 +72,16 @@ def build_results(form: Form, services: Services) -> Results:
                 comfy = gr.DownloadButton(label("comfy"), size="sm", interactive=False, min_width=100)
                 archive = gr.Button(label("archive"), size="sm", interactive=False, min_width=100)
                 archive_file = gr.DownloadButton("zip", elem_id="archive-file", visible="hidden")
-    results = Results(image, seed_used, gr.State([]), gr.State(None))
+    results = Results(image, gr.State([]), gr.State(None))
     session = gr.State([])
 
     def collect(made: list[str], before: list[str]) -> Updates:
         paths = [*before, *(path for path in made if path not in before)]
-        shown = {session: paths, gallery: paths[::-1]}
-        shown[archive] = gr.Button(interactive=bool(paths))
-        return {**shown, results.selected: made[-1]} if made else shown
+        return {session: paths, gallery: paths[::-1], archive: gr.Button(interactive=bool(paths))}
 
-    def choose(paths: list[str], event: gr.SelectData) -> Updates:
-        path = paths[::-1][event.index]
-        return {image: path, results.selected: path}
+    def choose(paths: list[str], event: gr.SelectData, request: gr.Request) -> Updates:
+        services.sessions.look(request.session_hash or "", True)
+        return results.showing(paths[::-1][event.index])
 
     def describe(path: str | None, request: gr.Request) -> Updates:
         shown = {settings: "", compare: None, comfy: gr.DownloadButton(interactive=False), seed_used: ""}
@@ -99,13 +102,10 @@ def build_results(form: Form, services: Services) -> Results:
             seed_used: str(made.seed),
         }
 
-    collected = results.made.change(
-        collect, [results.made, session], [session, results.selected, gallery, archive], **QUIET
-    )
+    results.made.change(collect, [results.made, session], [session, gallery, archive], **QUIET)
     archive.click(_zip, session, archive_file, **TOLD).then(None, None, None, js=FETCH, **QUIET)
-    chosen = gallery.select(choose, session, [image, results.selected], **QUIET)
-    for change in (collected, chosen):
-        change.then(describe, results.selected, [settings, compare, comfy, seed_used], **QUIET)
+    gallery.select(choose, session, [image, results.selected], **QUIET)
+    results.selected.change(describe, results.selected, [settings, compare, comfy, seed_used], **QUIET)
     as_content.click(lambda path: path or gr.skip(), results.selected, form["content"], **QUIET)
     reuse_seed.click(lambda seed: int(seed) if seed else gr.skip(), seed_used, form["seed"], **QUIET)
     _wire_slots(form, results, as_style)
@@ -133,21 +133,23 @@ def _wire_restore(
         try:
             workflow = _workflow(Path(path))
             if workflow is None:
-                updates, words = restored(form, services.stores(request), Path(path))
+                updates, words = restored(form, services, services.stores(request), Path(path))
             else:
                 found = import_workflow(workflow)
                 kept = services.stores(request).history.inputs((found.content_sha256, *found.styles_sha256))
-                updates, words = form.imported(found, kept), text.imported(found, kept, STYLES)
+                here = lora_rows.by_file_name(found.loras, services.settings)
+                updates = form.imported(found, kept, [lora for _, lora in here])
+                words = text.imported(found, kept, STYLES, [name for name, _ in here])
         except UsoError as error:
             raise refusal(error) from None
         return {**updates, form.status: {"text": words, "percent": 0}}
 
-    outputs = [*form.fields.values(), form.status]
+    outputs = [*form.restorable, form.status]
     reuse.click(put_back, results.selected, outputs, **TOLD)
     restore.upload(put_back, restore, outputs, **TOLD)
 
 
-def restored(form: Form, stores: Stores, path: Path) -> tuple[Updates, str]:
+def restored(form: Form, services: Services, stores: Stores, path: Path) -> tuple[Updates, str]:
     """Values for the fields from a PNG of ours, and a sentence naming the inputs that cannot be restored.
 
     Raises `RequestError` if the file is not ours.
@@ -159,7 +161,8 @@ def restored(form: Form, stores: Stores, path: Path) -> tuple[Updates, str]:
     placed = [*([request.content] if request.content else []), *given[:STYLES], *stored[:STORED]]
     lost = [each.name for each in placed if each.sha256 not in {*images, *there}]
     beyond = [each.name for each in [*given[STYLES:], *stored[STORED:]]]
-    return form.updates(request, images, there), text.restored(lost, beyond, [lora.name for lora in request.loras])
+    loras, told = lora_rows.there(request, services.settings)
+    return form.updates(request, images, there, loras), text.restored(lost, beyond, told)
 
 
 def _workflow(path: Path) -> str | bytes | None:

@@ -34,10 +34,14 @@ class Update:
 
 
 class Sessions:
-    """The active jobs of each open page, so that its Stop, or closing it, ends them and no others."""
+    """The active jobs of each open page, so that its Stop, or closing it, ends them and no others.
+
+    And whether its user looks at an image of their choice, which a run then leaves in its place.
+    """
 
     def __init__(self) -> None:
         self._jobs: dict[str, list[Job]] = {}
+        self._looking: set[str] = set()
         self._lock = threading.Lock()
 
     def add(self, session: str, job: Job) -> None:
@@ -57,6 +61,15 @@ class Sessions:
         with self._lock:
             return list(self._jobs.get(session, ()))
 
+    def look(self, session: str, chosen: bool) -> None:
+        """Whether the page's user has chosen an image since the last run began; False if the page is left."""
+        with self._lock:
+            (self._looking.add if chosen else self._looking.discard)(session)
+
+    def looking(self, session: str) -> bool:
+        with self._lock:
+            return session in self._looking
+
 
 def follow(job: Job, sessions: Sessions, session: str, keep: Keep) -> Iterator[Update | None]:
     """The updates of a job while it runs, None if nothing is new; raises the `UsoError` it failed with.
@@ -71,9 +84,9 @@ def follow(job: Job, sessions: Sessions, session: str, keep: Keep) -> Iterator[U
             if isinstance(event, Failed):
                 raise event.error
             if isinstance(event, ImageReady):
-                done = text.done(event.result.seconds, event.result.seed, event.unread)
+                words = text.ready(event, job.request.images)
                 path = keep(event.image, event.result)
-                yield Update({"text": done, "percent": 100}, path=path, result=event.result)
+                yield Update({"text": words, "percent": 100}, path=path, result=event.result)
             elif event is None and job.cancelled:
                 yield Update({"text": say("stopping"), "percent": 0})
             elif (status := describe(event, job, sessions.jobs(session))) is None:

@@ -16,7 +16,8 @@ from uso_core.storage.files import write_whole
 from uso_core.storage.styles import StyleEntry, StyleStore, mosaic
 from uso_core.ui import text
 from uso_core.ui.card_grid import Card, cards, chosen, data_address, html
-from uso_core.ui.form import QUIET, TOLD, Form, Status, Updates, chosen_styles, status_line
+from uso_core.ui.event_options import QUIET, TOLD
+from uso_core.ui.form import STYLES, Form, Status, Updates, chosen_styles, status_line
 from uso_core.ui.inputs import refusal
 from uso_core.ui.language import label, say, tell
 from uso_core.ui.run import PATIENCE, describe
@@ -43,6 +44,8 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
                 export = gr.DownloadButton(label("export_style"), size="sm", min_width=80, interactive=False)
                 delete = gr.Button(label("delete_style"), variant="stop", size="sm", min_width=80, interactive=False)
     key, sure = gr.State(""), gr.State("")  # the chosen one, and the one that a first click asked to delete
+    made_of = gr.State({})  # the image files of the styles saved on this page, by sha256
+    image_slots = [form[f"style_{number}"] for number in range(1, STYLES + 1)]
     listed = [shown, *form.stored]
     one = [key, called, export, sure, delete]
 
@@ -63,11 +66,14 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
         return {key: entry.sha256, called: entry.name, export: copy, sure: "", delete: gr.Button(label("delete_style"))}
 
     def put_in_slot(given: Updates) -> Updates:
+        """The images that the style was just made of leave their slots, else it would count twice."""
         slots, sha256 = form.stored_fields, given[key]
+        sources = set(given[made_of].get(sha256, ()))
+        emptied = {field: None for field in image_slots if given[field] in sources}
         free = next((slot for slot in slots if not given[slot] or given[slot] == sha256), None)
         if free is None:
             raise refusal(RequestError("style_slots_full"))
-        return {free: sha256, tabs: gr.Tabs(selected="create")}
+        return {**emptied, free: sha256, tabs: gr.Tabs(selected="create")}
 
     def change_name(sha256: str, words: str, request: gr.Request) -> Updates:
         styles = styles_of(request)
@@ -101,7 +107,8 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
                 if isinstance(event, StylesReady):
                     small = mosaic(thumbnails)
                     entry = styles.add(free, event.tokens, event.strengths, event.model, event.fingerprint, small)
-                    yield {**said("style_saved", entry, 100), name: "", **look(request)}
+                    sources = {**given[made_of], entry.sha256: [path for slot in image_slots if (path := given[slot])]}
+                    yield {**said("style_saved", entry, 100), name: "", made_of: sources, **look(request)}
                 else:
                     yield {status: event}
         except UsoError as error:
@@ -111,12 +118,13 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
     tab.select(look, None, listed, **QUIET)
     shown.click(choose, None, one, **TOLD)
     key.change(lambda key: [gr.Button(interactive=bool(key))] * 3, key, [use, rename, delete], **QUIET)
-    use.click(put_in_slot, {key, *form.stored_fields}, [*form.stored_fields, tabs], **TOLD)
+    slots = [*form.stored_fields, *image_slots]
+    use.click(put_in_slot, {key, made_of, *slots}, [*slots, tabs], **TOLD)
     rename.click(change_name, [key, called], [status, called, export, *listed], **TOLD)
     delete.click(remove, [key, sure], [status, *one, *listed], **TOLD)
     take_in.upload(receive, take_in, [status, *listed], **TOLD)
     save.click(
-        store, {name, *form.components}, [status, name, *listed],
+        store, {name, made_of, *form.components}, [status, name, made_of, *listed],
         api_visibility="private", concurrency_limit=None, show_progress="hidden",
     )  # fmt: skip
 

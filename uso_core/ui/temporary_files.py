@@ -53,9 +53,13 @@ class PassingImages:
     def add(self, owner: str, image: Image.Image, result: Result) -> Path:
         """Writes the PNG with its request inside, and nothing else; raises `OutputError` if it cannot be written."""
         path = save_image(image, result, passing_path(f"private-{result.seed}.png"), beside=False)
+        self.own(owner, path)
+        return path
+
+    def own(self, owner: str, path: Path) -> None:
+        """Takes over a file that was written elsewhere, to be deleted when the owner leaves."""
         with self._lock:
             self._paths.setdefault(owner, []).append(path)
-        return path
 
     def preview(self, owner: str, image: Image.Image) -> str:
         """The path of a preview; the owner's old ones are deleted."""

@@ -11,7 +11,7 @@ from uso_core.catalog.download import size_text
 from uso_core.catalog.locate import WeightsReport
 from uso_core.catalog.models import Model
 from uso_core.comfy import ComfyImport
-from uso_core.events import Unread
+from uso_core.events import ImageReady, Unread
 from uso_core.messages import Message
 from uso_core.request import GenerationRequest, StoredStyle
 from uso_core.ui.language import say, tell
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 TITLE = "USO"
 SHOWN_CHARACTERS = 80  # of a long prompt
 ALL_READ = Unread()
+LORA_NOTES = ("note_lora_ignored", "note_lora_ignored_unknown")
 
 
 def mode_key(content: bool, styles: int, prompt: str) -> str:
@@ -62,6 +63,18 @@ def stepping(image: int, images: int, step: int, steps: int, each: float, left: 
     if not more:
         return words
     return f"{words} {say('one_more_waits') if more == 1 else say('more_wait', count=more)}"
+
+
+def ready(event: ImageReady, images: int) -> str:
+    """The end of a run, or of one of several images."""
+    if event.index + 1 < images:
+        return say("image_ready", image=event.index + 1, images=images)
+    return done(event.result.seconds, event.result.seed, event.unread)
+
+
+def of_grid(cell: int, cells: int, words: str) -> str:
+    """Progress of one cell of a comparison grid."""
+    return say("grid_cell", cell=cell, cells=cells, words=words)
 
 
 def done(seconds: float, seed: int, unread: Unread = ALL_READ) -> str:
@@ -118,13 +131,16 @@ def settings(request: GenerationRequest) -> str:
     for place, (style, strength) in enumerate(zip(request.styles, strengths, strict=True), 1):
         key = "settings_saved_style" if isinstance(style, StoredStyle) else "settings_style"
         lines.append(say(key, place=place, name=style.name, strength=f"{strength:g}"))
+    for lora in request.loras:
+        lines.append(say("settings_lora", name=lora.name, strength=f"{lora.strength:g}"))
     return "\n".join([*lines, say("settings_model", model=request.model)])
 
 
-def imported(workflow: ComfyImport, kept: Collection[str], slots: int) -> str:
+def imported(workflow: ComfyImport, kept: Collection[str], slots: int, loras: Collection[str] = ()) -> str:
     """What was read from a ComfyUI workflow: the images to choose, and what has no counterpart here.
 
-    `kept` are the hashes of those images that the history has, `slots` how many styles the page takes.
+    `kept` are the hashes of those images that the history has, `slots` how many styles the page takes, `loras` the
+    workflow's names of those LoRAs that are here.
     """
     parts = [say("imported")]
     styles = list(zip(workflow.styles[:slots], workflow.styles_sha256, strict=False))
@@ -137,15 +153,17 @@ def imported(workflow: ComfyImport, kept: Collection[str], slots: int) -> str:
         parts.append(say("imported_content", name=workflow.content))
     if wanted:
         parts.append(say("imported_styles", names=", ".join(wanted)))
-    return " ".join([*parts, *map(tell, workflow.notes)])
+    notes = [note for note in workflow.notes if not (note.key in LORA_NOTES and note.values.get("name") in loras)]
+    return " ".join([*parts, *map(tell, notes)])
 
 
-def restored(lost: list[str], beyond: list[str], loras: Sequence[str] = ()) -> str:
-    """What was restored from an image, which inputs were lost, and which styles and LoRAs the page has no place for."""
+def restored(lost: list[str], beyond: list[str], loras: Sequence[Message] = ()) -> str:
+    """What was restored from an image, which inputs were lost, which styles exceed the page's slots, and its LoRAs."""
     words = [say("restored_without", names=", ".join(lost))] if lost else []
     words += [say("restored_beyond", names=", ".join(beyond))] if beyond else []
-    words += [say("restored_without_loras", names=", ".join(loras))] if loras else []
-    return " ".join(words) or say("restored")
+    if loras and not words:
+        words = [say("restored_except")]
+    return " ".join([*words, *map(tell, loras)]) or say("restored")
 
 
 def model_at_work(title: str, loaded: WorkerState | None) -> str:

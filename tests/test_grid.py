@@ -1,0 +1,80 @@
+"""The comparison grid: its axes as users write them, its requests, and its contact sheet."""
+
+from __future__ import annotations
+
+import pytest
+from PIL import Image
+
+from uso_core.errors import RequestError
+from uso_core.grid import Axis, cells, read_axis, sheet
+from uso_core.request import GenerationRequest, InputImage, LoRA
+
+STYLE = InputImage("ink.png", "a" * 64)
+ASKED = GenerationRequest("a boat", styles=(STYLE, STYLE), seed=7, images=3)
+NAMES = {"guidance": "guidance", "style_strength": "style strength", "seed": "seed"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "values"),
+    [("guidance", "2, 4,6", (2, 4, 6)), ("style_strength", "0..1/0.25", (0, 0.25, 0.5, 0.75, 1)),
+     ("seed", "1..4", (1, 2, 3, 4)), ("steps", "4;8 16", (4, 8, 16)), ("lora_strength", "-1 .. 1", (-1, 0, 1)),
+     ("content_strength", "0 .. 0.3 / 0.1", (0, 0.1, 0.2, 0.3)), ("seed", "9007199254740991", (2**53 - 1,))],
+)  # fmt: skip
+def test_values_as_users_write_them(name, text, values):
+    assert read_axis(name, text) == Axis(name, values)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "key"),
+    [("width", "64", "grid_axis"), ("guidance", "high", "grid_number"), ("guidance", "", "grid_values"),
+     ("guidance", "4, 4", "grid_values"), ("seed", "1..9", "grid_too_many"), ("seed", "4..1", "grid_values"),
+     ("seed", "0..1000000000/1", "grid_too_many"), ("guidance", "1..2/0", "grid_values"),
+     ("guidance", "nan", "grid_number"), ("guidance", "1e999", "grid_number"), ("steps", "0", "out_of_range"),
+     ("steps", "1.5", "no_whole_number"), ("style_strength", "3", "out_of_range"),
+     ("guidance", "1,2..", "grid_number")],
+)  # fmt: skip
+def test_values_that_cannot_be(name, text, key):
+    with pytest.raises(RequestError) as raised:
+        read_axis(name, text)
+    assert raised.value.key == key
+
+
+def test_every_cell_is_a_request_with_one_seed():
+    rows = cells(ASKED, Axis("guidance", (2, 4)), Axis("style_strength", (0.5, 1, 2)))
+    assert [[(each.guidance, each.style_strengths, each.seed, each.images) for each in row] for row in rows] == [
+        [(2, (0.5, 0.5), 7, 1), (4, (0.5, 0.5), 7, 1)],
+        [(2, (), 7, 1), (4, (), 7, 1)],
+        [(2, (2, 2), 7, 1), (4, (2, 2), 7, 1)],
+    ]
+    ((first, second),) = cells(GenerationRequest("a boat"), Axis("steps", (4, 8)))
+    assert first.seed == second.seed is not None
+
+
+def test_what_cannot_change_anything_is_refused():
+    plain = GenerationRequest("a boat", loras=(LoRA("ink", "b" * 64, 0.5),))
+    (row,) = cells(plain, Axis("lora_strength", (0, 1)))
+    assert [each.loras for each in row] == [(), (LoRA("ink", "b" * 64, 1.0),)]
+    for axis in ("style_strength", "content_strength"):
+        with pytest.raises(RequestError) as raised:
+            cells(plain, Axis(axis, (0, 1)))
+        assert raised.value.key == "grid_without"
+    with pytest.raises(RequestError) as raised:
+        cells(plain, Axis("seed", (0, 1)), Axis("seed", (2,)))
+    assert raised.value.key == "grid_axis_twice"
+
+
+def test_the_sheet_shows_each_image_once_in_its_place():
+    colours = {(0, 0): "red", (0, 1): "green", (1, 1): "blue"}
+    images = {place: Image.new("RGB", (64, 48), colour) for place, colour in colours.items()}
+    made = sheet(images, Axis("guidance", (2, 4)), Axis("seed", (1, 2)), NAMES)
+    counts = {colour: count for count, colour in made.getcolors(made.width * made.height) or []}
+    assert [counts[rgb] for rgb in ((255, 0, 0), (0, 128, 0), (0, 0, 255))] == [128 * 96] * 3  # doubled, sharp
+    red, blue = (made.getbbox() and _place(made, rgb) for rgb in ((255, 0, 0), (0, 0, 255)))
+    assert red[0] < blue[0]
+    assert red[1] < blue[1]
+    assert made.crop((0, 0, made.width, red[1])).getcolors(10**6) != [(made.width * red[1], (255, 255, 255))]
+
+
+def _place(image: Image.Image, rgb: tuple[int, int, int]) -> tuple[int, int]:
+    pixels = image.load()
+    return next((x, y) for y in range(image.height) for x in range(image.width) if pixels[x, y] == rgb)

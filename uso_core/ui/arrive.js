@@ -1,0 +1,91 @@
+() => {
+  // Images and settings that are dropped or pasted anywhere but into a slot.
+  const languages = __WORDS__;
+  const words = languages[navigator.language] || languages[navigator.language.split("-")[0]] || languages.en;
+  const make = (tag, properties, ...children) => {
+    const element = Object.assign(document.createElement(tag), properties);
+    element.append(...children);
+    return element;
+  };
+  const give = (input, file) => {
+    const files = new DataTransfer();
+    files.items.add(file);
+    input.files = files.files;
+    input.dispatchEvent(new Event("change", { bubbles: true }));
+  };
+  const MOST = 1 << 22; // bytes in which settings are looked for
+  const KEYS = ["uso", "workflow", "prompt"]; // of a PNG's texts; a WebP's Exif has "workflow:" or "prompt:"
+
+  const holdsSettings = async (file) => {
+    if (/\.json$/i.test(file.name)) return true;
+    if (!/\.(png|webp)$/i.test(file.name)) return false;
+    const bytes = new Uint8Array(await file.slice(0, MOST).arrayBuffer());
+    const text = new TextDecoder("latin1").decode(bytes);
+    if (text.startsWith("RIFF")) return /(workflow|prompt):/.test(text);
+    return KEYS.some((key) => ["tEXt", "zTXt", "iTXt"].some((kind) => text.includes(`${kind}${key}\0`)));
+  };
+
+  const slots = () => [...document.querySelectorAll(".slot.column")];
+  const filled = (slot) => slot.querySelector("img") !== null;
+  const put = (slot, file) => {
+    const input = slot.querySelector("input[type=file]");
+    if (input) return give(input, file);
+    // A filled slot has no place to upload to: empty it first.
+    slot.querySelector(".icon-button-wrapper button:last-child")?.click();
+    new MutationObserver((_, observer) => {
+      const place = slot.querySelector("input[type=file]");
+      if (place) { observer.disconnect(); give(place, file); }
+    }).observe(slot, { childList: true, subtree: true });
+  };
+
+  const ask = (file) => {
+    const address = URL.createObjectURL(file);
+    const dialog = make("dialog", { className: "crop", ariaLabel: words.image_for },
+      make("p", { textContent: words.image_for }), make("img", { src: address, alt: file.name }));
+    const bar = make("div", { className: "bar" });
+    const all = slots();
+    const styles = all.slice(1);
+    const offers = [[words.content, all[0]], [words.style.replace(/\s*\{number\}/, ""), styles.find((each) => !filled(each)) || styles[0]]];
+    for (const [textContent, slot] of offers) {
+      const button = make("button", { type: "button", className: "apply", textContent });
+      button.addEventListener("click", () => { dialog.close(); put(slot, file); });
+      bar.append(button);
+    }
+    const cancel = make("button", { type: "button", textContent: words.cancel });
+    cancel.addEventListener("click", () => dialog.close());
+    bar.prepend(make("span", {}), cancel);
+    dialog.append(bar);
+    dialog.addEventListener("close", () => { URL.revokeObjectURL(address); dialog.remove(); });
+    document.body.append(dialog);
+    dialog.showModal();
+  };
+
+  const take = async (file) => {
+    const restore = document.querySelector("#restore input[type=file], input[type=file][accept*=json]");
+    if (await holdsSettings(file)) give(restore, file);
+    else if (file.type.startsWith("image/") || /\.(heic|heif|avif|tiff?)$/i.test(file.name)) ask(file);
+    else give(restore, file); // which says what it takes
+  };
+
+  const outside = (event) =>
+    event.dataTransfer && [...event.dataTransfer.types].includes("Files") && !event.target.closest(".slot, dialog");
+  document.addEventListener("dragover", (event) => {
+    document.body.classList.toggle("dropping", Boolean(outside(event)));
+    if (outside(event)) event.preventDefault();
+  });
+  document.addEventListener("dragleave", (event) => {
+    if (!event.relatedTarget) document.body.classList.remove("dropping");
+  });
+  document.addEventListener("drop", (event) => {
+    document.body.classList.remove("dropping");
+    if (!outside(event) || !event.dataTransfer.files.length || document.querySelector("dialog[open]")) return;
+    event.preventDefault();
+    take(event.dataTransfer.files[0]);
+  });
+  document.addEventListener("paste", (event) => {
+    const [file] = event.clipboardData?.files || [];
+    if (!file || document.querySelector("dialog[open]") || !document.querySelector("#create").offsetParent) return;
+    event.preventDefault();
+    take(file);
+  });
+}

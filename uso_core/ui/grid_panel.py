@@ -1,0 +1,133 @@
+"""The comparison grid of the Create tab: two values varied, each cell an image of its own, and the contact sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from uso_core.errors import UsoError
+from uso_core.grid import AXES, Axis, cells, read_axis, sheet
+from uso_core.request import GenerationRequest, Result
+from uso_core.storage.files import save_image
+from uso_core.ui import text
+from uso_core.ui.form import Form, Status, Updates
+from uso_core.ui.inputs import refusal
+from uso_core.ui.language import label, say, tell
+from uso_core.ui.results import Results
+from uso_core.ui.run import follow
+from uso_core.ui.services import Services
+from uso_core.ui.temporary_files import passing_path
+
+Asked = Callable[[dict[str, Any], gr.Request], GenerationRequest]
+FIRST, FIRST_VALUES = "style_strength", "0, 0.5, 1, 1.5"
+LATIN = {name: name.replace("_", " ") for name in AXES}  # on the sheet: its font has no other scripts
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Both axes with their values, and the button."""
+
+    across: gr.Dropdown
+    across_values: gr.Textbox
+    down: gr.Dropdown
+    down_values: gr.Textbox
+    start: gr.Button
+
+    @property
+    def fields(self) -> set[Any]:
+        return {self.across, self.across_values, self.down, self.down_values}
+
+
+def lay_out() -> Panel:
+    """Below the form."""
+    names = [(label(f"grid_{name}"), name) for name in AXES]
+    with gr.Accordion(label("grid"), open=False, elem_id="grid"):
+        gr.Markdown(label("grid_hint"))
+        with gr.Row():
+            across = gr.Dropdown(names, value=FIRST, label=label("grid_across"), filterable=False, min_width=120)
+            across_values = gr.Textbox(FIRST_VALUES, label=label("grid_across_values"), max_lines=1, min_width=120)
+        with gr.Row():
+            choices = [(label("grid_none"), ""), *names]
+            down = gr.Dropdown(choices, value="", label=label("grid_down"), filterable=False, min_width=120)
+            down_values = gr.Textbox("", label=label("grid_down_values"), max_lines=1, min_width=120)
+        start = gr.Button(label("grid_start"), elem_id="grid-start")
+    return Panel(across, across_values, down, down_values, start)
+
+
+def wire(panel: Panel, form: Form, results: Results, services: Services, asked: Asked) -> None:
+    """Starts the run; `asked` makes the form's request."""
+
+    def run(given: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
+        session = request.session_hash or ""
+        services.sessions.look(session, False)
+        try:
+            across = read_axis(given[panel.across], given[panel.across_values] or "")
+            down = read_axis(given[panel.down], given[panel.down_values] or "") if given[panel.down] else None
+            rows = cells(asked(form.values(given), request), across, down)
+            visitor = services.visitor(request)
+            for row in rows:
+                for cell in row:
+                    services.engine.check(cell)
+            keep = (
+                partial(services.passing.add, session) if given[form.private] else services.stores(request).history.add
+            )
+            yield from _made(rows, across, down, keep, visitor, session)
+        except UsoError as error:
+            yield {form.status: {"text": tell(error.told), "percent": 0}}
+            raise refusal(error) from None
+
+    def _made(
+        rows: list[list[GenerationRequest]], across: Axis, down: Axis | None, keep: Any, visitor: str, session: str
+    ) -> Iterator[Updates]:
+        done: dict[tuple[int, int], Image.Image] = {}
+        paths: list[str] = []
+        first: Result | None = None
+        count, wide = len(rows) * len(rows[0]), len(rows[0])
+        for place, cell in enumerate(cell for row in rows for cell in row):
+            taken: list[Image.Image] = []
+
+            def keep_it(image: Image.Image, result: Result, taken: list[Image.Image] = taken) -> Any:
+                taken.append(image)
+                return keep(image, result)
+
+            job = services.engine.submit(cell, False, visitor)
+            for update in follow(job, services.sessions, session, keep_it):
+                if update is None:
+                    continue
+                status = _status(update.status, place, count)
+                shown: Updates = {form.status: {**status, "running": True}}
+                if update.path is not None and update.result is not None:
+                    first = first or update.result
+                    done[divmod(place, wide)] = taken[-1]
+                    paths.append(str(update.path))
+                    contact = _saved(sheet(done, across, down, LATIN), first, session)
+                    shown[results.made] = [*paths, contact] if len(done) == count else list(paths)
+                    if not services.sessions.looking(session):
+                        shown |= results.showing(contact)
+                yield shown
+            if job.cancelled and divmod(place, wide) not in done:
+                yield {form.status: {"text": say("stopped"), "percent": 0}}
+                return
+        if first is not None:
+            yield {form.status: {"text": say("grid_done", count=len(done)), "percent": 100}}
+
+    def _saved(contact: Image.Image, first: Result, session: str) -> str:
+        path = save_image(contact, first, passing_path("grid.png"), beside=False)
+        services.passing.own(session, path)
+        return str(path)
+
+    panel.start.click(
+        run, {form.private, *panel.fields, *form.components},
+        [results.image, form.status, results.selected, results.made], api_visibility="private",
+        concurrency_limit=None, show_progress="hidden",
+    )  # fmt: skip
+
+
+def _status(status: Status, place: int, count: int) -> Status:
+    percent = (100 * place + status["percent"]) / count
+    return {"text": text.of_grid(place + 1, count, str(status["text"])), "percent": round(percent)}

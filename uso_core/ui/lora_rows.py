@@ -1,0 +1,180 @@
+"""LoRAs beside USO's in the form: up to four by name, each with a strength and a switch; and Turbo."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from uso_core.catalog.loras import find_loras, located, named_lora, turbo_lora
+from uso_core.catalog.models import Model, get_model
+from uso_core.errors import UsoError
+from uso_core.messages import Message
+from uso_core.request import MAX_LORA_STRENGTH, GenerationRequest, LoRA, number
+from uso_core.settings import Settings
+from uso_core.ui.event_options import QUIET, TOLD
+from uso_core.ui.inputs import TOAST_SECONDS, ChoiceInput, SliderInput
+from uso_core.ui.language import label, say, tell
+
+if TYPE_CHECKING:
+    from uso_core.ui.services import Services
+
+ROWS = 4
+SHOWN_STRENGTH = 2.0  # of the slider, which goes as far below zero
+
+
+@dataclass(frozen=True)
+class LoRARows:
+    """The panel with its rows, shown one more than are in use, and the switch for Turbo."""
+
+    panel: gr.Accordion
+    turbo: gr.Checkbox
+    rows: tuple[gr.Row, ...]
+    fields: dict[str, Any]
+
+    @property
+    def names(self) -> list[Any]:
+        return [self.fields[f"lora_{place}"] for place in range(1, ROWS + 1)]
+
+    @property
+    def all(self) -> list[Any]:
+        """Every component that `filled` sets."""
+        return [*self.fields.values(), self.turbo]
+
+
+def lay_out(model: Model) -> LoRARows:
+    """The rows, hidden until LoRAs are found."""
+    fields: dict[str, Any] = {}
+    turbo = gr.Checkbox(
+        label=label("turbo"), info=label("turbo_hint"), visible=bool(model.turbos), container=False, elem_id="turbo"
+    )
+    with gr.Accordion(label("loras"), open=False, visible=False, elem_id="loras") as panel:
+        rows = tuple(_row(place, fields) for place in range(1, ROWS + 1))
+    return LoRARows(panel, turbo, rows, fields)
+
+
+def _row(place: int, fields: dict[str, Any]) -> gr.Row:
+    with gr.Row(visible=place == 1, elem_classes="lora") as row:
+        fields[f"lora_{place}_on"] = gr.Checkbox(
+            value=True, label=label("lora_on", place), show_label=False, container=False, min_width=24, scale=0
+        )
+        fields[f"lora_{place}"] = ChoiceInput(
+            [(label("no_lora"), "")], value="", label=label("lora", place), min_width=120, scale=1
+        )
+        fields[f"lora_{place}_strength"] = SliderInput(
+            -SHOWN_STRENGTH, SHOWN_STRENGTH, value=1, step=0.05, label=label("lora_strength", place), buttons=[],
+            min_width=120, scale=1,
+        )  # fmt: skip
+    return row
+
+
+def chosen(values: dict[str, Any], settings: Settings) -> tuple[LoRA, ...]:
+    """The LoRAs in the rows that are switched on; raises `RequestError` for one that is not here any more."""
+    found = []
+    for place in range(1, ROWS + 1):
+        name = values.get(f"lora_{place}")
+        if name and values.get(f"lora_{place}_on"):
+            strength = values[f"lora_{place}_strength"]
+            checked = number("LoRA strength", strength, -MAX_LORA_STRENGTH, MAX_LORA_STRENGTH)
+            found.append(dataclasses.replace(named_lora(f"{name}:1", settings), strength=checked))
+    return tuple(found)
+
+
+def filled(rows: LoRARows, loras: Iterable[LoRA]) -> dict[Any, Any]:
+    """Values for every row; those beyond the given LoRAs become empty."""
+    places = [*((lora.name, lora.strength) for lora in loras), *[("", 1.0)] * ROWS][:ROWS]
+    values: dict[Any, Any] = {rows.turbo: False}
+    for place, (name, strength) in enumerate(places, 1):
+        values[rows.fields[f"lora_{place}"]] = name
+        values[rows.fields[f"lora_{place}_strength"]] = strength
+        values[rows.fields[f"lora_{place}_on"]] = True
+    return values
+
+
+def there(request: GenerationRequest, settings: Settings) -> tuple[list[LoRA], list[Message]]:
+    """A request's LoRAs that are on this disk, as many as there are rows, and a sentence for each other."""
+    found: list[LoRA] = []
+    told: list[Message] = []
+    for lora in request.loras:
+        try:
+            (known,) = located(dataclasses.replace(request, loras=(lora,)), settings).loras
+        except UsoError as error:
+            told.append(error.told)
+            continue
+        if len(found) < ROWS:
+            found.append(known)
+        else:
+            told.append(Message("lora_beyond", {"name": lora.name}))
+    return found, told
+
+
+def by_file_name(wanted: Sequence[tuple[str, float | None]], settings: Settings) -> list[tuple[str, LoRA]]:
+    """Which of the LoRAs that a workflow names by file are here: the workflow's name, and the LoRA.
+
+    Neither folder, ending nor case count, as files are kept in other folders here. One whose strength is unknown, or
+    that two files here could be, is left out.
+    """
+    if not wanted:
+        return []
+    known: dict[str, list[str]] = {}
+    for name, path in find_loras(settings).items():
+        for key in {_key(name), _key(path.name)}:
+            known.setdefault(key, []).append(name)
+    found: list[tuple[str, LoRA]] = []
+    for name, strength in wanted:
+        names = known.get(_key(name), [])
+        if len(names) == 1 and strength is not None and abs(strength) <= MAX_LORA_STRENGTH and len(found) < ROWS:
+            found.append((name, LoRA(names[0], "", strength)))
+    return found
+
+
+def _key(name: str) -> str:
+    file = PurePosixPath(name.replace("\\", "/")).name.lower()
+    return file.removesuffix(".safetensors").removesuffix(".sft")
+
+
+def wire(page: gr.Blocks, rows: LoRARows, fields: dict[str, Any], services: Services) -> None:
+    """Offers what is found when the page is opened, and lets Turbo set steps, guidance and its LoRA."""
+    settings = services.settings
+
+    def offer() -> list[Any]:
+        choices = [(label("no_lora"), ""), *((name, name) for name in find_loras(settings))]
+        return [gr.Accordion(visible=len(choices) > 1), *[gr.Dropdown(choices=choices)] * ROWS]
+
+    def reveal(*names: str) -> list[Any]:
+        return [gr.Row(visible=not place or bool(name or names[place - 1])) for place, name in enumerate(names)]
+
+    def switch(on: bool, name: str, *names: str) -> dict[Any, Any]:
+        model = get_model(name)
+        known = {turbo.name for turbo in model.turbos}
+        if not on:
+            return {**_without(rows, names, known), fields["steps"]: model.steps, fields["guidance"]: model.guidance}
+        try:
+            lora, turbo = turbo_lora(model, settings)
+        except UsoError as error:
+            gr.Warning(escape(tell(error.told), quote=False), duration=TOAST_SECONDS, title=say("please_change"))
+            return {rows.turbo: False}
+        place = next((place for place, each in enumerate(names, 1) if each in ("", None, lora.name)), ROWS)
+        return {
+            rows.fields[f"lora_{place}"]: lora.name,
+            rows.fields[f"lora_{place}_strength"]: lora.strength,
+            rows.fields[f"lora_{place}_on"]: True,
+            fields["steps"]: turbo.steps,
+            fields["guidance"]: turbo.guidance,
+        }
+
+    page.load(offer, None, [rows.panel, *rows.names], **QUIET)
+    gr.on([each.change for each in rows.names], reveal, rows.names, list(rows.rows),
+          trigger_mode="always_last", **QUIET)  # fmt: skip
+    outputs = [*rows.all, fields["steps"], fields["guidance"]]
+    rows.turbo.input(switch, [rows.turbo, fields["model"], *rows.names], outputs, **TOLD)
+
+
+def _without(rows: LoRARows, names: Sequence[str], unwanted: set[str]) -> dict[Any, Any]:
+    """Empties the rows that hold one of the unwanted."""
+    return {rows.fields[f"lora_{place}"]: "" for place, name in enumerate(names, 1) if name in unwanted}
