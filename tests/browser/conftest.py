@@ -15,7 +15,9 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from tests.ui.test_app import Served, serve
 
-PATIENCE_MS = 240_000  # for what takes a second on an idle machine and a minute on a slow, busy one
+PATIENCE_MS = int(
+    os.environ.get("PATIENCE_MS", "240000")
+)  # for what takes a second on an idle machine and a minute on a slow, busy one
 CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 DESKTOP = {"width": 1280, "height": 900}
 OURS = ("127.0.0.1", "")  # data: and blob: addresses have no host

@@ -56,7 +56,7 @@ def put_back(history: History, path: Path) -> tuple[Form, list, str]:
     store = StyleStore(history.folder / "styles")
     with gr.Blocks() as page:
         form = build_form(page, get_model("uso-tiny"), SERVICES)
-    return form, *restored(form, Stores(history, store), path)
+    return form, *restored(form, SERVICES, Stores(history, store), path)
 
 
 def words_of(history: History, path: Path) -> str:

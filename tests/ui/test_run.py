@@ -40,8 +40,3 @@ def test_the_end_of_a_run_quotes_the_beginning_of_what_was_not_read():
     assert said.endswith("ooo…”.")
     assert len(said) < 170
     assert text.done(3.0, 7, Unread(("zebra", "猫"))) == "Done in 3 s, seed 7. The model does not know: zebra 猫."
-
-
-def test_restoring_names_the_loras_that_the_page_cannot_add():
-    assert text.restored([], [], ["ink", "clay"]).endswith("without these the image differs: ink, clay.")
-    assert text.restored([], []) == "All settings are restored."

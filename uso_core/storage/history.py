@@ -1,6 +1,7 @@
 """Every image the page made, kept in the output folder: found by day and prompt, limited in count and bytes.
 
     20261123-120000-7-000042.png   the image with its request inside   20261123-120000-7-000042.json   the same as JSON
+    20261123-120000-7-000042.star  empty: its user starred it
     thumbnails/*.webp              small ones for the gallery          inputs/<sha256>.png       input images, each once
 
 The last number only ever rises, so that no clock decides what is newest. An image is written after everything that
@@ -54,12 +55,12 @@ class Entry:
     when: datetime
     prompt: str
     seed: int
+    starred: bool = False
 
     @property
     def thumbnail(self) -> Path:
         """The thumbnail, or the image itself if the thumbnail is lost."""
-        small = _thumbnail(self.path)
-        return small if small.is_file() else self.path
+        return thumbnail_of(self.path)
 
 
 class History:
@@ -77,6 +78,8 @@ class History:
 
     def add(self, image: Image.Image, result: Result) -> Path:
         """Keeps an image with its input images, then deletes the oldest ones beyond the limits, but never this one.
+
+        Starred ones are the last to go.
 
         Raises `OutputError` if it cannot be written; then nothing of it remains.
         """
@@ -99,11 +102,29 @@ class History:
             self._prune()
         return path
 
-    def entries(self, search: str = "") -> list[Entry]:
-        """The kept images whose prompt contains every word of `search`, newest first."""
+    def entries(self, search: str = "", starred: bool = False) -> list[Entry]:
+        """The kept images whose prompt contains every word of `search`, newest first; perhaps only the starred ones."""
         words = search.lower().split()
-        found = [_entry(path) for path in self._images()]
+        found = [_entry(path) for path in self._images() if not starred or is_starred(path)]
         return [entry for entry in found if all(word in entry.prompt.lower() for word in words)]
+
+    def find(self, name: str) -> Path | None:
+        """The kept image with this file name, whatever a name from outside looks like."""
+        path = self.folder / f"{Path(name).stem}.png"
+        return path if name == path.name and OUR_NAME.fullmatch(path.stem) and path.is_file() else None
+
+    def star(self, path: Path, on: bool) -> None:
+        """Stars a kept image, or takes its star back; ignores a path that is not one.
+
+        Raises `OutputError` if that cannot be written.
+        """
+        if path.parent.resolve() != self.folder.resolve() or self.find(path.name) is None:
+            return
+        with locked(self.folder):
+            if not on:
+                remove_file(_star(path))
+            elif path.is_file():
+                _write(_star(path), b"")
 
     def delete(self, path: Path) -> None:
         """Removes one kept image and what belongs to it; ignores a path outside the folder or a name that is not ours.
@@ -173,10 +194,11 @@ class History:
         return max(deleted, *(age_order(path)[0] for path in self._images()), 0)
 
     def _prune(self) -> None:
-        """Deletes the oldest images beyond the limits, with the input images that no newer one uses."""
+        """Deletes the oldest images beyond the limits, with the input images that no remaining one uses."""
         used: set[str] = set()
         total, removed = 0, False
-        for index, path in enumerate(self._images()):
+        images = self._images()
+        for index, path in enumerate(sorted(images, key=lambda path: (path != images[0], not is_starred(path)))):
             names = _input_names(_record(path))
             total += sum(map(_bytes, (path, path.with_suffix(".json"), _thumbnail(path))))
             total += sum(_bytes(self._input(name)) for name in names - used)
@@ -202,7 +224,11 @@ class History:
             if _bytes(path) == 0 and (alone or is_old(path)):
                 _remove(path)
         kept = {path.stem for path in self._images()}
-        for lone in (*self.folder.glob("*.json"), *(self.folder / THUMBNAILS).glob("*.webp")):
+        for lone in (
+            *self.folder.glob("*.json"),
+            *self.folder.glob("*.star"),
+            *(self.folder / THUMBNAILS).glob("*.webp"),
+        ):
             if OUR_NAME.fullmatch(lone.stem) and lone.stem not in kept and (alone or is_old(lone)):
                 remove_file(lone)
 
@@ -222,7 +248,7 @@ def _entry(path: Path) -> Entry:
         when = datetime.fromtimestamp(path.stat().st_mtime)
     except (OSError, ValueError, OverflowError):  # deleted meanwhile, or an impossible date
         when = datetime.min
-    return Entry(path, when, shown, seed if isinstance(seed, int) else 0)
+    return Entry(path, when, shown, seed if isinstance(seed, int) else 0, is_starred(path))
 
 
 def _record(path: Path) -> dict[str, Any]:
@@ -255,6 +281,21 @@ def _input_names(record: dict[str, Any]) -> set[str]:
     return {image["sha256"] for image in images if image}
 
 
+def thumbnail_of(path: Path) -> Path:
+    """An image's thumbnail, or the image itself if it has none."""
+    small = _thumbnail(path)
+    return small if small.is_file() else path
+
+
+def is_starred(path: Path) -> bool:
+    """Whether the user starred an image."""
+    return _star(path).is_file()
+
+
+def _star(path: Path) -> Path:
+    return path.with_suffix(".star")
+
+
 def _thumbnail(path: Path) -> Path:
     return path.parent / THUMBNAILS / f"{path.stem}.webp"
 
@@ -262,7 +303,7 @@ def _thumbnail(path: Path) -> Path:
 def _remove(path: Path) -> None:
     """Deletes an image, then what belongs only to it: after a kill in between, the next sweep finds the rest."""
     remove_file(path)
-    for part in (path.with_suffix(".json"), _thumbnail(path)):
+    for part in (path.with_suffix(".json"), _star(path), _thumbnail(path)):
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
 

@@ -23,7 +23,25 @@ from uso_core.ui.theme import theme
 CSS_PATH = Path(__file__).parent / "page.css"
 MOST_SESSIONS = 1000  # pages and calls whose state is held at once, at about 0.4 MB each
 MOST_EVENTS = 10_000  # in Gradio's own queue, which on ZeroGPU would else hold one
-SCRIPTS = ("page.js", "crop.js", "arrive.js")
+SCRIPTS = ("page.js", "crop.js", "arrive.js", "lightbox.js", "attention.js")
+# The texts that the scripts show; the buttons of the lightbox are called as those on the page.
+WORDS = (
+    "crop", "crop_box", "crop_apply", "cancel", "light_or_dark", "language", "image_for", "content", "style", "image",
+    "restore_settings", "use_as_content", "use_as_style", "star", "download", "delete", "delete_sure", "close",
+    "previous", "next", "notify", "notify_me", "notify_refused", "play_sound", "image_is_ready", "shortcuts",
+    "keys_run", "keys_list", "keys_lightbox", "keys_move", "keys_leave", "keys_delete", "keys_star", "keys_use",
+)  # fmt: skip
+SHARED = """
+const languages = __WORDS__;
+const words = languages[navigator.language] || languages[navigator.language.split("-")[0]] || languages.en;
+const make = (tag, properties, ...children) => {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
+};
+const stored = (name) => { try { return localStorage.getItem(name); } catch { return null; } };
+const store = (name, value) => { try { localStorage.setItem(name, value); } catch { /* private browsing */ } };
+"""
 
 
 def build(engine: Engine, settings: Settings) -> gr.Blocks:
@@ -56,9 +74,8 @@ def build(engine: Engine, settings: Settings) -> gr.Blocks:
 def script() -> str:
     """The page's own JavaScript, with its texts in every language."""
     parts = [(CSS_PATH.parent / name).read_text(encoding="utf-8") for name in SCRIPTS]
-    names = ("crop", "crop_box", "crop_apply", "cancel", "light_or_dark", "language", "image_for", "content", "style")
-    words = json.dumps({language: {name: texts[name] for name in names} for language, texts in languages().items()})
-    return f"() => {{ {''.join(f'({part})();' for part in parts)} }}".replace("__WORDS__", words)
+    words = json.dumps({language: {name: texts[name] for name in WORDS} for language, texts in languages().items()})
+    return f"() => {{ {SHARED.replace('__WORDS__', words)} {''.join(f'({part})();' for part in parts)} }}"
 
 
 def launch(page: gr.Blocks, engine: Engine, settings: Settings, **options: Any) -> Any:

@@ -1,12 +1,5 @@
 () => {
   // Images and settings that are dropped or pasted anywhere but into a slot.
-  const languages = __WORDS__;
-  const words = languages[navigator.language] || languages[navigator.language.split("-")[0]] || languages.en;
-  const make = (tag, properties, ...children) => {
-    const element = Object.assign(document.createElement(tag), properties);
-    element.append(...children);
-    return element;
-  };
   const give = (input, file) => {
     const files = new DataTransfer();
     files.items.add(file);

@@ -15,26 +15,45 @@ from urllib.parse import quote
 
 import gradio as gr
 
+# A click chooses one, or, where several are chosen, adds or removes it; "act" comes from the lightbox.
 CHOOSE = """
+const all = () => [...element.querySelectorAll("button[data-key]")];
+const press = (card, on) => card.setAttribute("aria-pressed", String(on));
+let chosen = null;
 element.addEventListener("click", (event) => {
   const card = event.target.closest("button[data-key]");
   if (!card) return;
-  for (const each of element.querySelectorAll("button[data-key]"))
-    each.setAttribute("aria-pressed", String(each === card));
-  trigger("click", { key: card.dataset.key });
+  if (element.closest(".several")) {
+    press(card, card.getAttribute("aria-pressed") !== "true");
+    const keys = all().filter((each) => each.getAttribute("aria-pressed") === "true").map((each) => each.dataset.key);
+    trigger("select", { keys });
+    return;
+  }
+  chosen = card.dataset.key;
+  for (const each of all()) press(each, each === card);
+  trigger("click", { key: chosen });
 });
+element.addEventListener("act", (event) => trigger("apply", event.detail));
+new MutationObserver(() => {
+  const given = all().find((each) => each.getAttribute("aria-pressed") === "true");
+  if (given) chosen = given.dataset.key;
+  else for (const each of all()) if (each.dataset.key === chosen && !element.closest(".several")) press(each, true);
+}).observe(element, { childList: true, subtree: true });
 """
 WORDS_ONLY = "<i>Aa</i>"  # instead of images, if there are none
 
 
 @dataclass(frozen=True)
 class Card:
-    """One item to choose: `key` comes back when chosen; `images` are addresses."""
+    """One item to choose: `key` comes back when chosen; `images` are addresses, and `full` of the whole image."""
 
     key: str
     title: str
     words: str = ""
     images: tuple[str, ...] = ()
+    full: str = ""
+    starred: bool = False
+    chosen: bool = False
 
 
 def cards(elem_id: str, label: str, value: str = "") -> gr.HTML:
@@ -45,6 +64,17 @@ def cards(elem_id: str, label: str, value: str = "") -> gr.HTML:
 def chosen(event: gr.EventData) -> str:
     """The key of the clicked card, as sent by the browser."""
     return str(getattr(event, "key", ""))
+
+
+def all_chosen(event: gr.EventData) -> list[str]:
+    """The keys of all chosen cards, as sent by the browser."""
+    keys = getattr(event, "keys", None)
+    return [str(key) for key in keys] if isinstance(keys, list) else []
+
+
+def action(event: gr.EventData) -> str:
+    """What shall be done with the card whose key is `chosen`, as sent by the browser."""
+    return str(getattr(event, "action", ""))
 
 
 def html(groups: Sequence[tuple[str, Sequence[Card]]]) -> str:
@@ -68,8 +98,10 @@ def data_address(data: bytes, kind: str = "image/webp") -> str:
 def _html(card: Card) -> str:
     images = "".join(f'<img src="{escape(each)}" alt="" loading="lazy">' for each in card.images) or WORDS_ONLY
     said = f"{card.title}: {card.words}" if card.words else card.title
+    full = f' data-full="{escape(card.full)}"' if card.full else ""
+    star = ' data-starred="true"' if card.starred else ""
     return (
-        f'<button type="button" data-key="{escape(card.key)}" aria-pressed="false" title="{escape(said)}">'
-        f'<span class="images">{images}</span><b>{escape(card.title)}</b> '
+        f'<button type="button" data-key="{escape(card.key)}"{full}{star} aria-pressed="{str(card.chosen).lower()}"'
+        f' title="{escape(said)}"><span class="images">{images}</span><b>{escape(card.title)}</b> '
         f"<small>{escape(card.words)}</small></button>"
     )

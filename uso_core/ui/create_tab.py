@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from uso_core.errors import RequestError, UsoError
-from uso_core.request import GenerationRequest
+from uso_core.request import GenerationRequest, Result
 from uso_core.runtime.engine import Job
-from uso_core.ui import examples, form_memory, grid_panel, lora_rows
+from uso_core.ui import examples, form_memory, grid_panel, lora_rows, presets
+from uso_core.ui.card_grid import chosen
 from uso_core.ui.event_options import QUIET
 from uso_core.ui.form import Form, Status, Updates, build_form, request_of
 from uso_core.ui.inputs import refusal
 from uso_core.ui.language import say, tell
 from uso_core.ui.results import Results, build_results
-from uso_core.ui.run import follow
+from uso_core.ui.run import Run
 from uso_core.ui.services import Services, Stores
+from uso_core.wildcards import expand
+
+SECRET = re.compile("[0-9a-f]{32}")
+# A page that is loaded again has the secret it had before; a copy of the tab is another page.
+PAGE_SECRET = """
+() => {
+  const again = ["reload", "back_forward"].includes(performance.getEntriesByType("navigation")[0]?.type);
+  const bytes = [...crypto.getRandomValues(new Uint8Array(16))];
+  const drawn = bytes.map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  try {
+    const secret = (again && sessionStorage.getItem("uso-page")) || drawn;
+    sessionStorage.setItem("uso-page", secret);
+    return [secret];
+  } catch { return [drawn]; }
+}
+"""
 
 
 def build(page: gr.Blocks, services: Services) -> tuple[Form, Results]:
@@ -29,16 +49,19 @@ def build(page: gr.Blocks, services: Services) -> tuple[Form, Results]:
         with gr.Column(min_width=320, elem_id="form"):
             form = build_form(page, model, services)
             grid = grid_panel.lay_out()
+            presets.build(page, form, services)
         with gr.Column(min_width=320, elem_id="results"):
             shelf = examples.lay_out(model)
             results = build_results(form, services)
     examples.wire(page, shelf, form)
+    seen = [results.image, form.status, results.selected, results.strip, results.archive, results.queue]
     form.start.click(
-        _handler(form, results, services), {form.private, results.selected, *form.components},
-        [results.image, form.status, results.selected, results.made], api_visibility="private",
-        concurrency_limit=None, trigger_mode="multiple", show_progress="hidden",
+        _handler(form, results, services), {form.private, results.selected, *form.components}, seen,
+        api_visibility="private", concurrency_limit=None, trigger_mode="multiple", show_progress="hidden",
     )  # fmt: skip
-    _wire_buttons(page, services, form)
+    page.load(_resume(form, results, services), gr.Textbox(visible=False), seen, js=PAGE_SECRET,
+              api_visibility="private", concurrency_limit=None, show_progress="hidden")  # fmt: skip
+    _wire_buttons(page, services, form, results)
     form_memory.wire(page, form, services)
 
     def asked(values: dict[str, Any], request: gr.Request) -> GenerationRequest:
@@ -55,50 +78,108 @@ def build(page: gr.Blocks, services: Services) -> tuple[Form, Results]:
 
 
 def _handler(form: Form, results: Results, services: Services) -> Callable[..., Iterator[Updates]]:
-    """The generator behind Generate."""
+    """The generator behind Generate: a run for each prompt that the prompt stands for, all with one seed."""
 
     def run(given: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
-        made: list[str] = []
-        session, before = request.session_hash or "", given[results.selected]
-        status: Status = {"text": "", "percent": 0}
-        preview = False  # whether one is shown
+        session = request.session_hash or ""
+        page, stores, visitor = services.sessions.page(session), services.stores(request), services.visitor(request)
         services.sessions.look(session, False)
-        stores = services.stores(request)
-        keep = partial(services.passing.add, session) if given[form.private] else stores.history.add
-        try:
-            visitor = services.visitor(request)
-            # Named nowhere: its decoded images would stay as long as it waits.
-            background = services.settings.background
-            job = services.engine.submit(_asked(form.values(given), services, stores, background), True, visitor)
-            for update in follow(job, services.sessions, session, keep):
-                if update is None:
-                    continue
-                status = update.status
-                shown: Updates = {form.status: {**status, "running": True}}
-                looking = services.sessions.looking(session)
-                if update.path is not None:
-                    made.append(str(update.path))
-                    shown[results.made] = list(made)
-                    if not looking:
-                        shown |= {results.image: made[-1], results.selected: made[-1]}
-                        preview = False
-                elif update.preview is not None and not looking:
-                    shown[results.image] = services.passing.preview(session, update.preview)
-                    preview = True
-                yield shown
-        except UsoError as error:
-            status = {"text": tell(error.told), "percent": 0}
-            yield ended(status, session, preview, made[-1] if made else before)
-            raise refusal(error) from None
-        yield ended(status, session, preview, made[-1] if made else before)
+        private = bool(given[form.private])
+        store = partial(services.passing.add, session) if private else stores.history.add
 
-    def ended(status: Status, session: str, preview: bool, image: str | None) -> Updates:
-        """The last words stay; what was only a preview does not."""
-        running = bool(services.sessions.jobs(session))
-        shown: Updates = {form.status: {**status, "running": running}}
-        return {**shown, results.image: image} if preview and not services.sessions.looking(session) else shown
+        def keep(image: Image.Image, result: Result) -> Path:
+            path = store(image, result)
+            services.runs.made(page, str(path))
+            return path
+
+        picture = next((path for field in form.slots if (path := given[field])), None)
+        runs: list[Run] = []
+        try:
+            # Named nowhere: its decoded images would stay as long as it waits.
+            for each in _requests(form.values(given), services, stores):
+                job = services.engine.submit(each, True, visitor)
+                runs.append(Run(job, services.sessions, session, keep, not private, picture))
+                services.runs.add(page, runs[-1])
+        except UsoError as error:
+            for begun in runs:
+                begun.job.cancel()
+            yield {
+                form.status: {"text": tell(error.told), "percent": 0, "running": bool(services.sessions.jobs(session))}
+            }
+            raise refusal(error) from None
+        yield from _watch(runs, given[results.selected], session, form, results, services, stores)
 
     return run
+
+
+def _resume(form: Form, results: Results, services: Services) -> Callable[..., Iterator[Updates]]:
+    """What a page that is loaded again goes on with: its images, and its runs."""
+
+    def resume(secret: str, request: gr.Request) -> Iterator[Updates]:
+        session, stores = request.session_hash or "", services.stores(request)
+        if not SECRET.fullmatch(str(secret)):
+            return
+        page = f"{services.visitor(request)} {secret}"
+        services.sessions.adopt(session, page)
+        made, runs = services.runs.made(page), services.runs.unseen(page)
+        last = made[-1] if made else None
+        if last is not None:
+            yield {**results.showing(last), **results.shelf(made)}
+        if runs:
+            yield from _watch(runs, last, session, form, results, services, stores)
+
+    return resume
+
+
+def _watch(
+    runs: Sequence[Run], before: str | None, session: str, form: Form, results: Results, services: Services,
+    stores: Stores,
+) -> Iterator[Updates]:  # fmt: skip
+    """What the page shows of its runs, one after the other; afterwards raises what the first that failed raised."""
+    page, queued = services.sessions.page(session), ""
+    preview, failure = False, None  # whether a preview is shown
+    for run in runs:
+        status: Status = {"text": "", "percent": 0}
+        shelved = 0
+        try:
+            for update in run.updates():
+                shown: Updates = {}
+                looking = services.sessions.looking(session)
+                if update is not None:
+                    status = update.status
+                    shown[form.status] = {**status, "running": True}
+                if (now := results.queued(services.runs.active(page))) != queued:
+                    shown[results.queue] = queued = now
+                if len(run.paths) > shelved:
+                    shelved, before = len(run.paths), str(run.paths[-1])
+                    shown |= results.shelf(services.runs.made(page))
+                    if not looking:
+                        shown |= results.showing(before)
+                        preview = False
+                elif update is not None and update.preview is not None and not looking:
+                    shown[results.image] = services.passing.preview(session, update.preview)
+                    preview = True
+                if shown:
+                    yield shown
+        except UsoError as error:
+            failure = failure or error
+            status = {"text": tell(error.told), "percent": 0}
+        shown = {form.status: {**status, "running": bool(services.sessions.jobs(session))}}
+        if preview and not services.sessions.looking(session):  # the last words stay; what was only a preview does not
+            shown[results.image] = before
+        yield shown
+    yield {results.queue: results.queued(services.runs.active(page))}
+    if failure is not None:
+        raise refusal(failure) from None
+
+
+def _requests(values: dict[str, Any], services: Services, stores: Stores) -> list[GenerationRequest]:
+    """The form's request, once for each prompt that its prompt stands for."""
+    asked = _asked(values, services, stores, services.settings.background)
+    prompts = expand(asked.prompt)
+    if len(prompts) > 1:
+        asked = asked.with_seed()
+    return [dataclasses.replace(asked, prompt=prompt) for prompt in prompts]
 
 
 def _asked(values: dict[str, Any], services: Services, stores: Stores, background: str) -> GenerationRequest:
@@ -109,7 +190,7 @@ def _asked(values: dict[str, Any], services: Services, stores: Stores, backgroun
     return dataclasses.replace(request, loras=lora_rows.chosen(values, services.settings))
 
 
-def _wire_buttons(page: gr.Blocks, services: Services, form: Form) -> None:
+def _wire_buttons(page: gr.Blocks, services: Services, form: Form, results: Results) -> None:
     """Stop and Skip show a text themselves only if nothing runs.
 
     A run reports its own end: a text from here could overtake its last one and stay.
@@ -133,11 +214,16 @@ def _wire_buttons(page: gr.Blocks, services: Services, form: Form) -> None:
             job.skip()
         return said(jobs)
 
+    def end_one(request: gr.Request, event: gr.EventData) -> None:
+        for run in services.runs.active(services.sessions.page(request.session_hash or "")):
+            if run.key == chosen(event):
+                run.job.cancel()
+
     def leave(request: gr.Request) -> None:
-        end(request)
-        services.sessions.look(request.session_hash or "", False)
+        services.sessions.leave(request.session_hash or "")
         services.passing.forget(request.session_hash or "")
 
     form.stop.click(end, None, form.status, **QUIET)
     form.skip.click(next_image, None, form.status, **QUIET)
+    results.queue.click(end_one, None, None, **QUIET)
     page.unload(leave)

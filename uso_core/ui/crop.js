@@ -1,15 +1,7 @@
 () => {
   // A Crop button in every image slot that is filled. The part chosen goes into the slot as an upload of its own.
-  const languages = __WORDS__;
-  const words = languages[navigator.language] || languages[navigator.language.split("-")[0]] || languages.en;
   const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
   const LEAST = 0.02; // of a side
-
-  const make = (tag, properties, ...children) => {
-    const element = Object.assign(document.createElement(tag), properties);
-    element.append(...children);
-    return element;
-  };
 
   const choose = (image) =>
     new Promise((resolve) => {

@@ -28,7 +28,7 @@ from uso_core.request import (
     whole,
 )
 from uso_core.storage.styles import StyleStore
-from uso_core.ui import lora_rows, text
+from uso_core.ui import ideas, lora_rows, text
 from uso_core.ui.card_grid import data_address
 from uso_core.ui.event_options import QUIET, TOLD
 from uso_core.ui.inputs import TOAST_SECONDS, ChoiceInput, ImageInput, NumberInput, SliderInput
@@ -73,6 +73,7 @@ class Form:
     private: gr.Checkbox
     aspect: gr.Dropdown
     loras: lora_rows.LoRARows
+    ideas: gr.HTML
 
     def __getitem__(self, name: str) -> Any:
         return self.fields[name]
@@ -81,6 +82,19 @@ class Form:
     def components(self) -> set[Any]:
         """All fields, as inputs of an event whose function takes a dict."""
         return set(self.fields.values())
+
+    @property
+    def style_slots(self) -> list[Any]:
+        return [self.fields[f"style_{number}"] for number in range(1, STYLES + 1)]
+
+    @property
+    def slots(self) -> list[Any]:
+        """The slots for images, content first."""
+        return [self.fields["content"], *self.style_slots]
+
+    def free_style(self, given: Updates) -> Any:
+        """The first empty style slot, or the first if all are full, by an event's values."""
+        return next((slot for slot in self.style_slots if not given[slot]), self.style_slots[0])
 
     @property
     def stored_fields(self) -> list[Any]:
@@ -224,7 +238,9 @@ def build_form(page: gr.Blocks, model: Model, services: Services) -> Form:
             laid[f"style_{number}"], laid[f"style_{number}_strength"] = slot
     mode = gr.Markdown(text.mode(False, 0, ""), elem_id="mode")
     with gr.Column(elem_id="ask"):
-        laid["prompt"] = gr.Textbox(label=label("prompt"), placeholder=label("prompt_hint"), lines=2, max_lines=6)
+        with gr.Column(elem_id="prompt"):
+            laid["prompt"] = gr.Textbox(label=label("prompt"), placeholder=label("prompt_hint"), lines=2, max_lines=6)
+            offered = ideas.lay_out()
         with gr.Row(elem_id="start"):
             start = gr.Button(label("generate"), variant="primary", elem_id="generate", scale=3, min_width=120)
             stop = gr.Button(label("stop"), elem_id="stop", scale=1, min_width=72)
@@ -235,12 +251,14 @@ def build_form(page: gr.Blocks, model: Model, services: Services) -> Form:
     laid |= loras.fields
     _advanced(laid, model)
     private = gr.Checkbox(label=label("private"), info=label("private_hint"), elem_id="private", container=False)
-    form = Form(laid, start, stop, skip, status, stored_row, private, aspect, loras)
+    form = Form(laid, start, stop, skip, status, stored_row, private, aspect, loras, offered)
     _wire(form, mode, aspect)
     _wire_slots(form, services.settings.background)
     say_on_load(page, lambda: [text.mode(False, 0, ""), {"text": say("idle"), "percent": 0}], [mode, status])
     _wire_stored(form, places, services)
     lora_rows.wire(page, loras, laid, services)
+    ideas.wire(form, services)
+    say_on_load(page, lambda: [ideas.html((), ())], [offered])
     return form
 
 
@@ -296,7 +314,7 @@ def _advanced(laid: dict[str, Any], model: Model) -> None:
 
 
 def _wire(form: Form, mode: gr.Markdown, aspect: gr.Dropdown) -> None:
-    slots = [form["content"], *(form[f"style_{number}"] for number in range(1, STYLES + 1)), *form.stored_fields]
+    slots = [*form.slots, *form.stored_fields]
 
     def name_mode(prompt: str, content: str | None, *styles: str | None) -> str:
         return text.mode(bool(content), sum(map(bool, styles)), prompt or "")
@@ -333,8 +351,8 @@ def _wire_slots(form: Form, background: str) -> None:
             gr.Info(escape(tell(note), quote=False), title="")
         return gr.skip()
 
-    for name in ("content", *(f"style_{number}" for number in range(1, STYLES + 1))):
-        form[name].input(look, form[name], form[name], **TOLD)
+    for slot in form.slots:
+        slot.input(look, slot, slot, **TOLD)
 
 
 def _wire_stored(form: Form, places: list[tuple[gr.Row, gr.HTML]], services: Services) -> None:

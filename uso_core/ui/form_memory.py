@@ -46,7 +46,7 @@ def wire(page: gr.Blocks, form: Form, services: Services) -> None:
             value = given.get(name)
             if isinstance(field, ImageInput):
                 values |= {field: path} if (path := field.kept(value)) else {}
-            elif _fits(name, field, value, get_model(model), known[name]):
+            elif fits(name, field, value, get_model(model), known[name]):
                 values[field] = value
         return values or gr.skip()
 
@@ -56,7 +56,8 @@ def wire(page: gr.Blocks, form: Form, services: Services) -> None:
           js=SAVE.replace("__NAMES__", json.dumps(list(fields))), **QUIET)  # fmt: skip
 
 
-def _fits(name: str, field: Any, value: Any, model: Model, known: set[str]) -> bool:
+def fits(name: str, field: Any, value: Any, model: Model, known: set[str]) -> bool:
+    """Whether a field takes a value from outside now; `known` are the names or hashes it may be chosen from."""
     if isinstance(field, ChoiceInput):
         return value == "" or value in known if isinstance(value, str) else False
     if isinstance(field, NumberInput | SliderInput):

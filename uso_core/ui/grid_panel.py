@@ -64,6 +64,7 @@ def wire(panel: Panel, form: Form, results: Results, services: Services, asked: 
 
     def run(given: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
         session = request.session_hash or ""
+        page = services.sessions.page(session)
         services.sessions.look(session, False)
         try:
             across = read_axis(given[panel.across], given[panel.across_values] or "")
@@ -76,16 +77,21 @@ def wire(panel: Panel, form: Form, results: Results, services: Services, asked: 
             keep = (
                 partial(services.passing.add, session) if given[form.private] else services.stores(request).history.add
             )
-            yield from _made(rows, across, down, keep, visitor, session)
+            yield from _made(rows, across, down, keep, visitor, session, page)
         except UsoError as error:
             yield {form.status: {"text": tell(error.told), "percent": 0}}
             raise refusal(error) from None
 
     def _made(
-        rows: list[list[GenerationRequest]], across: Axis, down: Axis | None, keep: Any, visitor: str, session: str
+        rows: list[list[GenerationRequest]],
+        across: Axis,
+        down: Axis | None,
+        keep: Any,
+        visitor: str,
+        session: str,
+        page: str,
     ) -> Iterator[Updates]:
         done: dict[tuple[int, int], Image.Image] = {}
-        paths: list[str] = []
         first: Result | None = None
         count, wide = len(rows) * len(rows[0]), len(rows[0])
         for place, cell in enumerate(cell for row in rows for cell in row):
@@ -93,7 +99,9 @@ def wire(panel: Panel, form: Form, results: Results, services: Services, asked: 
 
             def keep_it(image: Image.Image, result: Result, taken: list[Image.Image] = taken) -> Any:
                 taken.append(image)
-                return keep(image, result)
+                path = keep(image, result)
+                services.runs.made(page, str(path))
+                return path
 
             job = services.engine.submit(cell, False, visitor)
             for update in follow(job, services.sessions, session, keep_it):
@@ -104,9 +112,10 @@ def wire(panel: Panel, form: Form, results: Results, services: Services, asked: 
                 if update.path is not None and update.result is not None:
                     first = first or update.result
                     done[divmod(place, wide)] = taken[-1]
-                    paths.append(str(update.path))
                     contact = _saved(sheet(done, across, down, LATIN), first, session)
-                    shown[results.made] = [*paths, contact] if len(done) == count else list(paths)
+                    if len(done) == count:
+                        services.runs.made(page, contact)
+                    shown |= results.shelf(services.runs.made(page))
                     if not services.sessions.looking(session):
                         shown |= results.showing(contact)
                 yield shown
@@ -123,7 +132,7 @@ def wire(panel: Panel, form: Form, results: Results, services: Services, asked: 
 
     panel.start.click(
         run, {form.private, *panel.fields, *form.components},
-        [results.image, form.status, results.selected, results.made], api_visibility="private",
+        [results.image, form.status, results.selected, results.strip, results.archive], api_visibility="private",
         concurrency_limit=None, show_progress="hidden",
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The History tab: earlier images by day, searchable by prompt, to restore or delete."""
+"""The History tab: earlier images by day, searchable by prompt; and what the lightbox does with one of them."""
 
 from __future__ import annotations
 
@@ -11,77 +11,131 @@ import gradio as gr
 from uso_core.errors import UsoError
 from uso_core.storage.history import Entry
 from uso_core.ui import text
-from uso_core.ui.card_grid import Card, cards, chosen, file_address, html
+from uso_core.ui.card_grid import Card, action, all_chosen, cards, chosen, file_address, html
 from uso_core.ui.event_options import QUIET, TOLD
 from uso_core.ui.form import Form, Updates
 from uso_core.ui.inputs import refusal
 from uso_core.ui.language import label, say
-from uso_core.ui.results import Results, restored
+from uso_core.ui.results import Results, fetch, packed, restored
 from uso_core.ui.services import Services
 
 SHOWN = 200  # thumbnails at once; a search finds the others
+SEVERAL = """
+(on) => {
+  const grid = document.querySelector("#history-images");
+  grid.classList.toggle("several", on);
+  for (const each of grid.querySelectorAll("button[data-key]")) each.setAttribute("aria-pressed", "false");
+  return on;
+}
+"""
 
 
 def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form, results: Results) -> None:
     """Lays out the tab; it is read again whenever it is opened or searched."""
-    search = gr.Textbox(label=label("search"), placeholder=label("search_hint"), max_lines=1)
-    with gr.Row(elem_classes="one-line", elem_id="history-bar"):
-        picked = gr.Textbox(label=label("selected"), interactive=False, max_lines=2, scale=3, min_width=160)
-        restore = gr.Button(label("restore_settings"), variant="primary", min_width=140, interactive=False)
-        delete = gr.Button(label("delete"), variant="stop", min_width=100, interactive=False)
+    with gr.Row(elem_id="history-bar"):
+        search = gr.Textbox(
+            label=label("search"), placeholder=label("search_hint"), max_lines=1, scale=3, min_width=200
+        )
+        with gr.Column(min_width=160, scale=1, elem_classes="checks"):
+            starred = gr.Checkbox(label=label("only_starred"), container=False)
+            several = gr.Checkbox(label=label("select_several"), container=False)
+        with gr.Row(visible=False) as bar:
+            archive = gr.Button(label("download_selected"), size="sm", min_width=100, interactive=False)
+            delete = gr.Button(label("delete_selected"), variant="stop", size="sm", min_width=100, interactive=False)
+            archive_file = gr.DownloadButton("zip", elem_id="selected-file", visible="hidden")
     note = gr.Markdown(elem_id="history-note")
     shown = cards("history-images", label("tab_history"))
-    path, sure = gr.State(None), gr.State(None)  # the chosen one, and the one that a first click asked to delete
+    picked, sure = gr.State([]), gr.State(False)  # the names chosen, and whether a first click asked to delete them
 
-    def look(words: str, request: gr.Request) -> Updates:
-        found = services.stores(request).history.entries(words or "")
+    def look(words: str, only: bool, request: gr.Request) -> Updates:
+        found = services.stores(request).history.entries(words or "", bool(only))
         days = [
             (text.day(day, date.today()), [_card(entry) for entry in entries])
             for day, entries in groupby(found[:SHOWN], lambda entry: entry.when.date())
         ]
-        empty = say("no_matches" if (words or "").strip() else "no_history")
-        return {shown: html(days), note: "" if found else empty}
+        empty = "no_stars" if only else "no_history"
+        words = say("no_matches", words=words.strip()[: text.SHOWN_CHARACTERS]) if (words or "").strip() else say(empty)
+        return {shown: html(days), note: "" if found else words, picked: [], **_buttons(0)}
 
-    def choose(request: gr.Request, event: gr.EventData) -> Updates:
-        name, entries = chosen(event), services.stores(request).history.entries()
-        entry = next((entry for entry in entries if entry.path.name == name), None)
-        words = text.entry(entry.when, entry.prompt) if entry else ""
-        return {path: str(entry.path) if entry else None, picked: words, sure: None, **buttons(entry is not None)}
-
-    def buttons(usable: bool) -> Updates:
-        return {restore: gr.Button(interactive=usable), delete: gr.Button(label("delete"), interactive=usable)}
-
-    def remove(given: Updates, request: gr.Request) -> Updates:
-        if given[path] and given[sure] != given[path]:
-            return {sure: given[path], delete: gr.Button(label("delete_sure"))}
-        try:
-            if given[path]:
-                services.stores(request).history.delete(Path(given[path]))
-        except UsoError as error:
-            raise refusal(error) from None
-        return {**look(given[search], request), path: None, picked: say("deleted"), sure: None, **buttons(False)}
-
-    def put_back(selected: str | None, request: gr.Request) -> Updates:
-        if not selected:
-            return gr.skip()
-        try:
-            updates, words = restored(form, services, services.stores(request), Path(selected))
-        except UsoError as error:
-            raise refusal(error) from None
-        services.sessions.look(request.session_hash or "", True)
+    def _buttons(count: int) -> Updates:
+        usable = count > 0
         return {
-            **updates,
-            **results.showing(selected),
-            tabs: gr.Tabs(selected="create"),
-            form.status: {"text": words, "percent": 0},
+            archive: gr.Button(interactive=usable),
+            delete: gr.Button(label("delete_selected"), interactive=usable),
+            sure: False,
         }
 
-    chosen_one = [path, picked, sure, restore, delete]
-    gr.on([tab.select, search.change], look, search, [shown, note], trigger_mode="always_last", **QUIET)
-    shown.click(choose, None, chosen_one, **QUIET)
-    delete.click(remove, {path, sure, search}, [shown, note, *chosen_one], **TOLD)
-    outputs = [*form.restorable, results.image, results.selected, form.status, tabs]
-    restore.click(put_back, path, outputs, **TOLD)
+    def pick(request: gr.Request, event: gr.EventData) -> Updates:
+        history = services.stores(request).history
+        names = [name for name in all_chosen(event) if history.find(name)]
+        return {picked: names, **_buttons(len(names))}
+
+    def paths_of(names: list[str], request: gr.Request) -> list[Path]:
+        history = services.stores(request).history
+        return [path for name in names if (path := history.find(name))]
+
+    def pack(names: list[str], request: gr.Request) -> str | None:
+        return packed(paths_of(names, request))
+
+    def remove(given: Updates, request: gr.Request) -> Updates:
+        if not given[sure]:
+            return {sure: True, delete: gr.Button(label("delete_sure"))}
+        try:
+            for path in paths_of(given[picked], request):
+                services.stores(request).history.delete(path)
+        except UsoError as error:
+            raise refusal(error) from None
+        return look(given[search], given[starred], request)
+
+    def act(given: Updates, request: gr.Request, event: gr.EventData) -> Updates:
+        """Selects an image of the history, or one that this page made; or what the lightbox asks for."""
+        stores, page = services.stores(request), services.sessions.page(request.session_hash or "")
+        own = {Path(each).name: Path(each) for each in services.runs.made(page)}
+        path = stores.history.find(chosen(event)) or own.get(chosen(event))
+        if path is None or not path.is_file():
+            return {form.status: {"text": say("nothing_selected"), "percent": 0}}
+        create = {tabs: gr.Tabs(selected="create")}
+        try:
+            match action(event):
+                case "":
+                    services.sessions.look(request.session_hash or "", True)
+                    return results.showing(str(path))
+                case "content":
+                    return {form["content"]: str(path), **create}
+                case "style":
+                    return {form.free_style(given): str(path), **create}
+                case "restore":
+                    updates, words = restored(form, services, stores, path)
+                    services.sessions.look(request.session_hash or "", True)
+                    words_shown = {form.status: {"text": words, "percent": 0}}
+                    return {**updates, **results.showing(str(path)), **create, **words_shown}
+                case "star" | "unstar":
+                    stores.history.star(path, action(event) == "star")
+                    again = results.shelf(services.runs.made(page))
+                    return {**look(given[search], given[starred], request), **again}
+                case "delete":
+                    stores.history.delete(path)
+                    made = services.runs.dropped(page, str(path))
+                    kept = results.showing(None) if given[results.selected] == str(path) else {}
+                    shelf = results.shelf(made)
+                    return {**look(given[search], given[starred], request), **shelf, **kept}
+        except UsoError as error:
+            raise refusal(error) from None
+        return gr.skip()
+
+    listed = [shown, note, picked, archive, delete, sure]
+    gr.on([tab.select, search.change, starred.change], look, [search, starred], listed,
+          trigger_mode="always_last", **QUIET)  # fmt: skip
+    several.change(lambda on: {bar: gr.Row(visible=on), picked: [], **_buttons(0)}, several,
+                   [bar, picked, archive, delete, sure], js=SEVERAL, **QUIET)  # fmt: skip
+    shown.select(pick, None, [picked, archive, delete, sure], **QUIET)
+    archive.click(pack, picked, archive_file, **TOLD).then(None, None, None, js=fetch("selected-file"), **QUIET)
+    delete.click(remove, {picked, sure, search, starred}, listed, **TOLD)
+    outputs = [*form.restorable, *listed, results.image, results.selected, results.strip, results.archive,
+               form.status, tabs]  # fmt: skip
+    chosen_or_asked = [event for grid in (shown, results.strip) for event in (grid.click, grid.apply)]
+    gr.on(chosen_or_asked, act, {search, starred, results.selected, *form.style_slots}, outputs,
+          trigger_mode="multiple", **TOLD)  # fmt: skip
 
 
 def _card(entry: Entry) -> Card:
@@ -91,4 +145,6 @@ def _card(entry: Entry) -> Card:
         entry.prompt[: text.SHOWN_CHARACTERS] or say("no_prompt"),
         words,
         (file_address(entry.thumbnail),),
+        file_address(entry.path),
+        entry.starred,
     )

@@ -1,18 +1,9 @@
 () => {
-  const languages = __WORDS__;
-  const words = languages[navigator.language] || languages[navigator.language.split("-")[0]] || languages.en;
-  const make = (tag, properties, ...children) => {
-    const element = Object.assign(document.createElement(tag), properties);
-    element.append(...children);
-    return element;
-  };
   const find = (selector) => document.querySelector(selector);
   const create = find("#create");
 
   // Light or dark, and the language: both are remembered by the browser; a language needs the page anew.
   const THEME = "uso-theme";
-  const stored = (name) => { try { return localStorage.getItem(name); } catch { return null; } };
-  const store = (name, value) => { try { localStorage.setItem(name, value); } catch { /* private browsing */ } };
   if (stored(THEME)) document.body.classList.toggle("dark", stored(THEME) === "dark");
   const theme = make("button", { type: "button", textContent: "◐", title: words.light_or_dark, ariaLabel: words.light_or_dark });
   theme.addEventListener("click", () => store(THEME, document.body.classList.toggle("dark") ? "dark" : "light"));
@@ -22,7 +13,7 @@
     document.cookie = `uso_language=${choice.value}; path=/; max-age=31536000; samesite=lax`;
     location.reload();
   });
-  find("#switches").replaceChildren(make("div", {}, theme, choice));
+  find("#switches").replaceChildren(make("div", {}, theme, choice));  // attention.js adds to it
 
   // Ctrl+Enter starts a run where the form is seen.
   document.addEventListener("keydown", (event) => {

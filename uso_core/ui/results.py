@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -15,16 +16,24 @@ from uso_core.errors import UsoError
 from uso_core.images import webp_texts
 from uso_core.request import InputImage, StoredStyle
 from uso_core.storage.files import write_whole
+from uso_core.storage.history import is_starred, thumbnail_of
 from uso_core.storage.png import png_texts
 from uso_core.ui import lora_rows, text
+from uso_core.ui.card_grid import Card, cards, file_address, html
 from uso_core.ui.event_options import QUIET, TOLD
 from uso_core.ui.form import STORED, STYLES, Form, Updates
 from uso_core.ui.inputs import refusal
 from uso_core.ui.language import label, say, tell
+from uso_core.ui.run import Run
 from uso_core.ui.services import Services, Stores
 from uso_core.ui.temporary_files import passing_path
 
-FETCH = "() => document.querySelector('#archive-file')?.click()"
+MOST_SHELVED = 60  # images of this session that are shown
+
+
+def fetch(elem_id: str) -> str:
+    """Downloads what a hidden button has just been given."""
+    return f"() => document.querySelector('#{elem_id}')?.click()"
 
 
 @dataclass(frozen=True)
@@ -32,19 +41,42 @@ class Results:
     """The components others write to. Whatever changes `selected` also shows that image; all else follows from it."""
 
     image: gr.Image
-    made: gr.State  # paths of the current run
     selected: gr.State  # path of the image that settings, seed, comparison, export and actions are about
+    strip: gr.HTML  # this session's images
+    archive: gr.Button
+    queue: gr.HTML  # this page's runs, if there are several
 
     def showing(self, path: str | None) -> Updates:
         """Selects an image."""
         return {self.image: path, self.selected: path}
+
+    def shelf(self, made: Sequence[str]) -> Updates:
+        """Shows this session's images, newest first."""
+        there = [path for path in map(Path, reversed(made)) if path.is_file()]
+        shown = [
+            Card(path.name, say("image_of_session", number=len(there) - place), "", (file_address(thumbnail_of(path)),),
+                 file_address(path), is_starred(path))
+            for place, path in enumerate(there[:MOST_SHELVED])
+        ]  # fmt: skip
+        return {self.strip: html([("", shown)]), self.archive: gr.Button(interactive=bool(there))}
+
+    def queued(self, runs: Sequence[Run]) -> str:
+        """The value of `queue`: each run can be ended; one alone has the Stop button."""
+        if len(runs) < 2:
+            return ""
+        cards = [
+            Card(run.key, run.job.request.prompt or say("no_prompt"), say("end_run"),
+                 (file_address(Path(run.picture)),) if run.picture else ())
+            for run in runs
+        ]  # fmt: skip
+        return html([(say("queue"), cards)])
 
 
 def build_results(form: Form, services: Services) -> Results:
     """Lays out the right side of the page and connects it to the form."""
     image = gr.Image(
         label=label("result"), type="filepath", format="png", interactive=False, height=None, elem_id="result",
-        buttons=["download", "fullscreen"],
+        buttons=["download"],
     )  # fmt: skip
     with gr.Row(elem_id="actions"):
         as_content, as_style, reuse, reuse_seed = (
@@ -52,10 +84,9 @@ def build_results(form: Form, services: Services) -> Results:
             for name in ("use_as_content", "use_as_style", "reuse_settings", "reuse_seed")
         )
     with gr.Column(min_width=120, elem_id="session"):
-        gallery = gr.Gallery(
-            label=label("visit"), columns=1, height=None, allow_preview=False, object_fit="cover", buttons=[],
-            fit_columns=False, interactive=False, elem_id="visit",
-        )  # fmt: skip
+        gr.Markdown(label("visit"), elem_id="session-title")
+        strip = cards("visit", label("visit"))
+        queue = cards("queue", label("queue"))
     with gr.Accordion(label("settings_of_image"), open=False):
         settings = gr.Textbox(label=label("settings"), lines=8, interactive=False, buttons=["copy"])
     with gr.Accordion(label("compare_with"), open=False):
@@ -72,16 +103,7 @@ def build_results(form: Form, services: Services) -> Results:
                 comfy = gr.DownloadButton(label("comfy"), size="sm", interactive=False, min_width=100)
                 archive = gr.Button(label("archive"), size="sm", interactive=False, min_width=100)
                 archive_file = gr.DownloadButton("zip", elem_id="archive-file", visible="hidden")
-    results = Results(image, gr.State([]), gr.State(None))
-    session = gr.State([])
-
-    def collect(made: list[str], before: list[str]) -> Updates:
-        paths = [*before, *(path for path in made if path not in before)]
-        return {session: paths, gallery: paths[::-1], archive: gr.Button(interactive=bool(paths))}
-
-    def choose(paths: list[str], event: gr.SelectData, request: gr.Request) -> Updates:
-        services.sessions.look(request.session_hash or "", True)
-        return results.showing(paths[::-1][event.index])
+    results = Results(image, gr.State(None), strip, archive, queue)
 
     def describe(path: str | None, request: gr.Request) -> Updates:
         shown = {settings: "", compare: None, comfy: gr.DownloadButton(interactive=False), seed_used: ""}
@@ -102,9 +124,10 @@ def build_results(form: Form, services: Services) -> Results:
             seed_used: str(made.seed),
         }
 
-    results.made.change(collect, [results.made, session], [session, gallery, archive], **QUIET)
-    archive.click(_zip, session, archive_file, **TOLD).then(None, None, None, js=FETCH, **QUIET)
-    gallery.select(choose, session, [image, results.selected], **QUIET)
+    def pack(request: gr.Request) -> str | None:
+        return packed(list(map(Path, services.runs.made(services.sessions.page(request.session_hash or "")))))
+
+    archive.click(pack, None, archive_file, **TOLD).then(None, None, None, js=fetch("archive-file"), **QUIET)
     results.selected.change(describe, results.selected, [settings, compare, comfy, seed_used], **QUIET)
     as_content.click(lambda path: path or gr.skip(), results.selected, form["content"], **QUIET)
     reuse_seed.click(lambda seed: int(seed) if seed else gr.skip(), seed_used, form["seed"], **QUIET)
@@ -114,14 +137,11 @@ def build_results(form: Form, services: Services) -> Results:
 
 
 def _wire_slots(form: Form, results: Results, as_style: gr.Button) -> None:
-    slots = [form[f"style_{number}"] for number in range(1, STYLES + 1)]
-
     def into_style(given: Updates) -> Updates:
         path = given[results.selected]
-        free = next((slot for slot in slots if not given[slot]), slots[0])
-        return {free: path} if path else gr.skip()
+        return {form.free_style(given): path} if path else gr.skip()
 
-    as_style.click(into_style, {results.selected, *slots}, slots, **QUIET)
+    as_style.click(into_style, {results.selected, *form.style_slots}, form.style_slots, **QUIET)
 
 
 def _wire_restore(
@@ -174,9 +194,9 @@ def _workflow(path: Path) -> str | bytes | None:
     return workflow_in_png_text(png_texts(path))
 
 
-def _zip(paths: list[str]) -> str | None:
-    """An archive of the images, made on request and uncompressed: PNG does not shrink further."""
-    there = [path for path in map(Path, paths) if path.is_file()]
+def packed(paths: Sequence[Path]) -> str | None:
+    """The path of an archive of the images, uncompressed: PNG does not shrink further. Raises what the page shows."""
+    there = [path for path in paths if path.is_file()]
     if not there:
         return None
 

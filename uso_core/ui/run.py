@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
+from uso_core.errors import InternalError, UsoError
 from uso_core.events import Cancelled, Encoding, Event, Failed, ImageReady, Loading, Queued, Skipped, Step
 from uso_core.request import Result
 from uso_core.runtime.engine import Job
@@ -17,6 +23,10 @@ from uso_core.ui import text
 from uso_core.ui.form import Status
 from uso_core.ui.language import say
 
+log = logging.getLogger(__name__)
+
+GRACE_SECONDS = 60.0  # for which a page's runs go on without it: it is loaded again, or the connection is lost
+MOST_PAGES, MOST_MADE = 1000, 200  # pages remembered, and images of each
 PATIENCE = 0.5  # seconds between checks whether the browser is still there
 INTERVAL = 0.1  # minimum seconds between two updates: the browser would fall behind
 
@@ -34,44 +44,198 @@ class Update:
 
 
 class Sessions:
-    """The active jobs of each open page, so that its Stop, or closing it, ends them and no others.
+    """The active jobs of each open page, so that its Stop, or leaving it, ends them and no others.
 
-    And whether its user looks at an image of their choice, which a run then leaves in its place.
+    A page that is loaded again is a new session of the same page, which it tells by a secret of its own. Also whether
+    the page's user looks at an image of their choice, which a run then leaves in its place.
     """
 
-    def __init__(self) -> None:
-        self._jobs: dict[str, list[Job]] = {}
+    def __init__(self, grace_seconds: float = GRACE_SECONDS) -> None:
+        self._jobs: dict[str, list[Job]] = {}  # by page
+        self._brief: dict[Job, str] = {}  # the session that a job ends with
         self._looking: set[str] = set()
+        self._pages: dict[str, str] = {}  # by session; other sessions are pages of their own
+        self._left: dict[str, float] = {}  # when, by a monotonic clock
+        self._grace = grace_seconds
         self._lock = threading.Lock()
 
-    def add(self, session: str, job: Job) -> None:
+    def page(self, session: str) -> str:
+        """The page that a session shows."""
         with self._lock:
-            self._jobs.setdefault(session, []).append(job)
+            return self._pages.get(session, session)
 
-    def remove(self, session: str, job: Job) -> None:
+    def adopt(self, session: str, page: str) -> None:
+        """Says that a session shows a page, which an earlier session may have shown."""
         with self._lock:
-            jobs = self._jobs.get(session, [])
-            if job in jobs:
-                jobs.remove(job)
-            if not jobs:
-                self._jobs.pop(session, None)
+            self._pages[session] = page
+            self._left.pop(page, None)
+
+    def leave(self, session: str) -> None:
+        """Ends a session, and the jobs that end with it. Its page may be loaded again within the grace period."""
+        with self._lock:
+            page = self._pages.pop(session, session)
+            self._looking.discard(page)
+            if page not in self._pages.values():
+                now = time.monotonic()
+                self._left = {each: when for each, when in self._left.items() if now - when <= self._grace} | {
+                    page: now
+                }
+            jobs = [job for job in self._jobs.get(page, ()) if self._brief.get(job) == session]
+        for job in jobs:
+            job.cancel()
+
+    def absent(self, session: str) -> bool:
+        """Whether nobody has shown the session's page for longer than the grace period."""
+        page = self.page(session)
+        with self._lock:
+            return page in self._left and time.monotonic() - self._left[page] > self._grace
+
+    def add(self, session: str, job: Job, lasting: bool = False) -> None:
+        """Counts a job among those of the session's page. One that is not `lasting` ends with the session."""
+        page = self.page(session)
+        with self._lock:
+            jobs = self._jobs.setdefault(page, [])
+            if job not in jobs:
+                jobs.append(job)
+                if not lasting:
+                    self._brief[job] = session
+
+    def remove(self, job: Job) -> None:
+        with self._lock:
+            self._brief.pop(job, None)
+            self._jobs = {
+                page: left for page, jobs in self._jobs.items() if (left := [j for j in jobs if j is not job])
+            }
 
     def jobs(self, session: str) -> list[Job]:
-        """The session's jobs in the order of submission."""
+        """The jobs of the session's page in the order of submission."""
+        page = self.page(session)
         with self._lock:
-            return list(self._jobs.get(session, ()))
+            return list(self._jobs.get(page, ()))
 
     def look(self, session: str, chosen: bool) -> None:
-        """Whether the page's user has chosen an image since the last run began; False if the page is left."""
+        """Whether the page's user has chosen an image since the last run began."""
+        page = self.page(session)
         with self._lock:
-            (self._looking.add if chosen else self._looking.discard)(session)
+            (self._looking.add if chosen else self._looking.discard)(page)
 
     def looking(self, session: str) -> bool:
+        page = self.page(session)
         with self._lock:
-            return session in self._looking
+            return page in self._looking
 
 
-def follow(job: Job, sessions: Sessions, session: str, keep: Keep) -> Iterator[Update | None]:
+class Run:
+    """A job of a page, followed in a thread of its own: what it makes is kept, whether or not the page is there to see.
+
+    `picture` is the path of an image that stands for it, `paths` are those of the images made so far. One that is not
+    `lasting` ends with the session that began it.
+    """
+
+    def __init__(
+        self, job: Job, sessions: Sessions, session: str, keep: Keep, lasting: bool = True, picture: str | None = None
+    ) -> None:
+        self.key, self.job, self.picture = secrets.token_hex(8), job, picture
+        self.paths: list[Path] = []
+        self.error: UsoError | None = None
+        self._page, self._sessions = sessions.page(session), sessions
+        self._latest: Update | None = None
+        self._told = 0  # how often there was news
+        self._ended = self.seen = False  # seen: that it has ended, by the page
+        self._news = threading.Condition()
+        sessions.add(session, job, lasting)
+        updates = follow(job, sessions, session, keep)
+        context = copy_context()  # whose language its texts are in
+        threading.Thread(target=context.run, args=(self._follow, updates), name=f"run-{self.key}", daemon=True).start()
+
+    @property
+    def ended(self) -> bool:
+        with self._news:
+            return self._ended
+
+    def updates(self) -> Iterator[Update | None]:
+        """The latest news as it comes, None if there is none for a while; raises the `UsoError` it failed with."""
+        heard = 0
+        while True:
+            with self._news:
+                if self._told == heard and not self._ended:
+                    self._news.wait(PATIENCE)
+                latest = self._latest if self._told != heard else None
+                heard, ended = self._told, self._ended
+            yield latest
+            if ended:
+                self.seen = True
+                if self.error is not None:
+                    raise self.error
+                return
+
+    def _follow(self, updates: Generator[Update | None]) -> None:
+        try:
+            for update in updates:
+                if self._sessions.absent(self._page):
+                    updates.close()
+                    return
+                if update is not None:
+                    with self._news:
+                        self._latest, self._told = update, self._told + 1
+                        if update.path is not None:
+                            self.paths.append(update.path)
+                        self._news.notify_all()
+        except UsoError as error:
+            self.error = error
+        except Exception:
+            code = uuid.uuid4().hex[:8]
+            log.exception("error %s", code)
+            self.error = InternalError("internal", code=code)
+        finally:
+            with self._news:
+                self._ended = True
+                self._news.notify_all()
+
+
+class Runs:
+    """The runs of each page, and the images that it has made: what a page that is loaded again goes on with."""
+
+    def __init__(self) -> None:
+        self._pages: OrderedDict[str, list[Run]] = OrderedDict()
+        self._made: dict[str, list[str]] = {}
+        self._lock = threading.Lock()
+
+    def add(self, page: str, run: Run) -> None:
+        with self._lock:
+            self._pages[page] = [*(each for each in self._pages.pop(page, []) if not each.seen), run]
+            while len(self._pages) > MOST_PAGES:
+                oldest, _ = self._pages.popitem(last=False)
+                self._made.pop(oldest, None)
+
+    def unseen(self, page: str) -> list[Run]:
+        """The page's runs whose end it has not seen, in the order of submission."""
+        with self._lock:
+            return [run for run in self._pages.get(page, ()) if not run.seen]
+
+    def made(self, page: str, path: str | None = None) -> list[str]:
+        """The newest images that the page has made, oldest first, now with the given one."""
+        with self._lock:
+            paths = self._made.setdefault(page, []) if path is not None else self._made.get(page, [])
+            if path is not None and path not in paths:
+                paths.append(path)
+                del paths[:-MOST_MADE]
+            return list(paths)
+
+    def dropped(self, page: str, path: str) -> list[str]:
+        """The images that the page has made, now without the given one."""
+        with self._lock:
+            paths = self._made.get(page, [])
+            if path in paths:
+                paths.remove(path)
+            return list(paths)
+
+    def active(self, page: str) -> list[Run]:
+        """The page's runs that have not ended."""
+        return [run for run in self.unseen(page) if not run.ended]
+
+
+def follow(job: Job, sessions: Sessions, session: str, keep: Keep) -> Generator[Update | None]:
     """The updates of a job while it runs, None if nothing is new; raises the `UsoError` it failed with.
 
     Stopping the iteration, or closing the page, ends the job. A page has one status line for all its jobs: while one of
@@ -96,7 +260,7 @@ def follow(job: Job, sessions: Sessions, session: str, keep: Keep) -> Iterator[U
                 yield Update(status, event.preview if isinstance(event, Step) else None)
     finally:
         job.cancel()
-        sessions.remove(session, job)
+        sessions.remove(job)
 
 
 def describe(event: Event | None, job: Job, jobs: Sequence[Job] = ()) -> Status | None:

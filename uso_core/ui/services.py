@@ -13,7 +13,7 @@ from uso_core.settings import Settings
 from uso_core.storage.history import History
 from uso_core.storage.styles import StyleStore
 from uso_core.ui.downloads import Downloads
-from uso_core.ui.run import Sessions
+from uso_core.ui.run import Runs, Sessions
 from uso_core.ui.temporary_files import PassingImages, drop_copies
 from uso_core.ui.visitors import VISITORS, folder_name, visitor_of
 
@@ -36,6 +36,7 @@ class Services:
     settings: Settings
     passing: PassingImages
     sessions: Sessions
+    runs: Runs
     downloads: Downloads
     _stores: Callable[[str], Stores]
 
@@ -51,7 +52,7 @@ class Services:
             history = History(folder, settings.history_images, settings.history_gb * 10**9, drop_copies)
             return Stores(history, StyleStore(folder / "styles"))
 
-        return cls(engine, settings, PassingImages(), Sessions(), Downloads(settings), stores)
+        return cls(engine, settings, PassingImages(), Sessions(), Runs(), Downloads(settings), stores)
 
     def visitor(self, request: Any) -> str:
         """The visitor who asks, for the queue and for what is stored."""

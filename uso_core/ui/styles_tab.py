@@ -144,7 +144,7 @@ def _encode(services: Services, asked: GenerationRequest, request: gr.Request) -
                 yield status
     finally:
         job.cancel()
-        services.sessions.remove(session, job)
+        services.sessions.remove(job)
 
 
 def _asked(values: dict[str, Any], styles: StyleStore, background: str) -> tuple[GenerationRequest, list[Any]]:

@@ -1,0 +1,34 @@
+"""`{red|blue}` in a prompt."""
+
+from __future__ import annotations
+
+import pytest
+
+from uso_core.errors import RequestError
+from uso_core.wildcards import MOST, expand
+
+
+@pytest.mark.parametrize(
+    ("prompt", "meant"),
+    [
+        ("a red house", ["a red house"]),
+        ("a {red|blue} house", ["a red house", "a blue house"]),
+        ("a {red|blue} {house|boat}", ["a red house", "a red boat", "a blue house", "a blue boat"]),
+        ("a {red|dark {blue|green}} house", ["a red house", "a dark blue house", "a dark green house"]),
+        ("a {big |}house", ["a big house", "a house"]),
+        ("a {red|red} house", ["a red house"]),
+        ("the {set} of {a", ["the {set} of {a"]),
+        (r"a \{red|blue\} house", ["a {red|blue} house"]),
+        (r"{a|b} \{c\|d\}", ["a {c|d}", "b {c|d}"]),
+        ("", [""]),
+    ],
+)
+def test_choices(prompt, meant):
+    assert list(expand(prompt)) == meant
+
+
+def test_only_so_many():
+    assert len(expand(" ".join(["{a|b}"] * 6))) == 64 == MOST
+    with pytest.raises(RequestError) as caught:
+        expand(" ".join(["{a|b}"] * 30))
+    assert caught.value.key == "too_many_prompts"
