@@ -78,6 +78,7 @@ def test_a_chosen_image_stays_while_others_are_made(served: Served, open_page: O
     expect(status(page)).to_have_text(re.compile(r"Image 1 of 4 is ready|Image 2 of 4"))
     page.locator("#visit button", has=page.locator("img")).last.click()
     seed_used(page, 8140)
+    expect(image(page)).to_have_attribute("src", re.compile("-8140-"))
     chosen = image(page).get_attribute("src")
     expect(page.locator("#visit img")).to_have_count(4)
     expect(status(page)).to_contain_text("Done in")
@@ -106,7 +107,9 @@ def test_stop_leaves_the_image_before_in_place_of_the_preview(served: Served, op
     page.locator("#stop").click()
     expect(status(page)).to_contain_text("Stopped")
     made = of_seed(served, 8202)
-    eventually(lambda: shown(page).seed == (8202 + len(made) - 1 if made else 8201))
+    last = 8202 + len(made) - 1 if made else 8201
+    expect(image(page)).to_have_attribute("src", re.compile(f"-{last}-"))
+    assert shown(page).seed == last
 
 
 def test_a_restored_image_is_the_one_that_everything_is_about(served: Served, open_page: OpenPage) -> None:

@@ -60,8 +60,26 @@
     else give(restore, file); // which says what it takes
   };
 
+  // Images of this page are dragged into slots by their address.
+  const OURS = "application/x-uso-image";
+  document.addEventListener("dragstart", (event) => {
+    const full = event.target.closest?.("button[data-full]")?.dataset.full || event.target.closest?.("#result img")?.src;
+    if (full) event.dataTransfer.setData(OURS, new URL(full, document.baseURI).href);
+  });
+  const slotBelow = (event) => event.dataTransfer?.types.includes(OURS) && event.target.closest?.(".slot.column");
+  document.addEventListener("dragover", (event) => { if (slotBelow(event)) event.preventDefault(); }, true);
+  document.addEventListener("drop", async (event) => {
+    const slot = slotBelow(event);
+    if (!slot) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const address = event.dataTransfer.getData(OURS);
+    const reply = await fetch(address);
+    if (reply.ok) put(slot, new File([await reply.blob()], address.split("/").pop(), { type: "image/png" }));
+  }, true);
+
   const outside = (event) =>
-    event.dataTransfer && [...event.dataTransfer.types].includes("Files") && !event.target.closest(".slot, dialog");
+    event.dataTransfer?.types.includes("Files") && !event.dataTransfer.types.includes(OURS) && !event.target.closest(".slot, dialog");
   document.addEventListener("dragover", (event) => {
     document.body.classList.toggle("dropping", Boolean(outside(event)));
     if (outside(event)) event.preventDefault();

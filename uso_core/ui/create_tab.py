@@ -83,7 +83,7 @@ def _handler(form: Form, results: Results, services: Services) -> Callable[..., 
     def run(given: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
         session = request.session_hash or ""
         page, stores, visitor = services.sessions.page(session), services.stores(request), services.visitor(request)
-        services.sessions.look(session, False)
+        services.sessions.look(session, None)
         private = bool(given[form.private])
         store = partial(services.passing.add, session) if private else stores.history.add
 
@@ -117,6 +117,7 @@ def _resume(form: Form, results: Results, services: Services) -> Callable[..., I
 
     def resume(secret: str, request: gr.Request) -> Iterator[Updates]:
         session, stores = request.session_hash or "", services.stores(request)
+        yield {results.queue: ""}  # Gradio empties all outputs of an event that says nothing
         if not SECRET.fullmatch(str(secret)):
             return
         page = f"{services.visitor(request)} {secret}"
@@ -159,6 +160,8 @@ def _watch(
                 elif update is not None and update.preview is not None and not looking:
                     shown[results.image] = services.passing.preview(session, update.preview)
                     preview = True
+                elif looking and preview:  # which may have reached the page after the choice
+                    shown[results.image], preview = looking, False
                 if shown:
                     yield shown
         except UsoError as error:

@@ -65,7 +65,7 @@ def wire(panel: Panel, form: Form, results: Results, services: Services, asked: 
     def run(given: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
         session = request.session_hash or ""
         page = services.sessions.page(session)
-        services.sessions.look(session, False)
+        services.sessions.look(session, None)
         try:
             across = read_axis(given[panel.across], given[panel.across_values] or "")
             down = read_axis(given[panel.down], given[panel.down_values] or "") if given[panel.down] else None

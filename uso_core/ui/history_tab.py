@@ -98,7 +98,7 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form, results: R
         try:
             match action(event):
                 case "":
-                    services.sessions.look(request.session_hash or "", True)
+                    services.sessions.look(request.session_hash or "", str(path))
                     return results.showing(str(path))
                 case "content":
                     return {form["content"]: str(path), **create}
@@ -106,7 +106,7 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form, results: R
                     return {form.free_style(given): str(path), **create}
                 case "restore":
                     updates, words = restored(form, services, stores, path)
-                    services.sessions.look(request.session_hash or "", True)
+                    services.sessions.look(request.session_hash or "", str(path))
                     words_shown = {form.status: {"text": words, "percent": 0}}
                     return {**updates, **results.showing(str(path)), **create, **words_shown}
                 case "star" | "unstar":

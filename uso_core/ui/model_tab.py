@@ -140,7 +140,9 @@ def _look(services: Services, panel: Panel, name: str, seen: Entries) -> Updates
         panel.work: text.model_at_work(status.model.title, status.loaded) + text.workers_table(status),
         panel.unload: gr.Button(interactive=status.loaded is not None),
         panel.files: text.files_table(_rows(report, settings), _summary(report)) + _found(report, settings),
-        panel.use: gr.Button(say("model_in_use" if at_work else "use_model"), interactive=not at_work),
+        panel.use: gr.Button(
+            say("model_in_use" if at_work else "use_model"), interactive=report.complete and not at_work
+        ),
         panel.command: gr.Code(value=f"python weights/downloader.py --variant {name}", visible=lacks),
         panel.download: gr.Button(title, visible=fetches and lacks, interactive=not busy),
         panel.cancel: gr.Button(visible=fetches and busy, interactive=now is not None and not now.stopping),

@@ -67,6 +67,14 @@
     for (const input of document.querySelectorAll('input[type=number][aria-label^="number input for "]'))
       input.setAttribute("aria-label", input.getAttribute("aria-label").slice("number input for ".length));
   };
+  // A label with a Copy button in it names the button, not the field.
+  const name = () => {
+    for (const field of document.querySelectorAll("label :is(textarea, input)")) {
+      const label = field.closest("label");
+      if (label.control !== field && label.control?.tagName === "BUTTON" && !field.ariaLabel)
+        field.ariaLabel = label.querySelector("[data-testid=block-info]")?.textContent.trim() || "";
+    }
+  };
   // Gradio calls every upload "Drop an image file here": the group around it says which image it is for. Folded slots
   // come later.
   const group = () => {
@@ -77,7 +85,7 @@
       slot.setAttribute("aria-label", name.innerText.trim());
     }
   };
-  const look = () => { rename(); group(); follow(); };
+  const look = () => { rename(); name(); group(); follow(); };
   look();
   new MutationObserver(look).observe(document.body, { childList: true, subtree: true });
   document.body.dataset.script = "ready";

@@ -53,7 +53,7 @@ class Sessions:
     def __init__(self, grace_seconds: float = GRACE_SECONDS) -> None:
         self._jobs: dict[str, list[Job]] = {}  # by page
         self._brief: dict[Job, str] = {}  # the session that a job ends with
-        self._looking: set[str] = set()
+        self._looking: dict[str, str] = {}  # the image that a page's user has chosen
         self._pages: dict[str, str] = {}  # by session; other sessions are pages of their own
         self._left: dict[str, float] = {}  # when, by a monotonic clock
         self._grace = grace_seconds
@@ -74,7 +74,7 @@ class Sessions:
         """Ends a session, and the jobs that end with it. Its page may be loaded again within the grace period."""
         with self._lock:
             page = self._pages.pop(session, session)
-            self._looking.discard(page)
+            self._looking.pop(page, None)
             if page not in self._pages.values():
                 now = time.monotonic()
                 self._left = {each: when for each, when in self._left.items() if now - when <= self._grace} | {
@@ -113,16 +113,20 @@ class Sessions:
         with self._lock:
             return list(self._jobs.get(page, ()))
 
-    def look(self, session: str, chosen: bool) -> None:
-        """Whether the page's user has chosen an image since the last run began."""
+    def look(self, session: str, path: str | None) -> None:
+        """Which image the page's user has chosen since the last run began, if any."""
         page = self.page(session)
         with self._lock:
-            (self._looking.add if chosen else self._looking.discard)(page)
+            if path is None:
+                self._looking.pop(page, None)
+            else:
+                self._looking[page] = path
 
-    def looking(self, session: str) -> bool:
+    def looking(self, session: str) -> str | None:
+        """The image that the page's user looks at by choice."""
         page = self.page(session)
         with self._lock:
-            return page in self._looking
+            return self._looking.get(page)
 
 
 class Run:

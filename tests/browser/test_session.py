@@ -1,0 +1,221 @@
+"""What one keeps at hand: this session, the lightbox, the queue, ideas, presets; and a reload loses nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from tests.browser.conftest import OpenPage, eventually
+from tests.browser.test_create import seed_used
+from tests.browser.test_page import ask_for_much, image, of_seed, press, prompt, set_number, shown, status
+from tests.browser.test_page import wait_until_stepping as wait_until_stepping_on
+from tests.browser.test_studio import generate, slot, tab
+from tests.ui.test_app import Served
+from uso_core.ui.ideas import SMALL
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture
+def page(served: Served, open_page: OpenPage) -> Page:
+    return open_page(served)
+
+
+def strip(page: Page) -> Locator:
+    return page.locator("#visit button")
+
+
+def lightbox(page: Page) -> Locator:
+    return page.locator("dialog.lightbox")
+
+
+def little(page: Page, seed: int) -> None:
+    for name, value in (("Steps", 2), ("Width", 64), ("Height", 64), ("Seed", seed)):
+        set_number(page, name, value)
+
+
+def test_a_reload_finds_its_run_and_its_images_again(served: Served, page: Page) -> None:
+    little(page, 9101)
+    generate(page, served, "a red house")
+    ask_for_much(page, seed=9102)
+    press(page, "Generate")
+    wait_until_stepping_on(page)
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.reload()
+    expect(page.locator("body[data-script=ready]")).to_be_attached()
+    expect(strip(page).first).to_be_visible()
+    expect(status(page)).to_have_text(re.compile(r"Step \d+ of|Done in"))  # it goes on, and is told
+    expect(status(page)).to_contain_text("Done in")
+    seed_used(page, 9102)
+    expect(strip(page)).to_have_count(2)
+    assert len(of_seed(served, 9102)) == 1  # once
+
+
+def test_a_page_that_is_left_for_good_ends_its_runs_in_the_end(served: Served, open_page: OpenPage) -> None:
+    """Another tab is another page: it neither takes over nor shows what the first one runs."""
+    page, other = open_page(served), open_page(served)
+    ask_for_much(page, seed=9111)
+    press(page, "Generate")
+    wait_until_stepping_on(page)
+    expect(strip(other)).to_have_count(0)
+    expect(status(other)).to_contain_text("Ready")
+    page.locator("#stop").click()
+    expect(status(page)).to_contain_text("Stopped")
+
+
+def test_choices_in_the_prompt_are_runs_of_their_own_which_can_be_ended_one_by_one(served: Served, page: Page) -> None:
+    ask_for_much(page, seed=9121)
+    prompt(page).fill("a {red|blue|green} boat on a lake")
+    press(page, "Generate")
+    queue = page.locator("#queue button")
+    expect(queue).to_have_count(3)
+    expect(queue.locator("b")).to_have_text([f"a {colour} boat on a lake" for colour in ("red", "blue", "green")])
+    queue.nth(1).click()
+    expect(queue.locator("b")).to_have_text(["a red boat on a lake", "a green boat on a lake"])
+    expect(status(page)).to_contain_text("Done in")
+    eventually(lambda: len(of_seed(served, 9121)) == 2)
+    expect(queue).to_have_count(0)
+    expect(strip(page)).to_have_count(2)
+
+
+def test_the_lightbox_selects_stars_and_deletes(served: Served, page: Page) -> None:
+    little(page, 9131)
+    set_number(page, "Images", 3)
+    generate(page, served, "a mushroom in the forest")
+    expect(strip(page)).to_have_count(3)
+    image(page).click()
+    expect(lightbox(page)).to_be_visible()
+    for key, seed in (("ArrowRight", 9132), ("ArrowRight", 9131), ("ArrowRight", 9131), ("ArrowLeft", 9132)):
+        page.keyboard.press(key)
+        expect(lightbox(page).locator("img")).to_have_attribute("src", re.compile(f"-{seed}-"))
+    page.keyboard.press("s")
+    expect(lightbox(page).get_by_role("button", name=re.compile("Star"))).to_have_attribute("aria-pressed", "true")
+    page.keyboard.press("Escape")
+    expect(lightbox(page)).to_have_count(0)
+    seed_used(page, 9132)  # what was shown is selected
+    assert shown(page).seed == 9132
+    (starred,) = of_seed(served, 9132)
+    eventually(starred.with_suffix(".star").is_file)
+    expect(strip(page).nth(1)).to_have_attribute("data-starred", "true")
+
+    tab(page, "History")
+    page.get_by_label("Only starred").check()
+    cards = page.locator("#history-images button")
+    expect(cards.locator("img").first).to_have_attribute("src", re.compile("-9132-"))
+    page.get_by_label("Only starred").uncheck()
+    page.locator("#history-images button", has=page.locator("img[src*='-9133-']")).click()
+    page.keyboard.press("Delete")
+    expect(lightbox(page).get_by_role("button", name="Delete permanently?")).to_be_visible()
+    page.keyboard.press("Delete")
+    eventually(lambda: not of_seed(served, 9133))
+    page.keyboard.press("c")  # the next one, as content
+    expect(slot(page, "Content image").locator("img")).to_be_visible()
+    expect(strip(page)).to_have_count(2)
+
+
+def test_several_images_are_downloaded_or_deleted_at_once(served: Served, page: Page) -> None:
+    little(page, 9141)
+    set_number(page, "Images", 3)
+    generate(page, served, "a tree in the desert")
+    tab(page, "History")
+    page.get_by_label("Search").fill("tree desert")
+    cards = page.locator("#history-images button")
+    expect(cards).to_have_count(3)
+    page.get_by_label("Select several").check()
+    for place in (0, 2):
+        cards.nth(place).click()
+    expect(lightbox(page)).to_have_count(0)
+    with page.expect_download() as download:
+        press(page, "Download selected (zip)")
+    with zipfile.ZipFile(download.value.path()) as archive:
+        assert sorted(name.split("-")[2] for name in archive.namelist()) == ["9141", "9143"]
+    press(page, "Delete selected")
+    press(page, "Delete permanently?")
+    expect(cards).to_have_count(1)
+    assert [bool(of_seed(served, seed)) for seed in (9141, 9142, 9143)] == [False, True, False]
+
+
+def test_an_image_of_this_session_is_dragged_into_a_slot(served: Served, page: Page) -> None:
+    little(page, 9151)
+    generate(page, served, "a boat on the beach")
+    strip(page).first.drag_to(page.locator(".slot.column").nth(1))
+    expect(slot(page, "Style image 1").locator("img")).to_be_visible()
+
+
+def test_ideas_fit_the_mode_and_recent_prompts_come_back(served: Served, page: Page) -> None:
+    little(page, 9161)
+    generate(page, served, "a rocket in space")
+    page.locator("#ideas summary").click()
+    ideas = page.locator("#ideas button")
+    expect(ideas.filter(has_text="a rocket in space")).not_to_have_count(0)
+    expect(ideas.first).to_have_text(SMALL["text"][0])
+    ideas.first.click()
+    expect(prompt(page)).to_have_value(SMALL["text"][0])
+    expect(ideas.first).to_be_hidden()
+
+
+def test_presets_keep_settings_over_a_reload_and_travel_as_a_file(page: Page, tmp_path: Path) -> None:
+    set_number(page, "Steps", 7)
+    set_number(page, "Guidance", 2.5)
+    page.get_by_role("button", name=re.compile("Presets")).click()
+    page.get_by_label("Name of the preset").fill("quick <b>look</b>")
+    press(page, "Save")
+    expect(status(page)).to_contain_text("quick <b>look</b>")
+    with page.expect_download() as download:
+        press(page, "Export")
+    exported = json.loads(download.value.path().read_text(encoding="utf-8"))
+    assert exported["uso_presets"]["quick <b>look</b>"]["steps"] == 7
+    assert not {"prompt", "seed", "content", "style_1"} & set(exported["uso_presets"]["quick <b>look</b>"])
+    exported["uso_presets"]["other"] = {"steps": 9, "guidance": "strange", "width": 10**9}
+    changed = tmp_path / "presets.json"
+    changed.write_text(json.dumps(exported), encoding="utf-8")
+    page.locator("#presets input[type=file]").set_input_files(changed)
+    expect(status(page)).to_contain_text("other")
+    page.reload()
+    expect(page.locator("body[data-script=ready]")).to_be_attached()
+    set_number(page, "Steps", 30)
+    page.get_by_role("button", name=re.compile("Presets")).click()
+    for name, steps in (("quick <b>look</b>", "7"), ("other", "9")):
+        page.get_by_label("Preset", exact=True).click()
+        page.get_by_role("option", name=name, exact=True).click()
+        expect(page.get_by_role("spinbutton", name="Steps", exact=True)).to_have_value(steps)
+    expect(page.get_by_role("spinbutton", name="Guidance", exact=True)).to_have_value("2.5")
+    expect(page.get_by_role("spinbutton", name="Width", exact=True)).to_have_value("128")
+
+
+def test_a_question_mark_lists_the_keys(page: Page) -> None:
+    prompt(page).press("?")
+    expect(prompt(page)).to_have_value("?")
+    expect(page.locator("dialog.keys")).to_have_count(0)
+    page.locator("body").press("Shift+?")
+    expect(page.locator("dialog.keys kbd").first).to_have_text("Ctrl + Enter")
+    page.keyboard.press("Escape")
+    expect(page.locator("dialog.keys")).to_have_count(0)
+
+
+def test_a_notification_comes_when_an_image_is_done_elsewhere(served: Served, open_page: OpenPage) -> None:
+    page = open_page(served, permissions=["notifications"])
+    page.evaluate("""() => {
+      window.told = [];
+      window.Notification = class extends EventTarget {
+        static permission = "granted";
+        static requestPermission = async () => "granted";
+        constructor(title, options) { super(); window.told.push([title, options.body]); }
+      };
+      Object.defineProperty(document, "hidden", { get: () => true });
+    }""")
+    little(page, 9171)
+    generate(page, served, "a car in the city")
+    assert page.evaluate("window.told") == []  # off by default
+    page.locator("#switches summary").click()
+    page.get_by_label("Notify me if I look elsewhere").check()
+    page.locator("#generate").click()
+    page.wait_for_function("window.told.length == 1")
+    title, body = page.evaluate("window.told[0]")
+    assert title == "Your image is ready"
+    assert body.startswith("Done in")
