@@ -95,7 +95,6 @@ def _handler(form: Form, results: Results, services: Services) -> Callable[..., 
         picture = next((path for field in form.slots if (path := given[field])), None)
         runs: list[Run] = []
         try:
-            # Named nowhere: its decoded images would stay as long as it waits.
             for each in _requests(form.values(given), services, stores):
                 job = services.engine.submit(each, True, visitor)
                 runs.append(Run(job, services.sessions, session, keep, not private, picture))
