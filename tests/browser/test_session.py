@@ -39,6 +39,15 @@ def little(page: Page, seed: int) -> None:
         set_number(page, name, value)
 
 
+def generate_three(page: Page, words: str, seed: int) -> None:
+    little(page, seed)
+    set_number(page, "Images", 3)
+    prompt(page).fill(words)
+    press(page, "Generate")
+    expect(status(page)).to_contain_text("Done in")
+    expect(strip(page)).to_have_count(3)
+
+
 def test_a_reload_finds_its_run_and_its_images_again(served: Served, page: Page) -> None:
     little(page, 9101)
     generate(page, served, "a red house")
@@ -84,10 +93,7 @@ def test_choices_in_the_prompt_are_runs_of_their_own_which_can_be_ended_one_by_o
 
 
 def test_the_lightbox_selects_stars_and_deletes(served: Served, page: Page) -> None:
-    little(page, 9131)
-    set_number(page, "Images", 3)
-    generate(page, served, "a mushroom in the forest")
-    expect(strip(page)).to_have_count(3)
+    generate_three(page, "a mushroom in the forest", 9131)
     image(page).click()
     expect(lightbox(page)).to_be_visible()
     for key, seed in (("ArrowRight", 9132), ("ArrowRight", 9131), ("ArrowRight", 9131), ("ArrowLeft", 9132)):
@@ -119,9 +125,7 @@ def test_the_lightbox_selects_stars_and_deletes(served: Served, page: Page) -> N
 
 
 def test_several_images_are_downloaded_or_deleted_at_once(served: Served, page: Page) -> None:
-    little(page, 9141)
-    set_number(page, "Images", 3)
-    generate(page, served, "a tree in the desert")
+    generate_three(page, "a tree in the desert", 9141)
     tab(page, "History")
     page.get_by_label("Search").fill("tree desert")
     cards = page.locator("#history-images button")
@@ -192,7 +196,8 @@ def test_a_question_mark_lists_the_keys(page: Page) -> None:
     prompt(page).press("?")
     expect(prompt(page)).to_have_value("?")
     expect(page.locator("dialog.keys")).to_have_count(0)
-    page.locator("body").press("Shift+?")
+    prompt(page).blur()
+    page.keyboard.press("Shift+?")
     expect(page.locator("dialog.keys kbd").first).to_have_text("Ctrl + Enter")
     page.keyboard.press("Escape")
     expect(page.locator("dialog.keys")).to_have_count(0)

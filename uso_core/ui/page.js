@@ -85,7 +85,14 @@
       slot.setAttribute("aria-label", name.innerText.trim());
     }
   };
-  const look = () => { rename(); name(); group(); follow(); };
+  // An image is a button without a name to Gradio.
+  const describe = () => {
+    for (const image of document.querySelectorAll('#create button img[alt=""]')) {
+      const label = image.closest(".block")?.querySelector("[data-testid=block-label]")?.textContent.trim();
+      if (label) image.alt = label;
+    }
+  };
+  const look = () => { rename(); name(); describe(); group(); follow(); };
   look();
   new MutationObserver(look).observe(document.body, { childList: true, subtree: true });
   document.body.dataset.script = "ready";
