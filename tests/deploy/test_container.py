@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.ui.test_app import free_port, wait_until_it_answers
+from tests.serving import free_port, wait_until_it_answers
 from uso_core.settings import ROOT, Settings, env_name
 
 DOCKER = ROOT / "deploy/docker"

@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from tests.ui.test_app import free_port
+from tests.serving import free_port
 from uso_core.settings import ROOT
 
 NOTEBOOK = ROOT / "deploy/notebook/USO.ipynb"

@@ -19,8 +19,8 @@ from packaging.requirements import Requirement
 
 from deploy.space.app import SPACE, provide
 from deploy.space.assemble import FOLDERS, assemble
+from tests.serving import clean_environment, free_port, wait_until_it_answers
 from tests.test_requirements import declared
-from tests.ui.test_app import clean_environment, free_port, wait_until_it_answers
 from uso_core.request import GenerationRequest
 from uso_core.runtime.executors.zerogpu import seconds
 from uso_core.settings import ROOT, Settings

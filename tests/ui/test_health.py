@@ -6,7 +6,6 @@ import json
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from gradio_client import Client
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.ui.test_app import Served, serve
+from tests.serving import Served, serve
 from uso_core.catalog.models import get_model
 from uso_core.errors import SettingsError
 from uso_core.messages import message
@@ -25,11 +24,7 @@ from uso_core.ui import text
 from uso_core.ui.health import require_metrics
 from uso_core.ui.language import say
 
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serve(tmp_path_factory.mktemp("health"), "--metrics", "--auth", "ann:secret") as running:
-        yield running
+FLAGS = ("--metrics", "--auth", "ann:secret")
 
 
 def asked(url: str) -> tuple[int, str]:

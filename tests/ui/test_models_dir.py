@@ -13,7 +13,7 @@ from gradio_client import Client
 from PIL import Image
 
 from tests.catalog import comfy_folder as comfy
-from tests.ui.test_app import REPLY_SECONDS, Served, clean_environment, serve
+from tests.serving import REPLY_SECONDS, Served, clean_environment, serve
 from uso_core.settings import ROOT
 
 
