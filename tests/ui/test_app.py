@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,19 @@ def cpu_seconds(pid: int) -> float:
     """What a process has used so far (proc(5): fields 14 and 15)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it counts in /proc")
+def test_a_page_without_visitors_sleeps(served: Served) -> None:
+    began, before = time.monotonic(), wake_ups(served.process.pid)
+    time.sleep(1)
+    assert (wake_ups(served.process.pid) - before) / (time.monotonic() - began) < 200  # a second; Gradio by itself: 600 to 1000
+
+
+def wake_ups(pid: int) -> int:
+    """How often a process's threads have waited for something so far (proc(5): voluntary_ctxt_switches)."""
+    told = "".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status"))
+    return sum(map(int, re.findall(r"^voluntary_ctxt_switches:\s+(\d+)", told, re.MULTILINE)))
 
 
 def test_pytorch_is_imported_while_the_visitor_looks_around(tmp_path: Path) -> None:
