@@ -62,6 +62,7 @@ def command(
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_it_runs_read_only_without_rights_and_ends_as_the_first_process(bubblewrap: str, tmp_path: Path) -> None:
     port, log, output = free_port(), tmp_path / "log", tmp_path / "output"
     output.mkdir()

@@ -7,6 +7,7 @@ import urllib.request
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 from tests.serving import free_port
@@ -15,6 +16,7 @@ from uso_core.settings import ROOT
 NOTEBOOK = ROOT / "deploy/notebook/USO.ipynb"
 
 
+@pytest.mark.slow
 def test_the_cells_run_in_order(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "USO").symlink_to(ROOT)  # instead of the clone
     monkeypatch.setenv("USO_OUTPUT", str(tmp_path / "output"))

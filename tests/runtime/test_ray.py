@@ -19,6 +19,7 @@ from uso_core.request import GenerationRequest
 from uso_core.runtime.engine import Engine, Job
 from uso_core.settings import ROOT
 
+pytestmark = pytest.mark.slow
 RAY = dataclasses.replace(SETTINGS, executor="ray", workers="2")
 MANY = dataclasses.replace(SMALL, images=6, steps=12, width=128, height=128, styles=(image(1),), content=image(2))
 LONG = dataclasses.replace(SMALL, steps=500, width=256, height=256)
