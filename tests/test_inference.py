@@ -664,7 +664,7 @@ def process(workplace: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 def test_a_process_ends_with_code_2_and_two_lines(process, golden_environment, tmp_path, monkeypatch):
     monkeypatch.setenv("AE", str(GOLDEN / "dit_lora.safetensors"))  # detected late, after PyTorch is loaded
     running = process("--prompt", "a cat", *GOLDEN_FLAGS, "--save_path", tmp_path / "saved")
-    out, err = running.communicate(timeout=120)
+    out, err = running.communicate(timeout=240)
     assert_refused(Run(running.returncode, out, err, tmp_path / "saved"))
 
 
@@ -693,10 +693,10 @@ def test_ctrl_c_ends_a_run_with_code_130(moment, process, golden_environment, tm
         saved = ("--save_path", tmp_path / "saved")
         running = process("--prompt", "a cat", *GOLDEN_FLAGS, *saved, *many, stderr=theirs)
         os.close(theirs)
-        seen = read_until(ours, moment, 120)
+        seen = read_until(ours, moment, 240)
         assert moment in seen
         os.kill(running.pid, signal.SIGINT)
-        assert running.wait(timeout=30) == 130
+        assert running.wait(timeout=120) == 130
         seen += read_until(ours, "never", 5)
     finally:
         os.close(ours)

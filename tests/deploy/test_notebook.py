@@ -32,7 +32,7 @@ def test_the_cells_run_in_order(tmp_path: Path, monkeypatch) -> None:
         for place, cell in enumerate(notebook.cells):
             client.execute_cell(cell, place)
             if cell is page:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=30) as reply:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=240) as reply:
                     assert json.load(reply)["model"] == "uso-tiny"
     texts = ["".join(output.get("text", "") for output in cell.outputs) for cell in cells]
     assert "no GPU: uso-tiny" in texts[1]

@@ -76,7 +76,8 @@ def cpu_seconds(pid: int) -> float:
 def test_a_page_without_visitors_sleeps(served: Served) -> None:
     began, before = time.monotonic(), wake_ups(served.process.pid)
     time.sleep(1)
-    assert (wake_ups(served.process.pid) - before) / (time.monotonic() - began) < 200  # a second; Gradio by itself: 600 to 1000
+    a_second = (wake_ups(served.process.pid) - before) / (time.monotonic() - began)
+    assert a_second < 200  # 60; with Gradio's own value 600 to 1000
 
 
 def wake_ups(pid: int) -> int:
