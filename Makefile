@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-tools lint space train-tiny clean
+.PHONY: help run test test-all test-tools lint space train-tiny clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -12,8 +13,11 @@ help:  ## this list
 run: $(VENV)/.ready  ## the page on http://127.0.0.1:7860
 	$(BIN)/python app.py
 
-test: test-tools  ## every test, on two processes
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: test-tools  ## the tests, on two processes, but for the slow ones
+	$(PYTEST) -m "not slow"
+
+test-all: test-tools  ## every test: also a Ray cluster, a Space, a notebook, a container, the benchmarks
+	$(PYTEST)
 
 test-tools: $(VENV)/.ready-test  ## .venv with what the tests need besides
 

@@ -12,13 +12,29 @@ import pytest
 
 from uso_core.settings import ROOT, Settings, env_name
 
-GOLDEN = Path(__file__).parent / "golden"
+TESTS = Path(__file__).parent
+GOLDEN = TESTS / "golden"
+LONGEST = (
+    "browser/test_page.py", "browser/test_studio.py", "runtime/test_ray.py", "deploy/test_space.py",
+    "browser/test_models.py", "test_training.py", "browser/test_examples.py", "browser/test_languages.py",
+    "test_inference.py", "test_meaning.py", "ui/test_open_server.py", "ui/test_server.py", "browser/test_proxy.py",
+    "browser/test_restart.py", "browser/test_crop.py", "test_bench.py", "test_speed.py", "loaders/test_fused_cache.py",
+    "quantization/test_fp8.py", "ui/test_app.py", "deploy/test_notebook.py", "loaders/test_other_lora.py",
+    "deploy/test_container.py", "runtime/test_engine.py", "runtime/test_loras.py", "test_floors.py",
+    "ui/test_models_dir.py",
+)  # fmt: skip
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: test processes share the cores
 
 gc.disable()  # until all tests are imported and collected; they stay: see `uso_core.runtime.startup`
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a background job; programs under test would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that processes which share the files end together."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.relative_to(TESTS).as_posix(), len(places)))
 
 
 def pytest_collection_finish() -> None:

@@ -168,6 +168,7 @@ def test_a_turn_starts_only_if_its_baseline_fits_too():
     assert list(turns(chosen, lambda: False)) == []
 
 
+@pytest.mark.slow
 def test_the_gpus_part_at_toy_size(tmp_path: Path, capsys):
     """Real code on toy shapes, in two sessions, the second continuing the first one's file."""
     file = tmp_path / "results" / "small.json"

@@ -24,8 +24,10 @@ from safetensors.torch import load_file, save_file
 
 import inference
 from tests.conftest import GOLDEN
+from uso_core.catalog.models import EMBEDDED
 from uso_core.messages import message
-from uso_core.settings import ROOT
+from uso_core.runtime.engine import Engine
+from uso_core.settings import ROOT, Settings
 from uso_core.storage.png import read_request
 
 CASES = {case["name"]: case for case in json.loads((GOLDEN / "manifest.json").read_text())["cases"]}
@@ -74,9 +76,28 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def engines() -> dict[Settings, Engine]:
+    return {}
+
+
 @pytest.fixture
-def command(workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs a command line in this process, by default into a folder of its own."""
+def command(
+    workplace: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    engines: dict[Settings, Engine],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Command:
+    """Runs a command line in this process, by default into a folder of its own.
+
+    The embedded model is loaded once for all with the same settings: that engines agree is tested elsewhere.
+    """
+
+    def engine(settings: Settings) -> Engine:
+        return engines.setdefault(settings, Engine(settings)) if settings.name == EMBEDDED else Engine(settings)
+
+    monkeypatch.setattr(inference, "Engine", engine)
     folders = (tmp_path / f"saved-{number}" for number in range(100))
 
     def run(*flags: object, folder: Path | None = None) -> Run:
@@ -559,7 +580,7 @@ def web_page(folder: Path) -> Path:
     return path
 
 
-EMBEDDED = ROOT / "weights" / "uso-tiny"
+TINY_FOLDER = ROOT / "weights" / "uso-tiny"
 
 
 def clip_without_config(folder: Path) -> Path:
@@ -578,17 +599,17 @@ BAD_WEIGHTS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "VAE is the LoRA": ("AE", lambda folder: GOLDEN / "dit_lora.safetensors"),
     "VAE is cut": ("AE", cut_vae),
     "LoRA is the projector": ("LORA", lambda folder: GOLDEN / "projector.safetensors"),
-    "LoRA of another depth": ("LORA", lambda folder: EMBEDDED / "dit_lora.safetensors"),
+    "LoRA of another depth": ("LORA", lambda folder: TINY_FOLDER / "dit_lora.safetensors"),
     "projector is the LoRA": ("PROJECTION_MODEL", lambda folder: GOLDEN / "dit_lora.safetensors"),
-    "projector for another vision tower": ("PROJECTION_MODEL", lambda folder: EMBEDDED / "projector.safetensors"),
+    "projector for another vision tower": ("PROJECTION_MODEL", lambda folder: TINY_FOLDER / "projector.safetensors"),
     "T5 is not there": ("T5", lambda folder: folder / "t5"),
     "T5 is CLIP": ("T5", lambda folder: GOLDEN / "clip"),
     "T5 lacks a tensor": ("T5", spoilt_encoder),
     "CLIP is a file of unknown heads": ("CLIP", clip_without_config),
     "CLIP is an empty folder": ("CLIP", lambda folder: folder),
-    "CLIP of another width": ("CLIP", lambda folder: EMBEDDED / "clip"),
+    "CLIP of another width": ("CLIP", lambda folder: TINY_FOLDER / "clip"),
     "SigLIP is T5": ("SIGLIP_PATH", lambda folder: GOLDEN / "t5"),
-    "SigLIP of another size": ("SIGLIP_PATH", lambda folder: EMBEDDED / "siglip"),
+    "SigLIP of another size": ("SIGLIP_PATH", lambda folder: TINY_FOLDER / "siglip"),
 }
 
 
@@ -643,7 +664,7 @@ def process(workplace: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 def test_a_process_ends_with_code_2_and_two_lines(process, golden_environment, tmp_path, monkeypatch):
     monkeypatch.setenv("AE", str(GOLDEN / "dit_lora.safetensors"))  # detected late, after PyTorch is loaded
     running = process("--prompt", "a cat", *GOLDEN_FLAGS, "--save_path", tmp_path / "saved")
-    out, err = running.communicate(timeout=120)
+    out, err = running.communicate(timeout=240)
     assert_refused(Run(running.returncode, out, err, tmp_path / "saved"))
 
 
@@ -672,10 +693,10 @@ def test_ctrl_c_ends_a_run_with_code_130(moment, process, golden_environment, tm
         saved = ("--save_path", tmp_path / "saved")
         running = process("--prompt", "a cat", *GOLDEN_FLAGS, *saved, *many, stderr=theirs)
         os.close(theirs)
-        seen = read_until(ours, moment, 120)
+        seen = read_until(ours, moment, 240)
         assert moment in seen
         os.kill(running.pid, signal.SIGINT)
-        assert running.wait(timeout=30) == 130
+        assert running.wait(timeout=120) == 130
         seen += read_until(ours, "never", 5)
     finally:
         os.close(ours)

@@ -279,18 +279,22 @@ def test_the_adversary_learns_beside_the_model_and_neither_moves_the_other(run: 
         assert torch.equal(value, resumed.adversary.state_dict()[name]), name
 
 
-def test_a_decoder_learns_from_the_models_own_mistakes(run: Path, tmp_path: Path) -> None:
+def test_a_decoder_learns_from_the_models_own_mistakes(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.decoder.DRAWN", 4)
+    monkeypatch.setattr("training.decoder.BATCH", {"clean": 1, "mistaken": 1, "own": 1})
     own = Path(copytree(run, tmp_path / "run", ignore=ignore_patterns("*.pt")))
     save_model(own / "joint.safetensors", TinyUso(SMALL), {})
     checkpoint.save_tensors(own / "vae.safetensors", build_vae().state_dict())
     constants = {"block_out_channels": [32, 64, 96, 128], "scaling_factor": 0.7, "shift_factor": 0.1}
     (own / "vae.json").write_text(json.dumps(constants))
     store = RecordStore(own)
-    bank = draw_bank(own, store, mistaken=32, own=32)
-    assert bank["latents"].shape == (64, 16, 16, 16)
+    bank = draw_bank(own, store, mistaken=4, own=4)
+    assert bank["latents"].shape == (8, 16, 16, 16)
 
     def begin_or_go_on() -> DecoderTraining:
-        return DecoderTraining(own, 4, store, load_measurer(), bank)
+        return DecoderTraining(own, 3, store, load_measurer(), bank)
 
     whole = begin_or_go_on()
     before = {name: value.clone() for name, value in whole.vae.state_dict().items()}

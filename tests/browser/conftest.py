@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from tests.ui.test_app import Served, serve
+from tests.serving import Served, serve
 
 PATIENCE_MS = int(
     os.environ.get("PATIENCE_MS", "240000")
@@ -61,8 +61,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture
 def fresh(tmp_path: Path) -> Iterator[Served]:
-    """An app that has not loaded anything yet."""
-    with serve(tmp_path / "app") as running:
+    """An app that has not loaded anything yet, started as users do."""
+    with serve(tmp_path / "app", fork=False) as running:
         yield running
 
 

@@ -416,7 +416,7 @@ def test_script_takes_the_hub_from_dotenv(hub_server, tmp_path):
     environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
     command = [sys.executable, str(ROOT / "weights" / "downloader.py"), "--weights", "here", "--only", "clip"]
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "here/FLUX.1-dev/text_encoder/model.safetensors").is_file()
@@ -424,7 +424,7 @@ def test_script_takes_the_hub_from_dotenv(hub_server, tmp_path):
 
 def test_script_takes_the_hub_from_the_environment_and_the_token_from_dotenv(hub_server, tmp_path):
     hub_server.gated.add(DEV)
-    out, err = start(hub_server, tmp_path, "--only", "clip").communicate(timeout=60)
+    out, err = start(hub_server, tmp_path, "--only", "clip").communicate(timeout=240)
     assert (tmp_path / "here/FLUX.1-dev/text_encoder/model.safetensors").is_file()
     assert err == ""
     assert TOKEN not in out
@@ -437,17 +437,17 @@ def test_ctrl_c_keeps_what_came(tmp_path):
         server.members.add(TOKEN)
         server.stall[LORA] = 25_000_000
         process = start(server, tmp_path, "--only", "lora")
-        assert server.stalled.wait(30)
+        assert server.stalled.wait(240)
         deadline = 200
         while not any(path.stat().st_size for path in tmp_path.rglob("*.part")) and (deadline := deadline - 1):
             server.closing.wait(0.05)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=240)
         assert process.returncode == 130
         assert err.splitlines() == ["stopped: what was fetched so far is kept; run the same command again to resume."]
         server.body_bytes.clear()
         process = start(server, tmp_path, "--only", "lora")
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=240)
         assert process.returncode == 0, err
         assert 0 < server.body_bytes[LORA] < size
         assert TOKEN not in out + err

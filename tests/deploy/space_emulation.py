@@ -43,7 +43,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    threading.Timer(200, os.killpg, (0, signal.SIGKILL)).start()
+    threading.Timer(400, os.killpg, (0, signal.SIGKILL)).start()
     try:
         main()
     except Exception:

@@ -157,7 +157,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    threading.Timer(240, os.killpg, (0, signal.SIGKILL)).start()
+    threading.Timer(400, os.killpg, (0, signal.SIGKILL)).start()
     try:
         main()
     finally:

@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.ui.test_app import free_port, wait_until_it_answers
+from tests.serving import free_port, wait_until_it_answers
 from uso_core.settings import ROOT, Settings, env_name
 
 DOCKER = ROOT / "deploy/docker"
 DOCKERFILE = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
-OUTPUT, END_SECONDS = "/tmp/output", 5.0
+OUTPUT = "/tmp/output"
+END_SECONDS = 10.0  # after which Docker kills
 REFUSED = 2
 
 
@@ -62,6 +63,7 @@ def command(
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_it_runs_read_only_without_rights_and_ends_as_the_first_process(bubblewrap: str, tmp_path: Path) -> None:
     port, log, output = free_port(), tmp_path / "log", tmp_path / "output"
     output.mkdir()
@@ -79,7 +81,7 @@ def test_it_runs_read_only_without_rights_and_ends_as_the_first_process(bubblewr
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         began = time.monotonic()
         os.kill(int(children[0]), signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
         assert time.monotonic() - began < END_SECONDS
     finally:
         process.kill()

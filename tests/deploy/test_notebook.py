@@ -7,14 +7,16 @@ import urllib.request
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
-from tests.ui.test_app import free_port
+from tests.serving import free_port
 from uso_core.settings import ROOT
 
 NOTEBOOK = ROOT / "deploy/notebook/USO.ipynb"
 
 
+@pytest.mark.slow
 def test_the_cells_run_in_order(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "USO").symlink_to(ROOT)  # instead of the clone
     monkeypatch.setenv("USO_OUTPUT", str(tmp_path / "output"))
@@ -30,7 +32,7 @@ def test_the_cells_run_in_order(tmp_path: Path, monkeypatch) -> None:
         for place, cell in enumerate(notebook.cells):
             client.execute_cell(cell, place)
             if cell is page:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=30) as reply:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=240) as reply:
                     assert json.load(reply)["model"] == "uso-tiny"
     texts = ["".join(output.get("text", "") for output in cell.outputs) for cell in cells]
     assert "no GPU: uso-tiny" in texts[1]

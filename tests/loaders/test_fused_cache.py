@@ -324,7 +324,7 @@ def test_two_processes_at_once_leave_whole_files(sources):
         other.stdin.flush()
         assert other.stdout.readline() == "go\n"  # its libraries are imported
         model = sources.build()
-        assert other.wait(60) == 0
+        assert other.wait(240) == 0
     same(model, sources.build(cache=False))
     same(sources.build(), model)
     assert not sources.files(".part")
@@ -339,7 +339,7 @@ def test_waiting_for_another_can_be_stopped(sources):
         loading = sources.load()
         assert next(loading) == 0
         loading.close()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 def test_faults_of_the_sources_are_reported_as_usual(sources):

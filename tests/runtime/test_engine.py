@@ -27,7 +27,7 @@ SETTINGS = Settings(name="uso-tiny", device="cpu", dtype="float32")
 SMALL = GenerationRequest(prompt="a red house by the sea", width=64, height=64, steps=4, seed=7, content_size=64)
 LONG = dataclasses.replace(SMALL, steps=500)
 SLOW_STEPS = dataclasses.replace(SMALL, width=512, height=512, steps=100)  # a step takes long beside a thread's wake-up
-PATIENCE_SECONDS = 90.0
+PATIENCE_SECONDS = 240.0
 AT_ONCE = 0.0  # patience that finds only what has been reported already
 
 

@@ -156,7 +156,7 @@ def carrier() -> Carrier:
 
 def followed(carrier: Carrier, key: str) -> Iterator[Event]:
     """The events of a work up to its last one."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 240
     while time.monotonic() < until:
         for event in carrier.follow(key, 0.2).events:
             yield event
@@ -184,9 +184,9 @@ def test_a_caller_that_vanishes_frees_its_worker(carrier):
     next(event for event in followed(carrier, key) if isinstance(event, Step))
     vanished = time.monotonic()
     while carrier.running:
-        assert time.monotonic() - vanished < 30, "nobody stopped it"
+        assert time.monotonic() - vanished < 60, "nobody stopped it"
         time.sleep(0.01)
-    assert LEASE_SECONDS * 0.8 < time.monotonic() - vanished < LEASE_SECONDS + 2.0  # a step takes a part of a second
+    assert LEASE_SECONDS * 0.8 < time.monotonic() - vanished < LEASE_SECONDS + 15.0  # all 500 steps take minutes
     assert isinstance(list(followed(carrier, key))[-1], Cancelled)  # should it come back after all
     assert carrier.follow(key, 0.0).events == (Cancelled(),)
 

@@ -138,7 +138,7 @@ def test_two_programs_on_one_folder_lose_nothing(tmp_path):
     told = Told()
     with writers(tmp_path, ["one", "other"], most=30) as programs:
         for program in programs:
-            assert program.wait(60) == 0
+            assert program.wait(240) == 0
             told.read(program.stdout.read())
     check(tmp_path, told)
     assert len(told.saved) == 60

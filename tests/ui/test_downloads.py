@@ -51,7 +51,7 @@ def downloads(tmp_path: Path) -> Downloads:
 
 
 def wait(downloads: Downloads, condition: Callable[[Download], bool]) -> Download:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while downloads.now is None or not condition(downloads.now):
         assert time.monotonic() < deadline, downloads.now
         time.sleep(0.01)

@@ -212,7 +212,7 @@ def test_a_host_that_drips_is_not_waited_for(address: str, path: str, monkeypatc
     begun = time.monotonic()
     with pytest.raises(RequestError, match="takes too long"):
         fetch(f"{address}{path}")
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 9  # the silent one gives up after 10
 
 
 def test_a_name_that_is_not_found_in_time_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:

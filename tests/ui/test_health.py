@@ -6,7 +6,6 @@ import json
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from gradio_client import Client
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.ui.test_app import Served, serve
+from tests.serving import Served, serve
 from uso_core.catalog.models import get_model
 from uso_core.errors import SettingsError
 from uso_core.messages import message
@@ -25,16 +24,12 @@ from uso_core.ui import text
 from uso_core.ui.health import require_metrics
 from uso_core.ui.language import say
 
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serve(tmp_path_factory.mktemp("health"), "--metrics", "--auth", "ann:secret") as running:
-        yield running
+FLAGS = ("--metrics", "--auth", "ann:secret")
 
 
 def asked(url: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(url, timeout=30) as reply:
+        with urllib.request.urlopen(url, timeout=240) as reply:
             return reply.status, reply.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -65,7 +60,7 @@ def test_numbers_follow_what_happens(served: Served) -> None:
     assert before["process_resident_memory_bytes",] > 10**7
     client = Client(served.url, verbose=False, analytics_enabled=False, auth=("ann", "secret"))
     values: dict[str, Any] = {"prompt": "a red mug", "width": 64, "height": 64, "steps": 2, "images": 2}
-    client.submit(**values, api_name="/generate").result(timeout=120)
+    client.submit(**values, api_name="/generate").result(timeout=240)
     client.close()
     after = numbers(served.url)
     assert after["uso_requests_total", "uso-tiny", "done"] == 1
@@ -79,7 +74,7 @@ def test_numbers_follow_what_happens(served: Served) -> None:
 def test_an_address_of_another_name_is_not_answered(served: Served) -> None:
     call = urllib.request.Request(f"{served.url}/metrics", headers={"Host": "evil.example.org"})
     with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(call, timeout=30)
+        urllib.request.urlopen(call, timeout=240)
     assert caught.value.code == 421
 
 

@@ -13,7 +13,8 @@ from gradio_client import Client
 from PIL import Image
 
 from tests.catalog import comfy_folder as comfy
-from tests.ui.test_app import REPLY_SECONDS, Served, clean_environment, serve
+from tests.serving import REPLY_SECONDS, Served, clean_environment, serve
+from uso_core.runtime import doctor
 from uso_core.settings import ROOT
 
 
@@ -51,15 +52,23 @@ def test_an_image_from_nothing_but_a_comfyui_folder(served, tmp_path):
     assert embedded.std() > 10
 
 
-@pytest.mark.parametrize(("inner", "code"), [("", 0), ("models/vae", 2)])
-def test_the_doctor_says_what_is_there_and_what_to_do(whole, inner, code, tmp_path):
-    command = [sys.executable, str(ROOT / "weights" / "downloader.py"), "--doctor", "--device", "cpu"]
-    command += ["--models-dir", str(whole / inner), "--weights", str(tmp_path / "weights")]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=clean_environment(tmp_path), capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (code, "")
-    lines = done.stdout.splitlines()
+def as_users_do(folder: Path, *flags: str) -> int:
+    command = [sys.executable, str(ROOT / "weights" / "downloader.py"), "--doctor", *flags]
+    return subprocess.run(command, cwd=folder, env=clean_environment(folder), check=False).returncode
+
+
+def in_this_process(folder: Path, *flags: str) -> int:
+    return doctor.main(flags)
+
+
+@pytest.mark.parametrize(("ask", "inner", "code"), [(in_this_process, "", 0), (as_users_do, "models/vae", 2)])
+def test_the_doctor_says_what_is_there_and_what_to_do(whole, ask, inner, code, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    weights = str(tmp_path / "weights")
+    assert ask(tmp_path, "--device", "cpu", "--models-dir", str(whole / inner), "--weights", weights) == code
+    said = capfd.readouterr()
+    assert said.err == ""
+    lines = said.out.splitlines()
     assert any(line.startswith("Python ") and "torch" in line for line in lines)
     assert any(str(whole / comfy.VAE) in line and line.strip().startswith("found") for line in lines)
     assert any("sdxl_vae" in line and "does not fit" in line for line in lines)

@@ -15,7 +15,7 @@ import pytest
 from gradio_client import Client
 
 from benchmarks import soak
-from tests.ui.test_app import Served, serve
+from tests.serving import Served, serve
 from uso_core.errors import SettingsError
 from uso_core.settings import Settings
 from uso_core.ui import logins
@@ -23,7 +23,7 @@ from uso_core.ui.guard import Guard, Window
 
 SMALL = {"prompt": "A red mug.", "width": 64, "height": 64, "steps": 2, "seed": 1}
 SLOW = {"prompt": "x", "width": 256, "height": 256, "steps": 500, "images": 8}
-END_SECONDS = 5.0
+END_SECONDS = 10.0  # after which Docker kills
 
 
 def files(folder: Path) -> list[Path]:
@@ -32,12 +32,12 @@ def files(folder: Path) -> list[Path]:
 
 def ask(url: str, name: str = "generate", cookies: dict[str, str] | None = None, **values: object) -> str:
     """Submits a call over plain HTTP and returns the address of its answer."""
-    reply = httpx.post(f"{url}/gradio_api/call/v2/{name}", json=values, cookies=cookies, timeout=60)
+    reply = httpx.post(f"{url}/gradio_api/call/v2/{name}", json=values, cookies=cookies, timeout=240)
     return f"{url}/gradio_api/call/{name}/{reply.json()['event_id']}"
 
 
 def answer(address: str, cookies: dict[str, str] | None = None) -> str:
-    return httpx.get(address, cookies=cookies, timeout=120).text
+    return httpx.get(address, cookies=cookies, timeout=240).text
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +54,16 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 )  # fmt: skip
 def test_only_its_own_names_are_answered(opened, host, status):
     for path in ("/", "/gradio_api/info"):
-        assert httpx.get(f"{opened.url}{path}", headers={"host": host}, timeout=60).status_code == status
+        assert httpx.get(f"{opened.url}{path}", headers={"host": host}, timeout=240).status_code == status
 
 
 def test_other_pages_may_neither_call_nor_frame_it(opened):
     own = {"origin": opened.url}
-    assert httpx.get(f"{opened.url}/config", headers=own, timeout=60).status_code == 200
-    reply = httpx.get(f"{opened.url}/config", headers={"origin": "http://evil.example"}, timeout=60)
+    assert httpx.get(f"{opened.url}/config", headers=own, timeout=240).status_code == 200
+    reply = httpx.get(f"{opened.url}/config", headers={"origin": "http://evil.example"}, timeout=240)
     assert reply.status_code == 421
     assert "access-control-allow-origin" not in reply.headers
-    page = httpx.get(opened.url, timeout=60)
+    page = httpx.get(opened.url, timeout=240)
     assert "frame-ancestors 'self'" in page.headers["content-security-policy"]
     assert page.headers["x-content-type-options"] == "nosniff"
 
@@ -72,7 +72,7 @@ def test_each_visitor_sees_only_their_own_images(opened):
     """By cookie: histories are separate, and nobody gets a file by its name."""
     visitors = []
     for _ in range(2):
-        cookie = httpx.get(opened.url, timeout=60).cookies["uso_visitor"]
+        cookie = httpx.get(opened.url, timeout=240).cookies["uso_visitor"]
         visitors.append({"uso_visitor": cookie})
     assert visitors[0] != visitors[1]
     made = {}
@@ -84,9 +84,9 @@ def test_each_visitor_sees_only_their_own_images(opened):
     assert first.parent != second.parent
     for number, (own, other) in enumerate(((first, second), (second, first))):
         for path, status in ((own, 200), (other, 404)):
-            reply = httpx.get(f"{opened.url}/gradio_api/file={path}", cookies=visitors[number], timeout=60)
+            reply = httpx.get(f"{opened.url}/gradio_api/file={path}", cookies=visitors[number], timeout=240)
             assert reply.status_code == status
-    assert httpx.get(f"{opened.url}/gradio_api/file={first}", timeout=60).status_code == 404
+    assert httpx.get(f"{opened.url}/gradio_api/file={first}", timeout=240).status_code == 404
 
 
 def test_only_shown_files_of_the_output_folder_are_served(tmp_path):
@@ -95,7 +95,7 @@ def test_only_shown_files_of_the_output_folder_are_served(tmp_path):
     with serve(tmp_path / "app", "--output", str(tmp_path)) as served:
         answer(ask(served.url, **SMALL))
         (image,) = tmp_path.glob("*.png")
-        assert httpx.get(f"{served.url}/gradio_api/file={image}", timeout=60).status_code == 200
+        assert httpx.get(f"{served.url}/gradio_api/file={image}", timeout=240).status_code == 200
         for name in (
             ".env",
             "notes.txt",
@@ -104,15 +104,15 @@ def test_only_shown_files_of_the_output_folder_are_served(tmp_path):
             "./.env",
             "thumbnails/../.env",
         ):
-            reply = httpx.get(f"{served.url}/gradio_api/file={tmp_path}/{name}", timeout=60)
+            reply = httpx.get(f"{served.url}/gradio_api/file={tmp_path}/{name}", timeout=240)
             assert reply.status_code in (403, 404), name
             assert "hf_secret" not in reply.text
 
 
 def test_everybody_needs_a_login(tmp_path):
     with serve(tmp_path, "--auth", "ann:tea", "--mcp") as served:
-        assert httpx.post(f"{served.url}/gradio_api/call/v2/models", json={}, timeout=60).status_code == 401
-        assert httpx.get(f"{served.url}/config", timeout=60).status_code == 401
+        assert httpx.post(f"{served.url}/gradio_api/call/v2/models", json={}, timeout=240).status_code == 401
+        assert httpx.get(f"{served.url}/config", timeout=240).status_code == 401
         with pytest.raises(Exception, match=r"(?i)auth|credential|401"):
             Client(served.url, verbose=False, analytics_enabled=False)
         client = Client(served.url, auth=("ann", "tea"), verbose=False, analytics_enabled=False)
@@ -141,15 +141,15 @@ def test_a_signal_ends_it_cleanly_within_seconds(tmp_path, number, codes):
         told: list[str] = []
         listener = threading.Thread(target=lambda: told.append(answer(address)))
         listener.start()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while not [path for path in files(tmp_path / "uploads") if path.suffix == ".png"]:  # a preview
             assert time.monotonic() < deadline
             time.sleep(0.1)
         began = time.monotonic()
         served.process.send_signal(number)
-        assert served.process.wait(60) in codes
+        assert served.process.wait(120) in codes
         assert time.monotonic() - began < END_SECONDS
-        listener.join(30)
+        listener.join(120)
         assert "Stopped." in told[0]
         assert "Traceback" not in served.log.read_text()
     assert files(tmp_path / "uploads") == []
@@ -160,9 +160,9 @@ def test_nothing_of_a_private_run_remains(tmp_path):
         words = answer(ask(served.url, private=True, **SMALL))
         values = json.loads(words.rpartition("data: ")[2])
         assert values[0], words
-        image = httpx.get(values[0][0]["url"], timeout=60)  # it can be fetched at once
+        image = httpx.get(values[0][0]["url"], timeout=240)  # it can be fetched at once
         assert image.content.startswith(b"\x89PNG")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while files(tmp_path / "uploads"):
             assert time.monotonic() < deadline, files(tmp_path / "uploads")
             time.sleep(0.1)
@@ -182,12 +182,12 @@ def test_calls_and_uploads_are_counted_per_visitor():
 def test_an_open_server_says_when_somebody_calls_too_often(tmp_path):
     with serve(tmp_path, "--host", "0.0.0.0", USO_MAX_CALLS="3", USO_MAX_UPLOAD_MB="1") as served:
         codes = [
-            httpx.post(f"{served.url}/gradio_api/call/v2/models", json={}, timeout=60).status_code for _ in range(5)
+            httpx.post(f"{served.url}/gradio_api/call/v2/models", json={}, timeout=240).status_code for _ in range(5)
         ]
         assert codes == [200, 200, 200, 429, 429]
         small, large = {"files": ("a.png", b"0" * 1000)}, {"files": ("b.png", b"0" * 1_000_000)}
-        assert httpx.post(f"{served.url}/gradio_api/upload", files=small, timeout=60).status_code == 200
-        reply = httpx.post(f"{served.url}/gradio_api/upload", files=large, timeout=60)
+        assert httpx.post(f"{served.url}/gradio_api/upload", files=small, timeout=240).status_code == 200
+        reply = httpx.post(f"{served.url}/gradio_api/upload", files=large, timeout=240)
         assert reply.status_code == 429
         assert "1 MB" in reply.text
 
@@ -199,38 +199,32 @@ def test_a_name_that_leads_out_of_the_folder_is_left_to_gradio(tmp_path):
     assert not guard._serves("\0", "")
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serve(tmp_path_factory.mktemp("alone")) as running:
-        yield running
-
-
 @pytest.mark.parametrize(
     ("name", "body", "says"),
     [("generate", {"bogus": 1}, "bogus"), ("nothing", {}, "/call/v2/nothing"), ("models", {"a": 1}, "a")],
 )  # fmt: skip
-def test_a_call_that_does_not_fit_is_a_sentence(alone, name, body, says):
-    reply = httpx.post(f"{alone.url}/gradio_api/call/v2/{name}", json=body, timeout=60)
+def test_a_call_that_does_not_fit_is_a_sentence(served, name, body, says):
+    reply = httpx.post(f"{served.url}/gradio_api/call/v2/{name}", json=body, timeout=240)
     assert reply.status_code == 400
     assert says in reply.json()["error"]
 
 
-def test_null_stands_for_every_default(alone):
-    known = httpx.get(f"{alone.url}/gradio_api/info", timeout=60).json()["named_endpoints"]["/generate"]["parameters"]
+def test_null_stands_for_every_default(served):
+    known = httpx.get(f"{served.url}/gradio_api/info", timeout=240).json()["named_endpoints"]["/generate"]["parameters"]
     nothing = dict.fromkeys(each["parameter_name"] for each in known)
     sizes = {name: SMALL[name] for name in ("width", "height", "steps")}
-    made = json.loads(answer(ask(alone.url, **nothing | sizes)).rpartition("data: ")[2])[1]
+    made = json.loads(answer(ask(served.url, **nothing | sizes)).rpartition("data: ")[2])[1]
     assert (made["images"], made["schedule"], made["content_strength"], made["fast"]) == (1, "uso", 1.0, False)
 
 
-def test_whatever_is_sent_gets_a_sentence_and_never_a_bare_500(alone):
+def test_whatever_is_sent_gets_a_sentence_and_never_a_bare_500(served):
     """Mutated calls, of few bytes and many; none breaks the server or quotes at length."""
     chance = random.Random(5)
     assert [
-        wrong for _ in range(80) if (wrong := soak.call(alone.url, alone.output.parent, *soak.mutated(chance)))
+        wrong for _ in range(80) if (wrong := soak.call(served.url, served.output.parent, *soak.mutated(chance)))
     ] == []
 
 
-def test_a_call_by_position_that_is_too_short_is_not_quoted(alone):
+def test_a_call_by_position_that_is_too_short_is_not_quoted(served):
     body = json.dumps({"data": ["9" * 10**5]}).encode()
-    assert soak.call(alone.url, alone.output.parent, "call/generate", body) == ""
+    assert soak.call(served.url, served.output.parent, "call/generate", body) == ""

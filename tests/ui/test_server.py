@@ -10,7 +10,7 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +21,14 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from tests.ui.test_app import REPLY_SECONDS, Served, serve
+from tests.serving import REPLY_SECONDS, Served, serve
 from uso_core.images import open_image
 from uso_core.request import GenerationRequest
 from uso_core.storage.png import read_request
 
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 2}
 LONG: dict[str, Any] = {"prompt": "a long walk", "width": 128, "height": 128, "steps": 100, "images": 8}
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serve(tmp_path_factory.mktemp("server"), "--mcp") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    downloads = tmp_path_factory.mktemp("downloads")
-    client = Client(served.url, verbose=False, analytics_enabled=False, download_files=str(downloads))
-    yield client
-    client.close()
+FLAGS = ("--mcp",)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ def passing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PassingImages:
 
 
 def gone(path: str) -> bool:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while Path(path).exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     return not Path(path).exists()

@@ -23,6 +23,7 @@ from uso_core.ui.theme import theme
 CSS_PATH = Path(__file__).parent / "page.css"
 MOST_SESSIONS = 1000  # pages and calls whose state is held at once, at about 0.4 MB each
 MOST_EVENTS = 10_000  # in Gradio's own queue, which on ZeroGPU would else hold one
+POLL_SECONDS = 0.02  # how often Gradio's queue looks for a call; its own 0.001 keeps 7 % of a core busy for nobody
 SCRIPTS = ("page.js", "crop.js", "arrive.js", "lightbox.js", "attention.js")
 # The texts that the scripts show; the buttons of the lightbox are called as those on the page.
 WORDS = (
@@ -84,6 +85,7 @@ def launch(page: gr.Blocks, engine: Engine, settings: Settings, **options: Any) 
     The engine queues, so Gradio lets every request through.
     """
     page.queue(default_concurrency_limit=None, max_size=MOST_EVENTS)
+    page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = POLL_SECONDS
     middleware = [Middleware(Guard, settings=settings), Middleware(ChoiceOfLanguage)]
     launched = page.launch(
         server_name=settings.host, server_port=settings.port, root_path=settings.root_path or None,
