@@ -389,8 +389,9 @@ def _stored_place(laid: dict[str, Any], number: int) -> tuple[gr.Row, gr.HTML]:
             [(label("no_saved_style"), "")], value="", label=label("saved_style", number), min_width=120
         )
         laid[f"stored_{number}_strength"] = SliderInput(
-            0, MAX_STRENGTH, value=1, step=0.05, label=label("saved_style_strength", number), buttons=[], min_width=120
-        )
+            0, MAX_STRENGTH, value=1, step=0.05, label=label("saved_style_strength", number), buttons=[],
+            min_width=120, elem_classes="strength",
+        )  # fmt: skip
     return place, small
 
 
