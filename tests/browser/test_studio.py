@@ -224,7 +224,7 @@ def test_private_mode_writes_nothing_below_the_output_folder(page, served, tmp_p
     assert set(served.output.rglob("*")) == before
     tab(page, "History")
     page.get_by_label("Search").fill("a secret")
-    expect(page.get_by_text("No prompt contains these words.")).to_be_visible()
+    expect(page.get_by_text("No prompt contains “a secret”.")).to_be_visible()
     kept = list((served.output.parent / "uploads").rglob("private-*.png"))
     assert kept
     page.close()
