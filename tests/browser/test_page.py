@@ -292,20 +292,6 @@ def test_a_second_visitor_waits_stops_only_their_own_run_and_is_served(
     assert began(last) > (began(third) + ended(third)) / 2  # a file is saved while the next run is active
 
 
-def test_closing_the_tab_ends_its_runs(served: Served, open_page: OpenPage) -> None:
-    leaving, staying = open_page(served), open_page(served)
-    ask_for_much(leaving, seed=501)
-    prompt(staying).fill("a boat on a lake")
-    set_number(staying, "Seed", 502)
-    press_often(leaving, 3)
-    wait_until_stepping(leaving)
-    leaving.close()
-    press(staying, "Generate")
-    expect_image(staying)
-    assert len(of_seed(served, 502)) == 1
-    assert len(of_seed(served, 501)) < 3  # they came first: had they continued, all three would be here
-
-
 def test_a_bad_value_is_reported_and_the_form_stays(served: Served, open_page: OpenPage, shot: Shot) -> None:
     page = open_page(served)
     prompt(page).fill("A boat on a lake")

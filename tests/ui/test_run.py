@@ -1,14 +1,21 @@
-"""What the page says while runs wait for each other."""
+"""What the page says while runs wait for each other; and how long they go on without it."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
 from uso_core.events import Queued, Step, Unread
-from uso_core.request import GenerationRequest
+from uso_core.request import GenerationRequest, Result
 from uso_core.runtime.engine import Engine, Job
 from uso_core.runtime.executors import Work
 from uso_core.settings import Settings
 from uso_core.ui import text
-from uso_core.ui.run import describe
+from uso_core.ui.run import Run, Sessions, describe
 
 ENGINE = Engine(Settings(name="uso-tiny", device="cpu"))  # idle: nothing is submitted
 FIRST, SECOND = (Job(Work(GenerationRequest(), previews=True), ENGINE) for _ in range(2))
@@ -40,3 +47,70 @@ def test_the_end_of_a_run_quotes_the_beginning_of_what_was_not_read():
     assert said.endswith("ooo…”.")
     assert len(said) < 170
     assert text.done(3.0, 7, Unread(("zebra", "猫"))) == "Done in 3 s, seed 7. The model does not know: zebra 猫."
+
+
+MANY_STEPS = GenerationRequest(prompt="a boat on a lake", width=64, height=64, steps=100, seed=3, images=8)
+GRACE = 0.3  # seconds
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    working = Engine(Settings(name="uso-tiny", device="cpu"))
+    yield working
+    working.close()
+
+
+def begun(engine: Engine, sessions: Sessions, **options) -> Run:
+    """A run of the session "first", once its first step is reported."""
+
+    def keep(image: Image.Image, result: Result) -> Path:
+        return Path(f"{result.seed}.png")
+
+    run = Run(engine.submit(MANY_STEPS), sessions, "first", keep, **options)
+    next(update for update in run.updates() if update is not None and "of 8" in update.status["text"])
+    return run
+
+
+def test_a_run_ends_some_time_after_its_page_is_left(engine):
+    sessions = Sessions(GRACE)
+    sessions.adopt("first", "page")
+    run = begun(engine, sessions)
+    sessions.leave("first")
+    assert run.job.wait(60)
+    assert run.job.cancelled
+    assert len(run.paths) < 8
+    assert sessions.jobs("page") == []
+
+
+def test_a_page_that_is_loaded_again_in_time_sees_its_run_to_the_end(engine):
+    sessions = Sessions(GRACE)
+    sessions.adopt("first", "page")
+    run = begun(engine, sessions)
+    sessions.adopt("second", "page")  # often before the browser's old session is noticed to be gone
+    sessions.leave("first")
+    time.sleep(3 * GRACE)
+    assert sessions.jobs("second") == [run.job]
+    assert not run.job.cancelled
+    assert [update for update in run.updates() if update is not None][-1].status["text"].startswith("Done in")
+    assert [path.stem for path in run.paths] == [str(MANY_STEPS.seed + place) for place in range(8)]
+    assert run.seen
+
+
+@pytest.mark.parametrize("adopted", [True, False])
+def test_what_keeps_nothing_ends_with_its_session(engine, adopted):
+    sessions = Sessions(1000.0)
+    if adopted:
+        sessions.adopt("first", "page")
+    run = begun(engine, sessions, lasting=False)
+    if adopted:
+        sessions.adopt("second", "page")
+    sessions.leave("first")
+    assert run.job.cancelled
+    assert run.job.wait(60)
+
+
+def test_a_copy_of_the_tab_is_another_page(engine):
+    sessions = Sessions(GRACE)
+    sessions.adopt("first", "page")
+    sessions.look("first", "a.png")
+    assert (sessions.looking("page"), sessions.looking("other")) == ("a.png", None)
