@@ -20,15 +20,21 @@
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && create.offsetParent) find("#generate").click();
   });
   // From the first run on, the examples make room for the image.
-  find("#generate").addEventListener("click", () => {
-    create.classList.add("ran");
-    // On a phone the image's place may be out of sight, or behind the prompt.
+  // On a phone the image's place may be out of sight, or behind the prompt; the page may move once the image is there.
+  const bring = () => {
     const place = find("#result").getBoundingClientRect();
     const end = innerWidth > 768 ? innerHeight : find("#ask").getBoundingClientRect().top;
     if (place.top >= 0 && place.bottom <= end || innerWidth > 768 && place.top < innerHeight * 0.75) return;
     const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
     find("#result").scrollIntoView({ behavior: calm ? "auto" : "smooth", block: "start" });
+  };
+  let awaited = false; // an image, until the user scrolls
+  find("#generate").addEventListener("click", () => {
+    create.classList.add("ran");
+    awaited = true;
+    bring();
   });
+  for (const kind of ["wheel", "touchmove"]) addEventListener(kind, () => { awaited = false; }, { passive: true });
 
   // While something runs: Stop and Skip show it, the title tells how far it is, and leaving asks first.
   const title = document.title;
@@ -59,7 +65,10 @@
     image.style.width = times >= 2 ? `${times * width}px` : "";
     image.style.height = times >= 2 ? `${times * height}px` : "";
   };
-  find("#result").addEventListener("load", fit, true);
+  find("#result").addEventListener("load", () => {
+    fit();
+    if (awaited) bring();
+  }, true);
   addEventListener("resize", fit);
 
   // A slider's number is the field itself to whoever reads or fills the form; Gradio calls it "number input for Steps".
