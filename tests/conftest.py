@@ -15,8 +15,10 @@ from uso_core.settings import ROOT, Settings, env_name
 TESTS = Path(__file__).parent
 GOLDEN = TESTS / "golden"
 LONGEST = (
-    "browser/test_page.py", "browser/test_studio.py", "runtime/test_ray.py", "deploy/test_space.py",
-    "browser/test_models.py", "test_training.py", "browser/test_examples.py", "browser/test_languages.py",
+    "browser/test_session.py", "browser/test_page.py", "browser/test_create.py", "browser/test_studio.py",
+    "browser/test_models.py", "runtime/test_ray.py", "deploy/test_space.py", "browser/test_accessibility.py",
+    "browser/test_lora_rows.py", "comfy/test_frontend.py", "test_training.py",
+    "browser/test_examples.py", "browser/test_languages.py",
     "test_inference.py", "test_meaning.py", "ui/test_open_server.py", "ui/test_server.py", "browser/test_proxy.py",
     "browser/test_restart.py", "browser/test_crop.py", "test_bench.py", "test_speed.py", "loaders/test_fused_cache.py",
     "quantization/test_fp8.py", "ui/test_app.py", "deploy/test_notebook.py", "loaders/test_other_lora.py",
