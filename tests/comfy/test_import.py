@@ -198,7 +198,7 @@ def test_what_has_no_counterpart_is_noted(form):
     assert (result.images, result.seed, result.prompt, result.fast) == (4, None, "a (red:1.3) fox", True)
     assert result.loras == (LoRA("grain.safetensors", 1.0),)
     assert message("note_fast", node="EasyCache", fast=message("fast")) in result.notes
-    for part in ("LoRA grain.safetensors (strength 1) is ignored.", "Negative prompt is ignored.",
+    for part in ("LoRA grain.safetensors (strength 1) is not found here", "Negative prompt is ignored.",
                  "CFG 3.5 is ignored", "Batch size 4", "content image with area", "crops style images",
                  '"index"',
                  "ImageUpscaleWithModel after the sampling is ignored.", "Weights in the prompt",
