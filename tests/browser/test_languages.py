@@ -38,7 +38,7 @@ def test_a_visitor_sees_their_language(
     expect(page.get_by_role("spinbutton", name=width, exact=True)).to_be_visible()
     expect(page.get_by_role("group", name=slot, exact=True)).to_be_visible()
     expect(page.locator("#mode")).to_contain_text(mode)
-    page.get_by_role("textbox", name=prompt, exact=True).fill("a boat on a lake")
+    page.get_by_role("textbox", name=prompt, exact=True).fill("a red house in the snow")
     page.get_by_role("button", name=generate, exact=True).click()
     expect(image(page)).to_be_visible()
     expect(status(page)).to_have_text(re.compile(done))
