@@ -11,7 +11,6 @@ from uso_core.request import GenerationRequest, InputImage, LoRA
 
 STYLE = InputImage("ink.png", "a" * 64)
 ASKED = GenerationRequest("a boat", styles=(STYLE, STYLE), seed=7, images=3)
-NAMES = {"guidance": "guidance", "style_strength": "style strength", "seed": "seed"}
 
 
 @pytest.mark.parametrize(
@@ -66,7 +65,7 @@ def test_what_cannot_change_anything_is_refused():
 def test_the_sheet_shows_each_image_once_in_its_place():
     colours = {(0, 0): "red", (0, 1): "green", (1, 1): "blue"}
     images = {place: Image.new("RGB", (64, 48), colour) for place, colour in colours.items()}
-    made = sheet(images, Axis("guidance", (2, 4)), Axis("seed", (1, 2)), NAMES)
+    made = sheet(images, Axis("guidance", (2, 4)), Axis("seed", (1, 2)))
     counts = {colour: count for count, colour in made.getcolors(made.width * made.height) or []}
     assert [counts[rgb] for rgb in ((255, 0, 0), (0, 128, 0), (0, 0, 255))] == [128 * 96] * 3  # doubled, sharp
     red, blue = (made.getbbox() and _place(made, rgb) for rgb in ((255, 0, 0), (0, 0, 255)))

@@ -12,39 +12,71 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from uso_core.errors import RequestError
-from uso_core.request import MAX_LORA_STRENGTH, MAX_SEED, MAX_STEPS, MAX_STRENGTH, GenerationRequest, number, whole
+from uso_core.request import (
+    MAX_LORA_STRENGTH,
+    MAX_SEED,
+    MAX_STEPS,
+    MAX_STRENGTH,
+    GenerationRequest,
+    InputImage,
+    StoredStyle,
+    number,
+    whole,
+)
 
 MOST = 8  # values of an axis
-AXES = ("content_strength", "style_strength", "guidance", "steps", "seed", "lora_strength")
+AXES = ("content_strength", "style_strength", "guidance", "steps", "seed", "lora_strength", "style")
+ALL = "all"  # of the styles
 WHOLE = {"steps": (1, MAX_STEPS), "seed": (0, MAX_SEED)}
 RANGE = re.compile(r"(-?\d+(?:\.\d+)?)\s*\.\.\s*(-?\d+(?:\.\d+)?)(?:\s*/\s*(\d+(?:\.\d+)?))?")
 CELL, SMALLEST_CELL = 512, 128  # pixels of a cell's long side: at most; those up to the second are doubled
 PAPER, INK = "white", "#222"
+LAST_LETTER = "\u017f"  # of those that the sheet's font has
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A value to vary, by its name in `AXES`, and up to eight values for it."""
+    """A value to vary, by its name in `AXES`, and up to eight values for it.
+
+    Those of `style` are places among the request's styles, from 1, each to be the only one; `labels` are their names.
+    """
 
     name: str
     values: tuple[float, ...]
+    labels: tuple[str, ...] = ()
+
+    def to_dict(self, cells: Sequence[GenerationRequest]) -> dict[str, Any]:
+        """Ready for JSON, with the styles themselves instead of their places; `cells` has one for each value."""
+        values = [each.styles[0].to_dict() for each in cells] if self.name == "style" else list(self.values)
+        return {"name": self.name, "values": values}
 
 
-def read_axis(name: str, text: str) -> Axis:
+def parse_axis(text: str, styles: Sequence[InputImage | StoredStyle]) -> Axis:
+    """An axis from `guidance=2, 4`, or `style` for all of a request's `styles`; raises as `read_axis` does."""
+    name, _, values = text.partition("=")
+    return read_axis(name.strip(), values, styles)
+
+
+def read_axis(name: str, text: str, styles: Sequence[InputImage | StoredStyle] = ()) -> Axis:
     """An axis from `0.5, 1, 1.5`, or a range as `0..2/0.5` or `1..4`.
 
-    Raises `RequestError` for an unknown name, for what is no number, for a number that is out of the value's range or
-    comes twice, and for more than eight.
+    For `style`, the request's `styles`: `all`, nothing, or their places from 1. Raises `RequestError` for an unknown
+    name, for what is no number, for a number that is out of the value's range or comes twice, for more than eight, and
+    for styles where there are none.
     """
     if name not in AXES:
         raise RequestError("grid_axis", hint="choose_one_of", name=name, choices=", ".join(AXES))
+    if name == "style":
+        if not styles:
+            raise RequestError("grid_without", hint="grid_without", name=name)
+        text = f"1..{len(styles)}" if text.strip().lower() in ("", ALL) else text
     given: list[float] = []
     for part in filter(None, re.split(r"[,;\s]+", re.sub(r"\s*(\.\.|/)\s*", r"\1", text))):
         given += _values(part)
         if len(given) > MOST:
             raise RequestError("grid_too_many", name=name, most=MOST)
-    if name in WHOLE:
-        values: list[float] = [whole(name, value, *WHOLE[name]) for value in given]
+    if limits := {**WHOLE, "style": (1, len(styles))}.get(name):
+        values: list[float] = [whole(name, value, *limits) for value in given]
     else:
         low, high = {"guidance": (0.0, 100.0), "lora_strength": (-MAX_LORA_STRENGTH, MAX_LORA_STRENGTH)}.get(
             name, (0.0, MAX_STRENGTH)
@@ -52,7 +84,7 @@ def read_axis(name: str, text: str) -> Axis:
         values = [number(name, value, low, high) for value in given]
     if not values or len(set(values)) < len(values):
         raise RequestError("grid_values", name=name, value=text)
-    return Axis(name, tuple(values))
+    return Axis(name, tuple(values), tuple(styles[int(each) - 1].name for each in values) if name == "style" else ())
 
 
 def _values(part: str) -> list[float]:
@@ -94,9 +126,16 @@ def cells(request: GenerationRequest, across: Axis, down: Axis | None = None) ->
 
 
 def _with(request: GenerationRequest, name: str, value: float) -> GenerationRequest:
-    needs = {"content_strength": request.content, "style_strength": request.styles, "lora_strength": request.loras}
+    styles = request.styles
+    needs = {"content_strength": request.content, "style_strength": styles, "style": styles,
+             "lora_strength": request.loras}  # fmt: skip
     if name in needs and not needs[name]:
         raise RequestError("grid_without", hint="grid_without", name=name)
+    if name == "style":
+        place = int(value) - 1
+        return dataclasses.replace(
+            request, styles=(styles[place],), style_strengths=request.style_strengths[place : place + 1]
+        )
     if name == "style_strength":
         return dataclasses.replace(request, style_strengths=(value,) * len(request.styles))
     if name == "lora_strength":
@@ -106,26 +145,21 @@ def _with(request: GenerationRequest, name: str, value: float) -> GenerationRequ
     return dataclasses.replace(request, **varied)
 
 
-def sheet(
-    images: Mapping[tuple[int, int], Image.Image], across: Axis, down: Axis | None, names: Mapping[str, str]
-) -> Image.Image:
-    """The contact sheet: `images` by row and column, blank where one is missing; `names` label the axes."""
+def sheet(images: Mapping[tuple[int, int], Image.Image], across: Axis, down: Axis | None = None) -> Image.Image:
+    """The contact sheet: `images` by row and column, blank where one is missing; labels are in English."""
     rows = len(down.values) if down is not None else 1
     width, height = _cell(next(iter(images.values())).size)
     size = max(14, height // 16)
     font = ImageFont.load_default(size)
-    left, top, gap = (int(size * 5) if down is not None else 0), int(size * 1.8), max(2, size // 6)
-    if down is not None:
-        texts = [_label(names[down.name], value) for value in down.values]
-        left = int(max(font.getlength(text) for text in texts)) + size
+    texts = _labels(down, font, max(width, size * 16)) if down is not None else []
+    left, top, gap = (int(max(map(font.getlength, texts))) + size if texts else 0), int(size * 1.8), max(2, size // 6)
     paper = Image.new("RGB", (left + len(across.values) * (width + gap), top + rows * (height + gap)), PAPER)
     draw = ImageDraw.Draw(paper)
-    for column, value in enumerate(across.values):
-        center = left + column * (width + gap) + width // 2
-        draw.text((center, top // 2), _label(names[across.name], value), INK, font, anchor="mm")
+    for column, text in enumerate(_labels(across, font, width)):
+        draw.text((left + column * (width + gap) + width // 2, top // 2), text, INK, font, anchor="mm")
     for row in range(rows):
         y = top + row * (height + gap)
-        if down is not None:
+        if texts:
             draw.text((size // 2, y + height // 2), texts[row], INK, font, anchor="lm")
         for column in range(len(across.values)):
             if (image := images.get((row, column))) is not None:
@@ -140,5 +174,21 @@ def _cell(size: tuple[int, int]) -> tuple[int, int]:
     return round(size[0] * scale), round(size[1] * scale)
 
 
-def _label(name: str, value: float) -> str:
-    return f"{name} {value:g}" if value < 1e6 else f"{name} {value:.0f}"
+def _labels(axis: Axis, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> list[str]:
+    """What stands above a column or before a row; beyond `width` pixels a file's name loses its middle, a number its name."""
+    name, labels = axis.name.replace("_", " "), []
+    for place, value in enumerate(axis.values):
+        if axis.labels:
+            text = " ".join(axis.labels[place].split())
+            if not text.isprintable() or max(text, default="\uffff") > LAST_LETTER:
+                text = f"{name} {value:.0f}"
+            whole_text, half = text, len(text) // 2
+            while half > 1 and font.getlength(text) > width:
+                half -= 1
+                text = f"{whole_text[:half]}…{whole_text[-half:]}"
+        else:
+            shown = f"{value:g}" if value < 1e6 else f"{value:.0f}"
+            text = f"{name} {shown}"
+            text = text if font.getlength(text) <= width else shown
+        labels.append(text)
+    return labels

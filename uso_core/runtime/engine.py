@@ -164,27 +164,19 @@ class Engine:
         """Queues the encoding of a request's styles, reported as `StylesReady`; makes no image."""
         return self._submit(request, visitor, styles_only=True)
 
-    def check(self, request: GenerationRequest) -> None:
-        """Refuses what can be refused without the model.
+    def check(self, request: GenerationRequest, *more: GenerationRequest) -> None:
+        """Refuses what can be refused without the model; of several requests that belong together, their whole work.
 
         Raises `SettingsError` for an unknown model name, `RequestError` for a guidance that the model was not trained
         for, an image or stored style given only by name, a LoRA that is not here, or a content image of which nothing
         would remain.
         """
-        model = get_model(request.model) if request.model is not None else self._model
-        located(request, self.settings)
-        number("guidance", request.guidance, *model.guidances)
-        work = request.images * request.steps * request.width * request.height / 1e6
+        requests = (request, *more)
+        work = sum(each.images * each.steps * each.width * each.height for each in requests) / 1e6
         if work > self.settings.limit("max_work"):
             raise RequestError("too_much_work", work=round(work), most=self.settings.limit("max_work"))
-        for given in request.input_images:
-            if given.image is None and given.path is None:
-                raise RequestError("image_missing", name=given.name)
-        for style in request.styles:
-            if isinstance(style, StoredStyle) and not style.tokens:
-                raise RequestError("style_missing", hint="style_again", name=style.name)
-        if request.content is not None and request.content.size is not None:
-            images.content_crop(*request.content.size, request.content_size)
+        for each in requests:
+            self._check(each)
 
     def status(self) -> Status:
         """The engine's current state."""
@@ -233,6 +225,19 @@ class Engine:
         if ended:
             self._executor.close()
         return ended
+
+    def _check(self, request: GenerationRequest) -> None:
+        model = get_model(request.model) if request.model is not None else self._model
+        located(request, self.settings)
+        number("guidance", request.guidance, *model.guidances)
+        for given in request.input_images:
+            if given.image is None and given.path is None:
+                raise RequestError("image_missing", name=given.name)
+        for style in request.styles:
+            if isinstance(style, StoredStyle) and not style.tokens:
+                raise RequestError("style_missing", hint="style_again", name=style.name)
+        if request.content is not None and request.content.size is not None:
+            images.content_crop(*request.content.size, request.content_size)
 
     def _submit(
         self, request: GenerationRequest, visitor: str, previews: bool = False, styles_only: bool = False

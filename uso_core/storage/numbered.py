@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -15,44 +14,46 @@ NOT_THE_IMAGE = ("device", "dtype", "seconds")  # in a record: they change no mo
 
 
 def place(
-    folder: Path, stem: str, number: int, request: GenerationRequest, taken: set[Path], overwrite: bool = False
+    folder: Path,
+    stem: str,
+    number: int,
+    request: GenerationRequest,
+    taken: set[Path],
+    overwrite: bool = False,
+    grid: dict[str, Any] | None = None,
 ) -> tuple[Path, Path | None]:
-    """The path for image `number` of a request, and the path where that very image lies already, if it does.
+    """The path for image `number` of a stem, and the path where that very image lies already, if it does.
 
-    An image of another request keeps its name, and this one gets the next free number; with `overwrite` only the paths
-    in `taken`, those of the same run, are kept.
+    `request` is that image's own, `grid` what a contact sheet varies. An image of another request keeps its name, and
+    this one gets the next free number; with `overwrite` only the paths in `taken`, those of the same run, are kept.
     """
-    wanted = _essence(_of_image(request, number))
+    wanted = _essence(request.to_dict(), grid)
     for each in itertools.count(number):
         path = folder / f"{stem}_{each}.png"
         if path in taken:
             continue
         if overwrite or not (path.exists() or path.with_suffix(".json").exists()):
             return path, None
-        if request.seed is not None and path.exists() and _essence(_record(path)) == wanted:
+        if request.seed is not None and path.exists() and _essence(*_record(path)) == wanted:
             return path, path
     raise AssertionError("numbers never end")
 
 
-def _of_image(request: GenerationRequest, number: int) -> dict[str, Any]:
-    seed = None if request.seed is None else request.seed + number
-    return dataclasses.replace(request, seed=seed, images=1).to_dict()
-
-
-def _record(path: Path) -> dict[str, Any]:
-    """The request beside an image, as `inference.py` writes it; empty if there is none."""
+def _record(path: Path) -> tuple[dict[str, Any], object]:
+    """The request and the grid beside an image, as `inference.py` writes them; empty if there are none."""
     beside = path.with_suffix(".json")
     try:
         if beside.stat().st_size > MAX_RECORD_BYTES:
-            return {}
+            return {}, None
         record = json.loads(beside.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return {}
-    found = record.get("uso") if isinstance(record, dict) else None
-    return found if isinstance(found, dict) else {}
+        return {}, None
+    record = record if isinstance(record, dict) else {}
+    found = record.get("uso")
+    return (found if isinstance(found, dict) else {}), record.get("grid")
 
 
-def _essence(record: dict[str, Any]) -> dict[str, Any]:
+def _essence(record: dict[str, Any], grid: object) -> dict[str, Any]:
     """What makes the image: no names of files, and no size that follows from the content image."""
     left_out = {*NOT_THE_IMAGE, *(("width", "height") if record.get("keep_size") else ())}
     kept = {name: value for name, value in record.items() if name not in left_out}
@@ -64,4 +65,4 @@ def _essence(record: dict[str, Any]) -> dict[str, Any]:
         (each.get("sha256"), each.get("strength")) if isinstance(each, dict) else each
         for each in (loras if isinstance(loras, list) else ())
     ]
-    return kept
+    return kept | {"grid": grid}

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 
 from uso_core.errors import UsoError
-from uso_core.grid import AXES, Axis, cells, read_axis, sheet
+from uso_core.grid import ALL, AXES, Axis, cells, read_axis, sheet
 from uso_core.request import GenerationRequest, Result
 from uso_core.storage.files import save_image
 from uso_core.ui import text
+from uso_core.ui.event_options import QUIET
 from uso_core.ui.form import Form, Status, Updates
 from uso_core.ui.inputs import refusal
 from uso_core.ui.language import label, say, tell
@@ -25,7 +27,6 @@ from uso_core.ui.temporary_files import passing_path
 
 Asked = Callable[[dict[str, Any], gr.Request], GenerationRequest]
 FIRST, FIRST_VALUES = "style_strength", "0, 0.5, 1, 1.5"
-LATIN = {name: name.replace("_", " ") for name in AXES}  # on the sheet: its font has no other scripts
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,13 @@ def wire(panel: Panel, form: Form, results: Results, services: Services, asked: 
         page = services.sessions.page(session)
         services.sessions.look(session, None)
         try:
-            across = read_axis(given[panel.across], given[panel.across_values] or "")
-            down = read_axis(given[panel.down], given[panel.down_values] or "") if given[panel.down] else None
-            rows = cells(asked(form.values(given), request), across, down)
+            base = asked(form.values(given), request)
+            across = read_axis(given[panel.across], given[panel.across_values] or "", base.styles)
+            values = given[panel.down_values] or ""
+            down = read_axis(given[panel.down], values, base.styles) if given[panel.down] else None
+            rows = cells(base, across, down)
             visitor = services.visitor(request)
-            for row in rows:
-                for cell in row:
-                    services.engine.check(cell)
+            services.engine.check(*chain.from_iterable(rows))
             keep = (
                 partial(services.passing.add, session) if given[form.private] else services.stores(request).history.add
             )
@@ -112,7 +113,7 @@ def wire(panel: Panel, form: Form, results: Results, services: Services, asked: 
                 if update.path is not None and update.result is not None:
                     first = first or update.result
                     done[divmod(place, wide)] = taken[-1]
-                    contact = _saved(sheet(done, across, down, LATIN), first, session)
+                    contact = _saved(sheet(done, across, down), first, session)
                     if len(done) == count:
                         services.runs.made(page, contact)
                     shown |= results.shelf(services.runs.made(page))
@@ -130,11 +131,18 @@ def wire(panel: Panel, form: Form, results: Results, services: Services, asked: 
         services.passing.own(session, path)
         return str(path)
 
+    for name, values in ((panel.across, panel.across_values), (panel.down, panel.down_values)):
+        name.input(_fitting, [name, values], values, **QUIET)
     panel.start.click(
         run, {form.private, *panel.fields, *form.components},
         [results.image, form.status, results.selected, results.strip, results.archive], api_visibility="private",
         concurrency_limit=None, show_progress="hidden",
     )  # fmt: skip
+
+
+def _fitting(name: str, values: str) -> Any:
+    """The values for a newly chosen axis: all styles, or what was written."""
+    return ALL if name == "style" else "" if values == ALL else gr.skip()
 
 
 def _status(status: Status, place: int, count: int) -> Status:
