@@ -9,12 +9,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from uso_core import images
 from uso_core.catalog.locate import choose_model, find_weights, holds_transformer, names_flux_dev, with_name
@@ -23,15 +28,27 @@ from uso_core.catalog.models import Model, get_model
 from uso_core.errors import OutputError, UsageError, UsoError, exit_code
 from uso_core.eval_file import Task, read_tasks
 from uso_core.events import Cancelled, Event, Failed, ImageReady, Loading, Step
+from uso_core.grid import AXES, Axis, cells, parse_axis, sheet
 from uso_core.messages import message
-from uso_core.request import GenerationRequest, Sampling, asks, settled
+from uso_core.prompts_file import read_prompts
+from uso_core.request import GenerationRequest, InputImage, Result, Sampling, asks, settled
 from uso_core.runtime.engine import Engine
 from uso_core.settings import Parser, Settings, add_arguments, load_settings, parse_flag
 from uso_core.storage.files import save_image
 from uso_core.storage.numbered import place
+from uso_core.storage.png import FACTS, read_request
+from uso_core.wildcards import expand
 
 DEFAULTS = {"seed": 3407}  # the reference's default, which differs from a request's own
 TYPES = {"whole": int, "number": float}
+MOST_AXES = 2  # of a grid
+TOGETHER = (  # flags of which one would have no effect beside the other
+    ("--prompts_file", "--eval_json_path"),
+    ("--prompts_file", "--prompt"),
+    ("--grid", "--eval_json_path"),
+    ("--grid", "--concat_refs"),
+    ("--grid", "--num_images_per_prompt"),
+)
 SETTINGS = (
     "name",
     "executor",
@@ -60,6 +77,11 @@ def build_parser(kind: type[Any] = GenerationRequest) -> Parser:
         help="JSON list, or JSON Lines, of "
         "{prompt, image_paths, save_dir} and fields of a request: seed, width, steps, style_strengths, ...",
     )
+    add("--prompts_file", type=Path, metavar="FILE",
+        help="text with a prompt a line; blank lines and those beginning with # are left out")  # fmt: skip
+    add("--grid", action="append", default=[], metavar="NAME=VALUES",
+        help="vary a value across, a second one down, and make a contact sheet: style_strength=0..2/0.5, guidance=2,4 "
+        f"or style (each style image alone); names: {', '.join(AXES)}")  # fmt: skip
     add("--save_path", type=Path, default=Path("output/inference"), metavar="FOLDER", help="default: %(default)s")
     text = "put the input images beside the result"
     add("--lora", action="append", default=[], metavar="FILE[:STRENGTH]",
@@ -111,29 +133,78 @@ def run(args: argparse.Namespace) -> int:
     model, reason = choose_model(settings)
     if settings.name is None and model.folder is not None and holds_transformer(settings):
         find_weights(get_model("flux-dev"), settings).require()  # says what it lacks besides
-    tasks = tasks_of(args)
-    requests = [build_request(task, args, get_model(task.model) if task.model else model, settings) for task in tasks]
+    pieces = pieces_of(args, model, settings)
     engine = Engine(settings)
-    for task, request in zip(tasks, requests, strict=True):
-        engine.check(request)
-        _writable(args.save_path, task.stem)
+    for piece in pieces:
+        engine.check(*piece.requests)
+        _writable(args.save_path, piece.task.stem)
     notes = [f"{model.title} ({reason})"] if reason.key != "reason_as_asked" else []
     notes += [f"{model.name}: {model.note}"] if model.note else []
-    notes += dict.fromkeys(str(note) for request in requests for image in request.input_images for note in image.notes)
-    taken: set[Path] = set()
+    notes += dict.fromkeys(str(note) for piece in pieces for image in piece.inputs for note in image.notes)
     with Bar(notes) as bar:
-        for task, request in zip(tasks, requests, strict=True):
-            _generate(engine, task, request, args, bar, taken)
+        maker = Maker(engine, args, bar)
+        for piece in pieces:
+            maker.make(piece)
     return 0
 
 
-def tasks_of(args: argparse.Namespace) -> list[Task]:
-    """The tasks of an eval file, or the one on the command line."""
+@dataclass(frozen=True)
+class Piece:
+    """What a task makes: one request; or a grid's, cell by cell, with its axes."""
+
+    task: Task
+    requests: tuple[GenerationRequest, ...]
+    across: Axis | None = None
+    down: Axis | None = None
+
+    @property
+    def inputs(self) -> tuple[InputImage, ...]:
+        return tuple(dict.fromkeys(image for request in self.requests for image in request.input_images))
+
+
+def pieces_of(args: argparse.Namespace, model: Model, settings: Settings) -> list[Piece]:
+    """What a command line asks for; raises `UsageError` for flags that exclude each other."""
+    _refuse_together(args)
     if args.eval_json_path is not None:
-        return read_tasks(args.eval_json_path)
-    if args.prompt is None:
+        tasks = read_tasks(args.eval_json_path)
+        models = [get_model(task.model) if task.model else model for task in tasks]
+        requests = [build_request(task, args, own, settings) for task, own in zip(tasks, models, strict=True)]
+        return [Piece(task, (request,)) for task, request in zip(tasks, requests, strict=True)]
+    if args.prompts_file is not None:
+        prompts = read_prompts(args.prompts_file)
+    elif args.prompt is not None:
+        prompts = expand(args.prompt)
+    else:
         raise UsageError("no_prompt_given")
-    return [Task(args.prompt, tuple(args.image_paths), "0", Path())]
+    tasks = [Task(prompt, tuple(args.image_paths), str(index), Path()) for index, prompt in enumerate(prompts)]
+    first = build_request(tasks[0], args, model, settings)
+    if len(tasks) > 1:  # all have one seed
+        first = first.with_seed()
+    return [_piece(task, dataclasses.replace(first, prompt=task.prompt), args.grid) for task in tasks]
+
+
+def _piece(task: Task, request: GenerationRequest, grid: Sequence[str]) -> Piece:
+    if not grid:
+        return Piece(task, (request,))
+    across, *rest = [parse_axis(each, request.styles) for each in grid]
+    down = rest[0] if rest else None
+    return Piece(task, tuple(chain.from_iterable(cells(request, across, down))), across, down)
+
+
+def _refuse_together(args: argparse.Namespace) -> None:
+    if len(args.grid) > MOST_AXES:
+        raise UsageError("grid_axes", count=len(args.grid), most=MOST_AXES)
+    given = {
+        "--eval_json_path": args.eval_json_path is not None,
+        "--prompts_file": args.prompts_file is not None,
+        "--prompt": args.prompt is not None,
+        "--grid": bool(args.grid),
+        "--concat_refs": args.concat_refs,
+        "--num_images_per_prompt": (args.images or 1) > 1,
+    }
+    for one, other in TOGETHER:
+        if given[one] and given[other]:
+            raise UsageError("flags_together", one=one, other=other)
 
 
 def build_request(task: Task, args: argparse.Namespace, model: Model, settings: Settings) -> GenerationRequest:
@@ -195,72 +266,129 @@ class Bar:
         self._bar.set_description_str(text, refresh=True)
 
 
-def _generate(
-    engine: Engine, task: Task, request: GenerationRequest, args: argparse.Namespace, bar: Bar, taken: set[Path]
-) -> None:
-    """Makes and saves a task's images; `taken` are the paths of this run, to which it adds its own."""
-    left = list(range(request.images))
-    if args.resume:
-        for number in range(request.images):
-            _, there = place(args.save_path, task.stem, number, request, taken)
+class Maker:
+    """Makes and saves images, under names that no other image of the run has."""
+
+    def __init__(self, engine: Engine, args: argparse.Namespace, bar: Bar) -> None:
+        self._engine, self._args, self._bar = engine, args, bar
+        self._taken: set[Path] = set()
+
+    def make(self, piece: Piece) -> None:
+        """A piece's images, then its contact sheet, if it has one."""
+        task = piece.task
+        if piece.across is None:
+            (request,) = piece.requests
+            seeds = [None if request.seed is None else request.seed + number for number in range(request.images)]
+            wanted = [dataclasses.replace(request, seed=seed, images=1) for seed in seeds]
+            left = self._missing(task, wanted)
+            if len(left) < request.images and request.seed is not None:
+                for number in left:
+                    self._run(task, wanted[number], number)
+            else:
+                self._run(task, request, 0)
+            return
+        made: dict[int, tuple[Path, Result]] = {}
+        left = self._missing(task, piece.requests, made)
+        for number in left:
+            made |= self._run(task, piece.requests[number], number)
+        self._save_sheet(piece, [made[number] for number in range(len(piece.requests))])
+
+    def _missing(
+        self, task: Task, wanted: Sequence[GenerationRequest], found: dict[int, tuple[Path, Result]] | None = None
+    ) -> list[int]:
+        """The numbers of the images that must be made; with `--resume` not those that are there."""
+        left = list(range(len(wanted)))
+        if not self._args.resume:
+            return left
+        for number, request in enumerate(wanted):
+            _, there = place(self._args.save_path, task.stem, number, request, self._taken)
             if there is not None:
-                taken.add(there)
+                self._taken.add(there)
                 left.remove(number)
-                bar.say(str(message("done_before", path=there)))
+                self._bar.say(str(message("done_before", path=there)))
                 print(there, flush=True)
-    if len(left) < request.images and request.seed is not None:
-        parts = [(number, dataclasses.replace(request, seed=request.seed + number, images=1)) for number in left]
-    else:
-        parts = [(0, request)]
-    for first, part in parts:
-        job = engine.submit(part)
+                if found is not None:
+                    found[number] = there, _result_of(there)
+        return left
+
+    def _run(self, task: Task, request: GenerationRequest, first: int) -> dict[int, tuple[Path, Result]]:
+        """Makes a request's images, numbered from `first`."""
+        made = {}
+        job = self._engine.submit(request)
         try:
             for event in job.events(patience=0.5):
-                bar.show(event)
+                self._bar.show(event)
                 if isinstance(event, Failed):
                     raise event.error
                 if isinstance(event, Cancelled):
                     raise KeyboardInterrupt
                 if isinstance(event, ImageReady):
-                    for sentence in event.unread.told if event.index == 0 else ():
-                        bar.say(str(sentence))
-                    print(_save(event, task, request, first + event.index, args, bar, taken), flush=True)
+                    for sentence in event.unread.told if event.index == 0 and first == 0 else ():
+                        self._bar.say(str(sentence))
+                    path = self._save(event, task, request, first + event.index)
+                    made[first + event.index] = path, event.result
+                    print(path, flush=True)
         finally:  # the worker must stop before the interpreter exits: it may be inside a kernel
             job.cancel()
             job.wait()
+        return made
+
+    def _save(self, event: ImageReady, task: Task, request: GenerationRequest, number: int) -> Path:
+        image = event.image
+        if self._args.concat_refs:
+            image = images.beside_each_other([image, *(each.image for each in request.input_images if each.image)])
+        seed = None if request.seed is None else request.seed + event.index
+        own = dataclasses.replace(request, seed=seed, images=1)
+        path = self._place(task.stem, number, own)
+        return save_image(image, event.result, path, _record(task, event.result))
+
+    def _save_sheet(self, piece: Piece, made: Sequence[tuple[Path, Result]]) -> None:
+        """The contact sheet of saved images, with the first one's request inside."""
+        across, down, wide = piece.across, piece.down, len(piece.across.values) if piece.across else 1
+        assert across is not None
+        shown = {}
+        for number, (path, result) in enumerate(made):
+            with Image.open(path) as image:  # of an earlier run, it may have its references beside it
+                shown[divmod(number, wide)] = image.crop((0, 0, result.request.width, result.request.height))
+        columns, rows = piece.requests[:wide], piece.requests[::wide]
+        varied = {"across": across.to_dict(columns), "down": down.to_dict(rows) if down else None}
+        path = self._place(f"{piece.task.stem}_grid", 0, piece.requests[0], varied)
+        result = made[0][1]
+        print(save_image(sheet(shown, across, down), result, path, _record(piece.task, result) | {"grid": varied}))
+
+    def _place(self, stem: str, number: int, request: GenerationRequest, grid: dict[str, Any] | None = None) -> Path:
+        """The path for an image; says so if it is not the first choice."""
+        folder = self._args.save_path
+        path, _ = place(folder, stem, number, request, self._taken, self._args.overwrite, grid)
+        first = folder / f"{stem}_{number}.png"
+        if path != first:
+            self._bar.say(str(message("name_taken", name=first.name, path=path)))
+        self._taken.add(path)
+        return path
 
 
-def _save(
-    event: ImageReady,
-    task: Task,
-    request: GenerationRequest,
-    number: int,
-    args: argparse.Namespace,
-    bar: Bar,
-    taken: set[Path],
-) -> Path:
-    image = event.image
-    if args.concat_refs:
-        image = images.beside_each_other([image, *(each.image for each in request.input_images if each.image)])
-    path, _ = place(args.save_path, task.stem, number, request, taken, args.overwrite)
-    first = args.save_path / f"{task.stem}_{number}.png"
-    if path != first:
-        bar.say(str(message("name_taken", name=first.name, path=path)))
-    taken.add(path)
-    made = event.result.request
-    record = {  # the reference's names, then all of ours
+def _record(task: Task, result: Result) -> dict[str, Any]:
+    """What stands beside an image: the reference's names, then all of ours."""
+    made = result.request
+    return {
         "prompt": task.prompt,
         "image_paths": list(task.image_paths),
         "width": made.width,
         "height": made.height,
         "num_steps": made.steps,
         "guidance": made.guidance,
-        "seed": event.result.seed,
+        "seed": result.seed,
         "content_ref": made.content_size,
-        "model_type": event.result.model,
-        "uso": event.result.to_dict(),
+        "model_type": result.model,
+        "uso": result.to_dict(),
     }
-    return save_image(image, event.result, path, record)
+
+
+def _result_of(path: Path) -> Result:
+    """The result of an image that an earlier run saved, from its PNG and the record beside it."""
+    request, facts = read_request(path), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["uso"]
+    device, dtype, seconds = (facts.get(name) for name in FACTS)
+    return Result(request, request.seed or 0, request.model or "", str(device), str(dtype), seconds or 0.0)
 
 
 def _writable(folder: Path, stem: str) -> None:

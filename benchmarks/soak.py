@@ -52,6 +52,7 @@ STRANGE: tuple[Any, ...] = (
 ENDPOINTS: dict[str, tuple[str, ...]] = {
     "generate": ("prompt", "content", "style_1", "width", "height", "steps", "seed", "images", "guidance", "schedule",
                  "model", "fast", "style_1_strength", "private", "unknown"),
+    "grid": ("across", "down", "prompt", "style_1", "width", "steps", "seed", "private", "unknown"),
     "settings_from_image": ("image", "unknown"),
     "models": ("unknown",),
 }  # fmt: skip
@@ -207,11 +208,11 @@ def kills(count: int, folder: Path) -> dict[str, Any]:
 
 def mutated(chance: random.Random) -> tuple[str, bytes]:
     """A call that is wrong somewhere: the path below /gradio_api, and a JSON body (now and then none at all)."""
-    name = chance.choices(tuple(ENDPOINTS), (8, 3, 1))[0]
+    name = chance.choices(tuple(ENDPOINTS), (8, 3, 3, 1))[0]
     known = ENDPOINTS[name]
     values = {each: chance.choice(STRANGE) for each in chance.sample(known, min(len(known), chance.randint(0, 3)))}
-    if name == "generate":
-        values = {**SMALL, **values}
+    if name in ("generate", "grid"):
+        values = {**SMALL, **({"across": "guidance=2, 4"} if name == "grid" else {}), **values}
     if chance.random() < 0.2:  # by position, as gradio_client and older programs call
         body = json.dumps({"data": [chance.choice(STRANGE) for _ in range(chance.randint(0, 4))]}).encode()
         path = f"call/{name}"

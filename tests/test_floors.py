@@ -23,7 +23,7 @@ FLOORS = (
     ("nouns",),
 )
 NOUNS = ("messages", "errors", "events", "request", "settings", "images", "colors", "dotenv_file",
-         "eval_file", "text_files", "grid", "wildcards")  # fmt: skip
+         "eval_file", "prompts_file", "text_files", "grid", "wildcards")  # fmt: skip
 BESIDE = {("benchmarks", "training")}  # importer, imported: allowed on the same floor
 WITHOUT_TORCH = ("nouns", "catalog", "storage", "comfy")
 WITHOUT_TORCH_TOO = ("app", "uso_core.runtime.engine", "uso_core.memory.plan", "uso_core.memory.planner",

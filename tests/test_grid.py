@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from uso_core.errors import RequestError
-from uso_core.grid import Axis, cells, read_axis, sheet
+from uso_core.grid import Axis, cells, parse_axis, read_axis, sheet
 from uso_core.request import GenerationRequest, InputImage, LoRA
 
 STYLE = InputImage("ink.png", "a" * 64)
@@ -60,6 +60,55 @@ def test_what_cannot_change_anything_is_refused():
     with pytest.raises(RequestError) as raised:
         cells(plain, Axis("seed", (0, 1)), Axis("seed", (2,)))
     assert raised.value.key == "grid_axis_twice"
+
+
+@pytest.mark.parametrize(
+    ("text", "places"),
+    [("style", (1, 2, 3)), ("style=all", (1, 2, 3)), ("style = 3,1", (3, 1)), ("style=2..3", (2, 3))],
+)
+def test_styles_one_by_one(text, places):
+    styles = tuple(InputImage(f"{letter}.png", letter * 64) for letter in "abc")
+    asked = GenerationRequest("a boat", styles=styles, style_strengths=(0.5, 1, 2))
+    axis = parse_axis(text, styles)
+    assert axis == Axis("style", places, tuple(styles[place - 1].name for place in places))
+    (row,) = cells(asked, axis)
+    alone = {1: ((styles[0],), (0.5,)), 2: ((styles[1],), ()), 3: ((styles[2],), (2,))}
+    assert [(each.styles, each.style_strengths) for each in row] == [alone[place] for place in places]
+    for across, down in ((axis, Axis("style_strength", (0, 1.5))), (Axis("style_strength", (0, 1.5)), axis)):
+        strengths = {(each.styles, each.style_strengths) for row in cells(asked, across, down) for each in row}
+        assert strengths == {((styles[place - 1],), (each,)) for place in places for each in (0, 1.5)}
+    assert axis.to_dict(row)["values"] == [styles[place - 1].to_dict() for place in places]
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [("style=0, 1", "out_of_range"), ("style=3", "out_of_range"), ("style=1.5", "no_whole_number"),
+     ("style=ink.png", "grid_number"), ("style=1,1", "grid_values"), ("", "grid_axis"), ("guidance", "grid_values"),
+     ("guidance 2,4", "grid_axis")],
+)  # fmt: skip
+def test_axes_that_cannot_be(text, key):
+    with pytest.raises(RequestError) as raised:
+        parse_axis(text, (STYLE, STYLE))
+    assert raised.value.key == key
+    with pytest.raises(RequestError) as raised:
+        parse_axis("style", ())
+    assert raised.value.key == "grid_without"
+
+
+@pytest.mark.parametrize(
+    "name", ["ink.png", "Straße 1.webp", "x" * 200 + ".png", "猫.png", "a\nb.png", "\u202e.png", "", "\0"]
+)
+def test_any_name_labels_a_sheet(name):
+    """A long one takes no more room than its cell; one that the font cannot show is a number."""
+    axis = Axis("style", (1, 2), (name, "b.png"))
+    for across, down in ((axis, None), (Axis("seed", (1,)), axis)):
+        made = sheet({(0, 0): Image.new("RGB", (64, 64), "red")}, across, down)
+        assert made.width < 700
+        assert made.getcolors(10**6) != [(made.width * made.height, (255, 255, 255))]
+    number = Axis("style", (1, 2), ("\u732b", "b.png"))
+    same = Axis("style", (1, 2), ("style 1", "b.png"))
+    pictures = {(0, 0): Image.new("RGB", (64, 64))}
+    assert sheet(pictures, number).tobytes() == sheet(pictures, same).tobytes()
 
 
 def test_the_sheet_shows_each_image_once_in_its_place():

@@ -453,6 +453,115 @@ def test_an_eval_file_that_cannot_be_read_is_refused(name, command, tmp_path):
     assert name in error
 
 
+# --- grids and lists of prompts ---------------------------------------------------------------------------------------
+
+OTHER_STYLE = GOLDEN / "style_b.png"
+
+
+def test_a_grid_is_images_and_a_sheet(command):
+    flags = ("--prompt", "a cat", "--image_paths", "", STYLE, *TINY, "--seed", "5")
+    run = command(*flags, "--grid", "style_strength=0..1", "--grid", "guidance = 2, 4")
+    assert run.names == ["0_0", "0_1", "0_2", "0_3", "0_grid_0"]
+    requests = [read_request(run.folder / f"{name}.png") for name in run.names]
+    assert [(each.guidance, each.style_strengths, each.seed) for each in requests] == [
+        (2, (0,), 5), (2, (), 5), (4, (0,), 5), (4, (), 5), (2, (0,), 5),
+    ]  # fmt: skip
+    assert np.array_equal(run.pixels("0_3"), command(*flags, "--guidance", "4").pixels())
+    contact = run.pixels("0_grid_0")
+    for name in run.names[:4]:  # each is doubled, and whole
+        assert _holds(contact, run.pixels(name).repeat(2, 0).repeat(2, 1))
+    assert run.record("0_grid_0")["grid"] == {
+        "across": {"name": "style_strength", "values": [0, 1]}, "down": {"name": "guidance", "values": [2, 4]},
+    }  # fmt: skip
+
+
+def _holds(large: np.ndarray, small: np.ndarray) -> bool:
+    height, width = small.shape[:2]
+    rows, columns = (large[: -height + 1 or None, : -width + 1 or None] == small[0, 0]).all(2).nonzero()
+    return any(
+        np.array_equal(large[row : row + height, column : column + width], small)
+        for row, column in zip(rows, columns, strict=True)
+    )
+
+
+def test_a_grid_of_styles_has_each_alone(command):
+    images = ("--image_paths", "", STYLE, OTHER_STYLE, "--style_strengths", "0.5", "1")
+    run = command("--prompt", "a cat", *images, *TINY, "--grid", "style")
+    assert run.names == ["0_0", "0_1", "0_grid_0"]
+    made = [read_request(run.folder / f"{name}.png") for name in run.names[:2]]
+    assert [([style.name for style in each.styles], each.style_strengths) for each in made] == [
+        (["style_a.png"], (0.5,)), (["style_b.png"], ()),
+    ]  # fmt: skip
+    alone = command("--prompt", "a cat", "--image_paths", "", OTHER_STYLE, *TINY)
+    assert np.array_equal(run.pixels("0_1"), alone.pixels())
+
+
+def test_grids_share_a_folder_and_are_resumed(command, tmp_path):
+    """A grid with the same first cell is another grid; the same one keeps its names; what is there is not made again."""
+    here = tmp_path / "here"
+    flags = ("--prompt", "a cat", *TINY)
+    run = command(*flags, "--grid", "guidance=2,3", folder=here)
+    assert run.names == ["0_0", "0_1", "0_grid_0"]
+    assert command(*flags, "--grid", "guidance=2,4", folder=here).names == ["0_0", "0_2", "0_grid_1"]
+    contact = run.pixels("0_grid_0")
+    times = {name: here.joinpath(f"{name}.png").stat().st_mtime_ns for name in ("0_0", "0_1")}
+    for name in ("0_1.png", "0_1.json", "0_grid_0.png"):
+        here.joinpath(name).unlink()
+    again = command(*flags, "--grid", "guidance=2,3", "--resume", folder=here)
+    assert again.names == ["0_0", "0_1", "0_grid_0"]
+    assert here.joinpath("0_0.png").stat().st_mtime_ns == times["0_0"]
+    assert np.array_equal(run.pixels("0_grid_0"), contact)
+
+
+def test_choices_and_files_of_prompts(command, tmp_path):
+    run = command("--prompt", "a {red|blue} mug", *TINY, "--seed", "-1")
+    assert run.names == ["0_0", "1_0"]
+    made = [read_request(run.folder / f"{name}.png") for name in run.names]
+    assert [each.prompt for each in made] == ["a red mug", "a blue mug"]
+    assert made[0].seed == made[1].seed != 3407
+    (tmp_path / "prompts.txt").write_text("# mugs\n\na {red|blue} mug\na boat\n")
+    run = command("--prompts_file", tmp_path / "prompts.txt", *TINY, "--grid", "seed=1,2")
+    assert run.names == [f"{prompt}_{end}" for prompt in range(3) for end in ("0", "1", "grid_0")]
+    made = [read_request(run.folder / f"{name}.png") for name in run.names]
+    assert [(each.prompt, each.seed) for each in made] == [
+        (prompt, seed) for prompt in ("a red mug", "a blue mug", "a boat") for seed in (1, 2, 1)
+    ]
+
+
+def test_an_eval_files_prompts_are_taken_as_they_are(command, tmp_path):
+    (tmp_path / "eval.json").write_text(json.dumps([{"prompt": "a {red|blue} mug"}]))
+    run = command("--eval_json_path", tmp_path / "eval.json", *TINY)
+    assert [run.record(name)["prompt"] for name in run.names] == ["a {red|blue} mug"]
+
+
+BAD_LISTS = {
+    "three axes": ("--prompt", "x", "--grid", "seed=1", "--grid", "steps=1", "--grid", "guidance=1"),
+    "unknown axis": ("--prompt", "x", "--grid", "width=64,128"),
+    "one axis twice": ("--prompt", "x", "--grid", "seed=1", "--grid", "seed=2"),
+    "no values": ("--prompt", "x", "--grid", "guidance"),
+    "no axis": ("--prompt", "x", "--grid", ""),
+    "nothing to vary": ("--prompt", "x", "--grid", "style_strength=0,1"),
+    "no styles": ("--prompt", "x", "--grid", "style"),
+    "no LoRA": ("--prompt", "x", "--grid", "lora_strength=0,1"),
+    "a later cell out of range": ("--prompt", "x", "--grid", "guidance=4,101"),
+    "grid of an eval file": ("--eval_json_path", "eval.json", "--grid", "seed=1,2"),
+    "grid with references": ("--prompt", "x", "--grid", "seed=1,2", "--concat_refs"),
+    "grid of several images": ("--prompt", "x", "--grid", "seed=1,2", "--num_images_per_prompt", "2"),
+    "prompt and file": ("--prompt", "x", "--prompts_file", "prompts.txt"),
+    "two files": ("--eval_json_path", "eval.json", "--prompts_file", "prompts.txt"),
+    "missing file": ("--prompts_file", "missing.txt"),
+    "a wrong line": ("--prompts_file", "prompts.txt"),
+    "too many choices": ("--prompt", "{a|b}" * 7),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_LISTS)
+def test_a_bad_grid_or_list_is_refused_in_two_lines(kind, command, workplace):
+    (workplace / "eval.json").write_text(json.dumps([GOOD]))
+    (workplace / "prompts.txt").write_text("a cat\n" + "{a|b}" * 7)
+    assert_refused(command(*TINY, *BAD_LISTS[kind]))
+
+
 # --- what the user can put right --------------------------------------------------------------------------------------
 
 BAD_FLAGS = {

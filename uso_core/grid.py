@@ -175,7 +175,7 @@ def _cell(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _labels(axis: Axis, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> list[str]:
-    """What stands above a column or before a row; beyond `width` pixels a file's name loses its middle, a number its name."""
+    """What stands above a column or before a row; beyond `width` pixels a file loses its middle, a number its name."""
     name, labels = axis.name.replace("_", " "), []
     for place, value in enumerate(axis.values):
         if axis.labels:

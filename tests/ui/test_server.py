@@ -315,19 +315,85 @@ def test_loras_are_asked_for_by_name(served: Served, values: dict[str, Any], sai
     assert by_http(served, "models")[1][0][0]["loras"] == []
 
 
+def test_a_grid_by_every_way(served: Served, client: Client, drawing: Path) -> None:
+    asked = {
+        **SMALL,
+        "prompt": "a {red|blue} boat",
+        "seed": 31,
+        "across": "style_strength=0, 1",
+        "down": "guidance=2,4",
+    }
+    job = client.submit(**asked, style_1=handle_file(drawing), api_name="/grid")
+    seen = list(job)
+    sheet, images, settings, status, preview = seen[-1]
+    assert [(each["row"], each["column"]) for each in settings] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [(each["guidance"], each["style_strengths"]) for each in settings] == [(2, [0]), (2, []), (4, [0]), (4, [])]
+    assert {len(each[1]) for each in seen} == {0, 1, 2, 3, 4}  # as they come
+    assert (status["percent"], preview) == (100, None)
+    made = [Path(path).read_bytes() for path in images]
+    requests = [read_request(Path(path)) for path in images]
+    assert [(each.prompt, each.seed, each.guidance) for each in requests] == [
+        ("a {red|blue} boat", 31, each) for each in (2, 2, 4, 4)
+    ]
+    assert read_request(Path(sheet)) == requests[0]
+    assert set(made) <= {path.read_bytes() for path in served.results}
+
+    given = {"url": data_url(drawing), "orig_name": "drawing.png"}
+    name, data = by_http(served, "grid", **asked, style_1=given)
+    assert name == "complete"
+    assert files(data[1:]) == made
+    content = call_tool(served, "grid", **asked, style_1=uploaded_address(client, drawing))
+    shown = [base64.b64decode(each.data) for each in content if each.type == "image"]
+    assert [shown[0], *shown[1:]] == [Path(sheet).read_bytes(), *made]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [({}, "A grid cannot vary ''"), ({"across": "width=64"}, "A grid cannot vary 'width'"),
+     ({"across": "style"}, "nothing here that style could change"), ({"across": "seed=1", "down": "seed=2"}, "twice"),
+     ({"across": "guidance=2,x"}, "'x' is not a number"), ({"across": None, "down": "seed=1"}, "cannot vary"),
+     ({"across": "guidance=4,101"}, "guidance is 101")],
+)  # fmt: skip
+def test_a_grid_that_cannot_be_is_a_sentence(served: Served, values: dict[str, Any], said: str) -> None:
+    name, reply = by_http(served, "grid", **SMALL, **values)
+    assert name == "error"
+    assert said in reply["error"]
+
+
+def test_a_client_that_leaves_ends_the_grid(served: Served, client: Client) -> None:
+    asked = {**LONG, "images": None, "across": "seed=950..957"}
+    del asked["images"]
+    job = client.submit(**asked, api_name="/grid")
+    deadline = time.monotonic() + REPLY_SECONDS
+    while not any(", step" in each[3]["text"] for each in job.outputs()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    job.cancel()
+    expect_ended(served, client, 950)
+
+
+def test_the_whole_grid_counts_on_an_open_server(tmp_path: Path) -> None:
+    with serve(tmp_path / "app", "--host", "0.0.0.0", USO_MAX_WORK="0.02") as served:  # two cells of 64 x 64 x 2 steps
+        assert by_http(served, "grid", **SMALL, across="seed=1,2", private=True)[0] == "complete"
+        name, reply = by_http(served, "grid", **SMALL, across="seed=1..3")
+        assert name == "error"
+        assert "megapixel" in reply["error"]
+        assert not list(served.output.rglob("*.png"))
+
+
 def test_tools_say_what_they_do(served: Served) -> None:
     tools = by_mcp(served, lambda session: session.list_tools()).tools
-    assert [tool.name for tool in tools] == ["generate", "settings_from_image", "models"]
-    properties = tools[0].inputSchema["properties"]
-    assert all(each.get("description") for each in properties.values())
-    assert "required" not in tools[0].inputSchema
+    assert [tool.name for tool in tools] == ["generate", "grid", "settings_from_image", "models"]
+    for tool in tools[:2]:
+        assert all(each.get("description") for each in tool.inputSchema["properties"].values())
+        assert "required" not in tool.inputSchema
     assert all(tool.description for tool in tools)
 
 
 @pytest.mark.parametrize("path", ["/gradio_api/mcp", "/gradio_api/mcp/mcp", "/gradio_api/mcp//mcp"])
 def test_the_address_as_clients_write_it(served: Served, path: str) -> None:
     """Some leave its last slash out, and the official inspector adds /mcp to any address that does not end in it."""
-    assert len(by_mcp(served, lambda session: session.list_tools(), path).tools) == 3
+    assert len(by_mcp(served, lambda session: session.list_tools(), path).tools) == 4
     request = urllib.request.Request(f"{served.url}{path}", b"{}", {"Content-Type": "application/json"})
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(request, timeout=REPLY_SECONDS)

@@ -1,12 +1,13 @@
-"""What programs may call: /generate, /settings_from_image and /models, over HTTP, gradio_client and MCP."""
+"""What programs may call: /generate, /grid, /settings_from_image and /models, over HTTP, gradio_client and MCP."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,16 +19,19 @@ from uso_core.catalog.locate import find_weights
 from uso_core.catalog.loras import find_loras, named_lora, turbo_lora
 from uso_core.catalog.models import MODELS, Model, get_model
 from uso_core.errors import RequestError, UsoError
+from uso_core.grid import AXES, Axis, cells, parse_axis, sheet
+from uso_core.messages import message
 from uso_core.request import GenerationRequest, Result, asks
 from uso_core.runtime.engine import Engine
 from uso_core.settings import Settings
+from uso_core.storage.files import save_image
 from uso_core.storage.png import read_request
 from uso_core.ui.form import STYLES, Status, request_of
 from uso_core.ui.inputs import ImageInput, NumberInput, refusal
 from uso_core.ui.language import in_english
-from uso_core.ui.run import follow
+from uso_core.ui.run import Update, follow
 from uso_core.ui.services import Services
-from uso_core.ui.temporary_files import PREVIEW_SECONDS
+from uso_core.ui.temporary_files import PREVIEW_SECONDS, passing_path
 
 PRIVATE_SECONDS = 4.0  # during which a private image can be fetched after the run
 MEANING = """Makes images from a prompt, an optional content image and up to four style images.
@@ -35,7 +39,12 @@ MEANING = """Makes images from a prompt, an optional content image and up to fou
 A content image gives the subject; with an empty prompt also the layout. Style images set the look of the result. Pass
 images as files, as http(s) addresses, or as base64."""
 
+GRID_MEANING = """Makes a comparison grid: one image for each pair of values, and a labelled contact sheet of them.
+
+All else is as in generate; all images have one seed, unless seeds are varied. The sheet is kept for a minute."""
+
 Reply = tuple[list[str], dict[str, Any] | None, Status, Any]  # images, settings, status, preview
+GridReply = tuple[str | None, list[str], list[dict[str, Any]], Status, Any]  # the sheet, then the same
 
 
 class Page(gr.Blocks):
@@ -46,7 +55,7 @@ class Page(gr.Blocks):
 
     def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
         wanted = len(block_fn.inputs)
-        if block_fn.api_name == "generate" and inputs:
+        if block_fn.api_name in ("generate", "grid") and inputs:
             inputs.extend([None] * (wanted - len(inputs)))
         if len(inputs) < wanted:
             raise RequestError("call_unfit", reason=f"{len(inputs)} values by position, of {wanted}")
@@ -55,18 +64,28 @@ class Page(gr.Blocks):
 def build(services: Services) -> None:
     """Adds the endpoints to the page under construction, invisibly."""
     known = parameters(GenerationRequest)
-    _endpoint(
-        _generate(services, known), "generate", [each.component() for each in known],
-        [
-            gr.File(label="images: PNG files, each with its request inside", file_count="multiple", visible=False),
-            gr.JSON(label="settings: all of them, with model, device, dtype, seconds and seeds", visible=False),
-            gr.JSON(label="status: text and percent, while running and at the end", visible=False),
-            gr.Image(label="preview: a small image while running", format="png", type="pil", visible=False),
-        ],
-    )  # fmt: skip
+    settings = gr.JSON(label="settings: all of them, with model, device, dtype, seconds and seeds", visible=False)
+    images, status, preview = _shown()
+    outputs = [images, settings, status, preview]
+    _endpoint(_generate(services, known), "generate", [each.component() for each in known], outputs)
+    axes = grid_parameters(GenerationRequest)
+    sheet = gr.File(label="sheet: a PNG with the first cell's request inside, growing", visible=False)
+    settings = gr.JSON(label="settings: of each image, with its row and column from 0", visible=False)
+    images, status, preview = _shown()
+    outputs = [sheet, images, settings, status, preview]
+    _endpoint(_grid(services, axes), "grid", [each.component() for each in axes], outputs)
     image = ImageInput(label="A PNG made by this program.", type="filepath", image_mode=None, visible=False)
     _endpoint(settings_from_image, "settings_from_image", [image], [gr.JSON(label="settings", visible=False)])
     _endpoint(_models(services), "models", [], [gr.JSON(label="models", visible=False)])
+
+
+def _shown() -> tuple[Any, Any, Any]:
+    """What a run shows: images, status and preview."""
+    return (
+        gr.File(label="images: PNG files, each with its request inside", file_count="multiple", visible=False),
+        gr.JSON(label="status: text and percent, while running and at the end", visible=False),
+        gr.Image(label="preview: a small image while running", format="png", type="pil", visible=False),
+    )
 
 
 def _endpoint(function: Callable[..., Any], name: str, inputs: list[Any], outputs: list[Any]) -> None:
@@ -76,7 +95,7 @@ def _endpoint(function: Callable[..., Any], name: str, inputs: list[Any], output
 
 @dataclass(frozen=True)
 class ApiParameter:
-    """One parameter of /generate. A caller may pass null for any of them to get the default."""
+    """One parameter of /generate or /grid. A caller may pass null for any of them to get the default."""
 
     name: str
     kind: str  # as in `request.Ask`
@@ -130,38 +149,140 @@ def parameters(kind: type[Any]) -> list[ApiParameter]:
     return [known[name] for name in (*ORDER, *(name for name in known if name not in ORDER)) if name in known]
 
 
-def _generate(services: Services, known: list[ApiParameter]) -> Callable[..., Iterator[Reply]]:
-    """The function of /generate; Gradio reads parameters from its signature, their meaning from its docstring."""
+def grid_parameters(kind: type[Any]) -> list[ApiParameter]:
+    """The parameters of /grid: both axes, and those of /generate except `images`, since each cell has one."""
+    names = ", ".join(AXES)
+    text = "as style_strength=0, 1 or guidance=1..4 or style (each style image alone). Names: "
+    across = ApiParameter("across", "text", f"What to vary from left to right, {text}{names}.", "")
+    down = ApiParameter("down", "text", "The same from top to bottom; empty for nothing.", "")
+    return [across, down, *(each for each in parameters(kind) if each.name != "images")]
 
-    def generate(*given: Any) -> Iterator[Reply]:
-        *values, request = given
-        named = dict(zip((each.name for each in known), values, strict=True))
-        keep_nothing, session = bool(named.pop("private")), request.session_hash or ""
-        owner = uuid4().hex  # a caller may have several calls at once
+
+@dataclass(frozen=True)
+class _Call:
+    """One call that makes images: who asks, for what, and what becomes of the images."""
+
+    services: Services
+    request: gr.Request
+    private: bool
+    owner: str = field(default_factory=lambda: uuid4().hex)  # a caller may have several calls at once
+
+    def asked(self, named: dict[str, Any]) -> GenerationRequest:
+        """The request described by named values."""
+        services = self.services
+        row = switchable(services.engine, services.settings, named.pop("model"))
+        # Named nowhere: its decoded images would stay as long as it waits.
+        return request_of(
+            _with_loras({**named, "model": row.name}, row, services.settings), None, services.settings.background
+        )
+
+    def followed(self, asked: GenerationRequest) -> Iterator[Update | None]:
+        """The updates of a job for a request; raises what `submit` and `follow` raise."""
+        services = self.services
+        job = services.engine.submit(asked, not self.private, services.visitor(self.request))
+        yield from in_english(follow(job, services.sessions, self.request.session_hash or "", self.keep))
+
+    def keep(self, image: Image.Image, result: Result) -> Path:
+        if self.private:
+            return self.services.passing.add(self.owner, image, result)
+        return self.services.stores(self.request).history.add(image, result)
+
+    def show(self, preview: Image.Image | None) -> str | None:
+        return None if preview is None else self.services.passing.preview(self.owner, preview)
+
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Errors as replies; afterwards what is not kept goes."""
         try:
-            row = switchable(services.engine, services.settings, named.pop("model"))
-            history, visitor = services.stores(request).history, services.visitor(request)
-            # Named nowhere: its decoded images would stay as long as it waits.
-            asked = request_of(
-                _with_loras({**named, "model": row.name}, row, services.settings), None, services.settings.background
-            )
-            job = services.engine.submit(asked, not keep_nothing, visitor)
-            keep = partial(services.passing.add, owner) if keep_nothing else history.add
-            show = partial(services.passing.preview, owner)
-            yield from _replies(in_english(follow(job, services.sessions, session, keep)), show)
+            yield
         except UsoError as error:
             raise refusal(error) from None
         finally:
-            services.passing.forget(owner, after_seconds=PRIVATE_SECONDS if keep_nothing else PREVIEW_SECONDS)
+            self.services.passing.forget(self.owner, after_seconds=PRIVATE_SECONDS if self.private else PREVIEW_SECONDS)
 
+
+def _generate(services: Services, known: list[ApiParameter]) -> Callable[..., Iterator[Reply]]:
+    """The function of /generate."""
+
+    def generate(*given: Any) -> Iterator[Reply]:
+        named, call = _called(services, known, given)
+        with call.refusing():
+            yield from _replies(call.followed(call.asked(named)), call.show)
+
+    return _described(generate, known, MEANING)
+
+
+def _grid(services: Services, known: list[ApiParameter]) -> Callable[..., Iterator[GridReply]]:
+    """The function of /grid."""
+
+    def grid(*given: Any) -> Iterator[GridReply]:
+        named, call = _called(services, known, given)
+        with call.refusing():
+            axes = [str(named.pop(name) or "") for name in ("across", "down")]
+            asked = call.asked({**named, "images": 1})
+            across = parse_axis(axes[0], asked.styles)
+            down = parse_axis(axes[1], asked.styles) if axes[1].strip() else None
+            rows = cells(asked, across, down)
+            services.engine.check(*chain.from_iterable(rows))
+            yield from _grid_replies(rows, across, down, call)
+
+    return _described(grid, known, GRID_MEANING)
+
+
+def _grid_replies(
+    rows: list[list[GenerationRequest]], across: Axis, down: Axis | None, call: _Call
+) -> Iterator[GridReply]:
+    """The replies to a grid, cell by cell; ends early where a cell is stopped."""
+    paper, made, settings = None, [], []
+    done: dict[tuple[int, int], Image.Image] = {}
+    first: Result | None = None
+    wide, count = len(across.values), len(rows) * len(across.values)
+    status: Status = {"text": "", "percent": 0}
+    for place, cell in enumerate(chain.from_iterable(rows)):
+        row, column = divmod(place, wide)
+        for update in call.followed(cell):
+            preview = None
+            if update is not None:
+                percent = round((100 * place + update.status["percent"]) / count)
+                words = message("grid_cell", cell=place + 1, cells=count, words=str(update.status["text"]))
+                status = {"text": str(words), "percent": percent}
+                preview = call.show(update.preview)
+                if update.path is not None and update.result is not None:
+                    made.append(str(update.path))
+                    settings.append({"row": row, "column": column, **update.result.to_dict()})
+                    with Image.open(update.path) as image:
+                        done[row, column] = image.copy()
+                    first = first or update.result
+                    paper = _saved(sheet(done, across, down), first, call)
+            yield paper, list(made), list(settings), status, preview
+        if (row, column) not in done:
+            return
+    yield paper, list(made), list(settings), status, None
+
+
+def _saved(contact: Image.Image, first: Result, call: _Call) -> str:
+    path = save_image(contact, first, passing_path("grid.png"), beside=False)
+    call.services.passing.own(call.owner, path)
+    return str(path)
+
+
+def _called(services: Services, known: list[ApiParameter], given: tuple[Any, ...]) -> tuple[dict[str, Any], _Call]:
+    """A call's values by name, except whether it is private, and the call."""
+    *values, request = given
+    named = dict(zip((each.name for each in known), values, strict=True))
+    return named, _Call(services, request, bool(named.pop("private")))
+
+
+def _described(function: Callable[..., Any], known: list[ApiParameter], meaning: str) -> Callable[..., Any]:
+    """The function with its parameters, which Gradio reads from its signature, and their meaning from its docstring."""
     plain = inspect.Parameter.POSITIONAL_OR_KEYWORD
     signature = [inspect.Parameter(each.name, plain, default=each.default) for each in known]
     request = inspect.Parameter("request", plain, default=None, annotation=gr.Request)  # Gradio fills it in
-    generate.__signature__ = inspect.Signature([*signature, request])  # type: ignore[attr-defined]
-    generate.__annotations__ = {"request": gr.Request}
+    function.__signature__ = inspect.Signature([*signature, request])  # type: ignore[attr-defined]
+    function.__annotations__ = {"request": gr.Request}
     lines = "\n".join(f"    {each.name}: {each.meaning}" for each in known)
-    generate.__doc__ = f"{MEANING}\n\nParameters:\n{lines}\n"
-    return generate
+    function.__doc__ = f"{meaning}\n\nParameters:\n{lines}\n"
+    return function
 
 
 def _with_loras(values: dict[str, Any], model: Model, settings: Settings) -> dict[str, Any]:
@@ -176,7 +297,7 @@ def _with_loras(values: dict[str, Any], model: Model, settings: Settings) -> dic
     return {**values, "loras": tuple(loras)}
 
 
-def _replies(updates: Iterator[Any], show: Callable[[Image.Image], str]) -> Iterator[Reply]:
+def _replies(updates: Iterator[Any], show: Callable[[Image.Image | None], str | None]) -> Iterator[Reply]:
     """The API's replies to a run, with a file for each preview.
 
     At least two come per second, so that a disconnected caller is noticed.
@@ -188,7 +309,7 @@ def _replies(updates: Iterator[Any], show: Callable[[Image.Image], str]) -> Iter
         preview = None
         if update is not None:
             status = update.status
-            preview = show(update.preview) if update.preview is not None else None
+            preview = show(update.preview)
             if update.path is not None:
                 made.append(str(update.path))
                 results.append(update.result)

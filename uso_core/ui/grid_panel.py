@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import gradio as gr
@@ -24,6 +23,7 @@ from uso_core.ui.results import Results
 from uso_core.ui.run import follow
 from uso_core.ui.services import Services
 from uso_core.ui.temporary_files import passing_path
+from uso_core.wildcards import expand
 
 Asked = Callable[[dict[str, Any], gr.Request], GenerationRequest]
 FIRST, FIRST_VALUES = "style_strength", "0, 0.5, 1, 1.5"
@@ -72,13 +72,16 @@ def wire(panel: Panel, form: Form, results: Results, services: Services, asked: 
             across = read_axis(given[panel.across], given[panel.across_values] or "", base.styles)
             values = given[panel.down_values] or ""
             down = read_axis(given[panel.down], values, base.styles) if given[panel.down] else None
-            rows = cells(base, across, down)
+            seeded = base.with_seed()
+            grids = [cells(replace(seeded, prompt=each), across, down) for each in expand(base.prompt)]
             visitor = services.visitor(request)
-            services.engine.check(*chain.from_iterable(rows))
+            services.engine.check(*(cell for rows in grids for row in rows for cell in row))
             keep = (
                 partial(services.passing.add, session) if given[form.private] else services.stores(request).history.add
             )
-            yield from _made(rows, across, down, keep, visitor, session, page)
+            for rows in grids:
+                if not (yield from _made(rows, across, down, keep, visitor, session, page)):
+                    return
         except UsoError as error:
             yield {form.status: {"text": tell(error.told), "percent": 0}}
             raise refusal(error) from None
@@ -91,7 +94,8 @@ def wire(panel: Panel, form: Form, results: Results, services: Services, asked: 
         visitor: str,
         session: str,
         page: str,
-    ) -> Iterator[Updates]:
+    ) -> Generator[Updates, None, bool]:
+        """Makes one grid; returns whether it was left to end."""
         done: dict[tuple[int, int], Image.Image] = {}
         first: Result | None = None
         count, wide = len(rows) * len(rows[0]), len(rows[0])
@@ -122,9 +126,10 @@ def wire(panel: Panel, form: Form, results: Results, services: Services, asked: 
                 yield shown
             if job.cancelled and divmod(place, wide) not in done:
                 yield {form.status: {"text": say("stopped"), "percent": 0}}
-                return
+                return False
         if first is not None:
             yield {form.status: {"text": say("grid_done", count=len(done)), "percent": 100}}
+        return True
 
     def _saved(contact: Image.Image, first: Result, session: str) -> str:
         path = save_image(contact, first, passing_path("grid.png"), beside=False)
