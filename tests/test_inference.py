@@ -497,7 +497,7 @@ def test_a_grid_of_styles_has_each_alone(command):
 
 
 def test_grids_share_a_folder_and_are_resumed(command, tmp_path):
-    """A grid with the same first cell is another grid; the same one keeps its names; what is there is not made again."""
+    """A grid with the same first cell is another; the same one keeps its names; what is there is not made again."""
     here = tmp_path / "here"
     flags = ("--prompt", "a cat", *TINY)
     run = command(*flags, "--grid", "guidance=2,3", folder=here)
@@ -505,7 +505,7 @@ def test_grids_share_a_folder_and_are_resumed(command, tmp_path):
     assert command(*flags, "--grid", "guidance=2,4", folder=here).names == ["0_0", "0_2", "0_grid_1"]
     contact = run.pixels("0_grid_0")
     times = {name: here.joinpath(f"{name}.png").stat().st_mtime_ns for name in ("0_0", "0_1")}
-    for name in ("0_1.png", "0_1.json", "0_grid_0.png"):
+    for name in ("0_1.png", "0_1.json", "0_grid_0.png", "0_grid_0.json"):
         here.joinpath(name).unlink()
     again = command(*flags, "--grid", "guidance=2,3", "--resume", folder=here)
     assert again.names == ["0_0", "0_1", "0_grid_0"]

@@ -245,3 +245,22 @@ def test_a_grid_makes_an_image_for_each_pair_of_values(served: Served, open_page
     assert image(page).evaluate("image => image.naturalWidth") > 256
     page.locator("#visit button", has=page.locator("img")).last.click()
     eventually(lambda: (shown(page).guidance, shown(page).style_strengths) == (2.0, (0.5,)))
+
+
+def test_a_grid_of_styles_and_of_choices(served: Served, open_page: OpenPage) -> None:
+    """Each style alone, for each prompt that the prompt stands for."""
+    page = open_page(served)
+    upload(page, "Style image 1", STYLE)
+    upload(page, "Style image 2", CONTENT)
+    prompt(page).fill("a {boat|house} on a lake")
+    set_number(page, "Steps", 2)
+    set_number(page, "Seed", 8402)
+    press(page, "Comparison grid ▼")
+    page.get_by_label("Across", exact=True).click()
+    page.get_by_role("option", name="Style image alone", exact=True).click()
+    expect(page.get_by_label("Values across", exact=True)).to_have_value("all")
+    press(page, "Make the grid")
+    expect(page.locator("#visit img")).to_have_count(6)  # two sheets, and each image
+    made = {(each.prompt, *(style.name for style in each.styles)) for each in map(read_request, of_seed(served, 8402))}
+    names = (STYLE.name, CONTENT.name)
+    assert made == {(f"a {what} on a lake", name) for what in ("boat", "house") for name in names}
