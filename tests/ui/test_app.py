@@ -105,9 +105,9 @@ def test_pytorch_is_imported_while_the_visitor_looks_around(tmp_path: Path) -> N
     assert done.stdout.split() == ["False", "True", "None"]
 
 
-def test_three_endpoints_are_public(client: Client) -> None:
+def test_four_endpoints_are_public(client: Client) -> None:
     endpoints = client.view_api(return_format="dict", print_info=False)
-    assert list(endpoints["named_endpoints"]) == ["/generate", "/settings_from_image", "/models"]
+    assert list(endpoints["named_endpoints"]) == ["/generate", "/grid", "/settings_from_image", "/models"]
     assert endpoints["unnamed_endpoints"] == {}
     parameters = [each["parameter_name"] for each in endpoints["named_endpoints"]["/generate"]["parameters"]]
     assert parameters == [
