@@ -142,6 +142,28 @@ def test_several_images_are_downloaded_or_deleted_at_once(served: Served, page: 
     press(page, "Delete permanently?")
     expect(cards).to_have_count(1)
     assert [bool(of_seed(served, seed)) for seed in (9141, 9142, 9143)] == [False, True, False]
+    tab(page, "Create")
+    expect(strip(page)).to_have_count(1)
+    expect(image(page)).to_have_count(0)  # it was one of the deleted
+    page.reload()
+    expect(strip(page)).to_have_count(1)
+    seed_used(page, 9142)
+
+
+def test_a_private_image_is_gone_after_a_reload(served: Served, page: Page) -> None:
+    little(page, 9145)
+    page.get_by_label("Private: don't save").check()
+    prompt(page).fill("a house in the forest")
+    press(page, "Generate")
+    expect(status(page)).to_contain_text("Done in")
+    page.reload()
+    expect(page.locator("body[data-script=ready]")).to_be_attached()
+    page.wait_for_timeout(3000)
+    page.reload()
+    expect(page.locator("body[data-script=ready]")).to_be_attached()
+    page.wait_for_timeout(1000)
+    expect(strip(page)).to_have_count(0)
+    expect(page.get_by_test_id("toast-body")).to_have_count(0)
 
 
 def test_an_image_of_this_session_is_dragged_into_a_slot(served: Served, page: Page) -> None:

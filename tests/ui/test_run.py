@@ -15,7 +15,7 @@ from uso_core.runtime.engine import Engine, Job
 from uso_core.runtime.executors import Work
 from uso_core.settings import Settings
 from uso_core.ui import text
-from uso_core.ui.run import Run, Sessions, describe
+from uso_core.ui.run import Run, Runs, Sessions, describe
 
 ENGINE = Engine(Settings(name="uso-tiny", device="cpu"))  # idle: nothing is submitted
 FIRST, SECOND = (Job(Work(GenerationRequest(), previews=True), ENGINE) for _ in range(2))
@@ -109,8 +109,22 @@ def test_what_keeps_nothing_ends_with_its_session(engine, adopted):
     assert run.job.wait(60)
 
 
-def test_a_copy_of_the_tab_is_another_page(engine):
+def test_a_choice_outlives_the_session_that_made_it_but_not_the_page():
     sessions = Sessions(GRACE)
     sessions.adopt("first", "page")
     sessions.look("first", "a.png")
-    assert (sessions.looking("page"), sessions.looking("other")) == ("a.png", None)
+    sessions.adopt("second", "page")
+    sessions.leave("first")  # noticed late
+    assert (sessions.looking("second"), sessions.looking("other")) == ("a.png", None)
+    sessions.leave("second")
+    assert sessions.looking("page") is None
+
+
+def test_a_page_that_is_loaded_again_shows_what_is_still_there(tmp_path):
+    runs, paths = Runs(), [tmp_path / f"{number}.png" for number in range(3)]
+    for path in paths:
+        path.touch()
+        runs.made("page", str(path))
+    paths[2].unlink()  # deleted in the history, or private and its session ended
+    assert runs.made("page") == [str(path) for path in paths[:2]]
+    assert runs.made("other") == []

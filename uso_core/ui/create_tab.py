@@ -95,7 +95,9 @@ def _handler(form: Form, results: Results, services: Services) -> Callable[..., 
         picture = next((path for field in form.slots if (path := given[field])), None)
         runs: list[Run] = []
         try:
-            for each in _requests(form.values(given), services, stores):
+            requests = _requests(form.values(given), services, stores)
+            services.engine.check(*requests)  # together, before the first begins
+            for each in requests:
                 job = services.engine.submit(each, True, visitor)
                 runs.append(Run(job, services.sessions, session, keep, not private, picture))
                 services.runs.add(page, runs[-1])
@@ -106,7 +108,7 @@ def _handler(form: Form, results: Results, services: Services) -> Callable[..., 
                 form.status: {"text": tell(error.told), "percent": 0, "running": bool(services.sessions.jobs(session))}
             }
             raise refusal(error) from None
-        yield from _watch(runs, given[results.selected], session, form, results, services, stores)
+        yield from _watch(runs, given[results.selected], session, form, results, services)
 
     return run
 
@@ -115,7 +117,7 @@ def _resume(form: Form, results: Results, services: Services) -> Callable[..., I
     """What a page that is loaded again goes on with: its images, and its runs."""
 
     def resume(secret: str, request: gr.Request) -> Iterator[Updates]:
-        session, stores = request.session_hash or "", services.stores(request)
+        session = request.session_hash or ""
         yield {results.queue: ""}  # Gradio empties all outputs of an event that says nothing
         if not SECRET.fullmatch(str(secret)):
             return
@@ -126,14 +128,13 @@ def _resume(form: Form, results: Results, services: Services) -> Callable[..., I
         if last is not None:
             yield {**results.showing(last), **results.shelf(made)}
         if runs:
-            yield from _watch(runs, last, session, form, results, services, stores)
+            yield from _watch(runs, last, session, form, results, services)
 
     return resume
 
 
 def _watch(
-    runs: Sequence[Run], before: str | None, session: str, form: Form, results: Results, services: Services,
-    stores: Stores,
+    runs: Sequence[Run], before: str | None, session: str, form: Form, results: Results, services: Services
 ) -> Iterator[Updates]:  # fmt: skip
     """What the page shows of its runs, one after the other; afterwards raises what the first that failed raised."""
     page, queued = services.sessions.page(session), ""

@@ -85,7 +85,13 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form, results: R
                 services.stores(request).history.delete(path)
         except UsoError as error:
             raise refusal(error) from None
-        return look(given[search], given[starred], request)
+        return {**look(given[search], given[starred], request), **without_deleted(given, request)}
+
+    def without_deleted(given: Updates, request: gr.Request) -> Updates:
+        """The Create tab without images that are gone."""
+        page, selected = services.sessions.page(request.session_hash or ""), given[results.selected]
+        gone = selected is not None and not Path(selected).is_file()
+        return {**results.shelf(services.runs.made(page)), **(results.showing(None) if gone else {})}
 
     def act(given: Updates, request: gr.Request, event: gr.EventData) -> Updates:
         """Selects an image of the history, or one that this page made; or what the lightbox asks for."""
@@ -115,10 +121,7 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form, results: R
                     return {**look(given[search], given[starred], request), **again}
                 case "delete":
                     stores.history.delete(path)
-                    made = services.runs.dropped(page, str(path))
-                    kept = results.showing(None) if given[results.selected] == str(path) else {}
-                    shelf = results.shelf(made)
-                    return {**look(given[search], given[starred], request), **shelf, **kept}
+                    return {**look(given[search], given[starred], request), **without_deleted(given, request)}
         except UsoError as error:
             raise refusal(error) from None
         return gr.skip()
@@ -130,9 +133,9 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form, results: R
                    [bar, picked, archive, delete, sure], js=SEVERAL, **QUIET)  # fmt: skip
     shown.select(pick, None, [picked, archive, delete, sure], **QUIET)
     archive.click(pack, picked, archive_file, **TOLD).then(None, None, None, js=fetch("selected-file"), **QUIET)
-    delete.click(remove, {picked, sure, search, starred}, listed, **TOLD)
-    outputs = [*form.restorable, *listed, results.image, results.selected, results.strip, results.archive,
-               form.status, tabs]  # fmt: skip
+    created = [results.image, results.selected, results.strip, results.archive]
+    delete.click(remove, {picked, sure, search, starred, results.selected}, [*listed, *created], **TOLD)
+    outputs = [*form.restorable, *listed, *created, form.status, tabs]
     chosen_or_asked = [event for grid in (shown, results.strip) for event in (grid.click, grid.apply)]
     gr.on(chosen_or_asked, act, {search, starred, results.selected, *form.style_slots}, outputs,
           trigger_mode="multiple", **TOLD)  # fmt: skip

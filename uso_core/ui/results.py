@@ -52,7 +52,7 @@ class Results:
 
     def shelf(self, made: Sequence[str]) -> Updates:
         """Shows this session's images, newest first."""
-        there = [path for path in map(Path, reversed(made)) if path.is_file()]
+        there = list(map(Path, reversed(made)))
         shown = [
             Card(path.name, say("image_of_session", number=len(there) - place), "", (file_address(thumbnail_of(path)),),
                  file_address(path), is_starred(path))

@@ -6,7 +6,6 @@ import logging
 import secrets
 import threading
 import time
-import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextvars import copy_context
@@ -74,8 +73,8 @@ class Sessions:
         """Ends a session, and the jobs that end with it. Its page may be loaded again within the grace period."""
         with self._lock:
             page = self._pages.pop(session, session)
-            self._looking.pop(page, None)
-            if page not in self._pages.values():
+            if page not in self._pages.values():  # else it was loaded again before the old session was missed
+                self._looking.pop(page, None)
                 now = time.monotonic()
                 self._left = {each: when for each, when in self._left.items() if now - when <= self._grace} | {
                     page: now
@@ -188,8 +187,8 @@ class Run:
         except UsoError as error:
             self.error = error
         except Exception:
-            code = uuid.uuid4().hex[:8]
-            log.exception("error %s", code)
+            code = secrets.token_hex(4)
+            log.exception("report %s", code)
             self.error = InternalError("internal", code=code)
         finally:
             with self._news:
@@ -218,21 +217,14 @@ class Runs:
             return [run for run in self._pages.get(page, ()) if not run.seen]
 
     def made(self, page: str, path: str | None = None) -> list[str]:
-        """The newest images that the page has made, oldest first, now with the given one."""
+        """The newest images that the page has made and that are still there, oldest first; now with the given one."""
         with self._lock:
-            paths = self._made.setdefault(page, []) if path is not None else self._made.get(page, [])
-            if path is not None and path not in paths:
+            if path is not None:
+                self._pages.setdefault(page, [])
+                paths = self._made.setdefault(page, [])
                 paths.append(path)
                 del paths[:-MOST_MADE]
-            return list(paths)
-
-    def dropped(self, page: str, path: str) -> list[str]:
-        """The images that the page has made, now without the given one."""
-        with self._lock:
-            paths = self._made.get(page, [])
-            if path in paths:
-                paths.remove(path)
-            return list(paths)
+            return [each for each in self._made.get(page, ()) if Path(each).is_file()]
 
     def active(self, page: str) -> list[Run]:
         """The page's runs that have not ended."""
