@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -66,6 +68,18 @@ def test_the_oldest_go_when_there_is_too_much(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3", "fresh"]
     bound(tmp_path, 10)
     assert [path.name for path in tmp_path.iterdir()] == ["fresh"]  # it may still be shown
+
+
+def test_folders_may_vanish_meanwhile(tmp_path):
+    for number in range(500):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "file").write_bytes(b"x")
+    other = threading.Thread(target=lambda: [shutil.rmtree(path) for path in list(tmp_path.iterdir())])
+    other.start()
+    while other.is_alive():
+        bound(tmp_path, 10**6)
+    other.join()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unwritable_place_is_named(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 import threading
@@ -84,10 +85,10 @@ def _lock_of(folder: Path) -> Path:
 def bound(folder: Path, most_bytes: int) -> None:
     """Removes the oldest files until the others take at most this many bytes."""
     found = []
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            if path.is_file():
-                state = path.stat()
+    for parent, _, names in os.walk(folder):  # `rglob` fails where another thread deletes a folder meanwhile
+        for path in (Path(parent, name) for name in names):
+            with contextlib.suppress(OSError):
+                state = path.lstat()
                 found.append((state.st_mtime, state.st_size, path))
     total = sum(size for _, size, _ in found)
     for when, size, path in sorted(found, key=lambda each: each[0]):
