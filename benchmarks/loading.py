@@ -36,7 +36,7 @@ FLUX_DEV = {"num_layers": 19, "num_single_layers": 38, "attention_head_dim": 128
             "axes_dims_rope": (16, 56, 56)}  # fmt: skip
 LORA_RANK = 128
 OTHER_RANK = 64  # of LoRAs beside USO's
-LIMIT_SECONDS = 1200  # for one start
+LIMIT_SECONDS = 3600  # for one start
 TOUCH_BYTES = 2**26  # bytes read at once when reading through a start's weights
 
 

@@ -53,6 +53,12 @@ def test_a_first_run_needs_no_scrolling_and_nothing_shifts(
     for part in (prompt(page), page.locator("#generate"), status(page), page.locator("#result"),
                  page.locator("#actions"), page.locator("#example-cards button").first):  # fmt: skip
         expect(part).to_be_in_viewport(ratio=1)
+    cards = page.locator("#example-cards button")
+    for place in range(6):  # large; the others by scrolling, or all at once
+        expect(cards.nth(place).locator("img").first).to_be_in_viewport(ratio=0.9)
+    expect(cards.last).not_to_be_in_viewport()
+    press(page, "All examples")
+    expect(cards.last).to_be_in_viewport()
     form, session = page.locator("#form").bounding_box(), page.locator("#session").bounding_box()
     assert form is not None
     assert session is not None

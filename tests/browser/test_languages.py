@@ -18,13 +18,13 @@ PHONE = {"width": 390, "height": 844}
 # Prompt, width, a style slot, Generate, the history's tab; the mode of an empty form, the end of a run, today.
 SPOKEN = {
     "de-DE": ("Prompt", "Breite", "Stilbild 2", "Generieren", "Verlauf",
-              "Text zu Bild, ohne Prompt", r"^\s*Fertig in \d.* s, Seed \d+\.$", "Heute"),
+              "Text zu Bild", r"^\s*Fertig in \d.* s, Seed \d+\.$", "Heute"),
     "zh-CN": ("提示词", "宽度", "风格图 2", "生成", "历史记录",
-              "文生图，无提示词", r"^\s*完成，用时 .* 秒，种子 \d+。$", "今天"),
+              "文生图", r"^\s*完成，用时 .* 秒，种子 \d+。$", "今天"),
     "ja-JP": ("プロンプト", "幅", "スタイル画像 2", "生成", "履歴",
-              "テキストから画像（プロンプトなし）", r"^\s*完了：.* 秒、シード \d+。$", "今日"),
+              "テキストから画像", r"^\s*完了：.* 秒、シード \d+。$", "今日"),
     "fr-FR": ("Prompt", "Width", "Style image 2", "Generate", "History",
-              "Text to image, without a prompt", r"^\s*Done in \d.* s, seed \d+\.$", "Today"),
+              "Text to image", r"^\s*Done in \d.* s, seed \d+\.$", "Today"),
 }  # fmt: skip
 
 

@@ -81,13 +81,23 @@ def test_the_current_model_is_shown_and_its_memory_given_back(served: Served, op
     expect_image(page)
 
 
+def test_the_demo_model_leads_to_a_better_one(served: Served, open_page: OpenPage) -> None:
+    page = open_page(served)
+    expect(prompt(page)).to_have_attribute("placeholder", re.compile("a happy red boat"))
+    page.get_by_role("button", name="Demo model · 128 px · Get FLUX.1-dev").click()
+    expect(page.get_by_label("Choose a model")).to_have_value(re.compile("USO on FLUX.1-dev · .* GB"))
+    expect(page.locator("#model-files")).to_contain_text("1024 by default")
+    expect(at_work(page)).to_contain_text("uso-tiny")
+
+
 def test_another_model_without_a_restart(served: Served, open_page: OpenPage) -> None:
     page, before = open_page(served), open_page(served)
     open_tab(page)
     choose(page, "USO on FLUX.1-dev")
     expect(page.locator("#model-files")).to_contain_text("All files are present.")
     press(page, "Use this model")
-    expect(page.get_by_text("Model: USO on FLUX.1-dev (as chosen on the page)")).to_be_visible()
+    expect(page.get_by_role("button", name="USO on FLUX.1-dev · 1024 px")).to_be_visible()
+    expect(at_work(page)).to_contain_text("as chosen on the page")
     create(page)
     expect(number(page, "Width")).to_have_value("1024")
     other = open_page(served)

@@ -20,6 +20,7 @@ from uso_core.settings import ROOT
 from uso_core.text_files import parsed_json
 
 FOLDER = ROOT / "examples"
+RESULT = "result.webp"  # in an example's folder: what the embedded model made of it
 ASPECTS = {"1:1": (1, 1), "3:2": (3, 2), "2:3": (2, 3), "4:3": (4, 3), "3:4": (3, 4), "16:9": (16, 9), "9:16": (9, 16)}
 AS_CONTENT = "as content"
 MAX_CONFIG_BYTES = 64 * 1024

@@ -55,9 +55,7 @@ def build(engine: Engine, settings: Settings) -> gr.Blocks:
     with api.Page(title=text.TITLE, analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
         with gr.Row(elem_id="header"):
             gr.Markdown(f"# {text.TITLE} <small>{label('tagline')}</small>", elem_id="title")
-            line = gr.Markdown(
-                text.model_line(status.model.title, status.reason, status.model.note), elem_id="model-line"
-            )
+            line = gr.Button(text.model_line(status.model), size="sm", elem_id="model-line")
             gr.HTML("", elem_id="switches")  # page.js fills it
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab(label("tab_create"), id="create"):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import gradio as gr
 from PIL import Image, ImageOps
 
-from uso_core.catalog.examples import ASPECTS, FOLDER, Example, read_examples
+from uso_core.catalog.examples import ASPECTS, FOLDER, RESULT, Example, read_examples
 from uso_core.catalog.models import Model, get_model
 from uso_core.request import InputImage
 from uso_core.ui.card_grid import Card, cards, chosen, data_address, html
@@ -16,15 +16,18 @@ from uso_core.ui.event_options import QUIET
 from uso_core.ui.form import CUSTOM, Form, Updates
 from uso_core.ui.language import label, say, say_on_load, texts
 
-RESULT = "result.webp"  # in an example's folder: what the embedded model made of it
 THUMBNAIL_SIDE = 64
+FIRST = ("01-words", "03-subject", "07-style-wide", "10-layout", "11-layout-comic", "12-two-styles")  # shown large
+ALL = "() => document.querySelector('#examples').classList.add('all')"
 START = "(go) => { if (go) document.querySelector('#generate').click() }"
 
 
 def lay_out(model: Model) -> gr.HTML:
     """The examples as cards: they fill the place of the first result, and are a row below it afterwards."""
     with gr.Column(elem_id="examples"):
-        gr.Markdown(label("examples_run" if quick(model) else "examples_fill"), elem_id="examples-title")
+        with gr.Row(elem_id="examples-title"):
+            gr.Markdown(label("examples_run" if quick(model) else "examples_fill"))
+            gr.Button(label("all_examples"), size="sm", elem_id="all-examples").click(None, None, None, js=ALL, **QUIET)
         return cards("example-cards", label("examples"), _cards(read_examples()))
 
 
@@ -53,7 +56,8 @@ def quick(model: Model) -> bool:
 
 
 def _cards(examples: Sequence[Example]) -> str:
-    return html([("", [_card(example) for example in examples])])
+    first = [example for name in FIRST for example in examples if example.name == name]
+    return html([("", [_card(example) for example in (*first, *(each for each in examples if each not in first))])])
 
 
 def _card(example: Example) -> Card:

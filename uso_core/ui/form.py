@@ -123,6 +123,7 @@ class Form:
         low, high = model.sides
         return {
             self["model"]: model.name,
+            self["prompt"]: gr.update(placeholder=_hint(model)),
             self["width"]: gr.update(value=model.size, minimum=low, maximum=high),
             self["height"]: gr.update(value=model.size, minimum=low, maximum=high),
             self["steps"]: model.steps,
@@ -239,7 +240,7 @@ def build_form(page: gr.Blocks, model: Model, services: Services) -> Form:
     mode = gr.Markdown(text.mode(False, 0, ""), elem_id="mode")
     with gr.Column(elem_id="ask"):
         with gr.Column(elem_id="prompt"):
-            laid["prompt"] = gr.Textbox(label=label("prompt"), placeholder=label("prompt_hint"), lines=2, max_lines=6)
+            laid["prompt"] = gr.Textbox(label=label("prompt"), placeholder=_hint(model), lines=2, max_lines=6)
             offered = ideas.lay_out()
         with gr.Row(elem_id="start"):
             start = gr.Button(label("generate"), variant="primary", elem_id="generate", scale=3, min_width=120)
@@ -260,6 +261,11 @@ def build_form(page: gr.Blocks, model: Model, services: Services) -> Form:
     ideas.wire(form, services)
     say_on_load(page, lambda: [ideas.html((), ())], [offered])
     return form
+
+
+def _hint(model: Model) -> Any:
+    """How to write a prompt, in words that the model knows."""
+    return label("prompt_hint_small" if model.folder else "prompt_hint")
 
 
 def status_line(elem_id: str, words: str) -> gr.HTML:

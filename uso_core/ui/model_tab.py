@@ -24,6 +24,7 @@ from uso_core.ui.services import Services
 
 Entries = list[tuple[str, str]]  # lines of the dropdown, and the models' names
 
+WANTED = "flux-dev"  # what whoever has only the embedded model wants next
 LOOK_SECONDS = 1.0  # between two checks for changes while the tab is open
 
 
@@ -48,8 +49,8 @@ class Panel:
         return [getattr(self, field.name) for field in dataclasses.fields(self)]
 
 
-def build(page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, services: Services, line: gr.Markdown, form: Form) -> None:
-    """Lays out the tab; `line` and the form follow the current model, also on pages loaded later."""
+def build(page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, services: Services, line: gr.Button, form: Form) -> None:
+    """Lays out the tab; `line`, which leads here, and the form follow the current model, also on pages loaded later."""
     engine, settings, downloads = services.engine, services.settings, services.downloads
     built = engine.status().model
     panel = _lay_out(services)
@@ -64,8 +65,12 @@ def build(page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, services: Services, line:
         return {line: line_now(), **form.set_for(engine.status().model)}
 
     def line_now() -> str:
-        status = engine.status()
-        return text.model_line(status.model.title, status.reason, status.model.note)
+        return text.model_line(engine.status().model)
+
+    def lead(seen: Entries) -> Updates:
+        model = engine.status().model
+        name = WANTED if model.folder else model.name
+        return {tabs: gr.Tabs(selected="model"), panel.choice: name, **look(name, seen)}
 
     def use(name: str, seen: Entries) -> Updates:
         try:
@@ -99,6 +104,7 @@ def build(page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, services: Services, line:
     panel.use.click(use, asked, [*following, *panel.shown], **TOLD)
     panel.download.click(download, asked, panel.shown, **TOLD)
     panel.cancel.click(cancel, asked, panel.shown, **QUIET)
+    line.click(lead, panel.seen, [tabs, *panel.shown], **QUIET)
     panel.unload.click(unload, asked, panel.shown, **QUIET)
     page.load(lambda: gr.skip() if engine.status().model is built else follow(), None, following, **QUIET)
     say_on_load(page, lambda: [line_now()], [line])
@@ -137,7 +143,7 @@ def _look(services: Services, panel: Panel, name: str, seen: Entries) -> Updates
     entries, at_work = _entries(settings), model is status.model
     title = say("download_model", title=model.title)
     shown: Updates = {
-        panel.work: text.model_at_work(status.model.title, status.loaded) + text.workers_table(status),
+        panel.work: text.model_at_work(status.model.title, status.reason, status.loaded) + text.workers_table(status),
         panel.unload: gr.Button(interactive=status.loaded is not None),
         panel.files: text.files_table(_rows(report, settings), _summary(report)) + _found(report, settings),
         panel.use: gr.Button(

@@ -40,10 +40,9 @@ def mode(content: bool, styles: int, prompt: str) -> str:
     return say("mode_line", name=name, advice=say(f"advice_{key}"))
 
 
-def model_line(title: str, reason: Message, note: Message | None) -> str:
-    """One line that says which model is current and why."""
-    line = say("model_line", title=title, reason=reason)
-    return f"{line} {say('model_line_note', note=note)}" if note else line
+def model_line(model: Model) -> str:
+    """The current model and its size, and what is better than a demonstration."""
+    return say("model_line_demo" if model.folder else "model_line", title=model.title, size=model.size)
 
 
 def waiting(ahead: int) -> str:
@@ -166,16 +165,18 @@ def restored(lost: list[str], beyond: list[str], loras: Sequence[Message] = ()) 
     return " ".join([*words, *map(tell, loras)]) or say("restored")
 
 
-def model_at_work(title: str, loaded: WorkerState | None) -> str:
-    """HTML: which model is in memory, where, by which plan; and which comes next, if it is another."""
+def model_at_work(title: str, reason: Message, loaded: WorkerState | None) -> str:
+    """HTML: which model is in memory, where, by which plan; which comes next, if it is another, and why it is."""
+    why = f"<p>{escape(say('model_reason', reason=reason))}</p>"
     if loaded is None:
         unloaded, later = escape(say("model_unloaded", title=title)), escape(say("model_read_later"))
-        return f"<p class='lead'>{unloaded}</p><p>{later}</p>"
+        return f"<p class='lead'>{unloaded}</p>{why}<p>{later}</p>"
     plan = loaded.plan
     at_work = say("model_loaded", title=loaded.model.title, device=loaded.device, dtype=loaded.dtype)
     words = f"<p class='lead'>{escape(at_work)}</p>"
     if loaded.model.title != title:
         words += f"<p>{escape(say('model_next', title=title))}</p>"
+    words += why
     lines = "".join(
         f"<tr><th scope='row'>{escape(tell(part))}</th><td>{escape(tell(where))}</td>"
         f"<td class='size'>{escape(say('size', size=size))}</td></tr>"
