@@ -37,7 +37,7 @@ from uso_core.settings import ROOT
 from uso_core.storage.history import History
 from uso_core.storage.png import read_request
 from uso_core.storage.styles import StyleStore
-from uso_core.ui.temporary_files import PREVIEW_SECONDS
+from uso_core.ui.api import ANSWER_SECONDS as KEPT_SECONDS
 
 SMALL = {"width": 64, "height": 64, "steps": 1}
 ANSWER_SECONDS = 1800.0
@@ -167,7 +167,7 @@ def images(count: int, folder: Path) -> dict[str, Any]:
         for number in range(count):
             answer(ask(url, prompt=f"image {number % PROMPTS}", **SMALL))
             if number + 1 in (count // 10, count):
-                time.sleep(PREVIEW_SECONDS + 5)  # until the previews are gone
+                time.sleep(KEPT_SECONDS + 5)  # until what the answers need is gone
                 after[number + 1] = state(process.pid, folder)
     return {"after": after}
 

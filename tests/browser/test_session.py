@@ -14,8 +14,9 @@ from tests.browser.conftest import OpenPage, eventually
 from tests.browser.test_create import seed_used
 from tests.browser.test_page import ask_for_much, image, of_seed, press, prompt, set_number, shown, status
 from tests.browser.test_page import wait_until_stepping as wait_until_stepping_on
-from tests.browser.test_studio import generate, slot, tab
+from tests.browser.test_studio import generate, slot, tab, upload
 from tests.ui.test_app import Served
+from uso_core.catalog.examples import FOLDER
 from uso_core.ui.ideas import SMALL
 
 pytestmark = pytest.mark.browser
@@ -90,6 +91,18 @@ def test_choices_in_the_prompt_are_runs_of_their_own_which_can_be_ended_one_by_o
     eventually(lambda: len(of_seed(served, 9121)) == 2)
     expect(queue).to_have_count(0)
     expect(strip(page)).to_have_count(2)
+
+
+def test_nothing_that_is_shown_is_copied(served: Served, page: Page) -> None:
+    before = set(served.results)
+    upload(page, "Content image", FOLDER / "03-subject" / "content.png")
+    generate_three(page, "a mug in the forest", 9126)
+    press(page, "Compare with the content image ▼")
+    expect(page.locator("#compare img")).to_have_count(2)
+    uploads = served.output.parent / "uploads"
+    made = {path.name for path in set(served.results) - before}
+    assert len(made) == 3
+    assert {path.name for path in uploads.rglob("*.png")}.isdisjoint(made)
 
 
 def test_the_lightbox_selects_stars_and_deletes(served: Served, page: Page) -> None:

@@ -50,6 +50,16 @@ def test_an_owner_who_leaves_takes_only_their_own(passing):
     assert Path(theirs).exists()
 
 
+def test_a_copy_leaves_with_its_owner_and_the_kept_file_stays(passing, tmp_path):
+    kept = tmp_path / "kept.png"
+    IMAGE.save(kept)
+    first, second = passing.copy("me", kept), passing.copy("you", kept)
+    assert first.name == second.name == kept.name
+    assert first.read_bytes() == kept.read_bytes()
+    passing.forget("me")
+    assert [each.exists() for each in (first, second, kept)] == [False, True, True]
+
+
 def test_only_recent_previews_stay(passing, monkeypatch):
     first = passing.preview("me", IMAGE)
     second = passing.preview("me", IMAGE)

@@ -31,8 +31,9 @@ from uso_core.ui.inputs import ImageInput, NumberInput, refusal
 from uso_core.ui.language import in_english
 from uso_core.ui.run import Update, follow
 from uso_core.ui.services import Services
-from uso_core.ui.temporary_files import PREVIEW_SECONDS, passing_path
+from uso_core.ui.temporary_files import passing_path
 
+ANSWER_SECONDS = 300.0  # during which the files of an answer can be fetched after the run
 PRIVATE_SECONDS = 4.0  # during which a private image can be fetched after the run
 MEANING = """Makes images from a prompt, an optional content image and up to four style images.
 
@@ -41,7 +42,7 @@ images as files, as http(s) addresses, or as base64."""
 
 GRID_MEANING = """Makes a comparison grid: one image for each pair of values, and a labelled contact sheet of them.
 
-All else is as in generate; all images have one seed, unless seeds are varied. The sheet is kept for a minute."""
+All else is as in generate; all images have one seed, unless seeds are varied. The sheet is kept for five minutes."""
 
 Reply = tuple[list[str], dict[str, Any] | None, Status, Any]  # images, settings, status, preview
 GridReply = tuple[str | None, list[str], list[dict[str, Any]], Status, Any]  # the sheet, then the same
@@ -185,7 +186,8 @@ class _Call:
     def keep(self, image: Image.Image, result: Result) -> Path:
         if self.private:
             return self.services.passing.add(self.owner, image, result)
-        return self.services.stores(self.request).history.add(image, result)
+        path = self.services.stores(self.request).history.add(image, result)
+        return self.services.passing.copy(self.owner, path)
 
     def show(self, preview: Image.Image | None) -> str | None:
         return None if preview is None else self.services.passing.preview(self.owner, preview)
@@ -198,7 +200,7 @@ class _Call:
         except UsoError as error:
             raise refusal(error) from None
         finally:
-            self.services.passing.forget(self.owner, after_seconds=PRIVATE_SECONDS if self.private else PREVIEW_SECONDS)
+            self.services.passing.forget(self.owner, after_seconds=PRIVATE_SECONDS if self.private else ANSWER_SECONDS)
 
 
 def _generate(services: Services, known: list[ApiParameter]) -> Callable[..., Iterator[Reply]]:

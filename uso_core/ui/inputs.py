@@ -39,14 +39,14 @@ class ImageInputData(ImageData):
         return {"path": value} if isinstance(value, str) else value
 
 
-class _WithoutStub(type(gr.Image)):  # type: ignore[misc]
+class WithoutStub(type(gr.Image)):  # type: ignore[misc]
     """Creates only a component's class: Gradio's own metaclass also writes a .pyi file beside the source."""
 
     def __new__(cls, name: str, bases: tuple[type, ...], attributes: dict[str, Any]) -> Any:
         return ABCMeta.__new__(cls, name, bases, attributes)
 
 
-class NumberInput(gr.Number, metaclass=_WithoutStub):
+class NumberInput(gr.Number, metaclass=WithoutStub):
     """A number as it was sent: `request.py` names the wrong field and the remedy."""
 
     is_template = True  # the browser treats it as a Number
@@ -55,7 +55,7 @@ class NumberInput(gr.Number, metaclass=_WithoutStub):
         return payload
 
 
-class SliderInput(gr.Slider, metaclass=_WithoutStub):
+class SliderInput(gr.Slider, metaclass=WithoutStub):
     """A slider's number as it was sent."""
 
     is_template = True
@@ -64,7 +64,7 @@ class SliderInput(gr.Slider, metaclass=_WithoutStub):
         return payload
 
 
-class ChoiceInput(gr.Dropdown, metaclass=_WithoutStub):
+class ChoiceInput(gr.Dropdown, metaclass=WithoutStub):
     """A choice as it was sent: the choices may have changed since the page was loaded."""
 
     is_template = True
@@ -73,7 +73,7 @@ class ChoiceInput(gr.Dropdown, metaclass=_WithoutStub):
         return payload
 
 
-class ImageInput(gr.Image, metaclass=_WithoutStub):
+class ImageInput(gr.Image, metaclass=WithoutStub):
     """An image slot whose value is the path of a file that Gradio received, as it was sent, or None.
 
     Gradio's own reads any path that a caller names, and reveals internals in its answer to an unreachable address.

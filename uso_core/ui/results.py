@@ -23,6 +23,7 @@ from uso_core.ui.card_grid import Card, cards, file_address, html
 from uso_core.ui.event_options import QUIET, TOLD
 from uso_core.ui.form import STORED, STYLES, Form, Updates
 from uso_core.ui.inputs import refusal
+from uso_core.ui.kept_images import in_place
 from uso_core.ui.language import label, say, tell
 from uso_core.ui.run import Run
 from uso_core.ui.services import Services, Stores
@@ -74,7 +75,8 @@ class Results:
 
 def build_results(form: Form, services: Services) -> Results:
     """Lays out the right side of the page and connects it to the form."""
-    image = gr.Image(
+    output = Path(services.settings.output)
+    image = in_place(gr.Image, output)(
         label=label("result"), type="filepath", format="png", interactive=False, height=None, elem_id="result",
         buttons=["download"],
     )  # fmt: skip
@@ -90,7 +92,7 @@ def build_results(form: Form, services: Services) -> Results:
     with gr.Accordion(label("settings_of_image"), open=False):
         settings = gr.Textbox(label=label("settings"), lines=8, interactive=False, buttons=["copy"])
     with gr.Accordion(label("compare_with"), open=False):
-        compare = gr.ImageSlider(
+        compare = in_place(gr.ImageSlider, output)(
             label=label("compare"), interactive=False, max_height=420, buttons=[], elem_id="compare"
         )
     with gr.Row(elem_id="files"):
@@ -100,34 +102,43 @@ def build_results(form: Form, services: Services) -> Results:
                 label("restore_file"), file_types=[".png", ".webp", ".json"], elem_id="restore", size="sm"
             )
             with gr.Row():
-                comfy = gr.DownloadButton(label("comfy"), size="sm", interactive=False, min_width=100)
+                comfy = gr.Button(label("comfy"), size="sm", interactive=False, min_width=100)
+                comfy_file = gr.DownloadButton("json", elem_id="comfy-file", visible="hidden")
                 archive = gr.Button(label("archive"), size="sm", interactive=False, min_width=100)
                 archive_file = gr.DownloadButton("zip", elem_id="archive-file", visible="hidden")
     results = Results(image, gr.State(None), strip, archive, queue)
 
     def describe(path: str | None, request: gr.Request) -> Updates:
-        shown = {settings: "", compare: None, comfy: gr.DownloadButton(interactive=False), seed_used: ""}
+        shown = {settings: "", compare: None, comfy: gr.Button(interactive=False), seed_used: ""}
         if not path:
             return shown
         try:
             made, stored = services.stores(request).history.restore(Path(path))
-            workflow = passing_path(f"{Path(path).stem}.comfyui.json")
-            text_of_it = json.dumps(export_workflow(made)).encode()
-            write_whole(workflow, lambda file: file.write(text_of_it))
         except UsoError as error:
             return {**shown, settings: tell(error.told)}
         content = stored.get(made.content.sha256) if made.content else None
         return {
             settings: text.settings(made),
             compare: (str(content), path) if content else None,
-            comfy: gr.DownloadButton(value=str(workflow), interactive=True),
+            comfy: gr.Button(interactive=True),
             seed_used: str(made.seed),
         }
+
+    def export(path: str, request: gr.Request) -> str:
+        try:
+            made, _ = services.stores(request).history.restore(Path(path))
+            workflow = passing_path(f"{Path(path).stem}.comfyui.json")
+            text_of_it = json.dumps(export_workflow(made)).encode()
+            write_whole(workflow, lambda file: file.write(text_of_it))
+        except UsoError as error:
+            raise refusal(error) from None
+        return str(workflow)
 
     def pack(request: gr.Request) -> str | None:
         return packed(list(map(Path, services.runs.made(services.sessions.page(request.session_hash or "")))))
 
     archive.click(pack, None, archive_file, **TOLD).then(None, None, None, js=fetch("archive-file"), **QUIET)
+    comfy.click(export, results.selected, comfy_file, **TOLD).then(None, None, None, js=fetch("comfy-file"), **QUIET)
     results.selected.change(describe, results.selected, [settings, compare, comfy, seed_used], **QUIET)
     as_content.click(lambda path: path or gr.skip(), results.selected, form["content"], **QUIET)
     reuse_seed.click(lambda seed: int(seed) if seed else gr.skip(), seed_used, form["seed"], **QUIET)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import secrets
+import shutil
 import threading
 import time
 from functools import partial
@@ -60,6 +61,16 @@ class PassingImages:
         """Takes over a file that was written elsewhere, to be deleted when the owner leaves."""
         with self._lock:
             self._paths.setdefault(owner, []).append(path)
+
+    def copy(self, owner: str, kept: Path) -> Path:
+        """A copy of a kept file at a secret address; raises `OutputError` if it cannot be written."""
+        path = passing_path(kept.name)
+        try:
+            shutil.copyfile(kept, path)
+        except OSError as error:
+            raise not_writable(path, error) from None
+        self.own(owner, path)
+        return path
 
     def preview(self, owner: str, image: Image.Image) -> str:
         """The path of a preview; the owner's old ones are deleted."""
