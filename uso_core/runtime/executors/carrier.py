@@ -14,11 +14,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from uso_core.events import LAST, Cancelled, Event
+from uso_core.events import LAST, Cancelled, Event, ImageReady, Step
 from uso_core.runtime.executors import Wish, Work, WorkerState
 from uso_core.runtime.executors.local import LocalExecutor
 from uso_core.settings import Settings
 
+GATHERED = (Step, ImageReady)  # into one reply: what is near follows soon, as the end does an image
+PACE_SECONDS = 0.1  # for which they gather
 FORGET_SECONDS = 60.0  # after which the end of abandoned work is no longer kept
 
 
@@ -69,7 +71,7 @@ class Carrier:
         return Reply(state=self._state())
 
     def follow(self, key: str, patience: float) -> Reply:
-        """The events since the last call, as soon as there are any, or none after `patience` seconds; renews the lease.
+        """The events since the last call, gathered for a moment, or none after `patience` seconds; renews the lease.
 
         Work that stopped because its lease lapsed, or that is unknown, ends with `Cancelled`.
         """
@@ -78,7 +80,8 @@ class Carrier:
             if task is None:
                 return Reply((Cancelled(),), self._state())
             task.renewed = time.monotonic()
-            self._changed.wait_for(lambda: bool(task.events), patience)
+            self._changed.wait_for(lambda: not all(isinstance(event, GATHERED) for event in task.events), PACE_SECONDS)
+            self._changed.wait_for(lambda: bool(task.events), patience - PACE_SECONDS)
             task.renewed = time.monotonic()
             events, task.events = tuple(task.events), []
             if events and isinstance(events[-1], LAST):
