@@ -9,7 +9,16 @@ import torch
 
 from tests.memory.test_plan import TINY
 from uso_core.memory import machine
-from uso_core.memory.machine import cpu_flags, fast_bfloat16, free_ram, look_at, macos_pages, suitable_threads, threads
+from uso_core.memory.machine import (
+    cpu_flags,
+    fast_bfloat16,
+    free_ram,
+    look_at,
+    macos_pages,
+    multiplies_bfloat16,
+    suitable_threads,
+    threads,
+)
 from uso_core.memory.planner import PlanOptions, plan
 from uso_core.memory.sizes import GB, Sizes
 
@@ -181,3 +190,12 @@ def test_a_missing_compiler_is_the_obstacle(monkeypatch, tmp_path):
 def test_wrong_numbers_are_an_obstacle(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **given: lambda x: function(x) + 1)
     assert "wrong" in machine.obstacle_to_compiling(torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("capability", "hip", "expected"), [((7, 5), None, False), ((8, 0), None, True), ((9, 0), "6", True)]
+)
+def test_gpus_multiply_bfloat16_from_ampere_on(monkeypatch, capability, hip, expected):
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert multiplies_bfloat16(torch.device("cuda")) is expected

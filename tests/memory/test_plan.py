@@ -327,6 +327,13 @@ def test_a_gpu_that_cannot_multiply_fp8_is_reported():
     assert not plan(card(12), Sizes(FLUX), FAST).notes
 
 
+def test_a_gpu_without_bfloat16_is_not_supported_and_says_so():
+    old = dataclasses.replace(card(16, "Tesla T4", multiplies_fp8=False), multiplies_bfloat16=False)
+    assert plan(old, Sizes(FLUX), FAST).notes[0].key == "plan_note_no_bfloat16"
+    assert str(plan(old, Sizes(FLUX), FAST).notes[0]).startswith("Not supported: Tesla T4")
+    assert not plan(old, Sizes(TINY), LOSSLESS).notes
+
+
 # -- what follows from a plan ------------------------------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ from uso_core.quantization.fp8 import fp8_way
 
 CGROUPS, PROC = Path("/sys/fs/cgroup"), Path("/proc")
 UNLIMITED = 2**60  # cgroup 1 writes a number near 2^63 for no limit
+BFLOAT16_CAPABILITY = (8, 0)  # the first NVIDIA generation that multiplies bfloat16 (Ampere)
 # Flags in /proc/cpuinfo with which bfloat16 products are faster than float32 ones: AMX tiles (about 7 times), and
 # AVX512's dot product (3.3 to 3.9 times on one core of an AMD EPYC, 300 to 5000 rows, widths 256 to 3072; twice if
 # float32 weights are packed too).
@@ -35,12 +36,18 @@ def look_at(device: torch.device) -> Machine:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         properties = torch.cuda.get_device_properties(device)
-        return Machine("cuda", properties.name, ram, free, total, fp8_way(device) is not None)
+        fp8, bfloat16 = fp8_way(device) is not None, multiplies_bfloat16(device)
+        return Machine("cuda", properties.name, ram, free, total, fp8, bfloat16)
     if device.type == "mps":
         total = torch.mps.recommended_max_memory()
         free = max(total - torch.mps.driver_allocated_memory(), 0)
         return Machine("mps", "Apple GPU", ram, free, total)
     return Machine("cpu", platform.processor() or platform.machine(), ram)
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a GPU has units for bfloat16; PyTorch computes with it on older ones, too, many times slower."""
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY
 
 
 def obstacle_to_compiling(device: torch.device, dtype: torch.dtype) -> str:

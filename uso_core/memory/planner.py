@@ -43,6 +43,7 @@ class Machine:
     free_vram_bytes: int = 0
     total_vram_bytes: int = 0
     multiplies_fp8: bool = False
+    multiplies_bfloat16: bool = True
     obstacle: str = ""  # what stops blocks from being compiled here
 
 
@@ -318,6 +319,8 @@ def _notes(
 ) -> Iterator[Message]:
     """What the user should know besides the plan, one sentence each."""
     large = sizes.total() > SMALL_BYTES
+    if large and not machine.multiplies_bfloat16:
+        yield message("plan_note_no_bfloat16", gpu=machine.name)
     if options.fp8 and not fp8 and large:
         yield message("plan_note_no_fp8")
     if fp8 and machine.device == "cuda" and not machine.multiplies_fp8:
