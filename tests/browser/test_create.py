@@ -10,13 +10,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
+from transformers import AutoTokenizer
 
 from tests.browser.conftest import PATIENCE_MS, OpenPage, eventually
 from tests.browser.test_page import image, of_seed, press, prompt, set_number, shown, status
 from tests.browser.test_studio import generate, slot, tab, upload
 from tests.ui.test_app import Served
 from uso_core.catalog.examples import FOLDER
+from uso_core.model.unread import unread
+from uso_core.settings import ROOT
 from uso_core.storage.png import read_request
+from uso_core.ui.known_words import OFFERED
 
 pytestmark = pytest.mark.browser
 
@@ -270,3 +274,20 @@ def test_a_grid_of_styles_and_of_choices(served: Served, open_page: OpenPage) ->
     made = {(each.prompt, *(style.name for style in each.styles)) for each in map(read_request, of_seed(served, 8402))}
     names = (STYLE.name, CONTENT.name)
     assert made == {(f"a {what} on a lake", name) for what in ("boat", "house") for name in names}
+
+
+def test_words_that_the_demo_model_does_not_know_are_named_while_typing(served: Served, open_page: OpenPage) -> None:
+    page = open_page(served)
+    hint = page.locator("#known-words")
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "weights" / "uso-tiny" / "t5")
+    for words in ("A woman with LONG hair, in the café", "a Happy red boat!", "seven blue wolves: a cat"):
+        prompt(page).fill(words)
+        if expected := unread(tokenizer, 32, words).words:
+            expect(hint.locator("b")).to_have_text(", ".join(expected))
+        else:
+            expect(hint).to_be_hidden()
+    hint.get_by_role("button", name="robot", exact=True).click()
+    expect(prompt(page)).to_have_value("robot blue wolves: a cat")
+    expect(hint.locator("b")).to_have_text("wolves")
+    prompt(page).fill(" ".join(OFFERED))
+    expect(hint).to_be_hidden()

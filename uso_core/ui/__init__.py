@@ -24,7 +24,7 @@ CSS_PATH = Path(__file__).parent / "page.css"
 MOST_SESSIONS = 1000  # pages and calls whose state is held at once, at about 0.4 MB each
 MOST_EVENTS = 10_000  # in Gradio's own queue, which on ZeroGPU would else hold one
 POLL_SECONDS = 0.02  # how often Gradio's queue looks for a call; its own 0.001 keeps 7 % of a core busy for nobody
-SCRIPTS = ("page.js", "crop.js", "arrive.js", "lightbox.js", "attention.js")
+SCRIPTS = ("page.js", "crop.js", "arrive.js", "lightbox.js", "attention.js", "known_words.js")
 # The texts that the scripts show; the buttons of the lightbox are called as those on the page.
 WORDS = (
     "crop", "crop_box", "crop_apply", "cancel", "light_or_dark", "language", "image_for", "content", "style", "image",

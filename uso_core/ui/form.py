@@ -28,7 +28,7 @@ from uso_core.request import (
     whole,
 )
 from uso_core.storage.styles import StyleStore
-from uso_core.ui import ideas, lora_rows, text
+from uso_core.ui import ideas, known_words, lora_rows, text
 from uso_core.ui.card_grid import data_address
 from uso_core.ui.event_options import QUIET, TOLD
 from uso_core.ui.inputs import TOAST_SECONDS, ChoiceInput, ImageInput, NumberInput, SliderInput
@@ -74,6 +74,7 @@ class Form:
     aspect: gr.Dropdown
     loras: lora_rows.LoRARows
     ideas: gr.HTML
+    known: gr.HTML  # the words that the embedded model knows
 
     def __getitem__(self, name: str) -> Any:
         return self.fields[name]
@@ -124,6 +125,7 @@ class Form:
         return {
             self["model"]: model.name,
             self["prompt"]: gr.update(placeholder=_hint(model)),
+            self.known: known_words.html(model),
             self["width"]: gr.update(value=model.size, minimum=low, maximum=high),
             self["height"]: gr.update(value=model.size, minimum=low, maximum=high),
             self["steps"]: model.steps,
@@ -242,6 +244,7 @@ def build_form(page: gr.Blocks, model: Model, services: Services) -> Form:
         with gr.Column(elem_id="prompt"):
             laid["prompt"] = gr.Textbox(label=label("prompt"), placeholder=_hint(model), lines=2, max_lines=6)
             offered = ideas.lay_out()
+            known = gr.HTML(known_words.html(model), show_label=False, elem_id="known-words")
         with gr.Row(elem_id="start"):
             start = gr.Button(label("generate"), variant="primary", elem_id="generate", scale=3, min_width=120)
             stop = gr.Button(label("stop"), elem_id="stop", scale=1, min_width=72)
@@ -252,14 +255,14 @@ def build_form(page: gr.Blocks, model: Model, services: Services) -> Form:
     laid |= loras.fields
     _advanced(laid, model)
     private = gr.Checkbox(label=label("private"), info=label("private_hint"), elem_id="private", container=False)
-    form = Form(laid, start, stop, skip, status, stored_row, private, aspect, loras, offered)
+    form = Form(laid, start, stop, skip, status, stored_row, private, aspect, loras, offered, known)
     _wire(form, mode, aspect)
     _wire_slots(form, services.settings.background)
     say_on_load(page, lambda: [text.mode(False, 0, ""), {"text": say("idle"), "percent": 0}], [mode, status])
     _wire_stored(form, places, services)
     lora_rows.wire(page, loras, laid, services)
     ideas.wire(form, services)
-    say_on_load(page, lambda: [ideas.html((), ())], [offered])
+    say_on_load(page, lambda: [ideas.html((), ()), known_words.html(model)], [offered, known])
     return form
 
 
