@@ -28,6 +28,19 @@ def faults(page: Page) -> list[tuple[str, str]]:
 def test_axe_finds_nothing_serious(served: Served, open_page: OpenPage, scheme: str) -> None:
     page = open_page(served, viewport={"width": 1440, "height": 900}, color_scheme=scheme)
     found = {"first": faults(page)}
+    prompt(page).fill("a woman on the beach")
+    for name in ("More styles ▼", "Advanced ▼", "Comparison grid ▼", "Presets ▼", "Settings of this image ▼"):
+        page.get_by_role("button", name=name).click()
+    for menu in page.locator("details.menu").all():
+        menu.locator("summary").click()
+    page.wait_for_timeout(500)
+    found["unfolded"] = faults(page)
+    page.keyboard.press("Escape")
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("?")
+    expect(page.locator("dialog[open]")).to_be_visible()
+    found["keys"] = faults(page)
+    page.keyboard.press("Escape")
     for name, value in (("Steps", 2), ("Width", 64), ("Height", 64)):
         set_number(page, name, value)
     generate(page, served, "a boat on a lake")

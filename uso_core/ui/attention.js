@@ -23,9 +23,6 @@
     make("div", {}, choice(NOTIFY, words.notify_me, allowed), told, choice(SOUND, words.play_sound)));
   const help = make("button", { type: "button", textContent: "?", title: words.shortcuts, ariaLabel: words.shortcuts });
   place.prepend(menu, help);
-  document.addEventListener("click", (event) => {
-    for (const open of document.querySelectorAll("details.menu[open]")) if (!open.contains(event.target)) open.open = false;
-  });
 
   const ring = () => {
     const audio = new AudioContext();

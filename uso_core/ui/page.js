@@ -19,6 +19,18 @@
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && create.offsetParent) find("#generate").click();
   });
+  // A menu closes at a press elsewhere, and at Escape.
+  const menus = () => [...document.querySelectorAll("details.menu[open]")];
+  document.addEventListener("pointerdown", (event) => {
+    for (const menu of menus()) if (!menu.contains(event.target)) menu.open = false;
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    for (const menu of menus()) {
+      menu.open = false;
+      if (menu.contains(document.activeElement)) menu.querySelector("summary").focus();
+    }
+  });
   // From the first run on, the examples make room for the image.
   // On a phone the image's place may be out of sight, or behind the prompt; the page may move once the image is there.
   const bring = () => {
