@@ -122,6 +122,25 @@ def test_another_model_without_a_restart(served: Served, open_page: OpenPage) ->
     expect(number(page, "Width")).to_have_value("128")
 
 
+def test_a_preset_may_be_a_models_default(served: Served, open_page: OpenPage) -> None:
+    page = open_page(served)
+    set_number(page, "Steps", 7)
+    press(page, "Presets ▼")
+    page.get_by_label("Name of the preset").fill("quick")
+    press(page, "Save")
+    expect(page.get_by_label("Preset", exact=True)).to_have_value("quick")
+    page.get_by_label("Default for this model").check()
+    for title, steps in (("USO on FLUX.1-dev", "25"), ("uso-tiny, embedded", "7")):
+        open_tab(page)
+        choose(page, title)
+        press(page, "Use this model")
+        expect(page.get_by_role("button", name="In use")).to_be_disabled()
+        create(page)
+        expect(number(page, "Steps")).to_have_value(steps)
+    expect(page.get_by_label("Default for this model")).to_be_checked()
+    page.get_by_label("Default for this model").uncheck()
+
+
 def test_missing_files_and_the_command_that_gets_them(served: Served, open_page: OpenPage, shot: Shot) -> None:
     page = open_page(served)
     open_tab(page)

@@ -28,6 +28,7 @@ KEY = "uso-presets"
 MOST, LONGEST_NAME = 100, 60
 MOST_BYTES = 1 << 20  # of a file with presets
 LEFT_OUT = ("model", "prompt", "seed")
+DEFAULT_FOR = "default for"  # beside a preset's settings: the model that begins with them
 
 Presets = dict[str, dict[str, Any]]
 
@@ -41,6 +42,7 @@ def build(page: gr.Blocks, form: Form, services: Services) -> None:
         with gr.Row():
             choice = gr.Dropdown([], value=None, label=label("preset"), filterable=False, min_width=140)
             name = gr.Textbox(label=label("preset_name"), max_lines=1, min_width=140)
+        default = gr.Checkbox(label=label("preset_default"), info=label("preset_default_hint"), container=False)
         with gr.Row():
             save = gr.Button(label("preset_save"), size="sm", min_width=72)
             delete = gr.Button(label("preset_delete"), size="sm", min_width=72)
@@ -64,7 +66,25 @@ def build(page: gr.Blocks, form: Form, services: Services) -> None:
         known = set(find_loras(services.settings))
         row = get_model(model)
         fitting = {field: values[key] for key, field in fields.items() if fits(key, field, values.get(key), row, known)}
-        return {**fitting, name: chosen} if fitting else gr.skip()
+        begins = values.get(DEFAULT_FOR) == model
+        return {**fitting, name: chosen, default: begins} if fitting else {default: False}
+
+    def begin(saved: Any, model: str) -> Updates:
+        """A model that was just chosen begins with its default."""
+        found = next((title for title, values in read(saved).items() if values.get(DEFAULT_FOR) == model), None)
+        return {choice: found, **apply(saved, found, model)} if found else {default: False}
+
+    def mark(saved: Any, chosen: str | None, model: str, on: bool) -> Updates:
+        """One preset at most is a model's default."""
+        presets = read(saved)
+        if chosen not in presets:
+            return {default: False}
+        for values in presets.values():
+            if values.get(DEFAULT_FOR) == model:
+                del values[DEFAULT_FOR]
+        if on:
+            presets[chosen][DEFAULT_FOR] = model
+        return {kept: presets, export: exported(presets)}
 
     def store(given: Updates) -> Updates:
         title, presets = " ".join(str(given[name] or "").split())[:LONGEST_NAME], read(given[kept])
@@ -72,7 +92,8 @@ def build(page: gr.Blocks, form: Form, services: Services) -> None:
             raise refusal(RequestError("preset_name"))
         if title not in presets and len(presets) >= MOST:
             raise refusal(RequestError("too_many_presets", most=MOST))
-        presets[title] = {key: given[field] for key, field in fields.items()}
+        of_model = {key: value for key, value in presets.get(title, {}).items() if key == DEFAULT_FOR}
+        presets[title] = {**{key: given[field] for key, field in fields.items()}, **of_model}
         return {kept: presets, **offered(presets, title), form.status: said("preset_saved", title)}
 
     def remove(given: Updates) -> Updates:
@@ -100,7 +121,9 @@ def build(page: gr.Blocks, form: Form, services: Services) -> None:
         return {"text": say(key, name=words), "percent": 0}
 
     page.load(lambda saved: offered(read(saved), None), kept, [choice, export], **QUIET)
-    choice.input(apply, [kept, choice, form["model"]], [*fields.values(), name], **QUIET)
+    choice.input(apply, [kept, choice, form["model"]], [*fields.values(), name, default], **QUIET)
+    form["model"].change(begin, [kept, form["model"]], [*fields.values(), name, default, choice], **QUIET)
+    default.input(mark, [kept, choice, form["model"], default], [kept, export, default], **QUIET)
     told = [kept, choice, export, form.status]
     save.click(store, {kept, name, *fields.values()}, told, **TOLD)
     delete.click(remove, {kept, choice}, [*told, name], **TOLD)
