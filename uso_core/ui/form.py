@@ -60,7 +60,7 @@ class Form:
 
     Fields are named as in `GenerationRequest`, except `style_N`, `style_N_strength`, `stored_N`, `stored_N_strength`,
     `lora_N`, `lora_N_strength` and `lora_N_on`; `model` holds the name of the model that the form is set for.
-    `stored_row` shows the stored styles in use. `private`, `aspect` and Turbo are beside the fields: they are not part
+    `pickers` hold the fields for stored styles. `private`, `aspect` and Turbo are beside the fields: they are not part
     of a request.
     """
 
@@ -69,7 +69,7 @@ class Form:
     stop: gr.Button
     skip: gr.Button
     status: gr.HTML
-    stored_row: gr.Column
+    pickers: tuple[gr.Column, ...]
     private: gr.Checkbox
     aspect: gr.Dropdown
     loras: lora_rows.LoRARows
@@ -104,7 +104,7 @@ class Form:
     @property
     def stored(self) -> list[Any]:
         """The components that `refreshed` updates."""
-        return [self.stored_row, *self.stored_fields]
+        return [*self.pickers, *self.stored_fields]
 
     def values(self, given: Updates) -> dict[str, Any]:
         """The fields' values by name, from an event's values."""
@@ -115,7 +115,7 @@ class Form:
         entries = styles.entries()
         choices = [(label("no_saved_style"), ""), *((entry.name, entry.sha256) for entry in entries)]
         return {
-            self.stored_row: gr.Column(visible=bool(entries)),
+            **{picker: gr.Column(visible=bool(entries)) for picker in self.pickers},
             **{field: gr.Dropdown(choices=choices) for field in self.stored_fields},
         }
 
@@ -231,10 +231,7 @@ def build_form(page: gr.Blocks, model: Model, services: Services) -> Form:
     laid: dict[str, Any] = {"model": gr.State(model.name)}
     with gr.Row(elem_classes="slots"):
         laid["content"], laid["content_strength"] = _slot("content", "content_hint", "content_strength")
-        laid["style_1"], laid["style_1_strength"] = _slot("style", "style_hint", "style_strength", 1)
-        laid["style_2"], laid["style_2_strength"] = _slot("style", "slot_hint", "style_strength", 2)
-    with gr.Column(visible=False, elem_id="saved-styles") as stored_row:
-        places = [_stored_place(laid, number) for number in range(1, STORED + 1)]
+        places = [_style_place(laid, "style_hint", 1), _style_place(laid, "slot_hint", 2)]
     with gr.Accordion(label("more_styles"), open=False), gr.Row(elem_classes="slots"):
         for number in (3, 4):
             slot = _slot("style", "slot_hint", "style_strength", number)
@@ -255,11 +252,12 @@ def build_form(page: gr.Blocks, model: Model, services: Services) -> Form:
     laid |= loras.fields
     _advanced(laid, model)
     private = gr.Checkbox(label=label("private"), info=label("private_hint"), elem_id="private", container=False)
-    form = Form(laid, start, stop, skip, status, stored_row, private, aspect, loras, offered, known)
+    pickers = tuple(picker for picker, _ in places)
+    form = Form(laid, start, stop, skip, status, pickers, private, aspect, loras, offered, known)
     _wire(form, mode, aspect)
     _wire_slots(form, services.settings.background)
     say_on_load(page, lambda: [text.mode(False, 0, ""), {"text": say("idle"), "percent": 0}], [mode, status])
-    _wire_stored(form, places, services)
+    _wire_stored(form, [small for _, small in places], services)
     lora_rows.wire(page, loras, laid, services)
     ideas.wire(form, services)
     say_on_load(page, lambda: [ideas.html((), ()), known_words.html(model)], [offered, known])
@@ -364,17 +362,14 @@ def _wire_slots(form: Form, background: str) -> None:
         slot.input(look, slot, slot, **TOLD)
 
 
-def _wire_stored(form: Form, places: list[tuple[gr.Row, gr.HTML]], services: Services) -> None:
-    """Each slot shows the thumbnail of its stored style, and appears when those before it are taken."""
+def _wire_stored(form: Form, thumbnails: list[gr.HTML], services: Services) -> None:
+    """Each picker shows the thumbnail of its stored style."""
 
-    def show(request: gr.Request, *used: str) -> list[Any]:
+    def show(request: gr.Request, *used: str) -> list[str]:
         small = {entry.sha256: entry.thumbnail for entry in services.stores(request).styles.entries()}
-        thumbnails = [f'<img src="{data_address(small[each])}" alt="">' if each in small else "" for each in used]
-        rows = [gr.Row(visible=not index or bool(each or used[index - 1])) for index, each in enumerate(used)]
-        return [*rows, *thumbnails]
+        return [f'<img src="{data_address(small[each])}" alt="">' if each in small else "" for each in used]
 
-    shown = [*(row for row, _ in places), *(thumbnail for _, thumbnail in places)]
-    gr.on([field.change for field in form.stored_fields], show, form.stored_fields, shown,
+    gr.on([field.change for field in form.stored_fields], show, form.stored_fields, thumbnails,
           trigger_mode="always_last", **QUIET)  # fmt: skip
 
 
@@ -390,18 +385,20 @@ def _slot(name: str, hint: str, strength: str, number: int | None = None) -> tup
     return image, slider
 
 
-def _stored_place(laid: dict[str, Any], number: int) -> tuple[gr.Row, gr.HTML]:
-    """A slot for a stored style: its field and strength, with the thumbnail beside them."""
-    with gr.Row(elem_classes="saved-style", visible=number == 1) as place:
-        small = gr.HTML("", show_label=False, elem_classes="saved-thumbnail", min_width=64)
-        laid[f"stored_{number}"] = ChoiceInput(
-            [(label("no_saved_style"), "")], value="", label=label("saved_style", number), min_width=120
-        )
-        laid[f"stored_{number}_strength"] = SliderInput(
-            0, MAX_STRENGTH, value=1, step=0.05, label=label("saved_style_strength", number), buttons=[],
-            min_width=120, elem_classes="strength",
-        )  # fmt: skip
-    return place, small
+def _style_place(laid: dict[str, Any], hint: str, number: int) -> tuple[gr.Column, gr.HTML]:
+    """A slot for a style image or, where there are stored styles, one of those: its picker and the thumbnail in it."""
+    with gr.Column(min_width=100, elem_classes="style-place"):
+        laid[f"style_{number}"], laid[f"style_{number}_strength"] = _slot("style", hint, "style_strength", number)
+        with gr.Column(min_width=100, elem_classes="saved-style", visible=False) as picker:
+            small = gr.HTML("", show_label=False, elem_classes="saved-thumbnail")
+            laid[f"stored_{number}"] = ChoiceInput(
+                [(label("no_saved_style"), "")], value="", label=label("saved_style", number), min_width=100
+            )
+            laid[f"stored_{number}_strength"] = SliderInput(
+                0, MAX_STRENGTH, value=1, step=0.05, label=label("saved_style_strength", number), buttons=[],
+                min_width=100, elem_classes="strength",
+            )  # fmt: skip
+    return picker, small
 
 
 def _guidances(model: Model) -> dict[str, float]:
