@@ -285,9 +285,11 @@ def test_words_that_the_demo_model_does_not_know_are_named_while_typing(served: 
         if expected := unread(tokenizer, 32, words).words:
             expect(hint.locator("b")).to_have_text(", ".join(expected))
         else:
-            expect(hint).to_be_hidden()
+            expect(hint.locator("b")).to_be_hidden()
     hint.get_by_role("button", name="robot", exact=True).click()
     expect(prompt(page)).to_have_value("robot blue wolves: a cat")
     expect(hint.locator("b")).to_have_text("wolves")
     prompt(page).fill(" ".join(OFFERED))
-    expect(hint).to_be_hidden()
+    expect(hint.locator("b")).to_be_hidden()
+    hint.get_by_role("button", name="cat", exact=True).click()
+    expect(prompt(page)).to_have_value(" ".join((*OFFERED, "cat")))

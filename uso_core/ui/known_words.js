@@ -1,5 +1,5 @@
 () => {
-  // The words of the prompt that the model does not know; a click on one that it knows takes the first one's place.
+  // The words of the prompt that the model does not know; one that it knows takes the first one's place, or the end.
   const place = () => document.querySelector("#known-words [data-words]");
   const field = () => document.querySelector("#prompt textarea");
   const unknown = () => {
@@ -12,7 +12,8 @@
     const words = unknown();
     const told = words.join(", ");
     if (place().querySelector("b").textContent !== told) place().querySelector("b").textContent = told;
-    if (place().hidden === words.length > 0) place().hidden = !words.length;
+    const said = place().querySelector("span");
+    if (said.hidden === words.length > 0) said.hidden = !words.length;
   };
   document.addEventListener("input", (event) => { if (event.target === field()) look(); });
   document.addEventListener("click", (event) => {
@@ -20,9 +21,11 @@
     if (!word) return;
     const [first] = unknown();
     const text = field().value;
-    const at = text.search(new RegExp(`(?<![\\p{L}\\p{N}])${first}(?![\\p{L}\\p{N}])`, "u"));
+    const at = first ? text.search(new RegExp(`(?<![\\p{L}\\p{N}])${first}(?![\\p{L}\\p{N}])`, "u")) : text.length;
+    const before = text.slice(0, at);
+    const gap = first || !before || before.endsWith(" ") ? "" : " ";
     Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, "value").set
-      .call(field(), text.slice(0, at) + word + text.slice(at + first.length));
+      .call(field(), before + gap + word + text.slice(at + (first || "").length));
     field().dispatchEvent(new Event("input", { bubbles: true }));
     field().focus();
   });

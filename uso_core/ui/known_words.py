@@ -1,4 +1,4 @@
-"""Names the words of a prompt that the embedded model does not know, while they are typed, and offers some others.
+"""Offers words that the embedded model knows, and names those of a prompt that it does not, while they are typed.
 
 It reads whole words from a short list, so the browser can compare; larger models read any word.
 """
@@ -21,14 +21,14 @@ OFFERED = (
 
 
 def html(model: Model) -> str:
-    """What known_words.js shows if the prompt holds other words; empty for a model that reads any."""
+    """One line, so that nothing moves; empty for a model that reads any word."""
     known = vocabulary(model)
     if not known:
         return ""
     offered = "".join(f'<button type="button">{escape(word)}</button>' for word in OFFERED)
     unknown, knows = escape(say("unknown_words")), escape(say("known_words"))
     words = escape(" ".join(sorted(known)))
-    return f'<div hidden data-words="{words}"><p role="status">{unknown} <b></b></p><p>{knows} {offered}</p></div>'
+    return f'<p data-words="{words}"><span role="status" hidden>{unknown} <b></b></span> {knows} {offered}</p>'
 
 
 @lru_cache
