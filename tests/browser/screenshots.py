@@ -68,7 +68,7 @@ def _grid(page: Page) -> None:
     page.get_by_role("button", name="Comparison grid ▼").click()
     page.get_by_label("Values across", exact=True).fill("0, 0.5, 1, 1.5")
     page.get_by_label("Down", exact=True).click()
-    page.get_by_role("option", name="Content strength", exact=True).click()
+    page.get_by_role("option", name="Strength of the content", exact=True).click()
     page.get_by_label("Values down", exact=True).fill("0.5, 1")
     page.get_by_role("button", name="Make the grid").click()
     expect(page.locator("#status")).to_contain_text("is done")
