@@ -23,6 +23,7 @@ from .measure import (
     palette_distance,
 )
 from .trials import Trial
+from .world.prompts import tells
 from .world.specs import COLOUR_TECHNIQUES
 
 APART = 50.0  # levels; style images nearer to each other than that cannot be told by their palettes
@@ -54,7 +55,7 @@ class Judge:
         """
         mode = trials[0].mode
         chances = self.measurer.log_chances(np.stack(pictures))
-        truth = np.array([answers(trial.record, _asked_kind(trial)) for trial in trials])
+        truth = np.array([_asked(trial) for trial in trials])
         if mode == "blend":  # two techniques at once hide what the network was taught to name
             truth[:, [i for i in range(len(QUESTIONS)) if i not in (_SUBJECT, _SCENE)]] = UNKNOWN
         result: Figures = {name: value for name, value in accuracy(chances, truth).items() if value is not None}
@@ -116,8 +117,11 @@ def relative_outlines(model: Figures, renderer: Figures) -> float:
     return round(gained / possible, 3)
 
 
-def _asked_kind(trial: Trial) -> str:
-    return "plain" if trial.kind == "plain" else "target"
+def _asked(trial: Trial) -> list[int]:
+    """The right answers, UNKNOWN where neither the prompt nor a content image tells what is right."""
+    right = answers(trial.record, "plain" if trial.kind == "plain" else "target")
+    told = tells(trial.prompt, trial.record.target.subject) if trial.content is None else {}
+    return [answer if told.get(name, True) else UNKNOWN for name, answer in zip(QUESTIONS, right, strict=True)]
 
 
 def _mean_distance(picture: np.ndarray, styles: Sequence[np.ndarray]) -> float:

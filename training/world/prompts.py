@@ -39,8 +39,8 @@ MOOD_WORDS: dict[str, tuple[str, ...]] = {
 }
 PATTERN_WORDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # before the noun, behind it
     "plain": ((), ()),
-    "striped": (("striped",), ("with stripes", "with {second} stripes")),
-    "dotted": (("dotted", "spotted"), ("with dots", "with {second} dots", "with spots")),
+    "striped": (("striped",), ("stripes",)),
+    "dotted": (("dotted", "spotted"), ("dots", "dots", "spots")),
 }
 SCENE_WORDS: dict[str, tuple[str, ...]] = {
     "beach": ("on the beach", "on the beach", "at the seaside", "on a sandy beach by the sea"),
@@ -90,19 +90,23 @@ def _choose(rng: np.random.Generator, options: tuple[str, ...]) -> str:
 
 
 def name_subject(rng: np.random.Generator, subject: Subject, detail: float) -> str:
-    """A noun phrase; each attribute is told with the chance `detail`."""
+    """A noun phrase; each attribute is told with the chance `detail`, the pattern's colour where the pattern is."""
     before: list[str] = []
     behind = ""
     if rng.random() < 0.8 * detail:
         before.append(_choose(rng, MOOD_WORDS[subject.mood]))
-    if rng.random() < detail:
+    coloured = rng.random() < detail
+    if coloured:
         before.append(_choose(rng, COLOUR_WORDS[subject.colour]))
     if rng.random() < detail and subject.pattern != "plain":
         front, back = PATTERN_WORDS[subject.pattern]
-        if rng.random() < 0.5:
+        second = _choose(rng, COLOUR_WORDS[subject.second_colour]) + " " if rng.random() < detail else ""
+        if second and coloured and rng.random() < 0.3:
+            before.append(f"and {second}{_choose(rng, front)}")  # "a red and white striped mug"
+        elif not second and rng.random() < 0.5:
             before.append(_choose(rng, front))
         else:
-            behind = " " + _choose(rng, back).format(second=subject.second_colour)
+            behind = f" with {second}{_choose(rng, back)}"
     words = " ".join([*before, _choose(rng, KIND_WORDS[subject.kind])])
     article = "the" if rng.random() < 0.15 else "an" if words[0] in "aeiou" else "a"
     return f"{article} {words}{behind}"
@@ -129,12 +133,12 @@ def tells(text: str, subject: Subject) -> dict[str, bool]:
     def named(phrases: tuple[str, ...]) -> bool:
         return any(re.search(rf"\b{phrase}\b", text.lower()) for phrase in phrases)
 
-    front, back = PATTERN_WORDS[subject.pattern]
-    behind = tuple(phrase.format(second=rf"(\w+ )?{subject.second_colour}") for phrase in back if "{second}" in phrase)
+    patterns = tuple(word for words in PATTERN_WORDS[subject.pattern] for word in words)
+    second = "|".join(COLOUR_WORDS[subject.second_colour])
     return {
         "colour": named(COLOUR_WORDS[subject.colour]),
-        "second_colour": named(behind),
-        "pattern": subject.pattern == "plain" or named((*front, *(phrase.split(" ")[-1] for phrase in back))),
+        "second_colour": bool(patterns) and named((rf"(?:{second}) (?:\w+ )?(?:{'|'.join(patterns)})",)),
+        "pattern": subject.pattern == "plain" or named(patterns),
         "mood": named(MOOD_WORDS[subject.mood]),
     }
 
@@ -165,7 +169,7 @@ def vocabulary() -> list[str]:
     """Every lower-case word of the world's grammar, sorted."""
     tables = (KIND_WORDS, COLOUR_WORDS, MOOD_WORDS, SCENE_WORDS, TECHNIQUE_WORDS)
     phrases = [phrase for table in tables for values in table.values() for phrase in values]
-    phrases += [phrase for front, back in PATTERN_WORDS.values() for phrase in (*front, *back)]
+    phrases += [word for front, back in PATTERN_WORDS.values() for word in (*front, *back)]
     phrases += [*NIGHT_WORDS, *_STYLE_FRAMES, *_PICTURE_FRAMES, *_FILLERS]
     phrases += ["transform into turn it convert to", "a an the of on in at with style"]
     words: set[str] = set()
