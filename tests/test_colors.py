@@ -126,3 +126,11 @@ def test_numbers_that_are_no_grey_scale_are_refused(levels):
     with pytest.raises(RequestError) as refused:
         opened(image, "TIFF")
     assert refused.value.key == "image_number_range"
+
+
+def test_an_image_with_nan_is_refused():
+    levels = np.linspace(0, 1, 300 * 200, dtype=np.float32).reshape(200, 300)
+    levels[150, 20] = np.nan
+    with pytest.raises(RequestError) as refused:
+        opened(Image.fromarray(levels), "TIFF")
+    assert refused.value.key == "image_nan"

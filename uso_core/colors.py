@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -55,10 +56,17 @@ def _scale(image: Image.Image, name: str) -> float | None:
     if image.mode not in WIDE_MODES:
         return None
     low, high = cast(tuple[float, float], image.getextrema())
+    if image.mode == "F" and _has_nan(image):  # which extremes ignore, and 8 bits show as black
+        raise RequestError("image_nan", hint="image_formats", name=name)
     for full in FULL_SCALES[image.mode]:
         if 0 <= low <= high <= full:
             return 255 / full
     raise RequestError("image_number_range", hint="image_formats", name=name, low=f"{low:g}", high=f"{high:g}")
+
+
+def _has_nan(image: Image.Image) -> bool:
+    """Whether any of a float image's numbers is NaN: then their mean is."""
+    return math.isnan(cast(float, image.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))))
 
 
 def _to_srgb(data: Any, mode: str) -> ImageCms.ImageCmsTransform | None:
