@@ -92,9 +92,14 @@ def _loads(text: str, name: object, kind: type[UsoError]) -> Any:
         raise kind("json_number", name=name, most=_DIGITS) from None
 
 
-def _fault(error: json.JSONDecodeError, name: object, kind: type[UsoError], lines_before: int = 0) -> UsoError:
+def told(error: json.JSONDecodeError) -> tuple[Message, int, int]:
+    """Why a text is no JSON, and the line and column where."""
     reason, place = _reason(error)
-    line, column = error.doc.count("\n", 0, place) + 1, place - error.doc.rfind("\n", 0, place)
+    return reason, error.doc.count("\n", 0, place) + 1, place - error.doc.rfind("\n", 0, place)
+
+
+def _fault(error: json.JSONDecodeError, name: object, kind: type[UsoError], lines_before: int = 0) -> UsoError:
+    reason, line, column = told(error)
     return kind("json_wrong", name=name, line=line + lines_before, column=column, reason=reason)
 
 

@@ -151,3 +151,11 @@ def test_a_linked_text_on_the_canvas_is_sent_as_it_stands():
     assert read(scope(nodes)).prompt == "a {red|blue} fox // here"
     nodes = fed("text", "PrimitiveNode", {"value": "a {red|blue} fox"})  # fills the encoder's own field
     assert read(scope(nodes)).prompt is None
+
+
+def test_clips_text_alone_is_no_rewriting():
+    nodes = recipe()
+    nodes["text"] = ["CLIPTextEncodeFlux", {"clip": ("loader", 1), "clip_l": "a mug", "t5xxl": "", "guidance": 2.5}]
+    for result in (read(api(nodes)), read(scope(nodes))):
+        assert result.prompt == "a mug"
+        assert "note_prompt_rewritten" not in [note.key for note in result.notes]

@@ -106,3 +106,12 @@ def test_loras_that_cannot_be_read_are_told():
     nodes["choice"] = ["Random Choice", {"seed": 1}]
     told = message("note_computed", what=message("what_lora"), node="Random Choice")
     assert told in read(api(nodes)).notes
+
+
+def test_a_strength_that_another_node_computes_is_told():
+    nodes = recipe() | {"x": ["SimpleMath+", {"value": "a / 2", "a": 1}]}
+    nodes["lora"][1]["strength_model"] = ("x", 0)
+    told = message("note_computed", what=message("what_lora_strength"), node="SimpleMath+")
+    assert told in read(api(nodes)).notes
+    nodes["lora"][1] |= {"strength_model": 1, "strength_clip": ("x", 0)}
+    assert told not in read(api(nodes)).notes

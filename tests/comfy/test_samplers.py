@@ -138,3 +138,12 @@ def test_an_estimator_before_the_sampler_is_not_its_first_pass():
     nodes["sampler"][1]["denoise"] = ("strength", 0)  # who knows: it may refine
     nodes["strength"] = ["SimpleMath+", {"value": "a/2"}]
     assert read(api(nodes)).steps == 1
+
+
+def test_sigmas_of_a_node_of_its_own_are_told():
+    for kind in ("KarrasScheduler", "AlignYourStepsScheduler"):
+        nodes = advanced(recipe()) | {"sigmas": [kind, {"steps": 20, "sigma_max": 14.6}]}
+        result = read(api(nodes))
+        assert values(result) == expected()
+        assert message("note_scheduler", scheduler=kind) in result.notes
+    assert "note_scheduler" not in notes(read(api(advanced(recipe()))))

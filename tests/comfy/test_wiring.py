@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from tests.comfy.workflows import TYPES, api, expected, node, notes, read, recipe, scope, values
+from tests.comfy.workflows import OUTPUTS, TYPES, api, expected, node, notes, read, recipe, scope, values
 from uso_core.errors import RequestError
 from uso_core.messages import message
 
@@ -181,3 +181,40 @@ def test_a_sampler_that_cannot_be_read_is_named():
     with pytest.raises(RequestError) as refused:
         read(api(nodes))
     assert refused.value.key == "workflow_other_sampler"
+
+
+# --- nodes that choose among inputs, of classes that are not known
+
+CHOOSERS = [
+    ("Switch conditioning [Crystools]", "CONDITIONING", "guidance", "conditioning"),
+    ("Switch model [Crystools]", "MODEL", "sampler", "model"),
+    ("Image Input Switch", "IMAGE", "scale", "image"),
+]
+
+
+@pytest.mark.parametrize(("kind", "role", "target", "name"), CHOOSERS)
+def test_of_several_inputs_of_a_type_none_is_followed(kind, role, target, name):
+    """On the canvas types are known, but not which of two inputs an unknown node passes on."""
+    nodes = recipe(content="me.png") | {
+        "other text": ["CLIPTextEncode", {"clip": ("loader", 1), "text": "not these words"}],
+        "other model": ["LoraLoaderModelOnly", {"model": ("loader", 0), "lora_name": "x.safetensors",
+                                                "strength_model": 1}],
+        "other image": ["LoadImage", {"image": "not this.png", "upload": "image"}],
+    }  # fmt: skip
+    other = {"CONDITIONING": "other text", "MODEL": "other model", "IMAGE": "other image"}[role]
+    nodes["choice"] = [kind, {"on_true": (other, 0), "on_false": nodes[target][1][name], "boolean": False}]
+    nodes[target][1][name] = ("choice", 0)
+    data = scope(nodes, outputs={**OUTPUTS, kind: [role]})
+    for slot in node(data, "choice")["inputs"]:
+        slot["type"] = role
+    result = read(data)
+    assert (result.prompt, result.loras, result.content) == {
+        "CONDITIONING": (None, (), None), "MODEL": ("A fox in a library", (), "me.png"),
+        "IMAGE": ("A fox in a library", (), None),
+    }[role]  # fmt: skip
+    assert kind in [each.values.get("node") for each in result.notes]
+    assert "note_no_uso_lora" not in notes(result)
+    slots = node(data, "choice")["inputs"]
+    slots[0]["link"] = None  # the other input alone is passed on
+    result = read(data)
+    assert (result.prompt, result.loras, result.content) == ("A fox in a library", (), "me.png")

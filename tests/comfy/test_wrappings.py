@@ -69,3 +69,14 @@ def test_a_webp_as_comfyui_writes_it(tmp_path):
     for damaged in (whole[:200], whole[:40], b"RIFF", b"", whole.replace(b"MM\0*", b"MM\1*")):
         (tmp_path / "b.webp").write_bytes(damaged)
         assert workflow_in_exif(webp_texts(tmp_path / "b.webp")) is None
+
+
+@pytest.mark.parametrize(("text", "reason"), [
+    ('{\n"1": {"class_type": "KSampler",}}', "json_comma"), ('{\n"1": {"class_type": "KSampler"', "json_ends"),
+    ('{\n// the sampler\n"1": {}}', "json_comment"),
+])  # fmt: skip
+def test_a_fault_in_the_json_is_told_by_its_place(text, reason):
+    with pytest.raises(RequestError) as refused:
+        import_workflow(text)
+    told = refused.value.values
+    assert (refused.value.key, told["line"], told["reason"]) == ("workflow_json_wrong", 2, message(reason))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import gguf
@@ -166,3 +167,19 @@ def test_a_folder_quantized_by_a_library_is_refused_by_name(tmp_path):
     with pytest.raises(WeightsError) as failure:
         encoders.build_t5(tmp_path, torch.float32)
     assert failure.value.values["quantization"] == "bitsandbytes"
+
+
+def test_siglip_2_is_refused_by_name_though_its_shapes_fit(tmp_path):
+    """Same shapes, other numbers: told by a file's name, by the text half beside it, or by a folder's configuration."""
+    named = write(tmp_path / "siglip2_so400m_patch14_384.safetensors", comfy.siglip(), SIGLIP_NOTES)
+    words = {"text_model.embeddings.token_embedding.weight": torch.zeros(256_000, 1)}
+    whole = write(tmp_path / "model.safetensors", comfy.siglip() | words, SIGLIP_NOTES)
+    folder = shutil.copytree(TINY / "siglip", tmp_path / "folder")
+    config = json.loads((folder / "config.json").read_text()) | {"text_config": {"vocab_size": 256_000}}
+    (folder / "config.json").write_text(json.dumps(config))
+    for path in (named, whole, folder):
+        with pytest.raises(WeightsError) as failure:
+            encoders.build_siglip(path, torch.float32)
+        assert failure.value.key == "siglip_relative"
+    words = {name: tensor[:32_000] for name, tensor in words.items()}
+    encoders.build_siglip(write(tmp_path / "siglip.safetensors", comfy.siglip() | words, SIGLIP_NOTES), torch.float32)

@@ -220,7 +220,13 @@ BAD = {
     "half a pair": ({"transformer.proj_out.lora_A.weight": random(3, 64)}, "lora_shape"),
     "of another width": (pair("transformer.x_embedder", 64, 100, "lora_A.weight", "lora_B.weight"), "lora_shape"),
     "only text": (pair("lora_te1_text_model_encoder_layers_0_mlp_fc1", 8, 8, "lora_down.weight", "lora_up.weight"),
-                  "lora_names"),
+                  "lora_only_text"),
+    "of no rank": ({"transformer.proj_out.lora_A.weight": torch.zeros(0, 64),
+                    "transformer.proj_out.lora_B.weight": torch.zeros(64, 0)}, "lora_shape"),
+    "with two alphas": (pair("transformer.x_embedder", 64, 64, "lora_A.weight", "lora_B.weight")
+                        | {"transformer.x_embedder.alpha": torch.ones(2)}, "lora_shape"),
+    "OFT": ({"transformer.x_embedder.oft_blocks": random(3, 3)}, "wrong_kind"),
+    "GLoRA": ({f"lora_unet_img_in.{part}.weight": random(3, 3) for part in ("a1", "a2", "b1", "b2")}, "wrong_kind"),
     "LoKr": ({"lora_unet_double_blocks_0_img_attn_qkv.lokr_w1": random(3, 3)}, "wrong_kind"),
     "DoRA": (pair("transformer.x_embedder", 64, 64, "lora_A.weight", "lora_B.weight")
              | {"transformer.x_embedder.lora_magnitude_vector": random(64)}, "wrong_kind"),
@@ -232,7 +238,7 @@ def test_what_is_no_lora_for_this_model_is_refused(kind: str, small: Any, tmp_pa
     tensors, key = BAD[kind]
     with pytest.raises(WeightsError) as caught:
         OtherLoRA(saved(tensors, tmp_path), 1.0, small)
-    assert key in (caught.value.key, "wrong_kind"), caught.value.key
+    assert caught.value.key == key
 
 
 def test_the_goldens_own_lora_is_one_too(small: Any) -> None:
@@ -241,3 +247,49 @@ def test_the_goldens_own_lora_is_one_too(small: Any) -> None:
     for name, tensor in build_transformer(FLUX, USO, torch.float32).state_dict().items():
         torch.testing.assert_close(twice[name], tensor, rtol=1e-6, atol=1e-6)
     assert load_file(USO)
+
+
+def test_what_peft_saves_beside_the_file_sets_the_scale(small: Any, tmp_path: Path) -> None:
+    """PEFT keeps alpha in adapter_config.json; without it the LoRA would be added at the wrong strength."""
+    name = "transformer_blocks.0.attn.to_q"
+    tensors = pair(f"base_model.model.{name}", *small[f"{name}.weight"], "lora_A.weight", "lora_B.weight")
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 4 * RANK, "alpha_pattern": {}, "use_rslora": False}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    path = saved(tensors, tmp_path).rename(tmp_path / "adapter_model.safetensors")
+    down, up = tensors.values()
+    found = OtherLoRA(path, 0.5, small).fuse(f"{name}.weight", torch.zeros(small[f"{name}.weight"]))
+    torch.testing.assert_close(found, 0.5 * 4 * up @ down)
+    other = OtherLoRA(saved(tensors, tmp_path), 0.5, small)  # of another name: the configuration is not its own
+    torch.testing.assert_close(other.fuse(f"{name}.weight", torch.zeros(found.shape)), 0.5 * up @ down)
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(WeightsError) as caught:
+        OtherLoRA(path, 1.0, small)
+    assert caught.value.key == "metadata_unreadable"
+
+
+@pytest.mark.parametrize("alpha", [torch.tensor(2 * RANK), torch.tensor([2.0 * RANK]), torch.tensor(2.0 * RANK)])
+def test_an_alpha_is_one_number_of_any_type(alpha: torch.Tensor, small: Any, tmp_path: Path) -> None:
+    name = "transformer_blocks.0.attn.to_q"
+    tensors = pair(name, *small[f"{name}.weight"], "lora_down.weight", "lora_up.weight")
+    lora = OtherLoRA(saved(tensors | {f"{name}.alpha": alpha}, tmp_path), 1.0, small)
+    down, up = tensors.values()
+    torch.testing.assert_close(lora.fuse(f"{name}.weight", torch.zeros(small[f"{name}.weight"])), 2 * up @ down)
+
+
+@pytest.mark.parametrize("part", ["lora_A.weight", "lora_B.weight", "alpha"])
+def test_numbers_that_are_not_finite_are_refused(part: str, small: Any, tmp_path: Path) -> None:
+    name = "transformer_blocks.0.attn.to_q"
+    tensors = pair(name, *small[f"{name}.weight"], "lora_A.weight", "lora_B.weight") | {f"{name}.alpha": torch.ones(1)}
+    tensors[f"{name}.{part}"].view(-1)[0] = math.nan
+    lora = OtherLoRA(saved(tensors, tmp_path), 1.0, small)
+    with pytest.raises(WeightsError) as caught:
+        lora.fuse(f"{name}.weight", torch.zeros(small[f"{name}.weight"]))
+    assert (caught.value.key, caught.value.values["name"]) == ("lora_not_finite", f"{name}.{part}")
+
+
+def test_words_trained_along_are_left_out(small: Any, tmp_path: Path) -> None:
+    name = "transformer_blocks.0.attn.to_q"
+    tensors = pair(name, *small[f"{name}.weight"], "lora_A.weight", "lora_B.weight")
+    lora = OtherLoRA(saved(tensors | {"bundle_emb.fox.clip_l": random(2, 8)}, tmp_path), 1.0, small)
+    assert lora.left_out
+    assert lora.targets == {f"{name}.weight"}

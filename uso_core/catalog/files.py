@@ -36,6 +36,8 @@ WHOLE: Rows = (
     ("LoKr adapter", (r"\.lokr_(w|t)\d",)),
     ("LoHa adapter", (r"\.hada_w\d",)),
     ("DoRA adapter", (r"\.dora_scale$|lora_magnitude_vector",)),
+    ("BOFT or OFT adapter", (r"\.(oft_(blocks|diag|R)|boft_R)\b",)),
+    ("GLoRA adapter", (r"\.a[12]\.weight$", r"\.b[12]\.weight$")),
     ("foreign lora", (r"(lora_(A|B|up|down)|lora\.(up|down))\b",)),
     ("FLUX.1-Redux adapter", (r"^(image_embedder\.)?redux_(up|down)\.",)),
     ("FLUX ControlNet", (r"(^|\.)controlnet_(x_embedder|blocks|single_blocks|cond_embedding)\.",)),
@@ -92,6 +94,7 @@ QUANTIZATIONS = (
     ("optimum-quanto", r"\.weight\._(data|scale)$"),
     ("NVFP4", r"\.weight_scale_2$"),
 )
+SIGLIP2_WORDS = 256_000
 FP8 = ("F8_E4M3", "F8_E5M2")
 FP8_SCALES = (".scale_weight", ".weight_scale")  # ComfyUI's older and newer name
 MARKS = (".scale_input", ".input_scale", "scaled_fp8", ".comfy_quant")  # beside fp8 weights, of no use here
@@ -351,9 +354,17 @@ def problem_of(part: Checkpoint) -> WeightsError | None:
         return WeightsError("flux_relative", hint=hint, path=part.path, found=part.variant)
     if part.role in VAES and re.search(r"\bsd3|stable-diffusion-3", part.called):  # FLUX.1's shapes, other numbers
         return WeightsError("vae_relative", path=part.path)
+    if part.role == "SigLIP vision tower" and _is_siglip2(part):  # SigLIP's shapes, other numbers
+        return WeightsError("siglip_relative", path=part.path)
     if part.quantization:
         return WeightsError("quantization_foreign", path=part.path, quantization=part.quantization)
     return None
+
+
+def _is_siglip2(part: Checkpoint) -> bool:
+    """Whether names say SigLIP 2, or the text half's vocabulary, which is Gemma's."""
+    words = part.tensors.get("text_model.embeddings.token_embedding.weight")
+    return "siglip2" in part.called or (words is not None and words.shape[:1] == (SIGLIP2_WORDS,))
 
 
 def kind_of(role: str) -> Message:

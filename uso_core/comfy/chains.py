@@ -8,7 +8,7 @@ from __future__ import annotations
 from uso_core.comfy.conditioning import Conditioning
 from uso_core.comfy.graph import Found, Graph, Node
 from uso_core.comfy.image_names import file_name
-from uso_core.comfy.loras import LoRA, is_uso, loras_of
+from uso_core.comfy.loras import LoRA, is_strength, is_uso, loras_of
 from uso_core.comfy.nodes import (
     CACHES,
     LATENTS,
@@ -74,6 +74,8 @@ class Reader(Conditioning):
             if self.has(node, "steps"):
                 self.keep_whole("steps", node, "steps", 1, MAX_STEPS)
                 self._note_steps(node)
+                if node is not sampler and not node.unread and not self.has(node, "scheduler"):
+                    self.note("scheduler", scheduler=label(node))  # has sigmas of its own
                 if node is not sampler and "model" in node.links:
                     self._sigmas_model = (node, "model")
                 return
@@ -141,7 +143,11 @@ class Reader(Conditioning):
         for name, value in values.items():
             if isinstance(value, Found) and "lora" in name.lower() and name not in LORA_STACKS:
                 self.note("computed", ("lora",), what=message("what_lora"), node=label(value.node))
-        return list(loras_of(values))
+        loras = list(loras_of(values))
+        for name, value in values.items():
+            if loras and isinstance(value, Found) and is_strength(name):
+                self.note("computed", what=message("what_lora_strength"), node=label(value.node))
+        return loras
 
     def _stacked(self, node: Node) -> list[LoRA]:
         name = next((name for name in LORA_STACKS if name in node.links), None)

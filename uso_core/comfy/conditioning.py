@@ -67,7 +67,7 @@ class Conditioning(Sources):
             key = "prompt_choices" if value.slot == OF_CHOICES else "prompt_computed"
             self.note(key, ("prompt",), node=label(value.node))
         elif isinstance(value, str):
-            if value != self.graph.value(here, name):
+            if value not in (self.graph.value(here, name), self.graph.value(here, "clip_l")):
                 self.note("prompt_rewritten")
             self._keep_prompt(value)
             draws = self.node(here, name) or here

@@ -15,7 +15,7 @@ from uso_core.comfy.graph import Graph, Node, Origin
 from uso_core.comfy.image_names import noted_hash
 from uso_core.comfy.parts import dict_of, whole_of
 from uso_core.errors import RequestError
-from uso_core.text_files import decoded
+from uso_core.text_files import decoded, told
 
 MAX_TEXT_CHARACTERS = 10 * 2**20
 MAX_WRAPPINGS, MAX_RUNS = 6, 50
@@ -47,6 +47,9 @@ def graphs(text: str | bytes) -> Iterator[Graph]:
         raise RequestError("workflow_too_large", hint="workflow")
     try:
         data = _loaded(text)
+    except json.JSONDecodeError as error:
+        reason, line, column = told(error)
+        raise RequestError("workflow_json_wrong", hint="workflow", line=line, column=column, reason=reason) from None
     except ValueError:
         raise RequestError("workflow_no_json", hint="workflow") from None
     some = False

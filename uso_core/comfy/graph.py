@@ -202,7 +202,8 @@ class Graph:
         if role == "CONDITIONING" and found.slot == 1 and "negative" in links:
             return "negative"  # nodes that handle both prompts output the negative one second
         named = next((name for name in ONWARD[role] if name in links), None)
-        return named or next((name for name in links if found.node.types.get(name) == role), None)
+        alike = [name for name in links if found.node.types.get(name) == role]
+        return named or (alike[0] if len(alike) == 1 else None)  # which of several it passes on is not known either
 
     def _setters(self) -> dict[str, Origin]:
         if self._by_name is None:

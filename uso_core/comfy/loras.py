@@ -76,14 +76,18 @@ def _numbered(values: Mapping[str, object], key: str, name: object) -> LoRA | No
     return LoRA(name, _strength(values, number, simple))
 
 
+def is_strength(name: str) -> bool:
+    """Whether an input of a node that applies LoRAs sets a strength for the model, by its name."""
+    return any(word in name.lower() for word in STRENGTH_WORDS) and "clip" not in name.lower()
+
+
 def _strength(values: Mapping[str, object], number: str, simple: bool) -> float | None:
     """The strength for the model among the numbers that belong to a LoRA."""
     own = {
         key.lower(): strength
         for key, value in values.items()
         if (strength := _number(value)) is not None
-        and any(word in key.lower() for word in STRENGTH_WORDS)
-        and "clip" not in key.lower()
+        and is_strength(key)
         and re.findall(r"\d+", key) == ([number] if number else [])
     }
     preferred = sorted(own, key=lambda key: ("model" in key) == simple)

@@ -28,7 +28,7 @@ from transformers import (
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.utils import logging
 
-from uso_core.catalog.files import Checkpoint, expect, inspect
+from uso_core.catalog.files import SIGLIP2_WORDS, Checkpoint, expect, inspect
 from uso_core.errors import WeightsError
 from uso_core.loaders import keys
 from uso_core.loaders.build import has_config, notes, refuse_quantized
@@ -275,7 +275,11 @@ def _pretrained(kind: type[Any], folder: Path, dtype: torch.dtype, model_type: s
 def _check_type(folder: Path, model_type: str) -> None:
     from transformers import PretrainedConfig
 
-    found = str(PretrainedConfig.get_config_dict(folder, local_files_only=True)[0].get("model_type", "nothing"))
+    config = PretrainedConfig.get_config_dict(folder, local_files_only=True)[0]
+    found = str(config.get("model_type", "nothing"))
+    text = config.get("text_config")
+    if model_type == "siglip" and isinstance(text, dict) and text.get("vocab_size") == SIGLIP2_WORDS:
+        raise WeightsError("siglip_relative", path=folder)
     if not found.startswith(model_type) and not (model_type == "t5" and found == "umt5"):
         raise WeightsError("encoder_type", folder=folder, found=found, model_type=model_type)
 

@@ -24,13 +24,16 @@ PREFIXES = (
     "base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.", "lora_unet_",
     "lora_transformer_", "lycoris_",
 )  # fmt: skip
-TEXT_ENCODERS = ("text_encoder", "text_encoders.", "lora_te", "te1.", "te2.", "clip_l.", "t5xxl.", "clip.", "t5.")
+TEXT_ENCODERS = (  # "bundle_emb.": words that are trained along
+    "text_encoder", "text_encoders.", "lora_te", "te1.", "te2.", "clip_l.", "t5xxl.", "clip.", "t5.", "bundle_emb.",
+)  # fmt: skip
 _UP, _DOWN = r"(?:lora_B(?:\.\w+)?|lora_up|lora\.up|up)", r"(?:lora_A(?:\.\w+)?|lora_down|lora\.down|down)"
 _NAME = re.compile(
     rf"(?P<stem>.+?)\.(?:(?P<down>{_DOWN}\.weight)|(?P<up>{_UP}\.weight)|(?P<bias>{_UP}\.bias)"
     r"|(?P<alpha>alpha)|(?P<diff>diff)|(?P<diff_b>diff_b))"
 )
 PEFT_NOTES = "lora_adapter_metadata"  # where diffusers keeps PEFT's configuration, as JSON
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # as PEFT itself saves them, side by side
 Targets = tuple[tuple[str, ...], bool]  # matrices whose rows are stacked, and whether the halves are swapped
 
 
@@ -59,7 +62,9 @@ class OtherLoRA:
         self.left_out, unknown = False, []
         for name in self.checkpoint.tensors:
             found = _NAME.fullmatch(name)
-            if found is None:
+            if name.startswith(TEXT_ENCODERS):
+                self.left_out = True
+            elif found is None:
                 unknown.append(name)
             else:
                 part = found.lastgroup or ""
@@ -67,15 +72,14 @@ class OtherLoRA:
         self._modules: list[Module] = []
         self._by_target: dict[str, list[tuple[Module, int]]] = {}  # with the first row of the target in it
         for stem, named in parts.items():
-            if stem.startswith(TEXT_ENCODERS):
-                self.left_out = True
-            elif (place := known.get(_bare(stem))) is None:
+            if (place := known.get(_bare(stem))) is None:
                 unknown.append(next(iter(named.values())))
             else:
                 self._add(Module(named, *place, _scale(stem, named, self.checkpoint, noted)), shapes)
-        if unknown or not self._modules:
-            first = next(iter(unknown), next(iter(self.checkpoint.tensors), ""))
-            raise WeightsError("lora_names", path=path, count=len(unknown), first=first)
+        if unknown:
+            raise WeightsError("lora_names", path=path, count=len(unknown), first=unknown[0])
+        if not self._modules:
+            raise WeightsError("lora_only_text", path=path)
 
     @property
     def targets(self) -> frozenset[str]:
@@ -97,24 +101,34 @@ class OtherLoRA:
     def _with_pair(self, weight: torch.Tensor, file: TensorReader, module: Module, rows: slice) -> torch.Tensor:
         """A matrix (rows, in) with these rows of what is added, in one copy."""
         if "diff" in module.parts:
-            difference = file.read(module.parts["diff"]).float()
+            difference = self._read(file, module.parts["diff"])
             return torch.add(weight, _ordered(difference, module)[rows], alpha=self.strength)
-        down, up = (file.read(module.parts[part]).float().flatten(1) for part in ("down", "up"))  # (r, in), (out, r)
+        down, up = (self._read(file, module.parts[part]).flatten(1) for part in ("down", "up"))  # (r, in), (out, r)
         factor = self.strength * self._factor(file, module, len(down))
         return torch.addmm(weight, _ordered(up, module)[rows], down, alpha=factor)
 
     def _with_bias(self, bias: torch.Tensor, file: TensorReader, module: Module, rows: slice) -> torch.Tensor:
         if "diff_b" in module.parts:
-            difference = file.read(module.parts["diff_b"]).float()
+            difference = self._read(file, module.parts["diff_b"])
             return torch.add(bias, _ordered(difference, module)[rows], alpha=self.strength)
         factor = self._factor(file, module, self.checkpoint.tensors[module.parts["down"]].shape[0])
-        added = _ordered(file.read(module.parts["bias"]).float(), module)[rows]
+        added = _ordered(self._read(file, module.parts["bias"]), module)[rows]
         return torch.add(bias, added, alpha=self.strength * factor)
 
     def _factor(self, file: TensorReader, module: Module, rank: int) -> float:
         if module.scale is not None:
             return module.scale
-        return file.read(module.parts["alpha"]).float().item() / rank
+        alpha = file.number(module.parts["alpha"])
+        if not math.isfinite(alpha):
+            raise WeightsError("lora_not_finite", path=self.path, name=module.parts["alpha"])
+        return alpha / rank
+
+    def _read(self, file: TensorReader, name: str) -> torch.Tensor:
+        """A tensor in float32; raises `WeightsError` if a number in it is not finite, which would spread."""
+        tensor = file.read(name).float()
+        if not torch.isfinite(tensor).all():
+            raise WeightsError("lora_not_finite", path=self.path, name=name)
+        return tensor
 
     def _add(self, module: Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Notes which parameters the module touches; raises `WeightsError` if it does not have their shape."""
@@ -126,10 +140,13 @@ class OtherLoRA:
             fits = len(shape["diff"]) == 2 and shape["diff"][0] == sum(rows) and {shape["diff"][1]} == inputs
         elif {"down", "up"} <= shape.keys():
             down, up = shape["down"], shape["up"]
-            flat = all(math.prod(each[2:]) == 1 for each in (down, up)) and min(len(down), len(up)) >= 2
+            flat = all(0 not in each and math.prod(each[2:]) == 1 and len(each) >= 2 for each in (down, up))
             fits = flat and up[0] == sum(rows) and up[1] == down[0] and {down[1]} == inputs
         else:
             fits = shape.keys() <= {"diff_b"}
+        if math.prod(shape.get("alpha", ())) != 1:
+            raise WeightsError("lora_shape", path=self.path, name=module.parts["alpha"], given=list(shape["alpha"]),
+                               needed=[1])  # fmt: skip
         if not fits or any(math.prod(shape[part]) != sum(rows) for part in ("bias", "diff_b") if part in shape):
             name = next(iter(module.parts.values()))
             given, needed = list(tensors[name].shape), [sum(rows), max(inputs)]
@@ -176,11 +193,17 @@ def _ordered(rows: torch.Tensor, module: Module) -> torch.Tensor:
 
 
 def _noted(checkpoint: Checkpoint) -> dict[str, object]:
-    """PEFT's configuration in the file's notes; {} if there is none."""
+    """PEFT's configuration in the file's notes or beside it; {} if there is none."""
+    path = checkpoint.path
+    text: str | bytes = checkpoint.metadata.get(PEFT_NOTES, "{}")
+    if path.name == PEFT_FILE and PEFT_NOTES not in checkpoint.metadata and (path.parent / PEFT_CONFIG).is_file():
+        path = path.parent / PEFT_CONFIG
     try:
-        noted = json.loads(checkpoint.metadata.get(PEFT_NOTES, "{}"))
+        noted = json.loads(text if path == checkpoint.path else path.read_bytes())
+    except OSError as error:
+        raise WeightsError("file_unreadable", hint="check_permissions", path=path, reason=error.strerror) from None
     except (ValueError, RecursionError):
-        raise WeightsError("metadata_unreadable", hint="download_again", path=checkpoint.path) from None
+        raise WeightsError("metadata_unreadable", hint="download_again", path=path) from None
     values = noted.items() if isinstance(noted, dict) else ()
     return {str(name).removeprefix("transformer."): value for name, value in values}
 
@@ -194,7 +217,9 @@ def _scale(stem: str, parts: Mapping[str, str], checkpoint: Checkpoint, noted: M
     for pattern, value in (patterns if isinstance(patterns, dict) else {}).items():
         if re.fullmatch(rf"(.*\.)?{re.escape(pattern)}", _bare(stem)):
             alpha = value
-    if not isinstance(alpha, int | float) or "down" not in parts:
+    if alpha is None or "down" not in parts:
         return 1.0
+    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise WeightsError("metadata_unreadable", hint="download_again", path=checkpoint.path)
     rank = checkpoint.tensors[parts["down"]].shape[0]
     return alpha / (math.sqrt(rank) if noted.get("use_rslora") else rank)

@@ -21,6 +21,7 @@ DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
+WHOLE_NUMBERS = {"I64": torch.int64, "I32": torch.int32}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ALIGNMENT = 64  # bytes, of the first tensor in files that we write
 LONGEST_TEXT = 4096  # bytes of a text kept as a tensor
@@ -58,6 +59,13 @@ class TensorReader:
             raise WeightsError(
                 "quantization_unreadable", path=self.checkpoint.path, name=name, dtype=info.dtype
             ) from None
+
+    def number(self, name: str) -> float:
+        """A tensor of one number, whole or not; raises `WeightsError` as `read`."""
+        info = self.checkpoint.tensors[name]
+        if info.dtype in WHOLE_NUMBERS:
+            return float(self._bytes(info.offset, info.bytes).view(WHOLE_NUMBERS[info.dtype]).item())
+        return self.read(name).float().item()
 
     def text(self, name: str) -> str:
         """A tensor of bytes as the text that it holds; raises ValueError if it is long, or no text."""
