@@ -89,7 +89,7 @@ def test_a_missing_tensor_is_named_as_in_the_file(role, name, tmp_path):
         ("projector", "feature_embedder.top_projection.weight"),
         ("projector", "optimizer.step"),
         ("lora", "double_blocks.0.processor.qkv_lora3.down.weight"),
-        ("lora", "double_blocks.0.processor.qkv_lora1.alpha"),
+        ("lora", "double_blocks.0.processor.qkv_lora1.scale"),
     ],
 )
 def test_an_unknown_tensor_is_refused(role, name, tmp_path):
@@ -222,6 +222,27 @@ def test_the_lora_is_added_in_float32_and_rounded_once(flux):
     torch.testing.assert_close(ours, image.bfloat16(), rtol=0.01, atol=1e-6)
     ours = fused["transformer_blocks.1.attn.to_add_out.weight"]
     torch.testing.assert_close(ours, text.bfloat16(), rtol=0.01, atol=1e-6)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_alphas_scale_each_pair(whole, tmp_path):
+    """As converted files have them: alpha / rank for each pair, so here a half for one and nothing else."""
+    lora = load_file(LORA)
+    stem = "double_blocks.0.processor.proj_lora1"
+    rank = len(lora[f"{stem}.down.weight"])
+    kinds = torch.int64 if whole else torch.float32
+    alphas = {
+        name.replace(".down.weight", ".alpha"): torch.tensor(rank, dtype=kinds) for name in lora if "down" in name
+    }
+    same(transformer(FLUX, write(tmp_path / "all.safetensors", lora | alphas)), transformer(FLUX, LORA))
+    halved = lora | {f"{stem}.up.weight": lora[f"{stem}.up.weight"] / 2}
+    alphas[f"{stem}.alpha"] = torch.tensor(rank // 2, dtype=kinds)
+    same(transformer(FLUX, write(tmp_path / "one.safetensors", lora | alphas)),
+         transformer(FLUX, write(tmp_path / "halved.safetensors", halved)))  # fmt: skip
+    alphas[f"{stem}.alpha"] = torch.ones(2)
+    with pytest.raises(WeightsError) as failure:
+        transformer(FLUX, write(tmp_path / "two.safetensors", lora | alphas))
+    assert failure.value.key == "misfit"
 
 
 def narrowed(lora: Tensors) -> Tensors:

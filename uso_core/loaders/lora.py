@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from uso_core.catalog.files import Checkpoint, misfit
 from uso_core.loaders import keys
 from uso_core.loaders.tensors import TensorReader
 
+ALPHA = ".alpha"
+
 
 class LoRA:
-    """USO's LoRA by target matrix; its pairs are read when they are added, in float32."""
+    """USO's LoRA by target matrix; its pairs are read when they are added, in float32.
+
+    A pair counts by alpha / rank if the file holds an alpha for it, as programs that convert LoRAs write them.
+    """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint, self.path = checkpoint, checkpoint.path
@@ -19,7 +26,7 @@ class LoRA:
         ] = {}  # target -> name of the pair, which chunk of `up`, of how many
         self._shapes: dict[str, tuple[int, ...]] = {}  # target -> shape of what is added to it
         stems = dict.fromkeys(name.removesuffix(".weight").removesuffix(".down").removesuffix(".up")
-                              for name in checkpoint.tensors)  # fmt: skip
+                              .removesuffix(ALPHA) for name in checkpoint.tensors)  # fmt: skip
         rows = {stem: keys.row_of(stem, keys.LORA) for stem in stems}
         missing = [f"{stem}.{part}.weight" for stem in rows for part in ("down", "up")
                    if rows[stem] and f"{stem}.{part}.weight" not in checkpoint.tensors]  # fmt: skip
@@ -29,7 +36,9 @@ class LoRA:
         for stem, (row, values) in ((stem, found) for stem, found in rows.items() if found):
             down, up = (checkpoint.tensors[f"{stem}.{part}.weight"].shape for part in ("down", "up"))
             targets = row.target_names(values)
-            if len(down) != 2 or len(up) != 2 or up[1] != down[0] or up[0] % len(targets):
+            alpha = checkpoint.tensors.get(stem + ALPHA)
+            fits = alpha is None or math.prod(alpha.shape) == 1
+            if not fits or len(down) != 2 or len(up) != 2 or not up[1] == down[0] > 0 or up[0] % len(targets):
                 raise misfit(self.path, "fit_lora_format", [], [], [stem])
             for index, target in enumerate(targets):
                 self._pairs[target] = (stem, index, len(targets))
@@ -55,4 +64,5 @@ class LoRA:
         stem, index, count = self._pairs[target]
         with TensorReader(self.checkpoint) as file:
             down, up = (file.read(f"{stem}.{part}.weight").float() for part in ("down", "up"))  # (r, in), (out, r)
-        return torch.addmm(weight.float(), up.chunk(count)[index], down)
+            alpha = file.number(stem + ALPHA) if stem + ALPHA in self.checkpoint.tensors else len(down)
+        return torch.addmm(weight.float(), up.chunk(count)[index], down, alpha=alpha / len(down))
