@@ -246,6 +246,7 @@ def test_the_unread_end_of_a_prompt_is_quoted_once(command):
 def test_words_that_the_model_does_not_know_are_quoted(prompt, words, command):
     run = command("--prompt", prompt, *TINY)
     assert run.err.splitlines()[1:] == [str(message("unknown_words", words=words))]
+    assert words in run.err  # whatever the sentence says
 
 
 def test_the_same_request_gives_the_same_pixels_and_another_seed_others(command):

@@ -133,3 +133,20 @@ def test_a_value_is_quoted_as_data_and_never_at_length():
 def test_messages_are_values():
     assert message("stage_text") == Message("stage_text")
     assert len({message("stage_text"), message("stage_text"), message("stage_images")}) == 2
+
+
+def test_a_sentence_says_the_values_that_it_is_given():
+    """Two uses of one key would leave one of them without its values, in every language alike."""
+    calls = [
+        (node.args[0].value, {each.arg for each in node.keywords}, path.name)
+        for path in (ROOT / "uso_core").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "message"
+        and node.args and isinstance(node.args[0], ast.Constant)
+    ]  # fmt: skip
+    assert len(calls) > 50
+    for key, given, where in calls:
+        named = {name for _, name, _, _ in Formatter().parse(languages()["en"][key]) if name}
+        asked = {re.split(r"[.\[]", name)[0] for name in named}
+        assert not given or asked & given or None in given, (key, where)  # None: by **
+        assert asked <= given or None in given, (key, where)

@@ -26,7 +26,7 @@ def html(model: Model) -> str:
     if not known:
         return ""
     offered = "".join(f'<button type="button">{escape(word)}</button>' for word in OFFERED)
-    unknown, knows = escape(say("unknown_words")), escape(say("known_words"))
+    unknown, knows = escape(say("typed_unknown")), escape(say("known_words"))
     words = escape(" ".join(sorted(known)))
     return f'<p data-words="{words}"><span role="status" hidden>{unknown} <b></b></span> {knows} {offered}</p>'
 
