@@ -116,6 +116,15 @@ def test_an_entry_that_would_be_misread_is_refused(eval_file, entry, key, values
     assert values.items() <= caught.value.values.items()
 
 
+@pytest.mark.parametrize(("text", "key"), [("[]", "eval_empty"), ('"a"', "eval_no_list")])
+def test_an_eval_file_without_entries_is_refused(tmp_path, text, key):
+    path = tmp_path / "eval.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RequestError) as caught:
+        read_tasks(path)
+    assert caught.value.key == key
+
+
 def test_what_a_data_set_has_besides_is_named(eval_file, caplog):
     assert len(read_tasks(eval_file({"prompt": "a", "index": 5}, {"prompt": "b", "index": 6, "category": "x"}))) == 2
     assert [record.args[0].values["names"] for record in caplog.records] == ["category, index"]

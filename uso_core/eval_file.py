@@ -50,8 +50,10 @@ def read_tasks(path: Path) -> list[Task]:
     except OSError as error:
         raise RequestError("file_unreadable", path=path, reason=error.strerror) from None
     entries = parsed_json_lines(data, path)
-    if not isinstance(entries, list) or not entries:
+    if not isinstance(entries, list):
         raise RequestError("eval_no_list", hint="eval_format", path=path)
+    if not entries:
+        raise RequestError("eval_empty", hint="eval_format", path=path)
     others: set[str] = set()
     tasks = [_task(entry, index, path, others) for index, entry in enumerate(entries)]
     if others:
