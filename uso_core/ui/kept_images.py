@@ -16,8 +16,7 @@ def in_place(kind: type[Any], folder: Path) -> type[Any]:
     whole = folder.absolute()
 
     async def show(self: Any, source: str | Path | None) -> str | None:
-        path = Path(source or "").absolute()
-        if path.is_relative_to(whole):
+        if source and (path := Path(source).absolute()).is_relative_to(whole):
             return str(path)
         copied: str | None = await kind.async_move_resource_to_block_cache(self, source)
         return copied
