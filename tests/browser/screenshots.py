@@ -43,7 +43,7 @@ def main() -> None:
         _save(dark, folder / "grid.png")
         telephone = _open(browser, app, TELEPHONE, has_touch=True, is_mobile=True)
         _example(telephone, "10-layout")
-        _save(telephone, folder / "phone.png")
+        _save(telephone, folder / "phone.png", at_top=False)
         browser.close()
 
 
@@ -74,9 +74,10 @@ def _grid(page: Page) -> None:
     expect(page.locator("#status")).to_contain_text("is done")
 
 
-def _save(page: Page, path: Path) -> None:
+def _save(page: Page, path: Path, at_top: bool = True) -> None:
     """Writes what is seen, with few colours, which keeps it small."""
-    page.evaluate("scrollTo(0, 0)")
+    if at_top:
+        page.evaluate("scrollTo(0, 0)")
     page.wait_for_timeout(1000)  # until nothing moves
     page.screenshot(path=path, animations="disabled")
     with Image.open(path) as shot:
