@@ -66,6 +66,29 @@ def test_a_reload_finds_its_run_and_its_images_again(served: Served, page: Page)
     assert len(of_seed(served, 9102)) == 1  # once
 
 
+def test_a_reload_finds_its_grid_again(served: Served, page: Page) -> None:
+    little(page, 9107)
+    set_number(page, "Steps", 60)
+    prompt(page).fill("a {red|blue} boat on a lake")
+    press(page, "Comparison grid ▼")
+    page.get_by_label("Across", exact=True).click()
+    page.get_by_role("option", name="Guidance value", exact=True).click()
+    page.get_by_label("Values across", exact=True).fill("1..4")
+    press(page, "Make the grid")
+    expect(strip(page).first).to_be_visible()
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.reload()
+    expect(page.locator("body[data-script=ready]")).to_be_attached()
+    expect(image(page)).to_be_visible()
+    expect(status(page)).to_have_text(re.compile(r"^Cell \d of 4:"))  # it goes on, and is told
+    expect(strip(page)).to_have_count(10)  # two sheets, and each image
+    expect(status(page)).to_contain_text("The grid of 4 images is done")
+    assert len(of_seed(served, 9107)) == 8  # each once
+    assert image(page).evaluate("image => image.naturalWidth") > 256  # the last sheet, whole
+    strip(page).nth(5).click()  # the first one
+    eventually(lambda: shown(page).prompt == "a red boat on a lake")
+
+
 def test_a_page_that_is_left_for_good_ends_its_runs_in_the_end(served: Served, open_page: OpenPage) -> None:
     """Another tab is another page: it neither takes over nor shows what the first one runs."""
     page, other = open_page(served), open_page(served)

@@ -60,24 +60,26 @@ def engine() -> Iterator[Engine]:
     working.close()
 
 
-def begun(engine: Engine, sessions: Sessions, **options) -> Run:
-    """A run of the session "first", once its first step is reported."""
+def begun(engine: Engine, sessions: Sessions, **options) -> tuple[Run, Job]:
+    """A run of the session "first" and its job, once its first step is reported."""
 
     def keep(image: Image.Image, result: Result) -> Path:
         return Path(f"{result.seed}.png")
 
-    run = Run(engine.submit(MANY_STEPS), sessions, "first", keep, **options)
+    run = Run(sessions, "first", MANY_STEPS.prompt, **options)
+    job = engine.submit(MANY_STEPS)
+    run.start(run.follow(job, keep))
     next(update for update in run.updates() if update is not None and "of 8" in update.status["text"])
-    return run
+    return run, job
 
 
 def test_a_run_ends_some_time_after_its_page_is_left(engine):
     sessions = Sessions(GRACE)
     sessions.adopt("first", "page")
-    run = begun(engine, sessions)
+    run, job = begun(engine, sessions)
     sessions.leave("first")
-    assert run.job.wait(60)
-    assert run.job.cancelled
+    assert job.wait(60)
+    assert job.cancelled
     assert len(run.paths) < 8
     assert sessions.jobs("page") == []
 
@@ -85,15 +87,38 @@ def test_a_run_ends_some_time_after_its_page_is_left(engine):
 def test_a_page_that_is_loaded_again_in_time_sees_its_run_to_the_end(engine):
     sessions = Sessions(GRACE)
     sessions.adopt("first", "page")
-    run = begun(engine, sessions)
+    run, job = begun(engine, sessions)
     sessions.adopt("second", "page")  # often before the browser's old session is noticed to be gone
     sessions.leave("first")
     time.sleep(3 * GRACE)
-    assert sessions.jobs("second") == [run.job]
-    assert not run.job.cancelled
+    assert sessions.jobs("second") == [job]
+    assert not job.cancelled
     assert [update for update in run.updates() if update is not None][-1].status["text"].startswith("Done in")
     assert [path.stem for path in run.paths] == [str(MANY_STEPS.seed + place) for place in range(8)]
     assert run.seen
+
+
+def test_a_run_that_is_ended_before_its_job_begins_makes_nothing(engine):
+    run = Run(Sessions(), "page", "")
+    run.end()
+    job = engine.submit(MANY_STEPS)
+    run.start(run.follow(job, lambda *_: Path()))
+    assert job.wait(60)
+    assert job.cancelled
+    assert run.paths == []
+
+
+@pytest.mark.parametrize("lasting", [True, False])
+def test_a_job_that_comes_after_the_end_of_its_session_ends_with_it(engine, lasting):
+    """A click that is dealt with after the page is gone, or the next cell of a private grid."""
+    sessions = Sessions(1000.0)
+    sessions.adopt("first", "page")
+    sessions.leave("first")
+    job = engine.submit(MANY_STEPS)
+    sessions.add("first", job, lasting)
+    assert job.cancelled is not lasting
+    job.cancel()
+    assert job.wait(60)
 
 
 @pytest.mark.parametrize("adopted", [True, False])
@@ -101,12 +126,12 @@ def test_what_keeps_nothing_ends_with_its_session(engine, adopted):
     sessions = Sessions(1000.0)
     if adopted:
         sessions.adopt("first", "page")
-    run = begun(engine, sessions, lasting=False)
+    run, job = begun(engine, sessions, lasting=False)
     if adopted:
         sessions.adopt("second", "page")
     sessions.leave("first")
-    assert run.job.cancelled
-    assert run.job.wait(60)
+    assert job.cancelled
+    assert job.wait(60)
 
 
 def test_a_choice_outlives_the_session_that_made_it_but_not_the_page():

@@ -5,25 +5,23 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from uso_core.errors import RequestError, UsoError
-from uso_core.request import GenerationRequest, Result
+from uso_core.request import GenerationRequest
 from uso_core.runtime.engine import Job
 from uso_core.ui import examples, form_memory, grid_panel, lora_rows, presets
 from uso_core.ui.card_grid import chosen
 from uso_core.ui.event_options import QUIET
-from uso_core.ui.form import Form, Status, Updates, build_form, request_of
+from uso_core.ui.form import Form, Updates, build_form, request_of
 from uso_core.ui.inputs import refusal
 from uso_core.ui.language import say, tell
 from uso_core.ui.results import Results, build_results
 from uso_core.ui.run import Run
 from uso_core.ui.services import Services, Stores
+from uso_core.ui.watch import keeper, watch
 from uso_core.wildcards import expand
 
 SECRET = re.compile("[0-9a-f]{32}")
@@ -82,33 +80,28 @@ def _handler(form: Form, results: Results, services: Services) -> Callable[..., 
 
     def run(given: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
         session = request.session_hash or ""
-        page, stores, visitor = services.sessions.page(session), services.stores(request), services.visitor(request)
+        page, visitor = services.sessions.page(session), services.visitor(request)
         services.sessions.look(session, None)
         private = bool(given[form.private])
-        store = partial(services.passing.add, session) if private else stores.history.add
-
-        def keep(image: Image.Image, result: Result) -> Path:
-            path = store(image, result)
-            services.runs.made(page, str(path))
-            return path
-
-        picture = next((path for field in form.slots if (path := given[field])), None)
+        keep = keeper(services, request, private)
+        picture = form.picture(given)
         runs: list[Run] = []
         try:
-            requests = _requests(form.values(given), services, stores)
+            requests = _requests(form.values(given), services, services.stores(request))
             services.engine.check(*requests)  # together, before the first begins
             for each in requests:
                 job = services.engine.submit(each, True, visitor)
-                runs.append(Run(job, services.sessions, session, keep, not private, picture))
+                runs.append(Run(services.sessions, session, each.prompt, not private, picture))
                 services.runs.add(page, runs[-1])
+                runs[-1].start(runs[-1].follow(job, keep))
         except UsoError as error:
             for begun in runs:
-                begun.job.cancel()
+                begun.end()
             yield {
                 form.status: {"text": tell(error.told), "percent": 0, "running": bool(services.sessions.jobs(session))}
             }
             raise refusal(error) from None
-        yield from _watch(runs, given[results.selected], session, form, results, services)
+        yield from watch(runs, given[results.selected], session, form, results, services)
 
     return run
 
@@ -128,52 +121,9 @@ def _resume(form: Form, results: Results, services: Services) -> Callable[..., I
         if last is not None:
             yield {**results.showing(last), **results.shelf(made)}
         if runs:
-            yield from _watch(runs, last, session, form, results, services)
+            yield from watch(runs, last, session, form, results, services)
 
     return resume
-
-
-def _watch(
-    runs: Sequence[Run], before: str | None, session: str, form: Form, results: Results, services: Services
-) -> Iterator[Updates]:  # fmt: skip
-    """What the page shows of its runs, one after the other; afterwards raises what the first that failed raised."""
-    page, queued = services.sessions.page(session), ""
-    preview, failure = False, None  # whether a preview is shown
-    for run in runs:
-        status: Status = {"text": "", "percent": 0}
-        shelved = 0
-        try:
-            for update in run.updates():
-                shown: Updates = {}
-                looking = services.sessions.looking(session)
-                if update is not None:
-                    status = update.status
-                    shown[form.status] = {**status, "running": True}
-                if (now := results.queued(services.runs.active(page))) != queued:
-                    shown[results.queue] = queued = now
-                if len(run.paths) > shelved:
-                    shelved, before = len(run.paths), str(run.paths[-1])
-                    shown |= results.shelf(services.runs.made(page))
-                    if not looking:
-                        shown |= results.showing(before)
-                        preview = False
-                elif update is not None and update.preview is not None and not looking:
-                    shown[results.image] = services.passing.preview(session, update.preview)
-                    preview = True
-                elif looking and preview:  # which may have reached the page after the choice
-                    shown[results.image], preview = looking, False
-                if shown:
-                    yield shown
-        except UsoError as error:
-            failure = failure or error
-            status = {"text": tell(error.told), "percent": 0}
-        shown = {form.status: {**status, "running": bool(services.sessions.jobs(session))}}
-        if preview and not services.sessions.looking(session):  # the last words stay; what was only a preview does not
-            shown[results.image] = before
-        yield shown
-    yield {results.queue: results.queued(services.runs.active(page))}
-    if failure is not None:
-        raise refusal(failure) from None
 
 
 def _requests(values: dict[str, Any], services: Services, stores: Stores) -> list[GenerationRequest]:
@@ -202,14 +152,17 @@ def _wire_buttons(page: gr.Blocks, services: Services, form: Form, results: Resu
     def jobs_of(request: gr.Request) -> list[Job]:
         return services.sessions.jobs(request.session_hash or "")
 
-    def said(jobs: list[Job]) -> Any:
-        return gr.skip() if jobs else {"text": say("nothing_to_stop"), "percent": 0}
+    def runs_of(request: gr.Request) -> list[Run]:
+        return services.runs.active(services.sessions.page(request.session_hash or ""))
+
+    def said(going_on: Sequence[Job | Run]) -> Any:
+        return gr.skip() if going_on else {"text": say("nothing_to_stop"), "percent": 0}
 
     def end(request: gr.Request) -> Any:
-        jobs = jobs_of(request)
-        for job in jobs:
-            job.cancel()
-        return said(jobs)
+        runs = runs_of(request)
+        for run in runs:
+            run.end()
+        return said(runs)
 
     def next_image(request: gr.Request) -> Any:
         jobs = jobs_of(request)
@@ -218,9 +171,9 @@ def _wire_buttons(page: gr.Blocks, services: Services, form: Form, results: Resu
         return said(jobs)
 
     def end_one(request: gr.Request, event: gr.EventData) -> None:
-        for run in services.runs.active(services.sessions.page(request.session_hash or "")):
+        for run in runs_of(request):
             if run.key == chosen(event):
-                run.job.cancel()
+                run.end()
 
     def leave(request: gr.Request) -> None:
         services.sessions.leave(request.session_hash or "")

@@ -93,6 +93,10 @@ class Form:
         """The slots for images, content first."""
         return [self.fields["content"], *self.style_slots]
 
+    def picture(self, given: Updates) -> str | None:
+        """The path of an image that stands for what is asked for."""
+        return next((path for slot in self.slots if (path := given[slot])), None)
+
     def free_style(self, given: Updates) -> Any:
         """The first empty style slot, or the first if all are full, by an event's values."""
         return next((slot for slot in self.style_slots if not given[slot]), self.style_slots[0])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+import secrets
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -20,12 +22,15 @@ from uso_core.ui.form import Form, Status, Updates
 from uso_core.ui.inputs import refusal
 from uso_core.ui.language import label, say, tell
 from uso_core.ui.results import Results
-from uso_core.ui.run import follow
+from uso_core.ui.run import Keep, Run, Update
 from uso_core.ui.services import Services
-from uso_core.ui.temporary_files import passing_path
+from uso_core.ui.temporary_files import PREVIEW_SECONDS, passing_path
+from uso_core.ui.watch import keeper, watch
 from uso_core.wildcards import expand
 
 Asked = Callable[[dict[str, Any], gr.Request], GenerationRequest]
+_Updates = Generator[Update | None]
+_Ended = Generator[Update | None, None, bool]
 FIRST, FIRST_VALUES = "style_strength", "0, 0.5, 1, 1.5"
 
 
@@ -65,8 +70,8 @@ def wire(panel: Panel, form: Form, results: Results, services: Services, asked: 
 
     def run(given: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
         session = request.session_hash or ""
-        page = services.sessions.page(session)
         services.sessions.look(session, None)
+        private = bool(given[form.private])
         try:
             base = asked(form.values(given), request)
             across = read_axis(given[panel.across], given[panel.across_values] or "", base.styles)
@@ -74,75 +79,90 @@ def wire(panel: Panel, form: Form, results: Results, services: Services, asked: 
             down = read_axis(given[panel.down], values, base.styles) if given[panel.down] else None
             seeded = base.with_seed()
             grids = [cells(replace(seeded, prompt=each), across, down) for each in expand(base.prompt)]
-            visitor = services.visitor(request)
             services.engine.check(*(cell for rows in grids for row in rows for cell in row))
-            keep = (
-                partial(services.passing.add, session) if given[form.private] else services.stores(request).history.add
-            )
-            for rows in grids:
-                if not (yield from _made(rows, across, down, keep, visitor, session, page)):
-                    return
         except UsoError as error:
             yield {form.status: {"text": tell(error.told), "percent": 0}}
             raise refusal(error) from None
-
-    def _made(
-        rows: list[list[GenerationRequest]],
-        across: Axis,
-        down: Axis | None,
-        keep: Any,
-        visitor: str,
-        session: str,
-        page: str,
-    ) -> Generator[Updates, None, bool]:
-        """Makes one grid; returns whether it was left to end."""
-        done: dict[tuple[int, int], Image.Image] = {}
-        first: Result | None = None
-        count, wide = len(rows) * len(rows[0]), len(rows[0])
-        for place, cell in enumerate(cell for row in rows for cell in row):
-            taken: list[Image.Image] = []
-
-            def keep_it(image: Image.Image, result: Result, taken: list[Image.Image] = taken) -> Any:
-                taken.append(image)
-                path = keep(image, result)
-                services.runs.made(page, str(path))
-                return path
-
-            job = services.engine.submit(cell, False, visitor)
-            for update in follow(job, services.sessions, session, keep_it):
-                if update is None:
-                    continue
-                status = _status(update.status, place, count)
-                shown: Updates = {form.status: {**status, "running": True}}
-                if update.path is not None and update.result is not None:
-                    first = first or update.result
-                    done[divmod(place, wide)] = taken[-1]
-                    contact = _saved(sheet(done, across, down), first, session)
-                    if len(done) == count:
-                        services.runs.made(page, contact)
-                    shown |= results.shelf(services.runs.made(page))
-                    if not services.sessions.looking(session):
-                        shown |= results.showing(contact)
-                yield shown
-            if job.cancelled and divmod(place, wide) not in done:
-                yield {form.status: {"text": say("stopped"), "percent": 0}}
-                return False
-        if first is not None:
-            yield {form.status: {"text": say("grid_done", count=len(done)), "percent": 100}}
-        return True
-
-    def _saved(contact: Image.Image, first: Result, session: str) -> str:
-        path = save_image(contact, first, passing_path("grid.png"), beside=False)
-        services.passing.own(session, path)
-        return str(path)
+        page, visitor = services.sessions.page(session), services.visitor(request)
+        begun = Run(services.sessions, session, base.prompt, not private, form.picture(given))
+        services.runs.add(page, begun)
+        made = _Made(begun, services, page, session, visitor, keeper(services, request, private), private)
+        begun.start(made.grids(grids, across, down))
+        yield from watch([begun], given[results.selected], session, form, results, services)
 
     for name, values in ((panel.across, panel.across_values), (panel.down, panel.down_values)):
         name.input(_fitting, [name, values], values, **QUIET)
     panel.start.click(
-        run, {form.private, *panel.fields, *form.components},
-        [results.image, form.status, results.selected, results.strip, results.archive], api_visibility="private",
+        run, {form.private, results.selected, *panel.fields, *form.components},
+        [results.image, form.status, results.selected, results.strip, results.archive, results.queue],
+        api_visibility="private",
         concurrency_limit=None, show_progress="hidden",
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Makes grids, cell by cell: each cell is kept as an image of its own, the contact sheet as long as the page is."""
+
+    run: Run
+    services: Services
+    page: str
+    session: str
+    visitor: str
+    keep: Keep
+    private: bool
+
+    def grids(self, grids: Sequence[list[list[GenerationRequest]]], across: Axis, down: Axis | None) -> _Updates:
+        for rows in grids:
+            if not (yield from self._grid(rows, across, down)):
+                return
+
+    def _grid(self, rows: list[list[GenerationRequest]], across: Axis, down: Axis | None) -> _Ended:
+        """Returns whether the grid was left to end."""
+        done: dict[tuple[int, int], Image.Image] = {}
+        first: Result | None = None
+        shown: Path | None = None  # the latest sheet
+        count, wide = len(rows) * len(rows[0]), len(rows[0])
+        for place, cell in enumerate(chain.from_iterable(rows)):
+            row, column = divmod(place, wide)
+
+            def keep(image: Image.Image, result: Result, at: tuple[int, int] = (row, column)) -> Path:
+                done[at] = image
+                return self.keep(image, result)
+
+            job = self.services.engine.submit(cell, False, self.visitor)
+            for update in self.run.follow(job, keep):
+                if update is None:
+                    yield None
+                    continue
+                status = _status(update.status, place, count)
+                if update.result is None:
+                    yield Update(status)
+                    continue
+                first = first or update.result
+                self._let_go(shown)
+                shown = self._saved(sheet(done, across, down), first)
+                if len(done) == count:
+                    self.services.runs.made(self.page, str(shown))
+                yield Update(status, path=shown, result=update.result)
+            if job.cancelled and (row, column) not in done:
+                yield Update({"text": say("stopped"), "percent": 0})
+                return False
+        yield Update({"text": say("grid_done", count=len(done)), "percent": 100})
+        return True
+
+    def _saved(self, contact: Image.Image, first: Result) -> Path:
+        name = f"grid-{first.seed}-{secrets.token_hex(4)}.png"  # two sheets of one session may have one seed
+        path = save_image(contact, first, passing_path(name), beside=False)
+        if self.private:
+            self.services.passing.own(self.session, path)
+        return path
+
+    def _let_go(self, shown: Path | None) -> None:
+        """Deletes a sheet that lacks cells, soon after the next has come."""
+        if shown is not None:
+            self.services.passing.own(self.run.key, shown)
+            self.services.passing.forget(self.run.key, after_seconds=PREVIEW_SECONDS)
 
 
 def _fitting(name: str, values: str) -> Any:

@@ -66,7 +66,7 @@ class Results:
         if len(runs) < 2:
             return ""
         cards = [
-            Card(run.key, run.job.request.prompt or say("no_prompt"), say("end_run"),
+            Card(run.key, run.prompt or say("no_prompt"), say("end_run"),
                  (file_address(Path(run.picture)),) if run.picture else ())
             for run in runs
         ]  # fmt: skip

@@ -6,7 +6,7 @@ import logging
 import secrets
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 60.0  # for which a page's runs go on without it: it is loaded again, or the connection is lost
 MOST_PAGES, MOST_MADE = 1000, 200  # pages remembered, and images of each
+MOST_LEFT = 1000  # sessions remembered after their end
 PATIENCE = 0.5  # seconds between checks whether the browser is still there
 INTERVAL = 0.1  # minimum seconds between two updates: the browser would fall behind
 
@@ -55,6 +56,7 @@ class Sessions:
         self._looking: dict[str, str] = {}  # the image that a page's user has chosen
         self._pages: dict[str, str] = {}  # by session; other sessions are pages of their own
         self._left: dict[str, float] = {}  # when, by a monotonic clock
+        self._over: deque[str] = deque(maxlen=MOST_LEFT)  # sessions that have ended
         self._grace = grace_seconds
         self._lock = threading.Lock()
 
@@ -73,6 +75,7 @@ class Sessions:
         """Ends a session, and the jobs that end with it. Its page may be loaded again within the grace period."""
         with self._lock:
             page = self._pages.pop(session, session)
+            self._over.append(session)
             if page not in self._pages.values():  # else it was loaded again before the old session was missed
                 self._looking.pop(page, None)
                 now = time.monotonic()
@@ -93,11 +96,12 @@ class Sessions:
         """Counts a job among those of the session's page. One that is not `lasting` ends with the session."""
         page = self.page(session)
         with self._lock:
-            jobs = self._jobs.setdefault(page, [])
-            if job not in jobs:
-                jobs.append(job)
-                if not lasting:
-                    self._brief[job] = session
+            self._jobs.setdefault(page, []).append(job)
+            if not lasting:
+                self._brief[job] = session
+            late = not lasting and session in self._over
+        if late:
+            job.cancel()
 
     def remove(self, job: Job) -> None:
         with self._lock:
@@ -129,27 +133,46 @@ class Sessions:
 
 
 class Run:
-    """A job of a page, followed in a thread of its own: what it makes is kept, whether or not the page is there to see.
+    """What a page has asked for, in a thread of its own: what is made is kept, whether or not the page is there to see.
 
-    `picture` is the path of an image that stands for it, `paths` are those of the images made so far. One that is not
-    `lasting` ends with the session that began it.
+    `prompt`, and `picture`, the path of an image, stand for it; `paths` are what it has shown so far. One that is not
+    `lasting` ends with the session that began it. It begins with `start`, whose updates come from `follow`.
     """
 
     def __init__(
-        self, job: Job, sessions: Sessions, session: str, keep: Keep, lasting: bool = True, picture: str | None = None
+        self, sessions: Sessions, session: str, prompt: str, lasting: bool = True, picture: str | None = None
     ) -> None:
-        self.key, self.job, self.picture = secrets.token_hex(8), job, picture
+        self.key, self.prompt, self.picture = secrets.token_hex(8), prompt, picture
         self.paths: list[Path] = []
         self.error: UsoError | None = None
-        self._page, self._sessions = sessions.page(session), sessions
+        self._sessions, self._page, self._lasting = sessions, sessions.page(session), lasting
+        self._owner = self._page if lasting else session  # the session may be over before the next job comes
+        self._job: Job | None = None
         self._latest: Update | None = None
         self._told = 0  # how often there was news
-        self._ended = self.seen = False  # seen: that it has ended, by the page
+        self._ending = self._ended = self.seen = False  # seen: that it has ended, by the page
         self._news = threading.Condition()
-        sessions.add(session, job, lasting)
-        updates = follow(job, sessions, session, keep)
+
+    def start(self, updates: Generator[Update | None]) -> None:
+        """Begins to follow."""
         context = copy_context()  # whose language its texts are in
-        threading.Thread(target=context.run, args=(self._follow, updates), name=f"run-{self.key}", daemon=True).start()
+        threading.Thread(target=context.run, args=(self._run, updates), name=f"run-{self.key}", daemon=True).start()
+
+    def follow(self, job: Job, keep: Keep) -> Generator[Update | None]:
+        """The updates of one of its jobs, as the function of this name; after `end` there is only the job's end."""
+        with self._news:
+            self._job = job
+            late = self._ending
+        if late:
+            job.cancel()
+        return follow(job, self._sessions, self._owner, keep, self._lasting)
+
+    def end(self) -> None:
+        """Ends the job that is followed, and those that would come."""
+        with self._news:
+            self._ending, job = True, self._job
+        if job is not None:
+            job.cancel()
 
     @property
     def ended(self) -> bool:
@@ -172,7 +195,7 @@ class Run:
                     raise self.error
                 return
 
-    def _follow(self, updates: Generator[Update | None]) -> None:
+    def _run(self, updates: Generator[Update | None]) -> None:
         try:
             for update in updates:
                 if self._sessions.absent(self._page):
@@ -231,13 +254,19 @@ class Runs:
         return [run for run in self.unseen(page) if not run.ended]
 
 
-def follow(job: Job, sessions: Sessions, session: str, keep: Keep) -> Generator[Update | None]:
+def follow(
+    job: Job, sessions: Sessions, session: str, keep: Keep, lasting: bool = False
+) -> Generator[Update | None]:  # fmt: skip
     """The updates of a job while it runs, None if nothing is new; raises the `UsoError` it failed with.
 
-    Stopping the iteration, or closing the page, ends the job. A page has one status line for all its jobs: while one of
-    them runs, those that wait show nothing.
+    Stopping the iteration ends the job; so does the end of the session, unless it is `lasting`. A page has one status
+    line for all its jobs: while one of them runs, those that wait show nothing.
     """
-    sessions.add(session, job)
+    sessions.add(session, job, lasting)
+    return _updates(job, sessions, session, keep)
+
+
+def _updates(job: Job, sessions: Sessions, session: str, keep: Keep) -> Generator[Update | None]:
     told = 0.0
     try:
         for event in job.events(PATIENCE):

@@ -52,8 +52,12 @@ class PassingImages:
         self._lock = threading.Lock()
 
     def add(self, owner: str, image: Image.Image, result: Result) -> Path:
-        """Writes the PNG with its request inside, and nothing else; raises `OutputError` if it cannot be written."""
-        path = save_image(image, result, passing_path(f"private-{result.seed}.png"), beside=False)
+        """Writes the PNG with its request inside, and nothing else; raises `OutputError` if it cannot be written.
+
+        Of two images with one seed, too, the name tells which is meant.
+        """
+        name = f"private-{result.seed}-{secrets.token_hex(4)}.png"
+        path = save_image(image, result, passing_path(name), beside=False)
         self.own(owner, path)
         return path
 
