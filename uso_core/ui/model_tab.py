@@ -120,7 +120,7 @@ def _lay_out(services: Services) -> Panel:
         elem_id="model-choice",
     )  # fmt: skip
     files = gr.HTML(elem_id="model-files")
-    use = gr.Button(label("use_model"), variant="primary", visible=settings.may_switch)
+    use = gr.Button(label("use_model"), visible=settings.may_switch)
     command = gr.Code(
         label=label("command"), language="shell", interactive=False, lines=1,
         show_line_numbers=False, wrap_lines=True, visible=False, buttons=["copy"], elem_id="model-command",

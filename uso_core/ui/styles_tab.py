@@ -31,14 +31,15 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
         with gr.Column(scale=2, min_width=280):
             gr.Markdown(label("styles_intro"))
             name = gr.Textbox(label=label("style_name"), placeholder=label("style_name_hint"), max_lines=1)
-            save = gr.Button(label("save_style"), variant="primary")
+            with gr.Row(elem_classes="one-line"):
+                save = gr.Button(label("save_style"), size="sm", min_width=110)
+                take_in = gr.UploadButton(label("import_style"), file_types=[".safetensors"], size="sm", min_width=110)
             status = status_line("styles-status", "")
-            take_in = gr.UploadButton(label("import_style"), file_types=[".safetensors"], size="sm")
         with gr.Column(scale=3, min_width=280):
             shown = cards("style-cards", label("tab_styles"))
             with gr.Row(elem_classes="one-line"):
                 called = gr.Textbox(label=label("chosen_style"), max_lines=1, scale=3, min_width=160)
-                use = gr.Button(label("use_in_slot"), variant="primary", min_width=110, interactive=False)
+                use = gr.Button(label("use_in_slot"), min_width=110, interactive=False)
             with gr.Row(elem_classes="one-line"):
                 rename = gr.Button(label("rename"), size="sm", min_width=80, interactive=False)
                 export = gr.DownloadButton(label("export_style"), size="sm", min_width=80, interactive=False)
