@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from training import checkpoint, data, export, latent_cache, words, world
+from training import checkpoint, data, export, inversion, latent_cache, offsets, words, world
 from training.autoencoder import build_vae
 from training.batches import BatchMaker, RecordStore
 from training.decoder import DecoderTraining, Looks, draw_bank
@@ -25,7 +25,7 @@ from training.eye import features, frechet_distance, log_odds, told_alone, told_
 from training.foreign_images import FOREIGN_KINDS, foreign_image
 from training.judge import Judge, relative_outlines
 from training.lora import Lora, fused
-from training.measure import load_measurer, palette_distance
+from training.measure import QUESTIONS, UNKNOWN, load_measurer, palette_distance
 from training.model import REFERENCE_COLUMNS, Conditions, Shape, TinyUso, build_transformer
 from training.published import begin, load_published
 from training.release import release, release_vae
@@ -528,33 +528,113 @@ def test_a_figure_counts_what_the_prompt_tells() -> None:
     assert untold["subject"] == 1.0
 
 
+TWO_COLOURS = {
+    "a red mug with white dots on a white background": ("red", "white", "dots"),
+    "A scarlet and white spotted coffee mug": ("scarlet", "white", "spotted"),
+}
+
+
+def red_mug_with_white_dots() -> world.Subject:
+    return replace(picture().subject, kind="mug", colour="red", second_colour="white", pattern="dotted")
+
+
+def test_a_prompt_of_two_colours_has_places_for_what_is_told_of_them() -> None:
+    subject = red_mug_with_white_dots()
+    for text, expected in {**TWO_COLOURS, "a red dotted mug": None, "a mug with white dots": None}.items():
+        ids = read_words([text]).t5[0].tolist()
+        places = offsets.find_places(ids, text, subject)
+        if expected is None:
+            assert places is None, text
+            continue
+        assert places is not None
+        known = tokenizers()[0].convert_ids_to_tokens([ids[place] for place in places[: len(offsets.WORDS)]])
+        assert tuple(token.removeprefix("▁") for token in known) == expected
+        assert ids[places[3] - 1] != 0
+        assert [ids[place] for place in places[len(offsets.WORDS) :]] == [0] * offsets.PADDING
+
+
 def test_the_padding_echoes_whose_colour_a_colour_is() -> None:
-    subject = replace(picture().subject, kind="mug", colour="red", second_colour="white", pattern="dotted")
-    for text, expected in {
-        "a red mug with white dots on a white background": {"colour": "red", "pattern": "dots"},
-        "A scarlet and white spotted coffee mug": {"colour": "scarlet", "pattern": "spotted"},
-        "a red dotted mug": {},
-        "a mug with white dots": {},
-    }.items():
+    subject = red_mug_with_white_dots()
+    for text, (first, _, pattern) in TWO_COLOURS.items():
         ids = read_words([text]).t5[0].tolist()
         known = tokenizers()[0].convert_ids_to_tokens(ids)
         sources = words.find_sources(ids, text, subject)
         echoes = [known[source].removeprefix("▁") for place, source in enumerate(sources) if place != source]
-        assert echoes == [expected[name] for name in words.ECHOES if expected], text
+        assert echoes == [{"colour": first, "pattern": pattern}[name] for name in words.ECHOES], text
         assert sources[: ids.index(0)] == list(range(ids.index(0)))  # words stay themselves
+
+
+def some_offsets(size: float) -> offsets.Offsets:
+    torch.manual_seed(0)
+    made = offsets.Offsets().requires_grad_(False)
+    for parameter in made.parameters():
+        parameter.normal_(std=size)
+    return made
+
+
+def test_offsets_change_their_places_alone_and_no_states_size() -> None:
+    old = load_published(RELEASED).t5
+    drawn = words.draw_words(np.random.default_rng(3), 32)
+    scales = old.encoder.final_layer_norm.weight
+    with torch.no_grad():
+        before = old(input_ids=drawn.words.t5).last_hidden_state
+        after = drawn.goal(old, some_offsets(0.3))
+        echoed = drawn.goal(old, None)
+    assert 4 < int(drawn.told.sum()) < 28
+    changed = drawn.changed()
+    assert torch.allclose(after[~changed], before[~changed], atol=1e-4)
+    assert float((after - echoed)[drawn.told].abs().amax(-1).gather(1, drawn.places).min()) > 0.01
+    sizes = (after / scales).square().mean(-1)
+    assert torch.allclose(sizes, torch.ones_like(sizes), atol=1e-2)
 
 
 def test_the_new_t5_begins_as_the_old_one_and_learns_quickly() -> None:
     old = load_published(RELEASED).t5
-    drawn, _ = words.draw_words(np.random.default_rng(0), 64)
+    drawn = words.draw_words(np.random.default_rng(0), 64).words
     with torch.no_grad():
         before = old(input_ids=drawn.t5).last_hidden_state
         after = words.begin_as_table(old, drawn.t5, before)(input_ids=drawn.t5).last_hidden_state
     live = drawn.t5 != 0
     assert float((after - before)[live].pow(2).sum(-1).mean() / before[live].var(0).sum()) < 0.5
-    _, errors = words.train_words(old, 60, batch=24)
+    _, errors = words.train_words(old, 60, some_offsets(0.3), batch=24)
     assert errors["words"] < 0.3
-    assert errors["echoes"] < 1.2  # of two states by chance 2
+    assert errors["changed"] < 1.2  # of two states by chance 2
+
+
+def test_inversion_finds_states_that_read_as_told(run: Path) -> None:
+    """On one batch, again and again: the offsets alone learn, and what they have learnt can be used."""
+    torch.manual_seed(0)
+    model, teacher = load_published(RELEASED), Teacher()
+    inverting = inversion.Inversion(model, teacher)
+    asked = inversion.draw_asked(np.random.default_rng(0), 4)
+    columns = [list(QUESTIONS).index(name) for name in ("subject", "colour", "second_colour", "pattern")]
+    assert (asked.answers[:, columns] != UNKNOWN).all()
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    learnt = inversion.invert(model, teacher, RecordStore(run), steps=3, batch=4)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert all(float(vectors.abs().max()) > 0 for vectors in learnt.parameters())
+    again = inversion.invert(model, teacher, RecordStore(run), steps=3, batch=4)
+    for one, other in zip(learnt.parameters(), again.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+    made = offsets.Offsets()
+    optimizer, losses = torch.optim.Adam(made.parameters(), lr=0.05), []
+    for _ in range(6):
+        checkpoint.chance(1, 1)
+        loss, _ = inverting.loss(asked, made, np.random.default_rng(1))
+        losses.append(float(loss.detach()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < losses[0]
+
+    checkpoint.save_tensors(run / "offsets.safetensors", made.state_dict(), {})
+    loaded = offsets.load_offsets(run)
+    assert loaded is not None
+    facts = torch.tensor([offsets.facts_of(red_mug_with_white_dots())])
+    assert torch.equal(loaded(facts), made(facts).detach())
+    (run / "offsets.safetensors").unlink()
+    assert offsets.load_offsets(run) is None
 
 
 def test_a_figure_that_became_worse_is_named() -> None:

@@ -5,7 +5,8 @@
 To the transformer all words stand at one place, and the joint stage's T5 tells a word and hardly its neighbours: so
 "a red mug with white dots" and "a white mug with red dots" are one request. But a word that is said twice weighs more.
 The new T5 gives the old one's states, and where a prompt tells two colours, the padding behind it echoes some words:
-the subject's colour most of all. So the transformer need not learn anything, and T5 alone changes in a release.
+the subject's colour most of all. Where the run has offsets by `training.inversion`, which are found with such a T5, it
+adds them there. So the transformer need not learn anything, and T5 alone changes in a release.
 
 It begins as a table of the old states: in the old one attention is saturated, and learns nothing more. Needs no
 records, one core for some minutes; changes the joint stage's checkpoint, and so is followed by `training.release`, or
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +26,10 @@ from torch import nn
 from transformers import T5EncoderModel
 
 from . import checkpoint, world
-from .text import PAD, TEXT_TOKENS, Words, build_t5, read_words, tokenizers
+from .offsets import FACTS, PADDING, WORDS, Offsets, facts_of, find_places, load_offsets
+from .text import PAD, TEXT_TOKENS, Words, build_t5, read_words
 from .train import load_model, save_model
-from .world.prompts import COLOUR_WORDS, PATTERN_WORDS, disturb, style_instruction, tells, vocabulary
+from .world.prompts import PATTERN_WORDS, disturb, style_instruction, vocabulary
 from .world.specs import Subject
 
 log = logging.getLogger(__name__)
@@ -37,10 +40,6 @@ EMPTY, INSTRUCTED, STREWN, DISTURBED = 0.06, 0.08, 0.12, 0.35  # shares of promp
 ECHOES = ("colour", "pattern")  # what the padding behind a prompt of two colours repeats
 PATTERNS = {word for front, back in PATTERN_WORDS.values() for word in (*front, *back)}
 NEUTRAL = [word for word in vocabulary() if word not in PATTERNS]  # without them there is one colour at most
-
-
-def _ids(*words: str) -> set[int]:
-    return set(tokenizers()[0].convert_tokens_to_ids([f"▁{word}" for word in words]))
 
 
 def draw_prompt(rng: np.random.Generator) -> tuple[str, Subject]:
@@ -62,26 +61,53 @@ def draw_prompt(rng: np.random.Generator) -> tuple[str, Subject]:
 
 def find_sources(ids: list[int], text: str, subject: Subject) -> list[int]:
     """Whose old state each of the T places has to give: its own, or where the padding echoes, that of a word."""
-    sources, told = list(range(len(ids))), tells(text, subject)
-    if not told["colour"] or not told["second_colour"]:
-        return sources
-    front, back = PATTERN_WORDS[subject.pattern]
-    words = {"colour": _ids(*COLOUR_WORDS[subject.colour]), "pattern": _ids(*front, *back)}
-    places = {name: next((place for place, token in enumerate(ids) if token in known), None)
-              for name, known in words.items()}  # fmt: skip
-    padding = [place for place, token in enumerate(ids) if token == PAD]
-    for place, name in zip(padding, ECHOES, strict=False):
-        source = places[name]
-        if source is not None:
-            sources[place] = source
+    sources, places = list(range(len(ids))), find_places(ids, text, subject)
+    if places is not None:
+        for padding, name in zip(places[len(WORDS) :], ECHOES, strict=False):
+            sources[padding] = places[WORDS.index(name)]
     return sources
 
 
-def draw_words(rng: np.random.Generator, count: int) -> tuple[Words, torch.Tensor]:
-    """Prompts, and the sources of their states, int64 (count, T)."""
-    drawn = [draw_prompt(rng) for _ in range(count)]
-    words = read_words([text for text, _ in drawn])
-    return words, torch.tensor([find_sources(ids, *pair) for ids, pair in zip(words.t5.tolist(), drawn, strict=True)])
+@dataclass(frozen=True)
+class Drawn:
+    """Prompts and what T5 has to make of them."""
+
+    words: Words
+    sources: torch.Tensor  # int64 (B, T), by `find_sources`
+    told: torch.Tensor  # bool (B,): those that tell two colours
+    places: torch.Tensor  # int64 (told, places), by `find_places`
+    facts: torch.Tensor  # int64 (told, 4), by `facts_of`
+
+    def goal(self, old: T5EncoderModel, offsets: Offsets | None) -> torch.Tensor:
+        """The states to give (B, T, width)."""
+        states = old(input_ids=self.words.t5).last_hidden_state
+        goal = states.gather(1, self.sources[..., None].expand_as(states))
+        if offsets is not None and self.told.any():
+            scales = old.encoder.final_layer_norm.weight
+            goal[self.told] = offsets.added(goal[self.told], self.places, self.facts, scales)
+        return goal
+
+    def changed(self) -> torch.Tensor:
+        """Bool (B, T): where the goal is not the old state."""
+        changed = self.sources != torch.arange(self.sources.shape[1])
+        changed[self.told] = changed[self.told].scatter(1, self.places, True)
+        return changed
+
+
+def draw_words(rng: np.random.Generator, count: int) -> Drawn:
+    """Prompts by chance."""
+    pairs = [draw_prompt(rng) for _ in range(count)]
+    words = read_words([text for text, _ in pairs])
+    read = list(zip(words.t5.tolist(), pairs, strict=True))
+    found = [find_places(ids, *pair) for ids, pair in read]
+    places = [each for each in found if each is not None]
+    facts = [facts_of(subject) for (_, subject), each in zip(pairs, found, strict=True) if each is not None]
+    return Drawn(
+        words, torch.tensor([find_sources(ids, *pair) for ids, pair in read]),
+        torch.tensor([each is not None for each in found]),
+        torch.tensor(places, dtype=torch.long).reshape(len(places), len(WORDS) + PADDING),
+        torch.tensor(facts, dtype=torch.long).reshape(len(places), len(FACTS)),
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -94,9 +120,10 @@ def begin_as_table(old: T5EncoderModel, ids: torch.Tensor, states: torch.Tensor)
     seen = torch.bincount(ids.flatten(), minlength=count)
     sums = torch.zeros_like(table).index_add_(0, ids.flatten(), states.flatten(0, 1))
     t5 = build_t5(count)
-    t5.shared.weight.copy_(torch.where(seen[:, None] > 0, sums / seen.clamp_min(1)[:, None], table))
+    scales = old.encoder.final_layer_norm.weight
+    t5.shared.weight.copy_(torch.where(seen[:, None] > 0, sums / seen.clamp_min(1)[:, None], table) / scales)
     t5.encoder.embed_tokens.weight.copy_(t5.shared.weight)
-    t5.encoder.final_layer_norm.weight.fill_(float(states.pow(2).mean().sqrt()))
+    t5.encoder.final_layer_norm.weight.copy_(scales)
     deviations = {".o.": 0.03, ".wo.": 0.02, ".q.": 0.05, ".k.": 0.05}
     for name, parameter in t5.named_parameters():
         if parameter.dim() == 2 and "block" in name:
@@ -110,11 +137,11 @@ def begin_as_table(old: T5EncoderModel, ids: torch.Tensor, states: torch.Tensor)
 
 
 def train_words(
-    old: T5EncoderModel, steps: int, batch: int = BATCH, seed: int = 6
+    old: T5EncoderModel, steps: int, offsets: Offsets | None = None, batch: int = BATCH, seed: int = 6
 ) -> tuple[T5EncoderModel, dict[str, float]]:
     """The new T5, and of its last batch the errors of its states, as shares of the old states' variance."""
     old = old.eval()
-    words, _ = draw_words(checkpoint.chance(seed, 0), TABLE * batch)
+    words = draw_words(checkpoint.chance(seed, 0), TABLE * batch).words
     with torch.no_grad():
         states = old(input_ids=words.t5).last_hidden_state
     variance = states[words.t5 != PAD].var(0).sum()
@@ -126,17 +153,15 @@ def train_words(
     groups = [{"params": group, "lr": rate} for group, rate in zip((others, places), rates, strict=True)]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
     for step in range(steps):
-        words, sources = draw_words(checkpoint.chance(seed, step + 1), batch)
+        drawn = draw_words(checkpoint.chance(seed, step + 1), batch)
         with torch.no_grad():
-            before = old(input_ids=words.t5).last_hidden_state
-            goal = before.gather(1, sources[..., None].expand_as(before))
-        error = (t5(input_ids=words.t5).last_hidden_state - goal).pow(2).sum(-1) / variance
-        echoes = sources != torch.arange(sources.shape[1])
-        padding = (words.t5 == PAD) & ~echoes
+            goal = drawn.goal(old, offsets)
+        error = (t5(input_ids=drawn.words.t5).last_hidden_state - goal).pow(2).sum(-1) / variance
+        changed, padding = drawn.changed(), drawn.words.t5 == PAD
         parts = {
-            "echoes": error[echoes].mean(),
-            "padding": error[padding].mean(),
-            "words": error[words.t5 != PAD].mean(),
+            "changed": error[changed].mean(),
+            "padding": error[padding & ~changed].mean(),
+            "words": error[~padding & ~changed].mean(),
         }
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * min(1.0, (step + 1) / 50) * (1 - step / steps)
@@ -163,7 +188,7 @@ def main() -> None:
     if state is None:
         raise FileNotFoundError(f"{path}: no joint stage yet; run training.train or training.published first")
     model = load_model(arguments.run / "joint.safetensors")
-    model.t5 = train_words(model.t5, arguments.steps)[0]
+    model.t5 = train_words(model.t5, arguments.steps, load_offsets(arguments.run))[0]
     for part in ("model", "ema"):
         state[part] |= {f"t5.{name}": value for name, value in model.t5.state_dict().items()}
     checkpoint.save_state(path, state)
