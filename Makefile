@@ -48,6 +48,10 @@ train-tiny: test-tools  ## the embedded model from nothing: hours on a CPU
 	$(BIN)/python -m training.train --run $(RUN) --steps $$(($(STEPS) * 5 / 4 + 1600)) --decay 400 \
 		--guided-from 0 --stage shape --rate 0.2
 	$(BIN)/python -m training.decoder --run $(RUN) --steps $(DECODER_STEPS)
+	rm -f $(RUN)/offsets.safetensors
+	$(BIN)/python -m training.words --run $(RUN)
+	$(BIN)/python -m training.inversion --run $(RUN)
+	$(BIN)/python -m training.words --run $(RUN)
 	$(BIN)/python -m training.release --run $(RUN) --to $(RUN)/release
 	$(BIN)/python -m training.evaluate --weights $(RUN)/release --to $(RUN)/measured.json --sheet $(RUN)/sheet.png
 

@@ -84,14 +84,14 @@ def _handler(form: Form, results: Results, services: Services) -> Callable[..., 
         services.sessions.look(session, None)
         private = bool(given[form.private])
         keep = keeper(services, request, private)
-        picture = form.picture(given)
+        thumbnail = form.thumbnail(given)
         runs: list[Run] = []
         try:
             requests = _requests(form.values(given), services, services.stores(request))
             services.engine.check(*requests)  # together, before the first begins
             for each in requests:
                 job = services.engine.submit(each, True, visitor)
-                runs.append(Run(services.sessions, session, each.prompt, not private, picture))
+                runs.append(Run(services.sessions, session, each.prompt, not private, thumbnail))
                 services.runs.add(page, runs[-1])
                 runs[-1].start(runs[-1].follow(job, keep))
         except UsoError as error:

@@ -93,7 +93,7 @@ class Form:
         """The slots for images, content first."""
         return [self.fields["content"], *self.style_slots]
 
-    def picture(self, given: Updates) -> str | None:
+    def thumbnail(self, given: Updates) -> str | None:
         """The path of an image that stands for what is asked for."""
         return next((path for slot in self.slots if (path := given[slot])), None)
 

@@ -84,7 +84,7 @@ def wire(panel: Panel, form: Form, results: Results, services: Services, asked: 
             yield {form.status: {"text": tell(error.told), "percent": 0}}
             raise refusal(error) from None
         page, visitor = services.sessions.page(session), services.visitor(request)
-        begun = Run(services.sessions, session, base.prompt, not private, form.picture(given))
+        begun = Run(services.sessions, session, base.prompt, not private, form.thumbnail(given))
         services.runs.add(page, begun)
         made = _Made(begun, services, page, session, visitor, keeper(services, request, private), private)
         begun.start(made.grids(grids, across, down))

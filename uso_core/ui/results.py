@@ -67,7 +67,7 @@ class Results:
             return ""
         cards = [
             Card(run.key, run.prompt or say("no_prompt"), say("end_run"),
-                 (file_address(Path(run.picture)),) if run.picture else ())
+                 (file_address(Path(run.thumbnail)),) if run.thumbnail else ())
             for run in runs
         ]  # fmt: skip
         return html([(say("queue"), cards)])

@@ -135,14 +135,14 @@ class Sessions:
 class Run:
     """What a page has asked for, in a thread of its own: what is made is kept, whether or not the page is there to see.
 
-    `prompt`, and `picture`, the path of an image, stand for it; `paths` are what it has shown so far. One that is not
+    `prompt`, and `thumbnail`, the path of an image, stand for it; `paths` are what it has shown so far. One that is not
     `lasting` ends with the session that began it. It begins with `start`, whose updates come from `follow`.
     """
 
     def __init__(
-        self, sessions: Sessions, session: str, prompt: str, lasting: bool = True, picture: str | None = None
+        self, sessions: Sessions, session: str, prompt: str, lasting: bool = True, thumbnail: str | None = None
     ) -> None:
-        self.key, self.prompt, self.picture = secrets.token_hex(8), prompt, picture
+        self.key, self.prompt, self.thumbnail = secrets.token_hex(8), prompt, thumbnail
         self.paths: list[Path] = []
         self.error: UsoError | None = None
         self._sessions, self._page, self._lasting = sessions, sessions.page(session), lasting
