@@ -219,7 +219,7 @@ def build_request(task: Task, args: argparse.Namespace, model: Model, settings: 
         lora, turbo = turbo_lora(model, settings)
         loras = [lora, *(each for each in loras if each.sha256 != lora.sha256)]
         given = {name: value for name, value in values.items() if value is not None}
-        values |= {"steps": turbo.steps, "guidance": turbo.guidance} | given
+        values |= turbo.values | given
     return GenerationRequest(
         **settled(GenerationRequest, values, model),
         styles=tuple(style for style in styles if style is not None),

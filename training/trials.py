@@ -114,7 +114,7 @@ class Painter:
         """A picture, uint8 (H, W, 3); `changes` are further arguments of the pipeline."""
         row = self.model
         arguments: dict[str, Any] = {
-            "width": row.size, "height": row.size, "num_inference_steps": row.steps,
+            "width": row.size, "height": row.size, "num_inference_steps": row.steps, "sampler": row.sampler,
             "guidance_scale": row.guidance, "content_size": row.content_size, "seed": seed, **changes,
         }  # fmt: skip
         shown = None if content is None else Image.fromarray(content)

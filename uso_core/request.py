@@ -32,6 +32,7 @@ MAX_IMAGES = 64
 MAX_LORAS = 8
 MAX_LORA_STRENGTH = 4.0
 SCHEDULES = ("uso", "flux")
+SAMPLERS = ("euler", "ab2")
 FORMAT_VERSION = 1
 
 
@@ -152,6 +153,8 @@ class Sampling:
                             flag="--guidance")  # fmt: skip
     schedule: str = asked(SCHEDULES[0], "choice", "time steps: uso as published, or flux as in ComfyUI",
                           choices=SCHEDULES, flag="--schedule")  # fmt: skip
+    sampler: str = asked(SAMPLERS[0], "choice", "euler as published, or ab2, of second order: about half the steps",
+                         choices=SAMPLERS, model="sampler", flag="--sampler")  # fmt: skip
     content_strength: float = asked(1.0, "number", "0 as if the content image were absent, 1 as trained, up to 2",
                                     high=MAX_STRENGTH, flag="--content_strength")  # fmt: skip
     style_strengths: tuple[float, ...] = asked((), "list", "the same for each style image",
@@ -244,6 +247,8 @@ class GenerationRequest(Sampling):
         values["loras"] = [lora.to_dict() for lora in self.loras]
         if not self.loras:  # as before there were any
             del values["loras"]
+        if self.sampler == SAMPLERS[0]:  # as before there was another
+            del values["sampler"]
         return {"version": FORMAT_VERSION, **values}
 
     @classmethod

@@ -11,7 +11,7 @@ import re
 from typing import Any, NamedTuple
 
 SEEDS = "[0..18446744073709551615]+"
-SAMPLERS = "(euler|euler_ancestral|heun|dpmpp_2m|res_multistep|ddim|uni_pc)"
+SAMPLERS = "(euler|euler_ancestral|heun|dpm_2|lms|dpmpp_2m|ipndm|deis|res_multistep|ddim|uni_pc)"
 SCHEDULES = "(simple|sgm_uniform|karras|exponential|ddim_uniform|beta|normal|linear_quadratic|kl_optimal)"
 SCALERS = "(nearest-exact|bilinear|area|bicubic|lanczos)"
 SIDES = "width:INT[16..16384] height:INT[16..16384]"

@@ -12,7 +12,7 @@ from tests.comfy.workflows import WIDGETS, api, read, recipe, values
 from uso_core.comfy import MODEL_FILES, export_api, export_workflow, import_workflow, schedule
 from uso_core.comfy.nodes import SIGNATURES
 from uso_core.messages import message
-from uso_core.request import MAX_SEED, SCHEDULES, GenerationRequest, InputImage, LoRA
+from uso_core.request import MAX_SEED, SAMPLERS, SCHEDULES, GenerationRequest, InputImage, LoRA
 
 PROMPTS = (
     "",
@@ -26,9 +26,9 @@ PROMPTS = (
 )
 
 
-def some_request(seed):
-    draw = random.Random(seed)
-    content = InputImage(f"c{seed}.png", f"{seed:064x}") if draw.random() < 0.6 else None
+def some_request(number):
+    draw = random.Random(number)
+    content = InputImage(f"c{number}.png", f"{number:064x}") if draw.random() < 0.6 else None
     styles = tuple(
         InputImage(f"{draw.random()}.webp", f"{draw.getrandbits(200):064x}") for _ in range(draw.randint(0, 5))
     )
@@ -45,6 +45,7 @@ def some_request(seed):
         content_strength=draw.choice((1.0, 1.0, 0.5, 0.0)),
         style_strengths=tuple(draw.choice((1.0, 1.0, 0.0, 1.7)) for _ in styles),
         schedule=draw.choice(SCHEDULES),
+        sampler=SAMPLERS[number % 2],
         images=draw.randint(1, 8),
         keep_size=content is not None and draw.random() < 0.3,
         fast=draw.random() < 0.3,
@@ -74,10 +75,12 @@ def test_an_exported_request_comes_back(export):
             "styles": tuple(style.name for style in styles),
         }
         assert (result.images, result.schedule, bool(result.fast)) == (request.images, request.schedule, request.fast)
+        assert result.sampler == request.sampler
         assert bool(result.keep_size) == follows
         assert result.content_sha256 == (content.sha256 if content else "")
         assert result.styles_sha256 == tuple(style.sha256 for style in styles)
         allowed = {"note_batch", "note_size_of_content", "note_size_of_content_here", "note_fast", "note_prompt_braces"}
+        allowed |= {"note_sampler"} if request.sampler == "ab2" else set()  # ComfyUI's lms is of another order
         allowed |= {"note_lora_ignored"} if request.loras else set()
         allowed |= {"note_size_of_image"} if request.keep_size and not content else set()
         assert {note.key for note in result.notes} <= allowed

@@ -170,7 +170,9 @@ def test_a_sampler_split_into_parts(form):
     assert values(read(FORMATS[form](nodes))) == expected(**FULL)
     nodes["sigmas"][1] |= {"scheduler": "beta", "denoise": 0.6}
     nodes["select"][1]["sampler_name"] = "dpmpp_2m"
-    notes = read(FORMATS[form](nodes)).notes
+    result = read(FORMATS[form](nodes))
+    notes = result.notes
+    assert result.sampler == "ab2"  # of second order too
     assert message("note_sampler", name="dpmpp_2m") in notes
     assert message("note_scheduler", scheduler="beta") in notes
     assert message("note_denoise", denoise=0.6) in notes

@@ -55,7 +55,7 @@ class Example:
             content_size = model.content_size
         return GenerationRequest(
             self.prompt, self.content, self.styles, width=width, height=height, steps=model.steps,
-            guidance=model.guidance, seed=self.seed, content_size=content_size,
+            sampler=model.sampler, guidance=model.guidance, seed=self.seed, content_size=content_size,
             content_strength=self.content_strength, style_strengths=self.style_strengths,
         )  # fmt: skip
 

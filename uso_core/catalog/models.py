@@ -47,6 +47,11 @@ class Turbo:
         folder = Path(self.file.local).parent.name
         return folder if folder != "Hyper-SD" else Path(self.file.local).stem
 
+    @property
+    def values(self) -> dict[str, float | str]:
+        """What of a request it sets: distilled steps are Euler's."""
+        return {"steps": self.steps, "guidance": self.guidance, "sampler": "euler"}
+
 
 @dataclass(frozen=True)
 class Model:
@@ -60,6 +65,7 @@ class Model:
     keeps_height: bool = False  # wide formats are `size` high; otherwise all have about the area of the square
     sides: tuple[int, int] = (256, 2048)  # smallest and largest side, pixels
     steps: int = 25
+    sampler: str = "euler"  # what suits a distilled model too; see `request.SAMPLERS`
     guidance: float = 4.0
     guidances: tuple[float, float] = (0.0, 100.0)  # the range it was trained for; beyond it, it makes noise
     content_size: int = 512

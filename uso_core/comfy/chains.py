@@ -11,6 +11,7 @@ from uso_core.comfy.image_names import file_name
 from uso_core.comfy.loras import LoRA, is_strength, is_uso, loras_of
 from uso_core.comfy.nodes import (
     CACHES,
+    HIGHER_ORDER,
     LATENTS,
     PLAIN_LATENT,
     SIZED,
@@ -41,7 +42,7 @@ class Reader(Conditioning):
         super().__init__(graph)
         self._sigmas_model: Place | None = None
 
-    # --- sampling: seed, steps, and everything beyond Euler from pure noise
+    # --- sampling: seed, steps, and everything beyond our samplers from pure noise
 
     def read_sampling(self, sampler: Node) -> tuple[Place, Place, Place]:
         """Returns the sources of the model, the positive and the negative conditioning."""
@@ -58,6 +59,8 @@ class Reader(Conditioning):
         self._read_steps(sampler)
         select = self.node(sampler, "sampler")
         name = self.word(select or sampler, "sampler_name") or (label(select) if select else "")
+        if name:
+            self.keep("sampler", "ab2" if name in HIGHER_ORDER else "euler")
         if name not in ("", "euler"):
             self.note("sampler", name=name)
         for node in (guide, sampler):

@@ -245,6 +245,10 @@ SAVERS = ("SaveImage", "SaveImageWebsocket", "SaveAnimatedWEBP", "SaveAnimatedPN
 SAMPLERS = frozenset({"KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced"})
 LATENTS = ("latent_image", "latent")  # a sampler's input for what it starts from
 QUIET_AFTER_SAMPLING = frozenset({"VAEDecode", "VAEDecodeTiled", "MaskToImage"})
+HIGHER_ORDER = frozenset({  # samplers that add no noise: with many steps they come to what Euler comes to
+    "heun", "heunpp2", "dpm_2", "dpm_fast", "lms", "dpmpp_2m", "ipndm", "ipndm_v", "deis", "res_multistep", "uni_pc",
+    "uni_pc_bh2",
+})  # fmt: skip
 CACHES = frozenset({"EasyCache", "LazyCache", "TeaCache", "ApplyFBCacheOnModel"})  # skip steps, as `fast` does here
 ENCODERS = {  # class: by output, the input that holds the prompt
     "CLIPTextEncode": {0: "text"},

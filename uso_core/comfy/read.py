@@ -36,6 +36,7 @@ class ComfyImport:
     styles: tuple[str, ...] = ()
     notes: tuple[Message, ...] = ()
     schedule: str | None = None
+    sampler: str | None = None
     images: int | None = None
     keep_size: bool | None = None
     fast: bool | None = None

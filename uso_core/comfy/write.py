@@ -35,6 +35,7 @@ DOWNLOADS = {  # file: folder under ComfyUI's models, and where the frontend off
     ),
 }
 KEPT_LONG_SIDE = 1024
+COUNTERPARTS = {"euler": "euler", "ab2": "lms"}  # of our samplers
 T5_TOKENS = 512  # to which USO pads a prompt; ComfyUI pads FLUX's to 256
 CACHE: dict[str, Any] = {
     "reuse_threshold": 0.2,
@@ -138,7 +139,8 @@ class _Sheet:
         timing = f'Schedule "{request.schedule}"'
         timed = self.put("ModelSamplingFlux", 5, timing, model=model, max_shift=high, base_shift=low, **size)
         sampling: dict[str, Any] = {"seed": request.seed or 0, "steps": request.steps, "cfg": 1.0, "denoise": 1.0}
-        sampling |= {"sampler_name": "euler", "scheduler": "simple", "negative": nothing, "latent_image": latent}
+        sampling |= {"sampler_name": COUNTERPARTS[request.sampler], "scheduler": "simple"}
+        sampling |= {"negative": nothing, "latent_image": latent}
         sampled = self.put("KSampler", 5, model=timed, positive=guided, **sampling)
         decoded = self.put("VAEDecode", 6, samples=sampled, vae=vae)
         self.put("SaveImage", 6, images=decoded, filename_prefix="USO")
@@ -292,6 +294,8 @@ def _note(request: GenerationRequest, key: int) -> dict[str, Any]:
         lines.append('ComfyUI takes the word after "embedding:" in a prompt as the name of a file.')
     if request.fast:
         lines.append('"Fast" has become EasyCache, which skips other steps than USO does; bypass it to compute all.')
+    if request.sampler == "ab2":
+        lines.append('"lms" is the same method as the sampler "ab2", of up to the fourth order instead of the second.')
     if request.model not in TEMPLATE_MODELS:
         lines.append(f"The model was {request.model}; the loader names {MODEL_FILES['checkpoint']} in its place.")
     if request.content is not None and request.content_strength:

@@ -80,6 +80,18 @@ def schedule_tokens(width: int, height: int, schedule: str = "uso") -> int:
     raise ValueError(f"unknown schedule {schedule!r}")
 
 
+def second_order(velocity: torch.Tensor, before: torch.Tensor, sigmas: torch.Tensor, step: int) -> torch.Tensor:
+    """The slope of the second-order Adams-Bashforth rule from sigmas[step] to sigmas[step + 1], step at least 1.
+
+    `velocity` is the one at this step, `before` the one at the step before. Steps may differ in length: the slope is
+    the mean, over the step, of the line through both (Hairer, Norsett and Wanner, Solving Ordinary Differential
+    Equations I, section III.5).
+    """
+    ratio = (sigmas[step + 1] - sigmas[step]) / (sigmas[step] - sigmas[step - 1])
+    slope = velocity.float() + ratio / 2 * (velocity.float() - before.float())
+    return slope.to(velocity.dtype)
+
+
 def schedule_mu(tokens: int) -> float:
     """mu of FLUX.1's exponential time shift: linear through (256, 0.5) and (4096, 1.15)."""
     return BASE_MU + (MAX_MU - BASE_MU) * (tokens - BASE_TOKENS) / (MAX_TOKENS - BASE_TOKENS)

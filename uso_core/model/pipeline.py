@@ -136,6 +136,7 @@ class USOPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         seed: int | None = None,
         content_size: int = 512,
         schedule: str = "uso",
+        sampler: str = "euler",
         content_strength: float = 1.0,
         style_strengths: Sequence[float] = (),
         fast: bool = False,
@@ -158,6 +159,7 @@ class USOPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
             generator, seed: give one or neither; noise is drawn on the generator's device. Image j of a prompt uses
                 seed + j. Several generators: one for each image, or for each image of every prompt.
             schedule: "uso" (the reference's) or "flux"; see `schedule_tokens`.
+            sampler: "euler" (the reference's) or "ab2"; see `second_order`.
             content_strength, style_strengths: from 0 (as if absent) through 1 (as trained) to 2; one number per style
                 image, or none.
             fast: skips steps in which little changes (`step_cache.py`); images change slightly.
@@ -178,8 +180,8 @@ class USOPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
             check_prompt(each)
         sampling = Sampling(
             width=width, height=height, steps=num_inference_steps, guidance=guidance_scale, schedule=schedule,
-            content_strength=content_strength, style_strengths=check_strengths(style_strengths, len(style_images)),
-            fast=fast,
+            sampler=sampler, content_strength=content_strength,
+            style_strengths=check_strengths(style_strengths, len(style_images)), fast=fast,
         )  # fmt: skip
         if output_type not in OUTPUT_TYPES:
             raise RequestError("output_type", output_type=output_type, choices=", ".join(OUTPUT_TYPES))
@@ -336,6 +338,7 @@ class USOPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         if start is None:
             start = tokens.pack(tokens.noise(sampling.width, sampling.height, channels, generator))
         latents = start.to(device, dtype)  # (1, S, 4C)
+        last: torch.Tensor | None = None  # the velocity of the step before
         cache = StepCache(sampling.steps) if sampling.fast else None
         pace = Pace(device)
         attention: Callable[[], Any] = nullcontext
@@ -345,8 +348,11 @@ class USOPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
             rows = prepared.rows(transformer, step)
             with attention():
                 velocity = transformer.step(latents, prepared.fixed, rows, cache)
-            before = latents
-            latents = self.scheduler.step(velocity, timestep, before, generator=generator, return_dict=False)[0]
+            before, slope = latents, velocity
+            if sampling.sampler == "ab2" and last is not None:
+                slope = tokens.second_order(velocity, last, prepared.sigmas, step)
+            last = velocity
+            latents = self.scheduler.step(slope, timestep, before, generator=generator, return_dict=False)[0]
             pace.keep()
             given = yield Denoised(latents, timestep, before, velocity)
             if given is not None:

@@ -120,6 +120,7 @@ ORDER = (
     "prompt", "content", "style_1", "style_2", "style_3", "style_4", "width", "height", "seed", "images", "steps",
     "guidance", "content_size", "schedule", "keep_size", "content_strength", "style_1_strength", "style_2_strength",
     "style_3_strength", "style_4_strength", "fast", "model", "private", "loras", "turbo",
+    "sampler",
 )  # fmt: skip
 
 
@@ -295,7 +296,7 @@ def _with_loras(values: dict[str, Any], model: Model, settings: Settings) -> dic
         lora, turbo = turbo_lora(model, settings)
         loras = [lora, *(each for each in loras if each.sha256 != lora.sha256)]
         given = {name: value for name, value in values.items() if value is not None}
-        values = values | {"steps": turbo.steps, "guidance": turbo.guidance} | given
+        values = values | turbo.values | given
     return {**values, "loras": tuple(loras)}
 
 
@@ -374,6 +375,7 @@ def describe(model: Model, engine: Engine, settings: Settings) -> dict[str, Any]
         "smallest_side": model.sides[0],
         "largest_side": model.sides[1],
         "steps": model.steps,
+        "sampler": model.sampler,
         "guidance": model.guidance,
         "content_size": model.content_size,
         "loras": list(find_loras(settings)),

@@ -18,6 +18,7 @@ from uso_core.comfy import ComfyImport
 from uso_core.errors import UsoError
 from uso_core.request import (
     MAX_STRENGTH,
+    SAMPLERS,
     SCHEDULES,
     GenerationRequest,
     InputImage,
@@ -133,6 +134,7 @@ class Form:
             self["width"]: gr.update(value=model.size, minimum=low, maximum=high),
             self["height"]: gr.update(value=model.size, minimum=low, maximum=high),
             self["steps"]: model.steps,
+            self["sampler"]: model.sampler,
             self["guidance"]: gr.update(value=model.guidance, interactive=model.guided, **_guidances(model)),
             self["content_size"]: gr.update(value=model.content_size, maximum=high),
             self.loras.turbo: gr.update(value=False, visible=bool(model.turbos)),
@@ -318,6 +320,9 @@ def _advanced(laid: dict[str, Any], model: Model) -> None:
             )  # fmt: skip
             laid["schedule"] = gr.Radio(
                 list(SCHEDULES), value=SCHEDULES[0], label=label("schedule"), info=label("schedule_hint")
+            )
+            laid["sampler"] = gr.Radio(
+                list(SAMPLERS), value=model.sampler, label=label("sampler"), info=label("sampler_hint")
             )
         with gr.Row():
             laid["keep_size"] = gr.Checkbox(label=label("keep_size"), info=label("keep_size_hint"))

@@ -14,7 +14,7 @@ import gradio as gr
 from uso_core.catalog.loras import find_loras
 from uso_core.catalog.models import Model, get_model
 from uso_core.errors import RequestError
-from uso_core.request import SCHEDULES, check_prompt
+from uso_core.request import check_prompt
 from uso_core.ui.event_options import QUIET
 from uso_core.ui.form import Form, Updates
 from uso_core.ui.inputs import ChoiceInput, ImageInput, NumberInput, SliderInput
@@ -66,7 +66,7 @@ def fits(name: str, field: Any, value: Any, model: Model, known: set[str]) -> bo
     if isinstance(field, gr.Checkbox):
         return isinstance(value, bool)
     if isinstance(field, gr.Radio):
-        return value in SCHEDULES
+        return value in [choice for _, choice in field.choices]
     with contextlib.suppress(RequestError):
         check_prompt(value)
         return True

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from uso_core.ui.services import Services
 
 ROWS = 4
+TURBO_SETS = ("steps", "guidance", "sampler")
 SHOWN_STRENGTH = 2.0  # of the slider, which goes as far below zero
 
 
@@ -139,7 +140,7 @@ def _key(name: str) -> str:
 
 
 def wire(page: gr.Blocks, rows: LoRARows, fields: dict[str, Any], services: Services) -> None:
-    """Offers what is found when the page is opened, and lets Turbo set steps, guidance and its LoRA."""
+    """Offers what is found when the page is opened, and lets Turbo set steps, guidance, sampler and its LoRA."""
     settings = services.settings
 
     def offer() -> list[Any]:
@@ -153,7 +154,7 @@ def wire(page: gr.Blocks, rows: LoRARows, fields: dict[str, Any], services: Serv
         model = get_model(name)
         known = {turbo.name for turbo in model.turbos}
         if not on:
-            return {**_without(rows, names, known), fields["steps"]: model.steps, fields["guidance"]: model.guidance}
+            return {**_without(rows, names, known), **{fields[name]: getattr(model, name) for name in TURBO_SETS}}
         try:
             lora, turbo = turbo_lora(model, settings)
         except UsoError as error:
@@ -164,14 +165,13 @@ def wire(page: gr.Blocks, rows: LoRARows, fields: dict[str, Any], services: Serv
             rows.fields[f"lora_{place}"]: lora.name,
             rows.fields[f"lora_{place}_strength"]: lora.strength,
             rows.fields[f"lora_{place}_on"]: True,
-            fields["steps"]: turbo.steps,
-            fields["guidance"]: turbo.guidance,
+            **{fields[name]: turbo.values[name] for name in TURBO_SETS},
         }
 
     page.load(offer, None, [rows.panel, *rows.names], **QUIET)
     gr.on([each.change for each in rows.names], reveal, rows.names, list(rows.rows),
           trigger_mode="always_last", **QUIET)  # fmt: skip
-    outputs = [*rows.all, fields["steps"], fields["guidance"]]
+    outputs = [*rows.all, *(fields[name] for name in TURBO_SETS)]
     rows.turbo.input(switch, [rows.turbo, fields["model"], *rows.names], outputs, **TOLD)
 
 

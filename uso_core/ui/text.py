@@ -13,7 +13,7 @@ from uso_core.catalog.models import Model
 from uso_core.comfy import ComfyImport
 from uso_core.events import ImageReady, Unread
 from uso_core.messages import Message
-from uso_core.request import GenerationRequest, StoredStyle
+from uso_core.request import SAMPLERS, GenerationRequest, StoredStyle
 from uso_core.ui.language import say, tell
 
 if TYPE_CHECKING:
@@ -122,6 +122,8 @@ def settings(request: GenerationRequest) -> str:
         say("settings_seed", seed=request.seed),
         say("settings_steps", steps=request.steps, guidance=f"{request.guidance:g}", schedule=request.schedule),
     ]
+    if request.sampler != SAMPLERS[0]:
+        lines[-1] = say("settings_sampler", line=lines[-1], sampler=request.sampler)
     if request.fast:
         lines[-1] = say("settings_fast", line=lines[-1])
     if request.content:
