@@ -47,6 +47,8 @@ train-tiny: test-tools  ## the embedded model from nothing: hours on a CPU
 		--guided-from 0 --stage reward
 	$(BIN)/python -m training.train --run $(RUN) --steps $$(($(STEPS) * 5 / 4 + 1600)) --decay 400 \
 		--guided-from 0 --stage shape --rate 0.2
+	$(BIN)/python -m training.train --run $(RUN) --steps $$(($(STEPS) * 5 / 4 + 2200)) --decay 450 \
+		--guided-from 0 --stage palettes --rate 0.5
 	$(BIN)/python -m training.decoder --run $(RUN) --steps $(DECODER_STEPS)
 	rm -f $(RUN)/offsets.safetensors
 	$(BIN)/python -m training.words --run $(RUN)

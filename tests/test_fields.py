@@ -69,6 +69,6 @@ def test_what_the_pipeline_takes_is_part_of_the_request():
 
 def test_none_stands_for_the_models_own():
     given = settled(GenerationRequest, dict.fromkeys(asks(GenerationRequest)), TINY)
-    assert given == {"width": 128, "height": 128, "steps": 16, "guidance": 4.0, "content_size": 128}
+    assert given == {"width": 128, "height": 128, "steps": 8, "sampler": "ab2", "guidance": 4.0, "content_size": 128}
     assert settled(GenerationRequest, {"seed": -1}, TINY).get("seed") is None
     assert settled(GenerationRequest, {"seed": 5, "other": 1}, TINY)["seed"] == 5

@@ -16,14 +16,14 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from training import checkpoint, data, export, inversion, latent_cache, offsets, words, world
+from training import checkpoint, data, export, inversion, latent_cache, offsets, palettes, words, world
 from training.autoencoder import build_vae
 from training.batches import BatchMaker, RecordStore
 from training.decoder import DecoderTraining, Looks, draw_bank
 from training.evaluate import worse_figures
 from training.eye import features, frechet_distance, log_odds, told_alone, told_of_two
 from training.foreign_images import FOREIGN_KINDS, foreign_image
-from training.judge import Judge, relative_outlines
+from training.judge import APART, Judge, relative_outlines
 from training.lora import Lora, fused
 from training.measure import QUESTIONS, UNKNOWN, load_measurer, palette_distance
 from training.model import REFERENCE_COLUMNS, Conditions, Shape, TinyUso, build_transformer
@@ -167,7 +167,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shard = data.Shard("train-000", 0, 8, 128, 128, "train")
     data.render_shard(folder / "records", shard)
     rng = np.random.default_rng(0)
-    for kind in data.KINDS:
+    for kind in data.LATENT_KINDS:
         latents = rng.standard_normal((8, 16, 16, 16)).astype(np.float16)
         np.save(latent_cache.latents_path(folder, shard, kind), latents)
     return folder
@@ -203,26 +203,27 @@ def test_every_mode_trains_and_a_resumed_run_equals_an_uninterrupted_one(run: Pa
         assert torch.equal(value, resumed.ema.state_dict()[name]), name
 
 
-def test_the_loras_own_stage_leaves_the_base_as_it_is(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["adapter", "palettes"])
+def test_the_loras_own_stages_leave_the_base_as_it_is(run: Path, tmp_path: Path, name: str) -> None:
     own = Path(copytree(run, tmp_path / "run", ignore=ignore_patterns("*.pt")))
     joint = train(own, 6)
     for _ in range(3):
         joint.train_step(joint.maker.at(0, joint.step))
     joint.save()
-    before = {name: value.clone() for name, value in joint.model.state_dict().items()}
-    stage = train(own, 7, "adapter")
+    before = {part: value.clone() for part, value in joint.model.state_dict().items()}
+    stage = train(own, 7, name)
     assert (stage.step, stage.began) == (3, 3)
     for mode in ("text", "both"):
         stage.train_step(stage.maker.at(0, stage.step, mode))
     stage.save()
-    resumed = train(own, 7, "adapter")
+    resumed = train(own, 7, name)
     assert (resumed.step, resumed.began) == (5, 3)
     for model in (resumed.model, resumed.ema):
-        changed = {name.split(".")[0] for name, value in model.state_dict().items() if not value.equal(before[name])}
+        changed = {part.split(".")[0] for part, value in model.state_dict().items() if not value.equal(before[part])}
         assert changed == {"lora", "projector"}
     joint.train_step(joint.maker.at(0, joint.step))
     joint.save()
-    assert train(own, 7, "adapter").began == 4
+    assert train(own, 7, name).began == 4
 
 
 def test_the_reward_stage_moves_nothing_but_biases_and_learns_from_its_own_pictures(run: Path, tmp_path: Path) -> None:
@@ -506,6 +507,41 @@ def test_the_eye_tells_wrong_images_from_rendered_ones() -> None:
     assert told_of_two(told) > 0.9
     same = log_odds(measurer, numbers, truths, truths, epochs=1)
     assert (told_alone(same), told_of_two(same)) == (0.5, 0.5)  # nothing is learnt where nothing differs
+
+
+def test_a_picture_in_a_foreign_style_has_the_palette_of_its_image() -> None:
+    assert {palettes.technique(seed) for seed in range(12)} > {"flat", "watercolour"}
+    drawn = []
+    for seed in range(24):
+        record = data.make_record(seed, "train")
+        pictures = data.render_foreign(record, 128, 128)
+        assert np.array_equal(pictures["foreign"], palettes.draw_image(seed))
+        shades = np.array(palettes.shades(pictures["foreign"]))
+        assert (np.diff(shades @ (0.3, 0.59, 0.11)) >= 0).all()
+        drawn.append(pictures)
+    nearer = []
+    for one, two in zip(drawn[::2], drawn[1::2], strict=True):
+        if palette_distance(one["foreign"], two["foreign"]) > APART:
+            for own, other in ((one, two), (two, one)):
+                distances = [palette_distance(own["tinted"], each["foreign"]) for each in (own, other)]
+                nearer.append(distances[0] < distances[1])
+    assert len(nearer) > 8
+    assert np.mean(nearer) > 0.85
+
+
+def test_a_foreign_style_image_asks_for_the_tinted_picture(run: Path) -> None:
+    stage = STAGES["palettes"]
+    store = RecordStore(run)
+    maker = BatchMaker(store, 4000, stage.mode_chance, foreign_share=stage.foreign_share)
+    foreign = {image.tobytes() for image in store.vision["train-000", "foreign"]}
+    foreign |= {image[:, ::-1].tobytes() for image in store.vision["train-000", "foreign"]}
+    tinted = {latent.tobytes() for latent in store.latents["train-000", "tinted"]}
+    for mode in ("style", "both"):
+        batch = maker.at(0, 0, mode)
+        assert batch.style is not None
+        shown = [pictures[0].numpy().tobytes() in foreign for pictures in batch.style]
+        assert shown == [latent.numpy().tobytes() in tinted for latent in batch.clean]
+        assert 0 < sum(shown) < len(shown)
 
 
 def test_foreign_images_are_repeatable_and_of_many_colours() -> None:

@@ -7,6 +7,7 @@ style     style image, prompt                     target (or, roles exchanged, t
 both      content and style image, prompt         target
 layout    plain picture, style image, no prompt   target (sometimes an instruction instead of the style image)
 blend     two style images, plain or prompt       blend
+In style, both and layout the style image is a foreign one at times: the answer is then the tinted picture.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from . import world
-from .data import Record, Shard, list_shards, open_pictures
+from .data import LATENT_KINDS, Record, Shard, list_shards, open_pictures
 from .latent_cache import latents_path, squash
 from .measure import QUESTIONS, UNKNOWN, answers
 from .text import Words, read_words
@@ -32,8 +33,8 @@ MODE_TOKENS = {"text": 96, "subject": 160, "style": 120, "both": 184, "layout": 
 SQUARE_CHANCE = 0.9
 EMPTY_PROMPT = 0.1  # of text batches: what "no condition" means, for guidance
 DISTURBED_PROMPT = 0.15
-LATENT_KINDS = ("target", "plain", "content", "style", "blend")
-VISION_KINDS = ("target", "style")
+VISION_KINDS = ("target", "style", "foreign")
+STYLE_OF = {"target": "style", "style": "target", "tinted": "foreign"}  # the style image that asks for a picture
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,10 @@ class BatchMaker:
         token_budget: int,
         mode_chance: dict[str, float],
         square_chance: float = SQUARE_CHANCE,
+        foreign_share: float = 0.0,
     ) -> None:
-        self.store, self.token_budget = store, token_budget
+        """foreign_share: of the style images in style, both and layout."""
+        self.store, self.token_budget, self.foreign_share = store, token_budget, foreign_share
         self.mode_chance, self.square_chance = mode_chance, square_chance
         self._modes = {"text": self._text, "subject": self._subject, "style": self._style,
                        "both": self._both, "layout": self._layout, "blend": self._blend}  # fmt: skip
@@ -171,40 +174,42 @@ class BatchMaker:
 
     def _style(self, rng: np.random.Generator, shard: Shard, numbers: np.ndarray) -> Batch:
         made = ["target" if rng.random() < 0.6 else "style" for _ in numbers]
-        shown = ["style" if kind == "target" else "target" for kind in made]
+        made = [self._maybe_foreign(rng, kind) for kind in made]
         prompts = [
-            self._prompt(rng, shard.record(int(number)), kind, detail=0.9, name_style=rng.random() < 0.1)
+            self._prompt(rng, shard.record(int(number)), kind, 0.9, kind != "tinted" and rng.random() < 0.1)
             for kind, number in zip(made, numbers, strict=True)
         ]
-        pictures = self.store.pictures(shard, shown, numbers, rng)[:, None]
+        pictures = self.store.pictures(shard, [STYLE_OF[kind] for kind in made], numbers, rng)[:, None]
         return Batch(
             "style", prompts, read_words(prompts), self.store.latent(shard, made, numbers), None, pictures,
             self.store.answers(shard, made, numbers), self._asked(shard, prompts, made, numbers),
         )  # fmt: skip
 
     def _both(self, rng: np.random.Generator, shard: Shard, numbers: np.ndarray) -> Batch:
+        made = [self._maybe_foreign(rng, "target") for _ in numbers]
         prompts = [
-            self._prompt(rng, shard.record(int(number)), "target", detail=0.3, name_style=rng.random() < 0.1)
-            for number in numbers
+            self._prompt(rng, shard.record(int(number)), kind, 0.3, kind != "tinted" and rng.random() < 0.1)
+            for kind, number in zip(made, numbers, strict=True)
         ]
         return Batch(
             "both", prompts, read_words(prompts),
-            self.store.latent(shard, ["target"] * len(numbers), numbers),
+            self.store.latent(shard, made, numbers),
             self.store.latent(shard, ["content"] * len(numbers), numbers),
-            self.store.pictures(shard, ["style"] * len(numbers), numbers, rng)[:, None],
-            self.store.answers(shard, ["target"] * len(numbers), numbers),
+            self.store.pictures(shard, [STYLE_OF[kind] for kind in made], numbers, rng)[:, None],
+            self.store.answers(shard, made, numbers),
         )  # fmt: skip
 
     def _layout(self, rng: np.random.Generator, shard: Shard, numbers: np.ndarray) -> Batch:
         instructed = rng.random() < 0.25  # the technique in words only; the palette is then a free choice
         prompts = [style_instruction(rng, shard.record(int(number)).style) if instructed else "" for number in numbers]
-        pictures = None if instructed else self.store.pictures(shard, ["style"] * len(numbers), numbers, rng)[:, None]
+        made = ["target" if instructed else self._maybe_foreign(rng, "target") for _ in numbers]
+        shown = [STYLE_OF[kind] for kind in made]
         return Batch(
             "layout", prompts, read_words(prompts),
-            self.store.latent(shard, ["target"] * len(numbers), numbers),
+            self.store.latent(shard, made, numbers),
             self.store.latent(shard, ["plain"] * len(numbers), numbers),
-            pictures,
-            self.store.answers(shard, ["target"] * len(numbers), numbers),
+            None if instructed else self.store.pictures(shard, shown, numbers, rng)[:, None],
+            self.store.answers(shard, made, numbers),
         )  # fmt: skip
 
     def _blend(self, rng: np.random.Generator, shard: Shard, numbers: np.ndarray) -> Batch:
@@ -218,6 +223,10 @@ class BatchMaker:
         reference = self.store.latent(shard, ["plain"] * len(numbers), numbers) if keep_layout else None
         clean = self.store.latent(shard, ["blend"] * len(numbers), numbers)
         return Batch("blend", prompts, read_words(prompts), clean, reference, torch.stack(pictures, 1), None)
+
+    def _maybe_foreign(self, rng: np.random.Generator, kind: str) -> str:
+        """The kind of picture to make, or by chance the one that a foreign style image asks for."""
+        return "tinted" if rng.random() < self.foreign_share else kind
 
     def _prompt(self, rng: np.random.Generator, record: Record, kind: str, detail: float, name_style: bool) -> str:
         text = world.write_prompt(rng, record.shown(kind), record.style if name_style else None, detail)

@@ -1,11 +1,13 @@
 """Training records: triplets drawn from a seed, rendered once to arrays on disk.
 
-One record is one subject, one scene and one style, in five pictures:
+One record is one subject, one scene and one style, in seven pictures:
   target   the subject in the scene in the style
   plain    the same picture in no style (what "layout kept" starts from)
   content  the same subject in another pose, mostly on a plain background, in no style
   style    another subject in another scene, in the same style
   blend    the target half in its own style, half in that of its partner record (number ^ 1)
+  foreign  an image that nothing of this world is in (`palettes`)
+  tinted   the target in the style that answers it
 Only pixels are stored: specs and words are drawn again from the seed.
 
     python -m training.data --out FOLDER        # renders what is missing
@@ -23,12 +25,13 @@ from pathlib import Path
 
 import numpy as np
 
-from . import world
+from . import palettes, world
 from .world.specs import Split
 
 log = logging.getLogger(__name__)
 
-KINDS = ("target", "plain", "content", "style", "blend")
+KINDS = ("target", "plain", "content", "style", "blend", "foreign", "tinted")
+LATENT_KINDS = ("target", "plain", "content", "style", "blend", "tinted")  # foreign images are only looked at
 SQUARE = (128, 128)
 # (height, width), multiples of 16. Tall ones are the harder: where things stand changes with every row. The last three
 # are the wide ones on offer, which matter for layouts: a reference's distance is the picture's height and width.
@@ -52,6 +55,12 @@ class Record:
     def shown(self, kind: str) -> world.Picture:
         """What the picture of a kind shows."""
         return {"style": self.other, "content": self.content}.get(kind, self.target)
+
+    def technique(self, kind: str) -> str:
+        """The technique that the picture of a kind, but "foreign", is made in."""
+        if kind == "tinted":
+            return palettes.technique(self.seed)
+        return world.NO_STYLE.technique if kind in ("plain", "content") else self.style.technique
 
 
 @dataclass(frozen=True)
@@ -94,7 +103,7 @@ def make_record(seed: int, split: Split) -> Record:
 
 
 def render_record(record: Record, partner: Record, height: int, width: int) -> dict[str, np.ndarray]:
-    """The five pictures, uint8 (H, W, 3); the content image is square in every format."""
+    """All but the foreign pictures, uint8 (H, W, 3); the content image is square in every format."""
     drawing = world.draw(record.target, height, width)
     target = world.stylise(drawing, record.style)
     second = world.stylise(drawing, partner.style)
@@ -105,6 +114,13 @@ def render_record(record: Record, partner: Record, height: int, width: int) -> d
         "style": world.render(record.other, record.style, height, width),
         "blend": ((target.astype(np.uint16) + second) // 2).astype(np.uint8),
     }
+
+
+def render_foreign(record: Record, height: int, width: int) -> dict[str, np.ndarray]:
+    """The foreign image, square in every format, and the target in the style that answers it, uint8 (H, W, 3)."""
+    foreign = palettes.draw_image(record.seed)
+    style = palettes.style_of(foreign, record.technique("tinted"), record.style.variant)
+    return {"foreign": foreign, "tinted": world.render(record.target, style, height, width)}
 
 
 def plan(square: int, other: int, held_out: int, per_shard: int = 1024) -> list[Shard]:
@@ -140,7 +156,7 @@ def render_shard(folder: Path, shard: Shard) -> None:
     """Render one shard; the file shard.json, written last, says that it is complete."""
     place = folder / shard.name
     place.mkdir(parents=True, exist_ok=True)
-    shapes = {kind: SQUARE if kind == "content" else (shard.height, shard.width) for kind in KINDS}
+    shapes = {kind: SQUARE if kind in ("content", "foreign") else (shard.height, shard.width) for kind in KINDS}
     arrays = {
         kind: np.lib.format.open_memmap(
             picture_path(folder, shard, kind), mode="w+", dtype=np.uint8, shape=(shard.count, *shapes[kind], 3)
@@ -149,7 +165,9 @@ def render_shard(folder: Path, shard: Shard) -> None:
     }
     for number in range(shard.count):
         record, partner = shard.record(number), shard.record(number ^ 1)
-        for kind, picture in render_record(record, partner, shard.height, shard.width).items():
+        pictures = render_record(record, partner, shard.height, shard.width)
+        pictures |= render_foreign(record, shard.height, shard.width)
+        for kind, picture in pictures.items():
             arrays[kind][number] = picture
     for array in arrays.values():
         array.flush()

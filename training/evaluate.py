@@ -97,6 +97,7 @@ def evaluate(folder: Path, count: int, sheet: Path, device: str, measurer: Path)
     painter, judge = Painter(folder, device), Judge(load_measurer(measurer))
     metrics: dict[str, Any] = {
         "weights": fingerprint(folder), "count": count, "steps": painter.model.steps,
+        "sampler": painter.model.sampler,
         "guidance": painter.model.guidance, "chance": {name: round(value, 3) for name, value in CHANCE.items()},
         "modes": {}, "quick": {},
     }  # fmt: skip
@@ -151,7 +152,8 @@ def table(metrics: dict[str, Any]) -> str:
     """Markdown: one row per figure, the model's (the renderer's) for each mode, shares in percent."""
     modes: dict[str, dict[str, Figures]] = metrics["modes"]
     names = list(dict.fromkeys(name for each in modes.values() for name in each["model"]))
-    facts = f"{metrics['count']} trials a mode, {metrics['steps']} steps, guidance {metrics['guidance']:g}"
+    sampling = f"{metrics['steps']} steps of {metrics['sampler']}, guidance {metrics['guidance']:g}"
+    facts = f"{metrics['count']} trials a mode, {sampling}"
     lines = [f"{facts}; VAE {metrics['vae_psnr_db']} dB. In brackets the renderer's own pictures.\n"]
     lines += [f"| | chance | {' | '.join(modes)} |", "|---" * (len(modes) + 2) + "|"]
     for name in names:

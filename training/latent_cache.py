@@ -20,7 +20,7 @@ from uso_core.model import preview
 
 from . import checkpoint
 from .autoencoder import build_vae, load_vae, to_pixels
-from .data import KINDS, Shard, list_shards, open_pictures
+from .data import LATENT_KINDS, Shard, list_shards, open_pictures
 from .groupnorm import use_fast_groupnorm
 from .precision import autocast
 
@@ -120,7 +120,7 @@ def encode_records(run: Path, device: str) -> None:
     shift, scaling = float(constants["shift_factor"]), float(constants["scaling_factor"])  # type: ignore[arg-type]
     shards = one_of_each_format_first(list_shards(run / "records"))
     for number, shard in enumerate(shards, 1):
-        for kind in KINDS:
+        for kind in LATENT_KINDS:
             path = latents_path(run, shard, kind)
             if path.exists():
                 continue

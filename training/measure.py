@@ -31,7 +31,6 @@ from .world.specs import (
     COLOUR_TECHNIQUES,
     COLOURS,
     MOODS,
-    NO_STYLE,
     PATTERNS,
     PLAIN_SCENE,
     SCENES,
@@ -64,7 +63,7 @@ _MUON_RATE, _ADAM_RATE = 6e-3, 3e-3
 def answers(record: Record, kind: str) -> list[int]:
     """The true answer to every question about one picture of a record; colours only where the technique keeps them."""
     picture = record.shown(kind)
-    technique = NO_STYLE.technique if kind in ("plain", "content") else record.style.technique
+    technique = record.technique(kind)
     subject = picture.subject
     coloured = technique in COLOUR_TECHNIQUES
     truth = {

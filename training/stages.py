@@ -2,6 +2,7 @@
 
 joint    everything, base and LoRA interleaved
 adapter  LoRA and projector alone, on a base that keeps still, mostly on formats that are not square
+palettes LoRA and projector alone, mostly from foreign style images
 reward   the transformer's biases alone, but for those of queries and keys; most of the time from what the model itself
          draws step by step, as the application has it do: the paper's reward learning, with differentiable answers
 shape    everything again, half of the time from what the model itself draws, which an adversary must take for real
@@ -19,6 +20,7 @@ from .teacher import LESSONS
 JOINT_CHANCE = {"text": 0.32, "subject": 0.20, "style": 0.14, "both": 0.20, "layout": 0.10, "blend": 0.04}
 ADAPTER_CHANCE = {"text": 0.22, "subject": 0.10, "style": 0.24, "both": 0.16, "layout": 0.26, "blend": 0.02}
 SHAPE_CHANCE = {"text": 0.34, "subject": 0.16, "style": 0.18, "both": 0.16, "layout": 0.14, "blend": 0.02}
+PALETTES_CHANCE = {"text": 0.08, "subject": 0.08, "style": 0.40, "both": 0.22, "layout": 0.18, "blend": 0.04}
 REWARD_CHANCE = {"text": 0.32, "subject": 0.08, "style": 0.22, "both": 0.12, "layout": 0.24, "blend": 0.02}
 
 
@@ -33,6 +35,7 @@ class Stage:
     square_chance: float
     guided_share: float  # of the steps that learn guidance at all; the others learn guidance 1, which is none
     adapted_text: float = 1.0  # share of text-only batches with the LoRA on, as the application has it in every mode
+    foreign_share: float = 0.0  # of style images in the modes with one
     own_share: float = 0.0  # of the steps that learn from the model's own pictures
     after: tuple[str, ...] = ()  # stages that it may begin at, the latest first
     bits: int | None = None  # significant ones that are kept, for use, of what learns; None: all
@@ -58,6 +61,9 @@ STAGES = {
               guided_share=0.5, adapted_text=0.5),
         Stage("adapter", _adapter, {"picture": 1.0, **LESSONS, "reading": 0.5},
               ADAPTER_CHANCE, square_chance=0.4, guided_share=0.35, after=("joint",)),
+        Stage("palettes", _adapter, {"picture": 1.0, **LESSONS, "reading": 0.3},
+              PALETTES_CHANCE, square_chance=0.8, guided_share=0.4, foreign_share=0.6,
+              after=("shape", "reward", "joint")),
         Stage("reward", _biases, {"picture": 1.0, "likeness": 1.0, "reading": 0.5, "own likeness": 1.0,
                                    "own reading": 1.0, "own doubt": 0.2},
               REWARD_CHANCE, square_chance=0.6, guided_share=0.35, own_share=0.6, after=("adapter", "joint"), bits=4),

@@ -375,7 +375,8 @@ def main() -> None:
     plan = Plan(arguments.steps, arguments.decay, arguments.token_budget, arguments.guided_from, arguments.rate,
                 STAGES[arguments.stage], arguments.workers)  # fmt: skip
     stage = plan.stage
-    maker = BatchMaker(RecordStore(arguments.run), plan.token_budget, stage.mode_chance, stage.square_chance)
+    maker = BatchMaker(RecordStore(arguments.run), plan.token_budget, stage.mode_chance, stage.square_chance,
+                       stage.foreign_share)  # fmt: skip
     training = Training(arguments.run, plan, maker, load_teacher(arguments.run), arguments.device)
     training.resume(arguments.start)
     if arguments.device == "cpu":

@@ -247,8 +247,6 @@ class GenerationRequest(Sampling):
         values["loras"] = [lora.to_dict() for lora in self.loras]
         if not self.loras:  # as before there were any
             del values["loras"]
-        if self.sampler == SAMPLERS[0]:  # as before there was another
-            del values["sampler"]
         return {"version": FORMAT_VERSION, **values}
 
     @classmethod

@@ -42,8 +42,13 @@ def number(page: Page, name: str) -> Locator:
     return page.get_by_role("spinbutton", name=name, exact=True)
 
 
+DRAWN = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+
+
 def press(page: Page, button: str) -> None:
     page.get_by_role("button", name=button, exact=True).click()
+    if button.endswith("▼"):
+        page.evaluate(DRAWN)  # what was closed comes into being now: a field filled at once may lose it again
 
 
 def status(page: Page) -> Locator:

@@ -114,6 +114,7 @@ def test_four_endpoints_are_public(client: Client) -> None:
         "prompt", "content", "style_1", "style_2", "style_3", "style_4", "width", "height", "seed", "images", "steps",
         "guidance", "content_size", "schedule", "keep_size", "content_strength", "style_1_strength",
         "style_2_strength", "style_3_strength", "style_4_strength", "fast", "model", "private", "loras", "turbo",
+        "sampler",
     ]  # fmt: skip
     assert all(each["label"].endswith(".") for each in endpoints["named_endpoints"]["/generate"]["parameters"])
 

@@ -32,7 +32,14 @@ def served(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
 
 def made(client: Client, **values: object) -> tuple[np.ndarray, dict[str, object]]:
     job = client.submit(
-        prompt="A red mug on the beach.", width=256, height=256, steps=3, seed=1, **values, api_name="/generate"
+        prompt="A red mug on the beach.",
+        width=256,
+        height=256,
+        steps=3,
+        seed=1,
+        sampler="euler",
+        **values,
+        api_name="/generate",
     )
     images, settings, _, _ = job.result(timeout=REPLY_SECONDS)
     with Image.open(images[0]) as image:

@@ -113,6 +113,7 @@ class Style:
     scale: float  # 0..1 in training: size of the strokes, dots, tiles
     angle: float  # radians, direction of strokes
     variant: int  # which of the fixed textures
+    palette: tuple[Colour, ...] = ()  # colours from dark to light between ink and paper; none: those two
 
 
 # The look of a picture in no style at all: what content images are made in.

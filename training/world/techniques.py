@@ -46,6 +46,10 @@ class Sheet:
         colours = drawing.rgb.astype(np.float32) / 255
         luma = (colours @ _LUMA)[..., None]
         palette = self.ink * 0.9 * (1 - luma) + self.paper * luma
+        if style.palette:
+            shades = np.array(style.palette, np.float32) / 255
+            places = np.linspace(0, 1, len(shades))
+            palette = np.stack([np.interp(luma[..., 0], places, shade) for shade in shades.T], -1).astype(np.float32)
         # The surroundings take the style's palette; the subject keeps its colours, which are its identity.
         self.colours = colours + (palette - colours) * (style.grade * (1 - 0.8 * self.subject))
         self.luma = self.colours @ _LUMA  # (H, W)

@@ -136,7 +136,8 @@ MODELS = {
               guided=False, variant="schnell", note=message("note_schnell")),
         Model("flux-krea-dev", "USO on FLUX.1-Krea-dev", (FLUX_KREA_DEV, *SHARED), variant="krea"),
         Model("uso-tiny", "uso-tiny, embedded", folder="uso-tiny", size=128, keeps_height=True,
-              sides=(64, 256), steps=16, guidances=(1.0, 7.0), content_size=128, note=message("note_uso_tiny")),
+              sides=(64, 256), steps=8, sampler="ab2", guidances=(1.0, 7.0), content_size=128,
+              note=message("note_uso_tiny")),
     )
 }  # fmt: skip
 
