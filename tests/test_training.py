@@ -673,6 +673,19 @@ def test_inversion_finds_states_that_read_as_told(run: Path) -> None:
     assert offsets.load_offsets(run) is None
 
 
+def test_beside_a_style_image_both_colours_are_told_and_read_where_the_technique_shows_them(run: Path) -> None:
+    store, columns = RecordStore(run), {name: place for place, name in enumerate(QUESTIONS)}
+    asked = inversion.draw_styled(np.random.default_rng(0), 12, store)
+    shown = {image.tobytes() for image in store.vision["train-000", "style"]}
+    shown |= {image[:, ::-1].tobytes() for image in store.vision["train-000", "style"]}
+    assert asked.clean is None
+    assert asked.styles is not None
+    assert {pictures[0].numpy().tobytes() for pictures in asked.styles} <= shown
+    assert (asked.answers[:, [columns["subject"], columns["technique"]]] != UNKNOWN).all()
+    for prompt, answers in zip(asked.prompts, asked.answers, strict=True):
+        assert (answers[columns["colour"]] == UNKNOWN) == (answers[columns["second_colour"]] == UNKNOWN), prompt
+
+
 def test_a_figure_that_became_worse_is_named() -> None:
     def metrics(technique: float, leaks: float) -> dict[str, Any]:
         figures = {"technique": technique, "style_subject_leaks": leaks, "palette_to_style": 100 * technique}

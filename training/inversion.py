@@ -4,8 +4,9 @@
 
 All networks keep still; `training.offsets` learns (Gal et al., 2022, arXiv 2208.01618, with vectors for facts instead
 of one for a thing). One step of three is of the model's own images, drawn from noise up to a step by chance, which the
-teacher must read as told: it is what moves a colour. The others are of noised training images, lest shapes give way to
-colours: those alone had houses with three roofs. Resumes at nothing: it takes half an hour on one core.
+teacher must read as told, half of them beside a style image: it is what moves a colour. The others are of noised
+training images, lest shapes give way to colours: own ones alone had houses with three roofs. Resumes at nothing: it
+takes half an hour on one core.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from uso_core.model.latents import unpack
 
 from . import checkpoint, world
 from .batches import RecordStore
-from .data import SQUARE
+from .data import SQUARE, Shard
 from .measure import QUESTIONS, UNKNOWN
 from .model import Conditions, TinyUso
 from .offsets import Offsets, facts_of, find_places
@@ -44,6 +45,7 @@ WEIGHTS = {"subject": 2.5, "colour": 1.5, "second_colour": 2.5, "pattern": 1.0, 
 READING, LIKENESS, IMAGE = 0.5, 4.0, 6.0  # weights in steps of training images
 TIME_MEAN = 0.6  # of their logit-normal times
 PLAIN = 0.6  # share of prompts that name no technique
+STYLED = 0.5  # share of own images beside a style image
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Asked:
     facts: torch.Tensor
     answers: torch.Tensor  # int64 (B, questions)
     clean: torch.Tensor | None = None  # (B, 16, 16, 16), the training images
+    styles: torch.Tensor | None = None  # uint8 (B, 1, 128, 128, 3), the style images
 
 
 def _prompt(rng: np.random.Generator, shown: world.Picture, style: Style | None) -> tuple[str, list[int]] | None:
@@ -88,11 +91,14 @@ def draw_asked(rng: np.random.Generator, count: int, split: world.specs.Split = 
     return Asked(prompts, torch.tensor(places), torch.tensor(facts), torch.tensor(answers))
 
 
+def _square_shard(rng: np.random.Generator, store: RecordStore) -> Shard:
+    shards = [shard for shard in store.shards if (shard.height, shard.width) == SQUARE]
+    return shards[int(rng.integers(len(shards)))]
+
+
 def draw_given(rng: np.random.Generator, count: int, store: RecordStore) -> Asked:
     """Square training images with prompts that tell both their colours."""
-    shards = [shard for shard in store.shards if (shard.height, shard.width) == SQUARE]
-    shard = shards[int(rng.integers(len(shards)))]
-    prompts, places, facts, kinds, numbers = [], [], [], [], []
+    shard, prompts, places, facts, kinds, numbers = _square_shard(rng, store), [], [], [], [], []
     while len(prompts) < count:
         number, plain = int(rng.integers(shard.count)), rng.random() < PLAIN
         record = shard.record(number)
@@ -108,6 +114,26 @@ def draw_given(rng: np.random.Generator, count: int, store: RecordStore) -> Aske
     return Asked(prompts, torch.tensor(places), torch.tensor(facts), answers, clean)
 
 
+def draw_styled(rng: np.random.Generator, count: int, store: RecordStore) -> Asked:
+    """Prompts that tell both colours, beside style images of every technique: one may leave no colours to be read."""
+    shard, prompts, places, facts, numbers, untold = _square_shard(rng, store), [], [], [], [], []
+    while len(prompts) < count:
+        number = int(rng.integers(shard.count))
+        subject = shard.record(number).target.subject
+        if (found := _prompt(rng, shard.record(number).target, None)) is None:
+            continue
+        prompts.append(found[0])
+        places.append(found[1])
+        facts.append(facts_of(subject))
+        numbers.append(number)
+        untold.append(not tells(found[0], subject)["mood"])
+    rows, kinds = np.array(numbers), ["target"] * count
+    answers = store.answers(shard, kinds, rows)
+    answers[torch.tensor(untold), list(QUESTIONS).index("mood")] = UNKNOWN
+    pictures = store.pictures(shard, ["style"] * count, rows, rng)[:, None]
+    return Asked(prompts, torch.tensor(places), torch.tensor(facts), answers, styles=pictures)
+
+
 class Inversion:
     """The frozen networks, and the losses by which the offsets learn."""
 
@@ -118,8 +144,9 @@ class Inversion:
     def conditions(self, asked: Asked, offsets: Offsets) -> Conditions:
         with torch.no_grad():
             text, pooled = self.model.encode_text(read_words(asked.prompts))
+            style = None if asked.styles is None else self.model.encode_style(asked.styles)
         text = offsets.added(text, asked.places, asked.facts, self.model.t5.encoder.final_layer_norm.weight)
-        return Conditions(text, pooled, None, None, adapted=True)
+        return Conditions(text, pooled, style, None, adapted=True)
 
     def loss(self, asked: Asked, offsets: Offsets, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         """The sum that is minimised, and what the teacher's reading loses by question."""
@@ -156,18 +183,28 @@ class Inversion:
 
 
 def invert(
-    model: TinyUso, teacher: Teacher, store: RecordStore, steps: int, batch: int = BATCH, seed: int = 7
+    model: TinyUso,
+    teacher: Teacher,
+    store: RecordStore,
+    steps: int,
+    batch: int = BATCH,
+    seed: int = 7,
+    start: Offsets | None = None,
 ) -> Offsets:
-    """The averaged offsets after some steps."""
+    """The averaged offsets after some steps, begun at nothing or at others."""
     inversion, offsets = Inversion(model, teacher), Offsets()
+    if start is not None:
+        offsets.load_state_dict(start.state_dict())
     with torch.no_grad():
         size = float(model.encode_text(read_words(["a red cat with white dots on the beach"]))[0].pow(2).mean().sqrt())
     average = copy.deepcopy(offsets).requires_grad_(False)
     optimizer = torch.optim.Adam(offsets.parameters(), betas=(0.9, 0.98))
     for step in range(steps):
         rng = checkpoint.chance(seed, step)
-        own = step % OWN_EVERY == 0
-        asked = draw_asked(rng, batch) if own else draw_given(rng, batch, store)
+        if own := step % OWN_EVERY == 0:
+            asked = draw_styled(rng, batch, store) if rng.random() < STYLED else draw_asked(rng, batch)
+        else:
+            asked = draw_given(rng, batch, store)
         for group in optimizer.param_groups:
             group["lr"] = RATE * size * min(1.0, (step + 1) / WARMUP) * min(1.0, 1.5 * (1 - step / steps))
         loss, losses = inversion.loss(asked, offsets, rng)
