@@ -43,7 +43,7 @@ PROMISED: dict[tuple[str, str], float] = {
     ("style", "colour"): 0.85,
     ("style", "second_colour"): 0.4,
     ("style", "technique"): 0.85,
-    ("style", "technique_out_of_range"): 0.75,
+    ("style", "technique_out_of_range"): 0.8,
     ("style", "style_subject_leaks"): 0.05,
     ("both", "scene"): 0.95,
     ("both", "subject"): 0.95,
@@ -58,7 +58,7 @@ PROMISED: dict[tuple[str, str], float] = {
     ("blend", "scene"): 0.8,
 }
 FURTHEST = 1.3  # the Fréchet distance at most, in floors; it was 1.6 to 1.8 once
-SUBJECT_IN_FORMATS = {"text": 0.75, "subject": 0.9, "style": 0.65, "both": 0.9, "layout": 0.55}  # in each one offered
+SUBJECT_IN_FORMATS = {"text": 0.55, "subject": 0.9, "style": 0.6, "both": 0.9, "layout": 0.5}  # in each one offered
 AT_MOST = ("style_subject_leaks", "style_scene_leaks")
 FLIPS = 1.01 / QUICK  # one image of a mode may be read differently on another machine
 SWEPT = range(3)  # trials in which one setting is changed
@@ -143,7 +143,7 @@ def test_images_are_near_to_the_renderers(mode: str) -> None:
 
 
 def test_foreign_style_images_of_two_palettes_are_told_apart_more_often_than_by_chance() -> None:
-    assert METRICS["own_palettes"] >= 0.6
+    assert METRICS["own_palettes"] >= 0.75
 
 
 @pytest.mark.parametrize("mode", ["style", "both", "layout"])
