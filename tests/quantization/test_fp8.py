@@ -44,6 +44,7 @@ FLUX, LORA = GOLDEN / "flux.safetensors", GOLDEN / "dit_lora.safetensors"
 # L2 of the last latents (0.049 seen). The embedded model: mean levels of 255 in its images (0.8-3.3 seen).
 PRODUCTS = [partial(fp8_product, way=way) for way in fp8.WAYS] + [fp8.dequantized_product]
 GOLDEN_BOUND, EMBEDDED_LEVELS = 0.06, 6
+READ_OTHERWISE = 0.25  # of an answer's probability, at most, by which the measuring network reads the images otherwise
 
 
 @pytest.fixture(autouse=True)
@@ -419,8 +420,8 @@ def test_the_embedded_models_images_mean_the_same():
         assert 0 < np.abs(images[0].astype(int) - images[1]).mean() < EMBEDDED_LEVELS
         chances = measurer.log_chances(np.stack(images))
         for question in ("subject", "colour", "scene", "technique"):
-            plain, reduced = chances[question].argmax(1)
-            assert plain == reduced, (mode, number, question)
+            plain, reduced = np.exp(chances[question])  # between two answers that are as likely, either may win
+            assert np.abs(plain - reduced).sum() / 2 < READ_OTHERWISE, (mode, number, question)
 
 
 def test_the_fp8_model_uses_fp8():
