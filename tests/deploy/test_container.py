@@ -57,7 +57,8 @@ def command(
     assert python == "python"
     return [
         bubblewrap, "--unshare-user", "--uid", instruction("USER"), "--gid", "1000", "--unshare-pid", "--as-pid-1",
-        "--clearenv", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", *temporary, *output,
+        "--clearenv", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", *temporary,
+        "--ro-bind", str(ROOT), str(ROOT), *output,  # a clone below /tmp stays in sight
         *(word for name, value in given.items() for word in ("--setenv", name, value)),
         "--chdir", str(ROOT), "--", sys.executable, *rest,
     ]  # fmt: skip
