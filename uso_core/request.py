@@ -153,7 +153,7 @@ class Sampling:
                             flag="--guidance")  # fmt: skip
     schedule: str = asked(SCHEDULES[0], "choice", "time steps: uso as published, or flux as in ComfyUI",
                           choices=SCHEDULES, flag="--schedule")  # fmt: skip
-    sampler: str = asked(SAMPLERS[0], "choice", "euler as published, or ab2, of second order: about half the steps",
+    sampler: str = asked(SAMPLERS[0], "choice", "euler as published, or ab2, of second order, which needs fewer steps",
                          choices=SAMPLERS, model="sampler", flag="--sampler")  # fmt: skip
     content_strength: float = asked(1.0, "number", "0 as if the content image were absent, 1 as trained, up to 2",
                                     high=MAX_STRENGTH, flag="--content_strength")  # fmt: skip
