@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PROCESSES ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((cores < 2 ? 2 : cores > 4 ? 4 : cores)))
+PYTEST := $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-all test-tools lint space train-tiny clean
@@ -13,7 +14,7 @@ help:  ## this list
 run: $(VENV)/.ready  ## the page on http://127.0.0.1:7860
 	$(BIN)/python app.py
 
-test: test-tools  ## the tests, on two processes, but for the slow ones
+test: test-tools  ## the tests, on two to four processes, but for the slow ones
 	$(PYTEST) -m "not slow"
 
 test-all: test-tools  ## every test: also a Ray cluster, a Space, a notebook, a container, the benchmarks
@@ -45,10 +46,8 @@ train-tiny: test-tools  ## the embedded model from nothing: hours on a CPU
 		--guided-from 0 --stage adapter
 	$(BIN)/python -m training.train --run $(RUN) --steps $$(($(STEPS) * 5 / 4 + 1000)) --decay 800 \
 		--guided-from 0 --stage reward
-	$(BIN)/python -m training.train --run $(RUN) --steps $$(($(STEPS) * 5 / 4 + 1600)) --decay 400 \
-		--guided-from 0 --stage shape --rate 0.2
-	$(BIN)/python -m training.train --run $(RUN) --steps $$(($(STEPS) * 5 / 4 + 2200)) --decay 450 \
-		--guided-from 0 --stage palettes --rate 0.5
+	$(BIN)/python -m training.train --run $(RUN) --steps $$(($(STEPS) * 5 / 4 + 2200)) --decay 800 \
+		--guided-from 0 --stage shape --rate 0.4
 	$(BIN)/python -m training.decoder --run $(RUN) --steps $(DECODER_STEPS)
 	rm -f $(RUN)/offsets.safetensors
 	$(BIN)/python -m training.words --run $(RUN)

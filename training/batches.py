@@ -29,6 +29,7 @@ from .text import Words, read_words
 from .world.prompts import disturb, style_instruction, tells
 
 # Tokens of one sample at 128 x 128 (32 text, 24 per style image, 64 per picture): a batch has a budget of tokens.
+UNSETTLED_MODES = frozenset({"layout", "blend"})  # which know from an image where things stand
 MODE_TOKENS = {"text": 96, "subject": 160, "style": 120, "both": 184, "layout": 184, "blend": 176}
 SQUARE_CHANCE = 0.9
 EMPTY_PROMPT = 0.1  # of text batches: what "no condition" means, for guidance
@@ -74,10 +75,13 @@ class RecordStore:
             for kind in VISION_KINDS
         }
 
-    def draw_shard(self, rng: np.random.Generator, square_chance: float = SQUARE_CHANCE) -> Shard:
-        """A shard by chance, square ones with the given chance."""
-        square = [shard for shard in self.shards if shard.height == shard.width]
-        other = [shard for shard in self.shards if shard.height != shard.width]
+    def draw_shard(
+        self, rng: np.random.Generator, square_chance: float = SQUARE_CHANCE, settled: bool | None = None
+    ) -> Shard:
+        """A shard by chance, square ones with the given chance; settled or not, where it matters and there are both."""
+        shards = [shard for shard in self.shards if settled in (None, shard.settled)] or self.shards
+        square = [shard for shard in shards if shard.height == shard.width]
+        other = [shard for shard in shards if shard.height != shard.width]
         chosen = (square or other) if rng.random() < square_chance else (other or square)
         return chosen[int(rng.integers(len(chosen)))]
 
@@ -121,7 +125,7 @@ class BatchMaker:
     def draw(self, rng: np.random.Generator, mode: str | None = None) -> Batch:
         """A batch by chance, of one shard and so of one format."""
         mode = mode or str(rng.choice(list(self.mode_chance), p=list(self.mode_chance.values())))
-        shard = self.store.draw_shard(rng, self.square_chance)
+        shard = self.store.draw_shard(rng, self.square_chance, mode not in UNSETTLED_MODES)
         numbers = rng.integers(shard.count, size=max(1, self.token_budget // MODE_TOKENS[mode]))
         return self._modes[mode](rng, shard, numbers)
 
@@ -145,7 +149,7 @@ class BatchMaker:
 
     def _text(self, rng: np.random.Generator, shard: Shard, numbers: np.ndarray) -> Batch:
         square = shard.height == shard.width  # content pictures are always square
-        chances = (0.22, 0.3, 0.13, 0.35) if square else (0.35, 0.42, 0.23, 0.0)
+        chances = (0.33, 0.4, 0.19, 0.08) if square else (0.35, 0.42, 0.23, 0.0)
         drawn = rng.choice(("target", "plain", "style", "content"), size=len(numbers), p=chances)
         kinds = [str(kind) for kind in drawn]
         prompts = []

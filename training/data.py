@@ -19,7 +19,7 @@ import argparse
 import json
 import logging
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -73,15 +73,16 @@ class Shard:
     height: int
     width: int
     split: Split
+    settled: bool = False  # whether what no prompt tells hardly varies; in layouts an image tells it
 
     def record(self, number: int) -> Record:
         """The specs of the record `number` (0..count-1)."""
-        return make_record(self.first_seed + number, self.split)
+        return make_record(self.first_seed + number, self.split, self.settled)
 
 
 @lru_cache(maxsize=65536)
-def make_record(seed: int, split: Split) -> Record:
-    """The record of a seed.
+def make_record(seed: int, split: Split, settled: bool = False) -> Record:
+    """The record of a seed, its target and what its style image shows settled (`world.settle`) or not.
 
     Held out means identities that training never sees; at odd seeds the style's parameters and palette are new as well.
     """
@@ -93,13 +94,13 @@ def make_record(seed: int, split: Split) -> Record:
     scene = world.draw_scene(rng, "plain" if rng.random() < PLAIN_TARGETS else None)
     content_scene = world.draw_scene(rng, "plain" if rng.random() < PLAIN_CONTENTS else None)
     other_scene = world.draw_scene(rng)
-    return Record(
-        seed,
-        target=world.Picture(subject, world.draw_pose(rng), scene),
-        content=world.Picture(subject, world.draw_pose(rng), content_scene),
-        other=world.Picture(other, world.draw_pose(rng), other_scene),
-        style=style,
-    )
+    target = world.Picture(subject, world.draw_pose(rng), scene)
+    content = world.Picture(subject, world.draw_pose(rng), content_scene)
+    shown = world.Picture(other, world.draw_pose(rng), other_scene)
+    if settled:
+        target, shown = world.settle(target), world.settle(shown)
+        content = replace(content, subject=target.subject)  # in any pose: so are the images that people bring
+    return Record(seed, target, content, shown, style)
 
 
 def render_record(record: Record, partner: Record, height: int, width: int) -> dict[str, np.ndarray]:
@@ -124,13 +125,18 @@ def render_foreign(record: Record, height: int, width: int) -> dict[str, np.ndar
 
 
 def plan(square: int, other: int, held_out: int, per_shard: int = 1024) -> list[Shard]:
-    """The shards: `square` ones of 128 x 128, `other` of each further format, `held_out` ones to measure on."""
+    """The shards: `square` ones of 128 x 128, `other` of each further format, `held_out` ones to measure on.
+
+    Two of three square ones are settled, half of the others.
+    """
+    shapes = [(SQUARE, number % 3 != 2) for number in range(square)]
+    shapes += [(shape, settled) for shape in FORMATS[1:] for _ in range(other) for settled in (True, False)]
     shards = [
-        Shard(f"train-{number:03d}", number * per_shard, per_shard, *shape, "train")
-        for number, shape in enumerate([SQUARE] * square + [shape for shape in FORMATS[1:] for _ in range(other)])
+        Shard(f"train-{number:03d}", number * per_shard, per_shard, *shape, "train", settled)
+        for number, (shape, settled) in enumerate(shapes)
     ]
     shards += [
-        Shard(f"held_out-{number:03d}", HELD_OUT_SEED + number * per_shard, per_shard, *SQUARE, "held_out")
+        Shard(f"held_out-{number:03d}", HELD_OUT_SEED + number * per_shard, per_shard, *SQUARE, "held_out", True)
         for number in range(held_out)
     ]
     return shards
@@ -190,7 +196,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Render the training records.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--square", type=int, default=12, help="shards of 1024 records in 128 x 128")
-    parser.add_argument("--other", type=int, default=1, help="shards of each further format")
+    parser.add_argument("--other", type=int, default=1, help="pairs of shards of each further format")
     parser.add_argument("--held-out", type=int, default=1, help="shards to measure on")
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()

@@ -111,8 +111,12 @@ def told_of_two(told: np.ndarray) -> float:
 
 def look(measurer: Measurer, trials: Sequence[Trial], made: Sequence[np.ndarray]) -> tuple[Eye, np.ndarray]:
     """Distance, its floor and what is told, of each mode; the log odds (2, N) that made and rendered are rendered."""
-    others = {kind: features(measurer, [render_number(OTHER_TRIALS + number)[kind] for number in range(OTHERS)])
-              for kind in {trial.kind for trial in trials}}  # fmt: skip
+    others = {
+        (kind, settled): features(
+            measurer, [render_number(OTHER_TRIALS + number, settled)[kind] for number in range(OTHERS)]
+        )
+        for kind, settled in {(trial.kind, trial.settled) for trial in trials}
+    }
     truths = [trial.truth for trial in trials]
     told = log_odds(measurer, [trial.number for trial in trials], np.stack(made), np.stack(truths))
     seen, seen_truths = features(measurer, made), features(measurer, truths)
@@ -121,7 +125,7 @@ def look(measurer: Measurer, trials: Sequence[Trial], made: Sequence[np.ndarray]
     for trial in trials:
         if trial.mode in figures:
             continue
-        those, reference = modes == trial.mode, others[trial.kind]
+        those, reference = modes == trial.mode, others[trial.kind, trial.settled]
         figures[trial.mode] = {
             "distance": round(frechet_distance(seen[those], reference), 2),
             "floor": round(frechet_distance(seen_truths[those], reference), 2),

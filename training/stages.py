@@ -2,10 +2,10 @@
 
 joint    everything, base and LoRA interleaved
 adapter  LoRA and projector alone, on a base that keeps still, mostly on formats that are not square
-palettes LoRA and projector alone, mostly from foreign style images
 reward   the transformer's biases alone, but for those of queries and keys; most of the time from what the model itself
          draws step by step, as the application has it do: the paper's reward learning, with differentiable answers
-shape    everything again, half of the time from what the model itself draws, which an adversary must take for real
+shape    all but the text encoders again, a third of the style images being foreign; a third of the time from what the
+         model itself draws, which must have the right colours, and which an adversary must take for real
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from .teacher import LESSONS
 JOINT_CHANCE = {"text": 0.32, "subject": 0.20, "style": 0.14, "both": 0.20, "layout": 0.10, "blend": 0.04}
 ADAPTER_CHANCE = {"text": 0.22, "subject": 0.10, "style": 0.24, "both": 0.16, "layout": 0.26, "blend": 0.02}
 SHAPE_CHANCE = {"text": 0.34, "subject": 0.16, "style": 0.18, "both": 0.16, "layout": 0.14, "blend": 0.02}
-PALETTES_CHANCE = {"text": 0.08, "subject": 0.08, "style": 0.40, "both": 0.22, "layout": 0.18, "blend": 0.04}
 REWARD_CHANCE = {"text": 0.32, "subject": 0.08, "style": 0.22, "both": 0.12, "layout": 0.24, "blend": 0.02}
 
 
@@ -45,6 +44,10 @@ def _everything(_name: str) -> bool:
     return True
 
 
+def _but_words(name: str) -> bool:
+    return not name.startswith(("t5.", "clip."))  # whose words are told apart by then
+
+
 def _adapter(name: str) -> bool:
     return name.startswith(("lora.", "projector."))
 
@@ -61,15 +64,12 @@ STAGES = {
               guided_share=0.5, adapted_text=0.5),
         Stage("adapter", _adapter, {"picture": 1.0, **LESSONS, "reading": 0.5},
               ADAPTER_CHANCE, square_chance=0.4, guided_share=0.35, after=("joint",)),
-        Stage("palettes", _adapter, {"picture": 1.0, **LESSONS, "reading": 0.3},
-              PALETTES_CHANCE, square_chance=0.8, guided_share=0.4, foreign_share=0.6,
-              after=("shape", "reward", "joint")),
         Stage("reward", _biases, {"picture": 1.0, "likeness": 1.0, "reading": 0.5, "own likeness": 1.0,
                                    "own reading": 1.0, "own doubt": 0.2},
               REWARD_CHANCE, square_chance=0.6, guided_share=0.35, own_share=0.6, after=("adapter", "joint"), bits=4),
-        Stage("shape", _everything, {"picture": 1.0, "words": 0.1, **LESSONS, "own likeness": 1.0, "own reading": 0.3,
-                                     "own doubt": 0.1, "own real": 0.2, "critic": 1.0},
-              SHAPE_CHANCE, square_chance=0.75, guided_share=0.4, adapted_text=0.75, own_share=0.6,
+        Stage("shape", _but_words, {"picture": 1.0, **LESSONS, "palette": 1.0, "own likeness": 1.0, "own reading": 0.5,
+                                    "own doubt": 0.1, "own palette": 2.0, "own real": 0.2, "critic": 1.0},
+              SHAPE_CHANCE, square_chance=0.7, guided_share=0.35, adapted_text=0.9, foreign_share=0.35, own_share=0.3,
               after=("reward", "adapter", "joint")),
     )
 }  # fmt: skip

@@ -30,6 +30,7 @@ from uso_core.model.latents import pack, unpack
 from . import checkpoint
 from .adversary import Adversary
 from .batches import Batch, BatchMaker, RecordStore
+from .colours import Colours
 from .measure import UNKNOWN
 from .model import PUBLISHED, Conditions, Shape, TinyUso
 from .muon import Muon
@@ -49,7 +50,7 @@ TIME_MEAN, TIME_SPREAD, TIME_UNIFORM = 0.3, 1.0, 0.1  # logit-normal, and the sh
 LOWEST_GUIDANCE, HIGHEST_GUIDANCE = 1.0, 7.0
 GUIDANCE_GAIN = 0.5  # how much further from the unconditional velocity one unit of guidance leads
 GUIDANCE_RESCALE = 0.7  # how far the guided image's contrast is brought back to the unguided one's (arXiv 2305.08891)
-OWN_STEPS = 5  # in which the model's own pictures are drawn; the application takes 16
+OWN_STEPS = 6  # in which the model's own pictures are drawn; the application takes 8
 OWN_GUIDANCE = (3.0, 5.0)  # around what the application asks for
 LATEST = 0.9  # time from which a prediction must look real; before, there is little to tell what it should show
 MATRIX_HOMES = ("transformer_blocks", "encoder.layers", "encoder.block")  # where Muon steps; AdamW does the rest
@@ -106,6 +107,7 @@ class Training:
         if matrices:
             self.optimizers[MUON_RATE] = Muon(matrices, lr=MUON_RATE, weight_decay=0.02)
         self.optimizers[ADAM_RATE] = torch.optim.AdamW(rest, lr=ADAM_RATE, betas=(0.9, 0.97), weight_decay=0.01)
+        self.colours = Colours(run).to(device) if "palette" in plan.stage.losses else None
         self.adversary = Adversary(teacher).to(device) if "own real" in plan.stage.losses else None
         if self.adversary is not None:
             heads = self.adversary.parameters()
@@ -200,8 +202,10 @@ class Training:
             seen = self.lessons.look(batch, clean, x, times, velocity, own=True)
             if batch.mode != "layout":
                 del seen["likeness"]
+            made = x - levels[last] * unpack(velocity.float(), 8 * clean.shape[2], 8 * clean.shape[3])
+            if self.colours is not None and batch.style is not None:
+                seen["palette"] = self.colours(made, clean, times)
             if self.adversary is not None and levels[last] <= LATEST:
-                made = x - levels[last] * unpack(velocity.float(), 8 * clean.shape[2], 8 * clean.shape[3])
                 told = batch.answers if batch.asked is None else batch.answers.where(batch.asked, UNKNOWN)
                 seen |= self.adversary(made, clean, told.to(self.device))
         return {name if name == "critic" else f"own {name}": loss for name, loss in seen.items()}
@@ -231,6 +235,9 @@ class Training:
             velocity = self.model.velocity(noisy, times, guidance, conditions)
             lessons = self.lessons(batch, clean, noisy, times, velocity)
         losses = {"picture": F.mse_loss(velocity.float(), target), **lessons}
+        if self.colours is not None and batch.style is not None:
+            made = noisy - level * unpack(velocity.float(), 8 * clean.shape[2], 8 * clean.shape[3])
+            losses["palette"] = self.colours(made, clean, times)
         if "words" in self.plan.stage.losses:
             losses["words"] = self.word_loss(batch.words, conditions.text, conditions.pooled)
         return losses

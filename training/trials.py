@@ -21,6 +21,7 @@ from uso_core.runtime.load import assemble
 from uso_core.settings import ROOT, Settings
 
 from . import world
+from .batches import UNSETTLED_MODES
 from .data import HELD_OUT_SEED, SQUARE, Record, make_record, render_record
 from .world.prompts import TECHNIQUE_WORDS, name_scene, name_subject
 
@@ -47,28 +48,34 @@ class Trial:
     kind: str  # which picture of the record that is
 
     @property
+    def settled(self) -> bool:
+        """Whether the renderer's answer has everything at its usual place."""
+        return self.mode not in UNSETTLED_MODES
+
+    @property
     def inside(self) -> bool:
         """Whether the style's parameters and palette lie in the training range."""
         return self.number % 2 == 0
 
 
-@lru_cache(maxsize=256)
-def render_number(number: int) -> dict[str, np.ndarray]:
+@lru_cache(maxsize=512)
+def render_number(number: int, settled: bool) -> dict[str, np.ndarray]:
     """The five pictures of a held-out record."""
-    records = [make_record(HELD_OUT_SEED + each, "held_out") for each in (number, number ^ 1)]
+    records = [make_record(HELD_OUT_SEED + each, "held_out", settled) for each in (number, number ^ 1)]
     return render_record(records[0], records[1], *SQUARE)
 
 
 def make_trial(mode: str, number: int) -> Trial:
     """The trial of a number in a mode."""
-    record, pictures = make_record(HELD_OUT_SEED + number, "held_out"), render_number(number)
+    settled = mode not in UNSETTLED_MODES
+    record, pictures = make_record(HELD_OUT_SEED + number, "held_out", settled), render_number(number, settled)
     kind = {"subject": "plain", "blend": "blend"}.get(mode, "target")
     content = {"subject": "content", "both": "content", "layout": "plain"}.get(mode)
     styles: tuple[np.ndarray, ...] = ()
     if mode in ("style", "both", "layout"):
         styles = (pictures["style"],)
     elif mode == "blend":
-        styles = (pictures["style"], render_number(number ^ 1)["style"])
+        styles = (pictures["style"], render_number(number ^ 1, settled)["style"])
     shown = pictures[content] if content else None
     return Trial(mode, number, record, _prompt(mode, number, record), shown, styles, pictures[kind], kind)
 

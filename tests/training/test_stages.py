@@ -1,0 +1,144 @@
+"""Each stage moves what it says, from the losses it says, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from shutil import copytree, ignore_patterns
+
+import numpy as np
+import pytest
+import torch
+
+from training.colours import Colours
+from training.teacher import load_teacher
+from training.train import load_model
+from training.trials import MODES
+
+from .small_run import train
+
+
+def test_every_mode_trains_and_a_resumed_run_equals_an_uninterrupted_one(run: Path) -> None:
+    whole = train(run, 6)
+    modes = list(whole.plan.stage.mode_chance)
+    losses = [whole.train_step(whole.maker.at(0, whole.step, mode)) for mode in modes]
+    assert all(torch.stack(list(parts.values())).isfinite().all() for parts in losses)
+    unanswered = [parts["reading"] == 0 for parts in losses]
+    assert unanswered == [mode == "blend" for mode in modes]  # no answer is right about a blend
+    halves = train(run, 6)
+    for mode in modes[:4]:
+        halves.train_step(halves.maker.at(0, halves.step, mode))
+    halves.save()
+    resumed = train(run, 6)
+    assert resumed.step == 4
+    for mode in modes[4:]:
+        resumed.train_step(resumed.maker.at(0, resumed.step, mode))
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    for name, value in whole.ema.state_dict().items():
+        assert torch.equal(value, resumed.ema.state_dict()[name]), name
+
+
+def test_the_adapters_own_stage_leaves_the_base_as_it_is(run: Path, tmp_path: Path) -> None:
+    own = Path(copytree(run, tmp_path / "run", ignore=ignore_patterns("*.pt")))
+    joint = train(own, 6)
+    for _ in range(3):
+        joint.train_step(joint.maker.at(0, joint.step))
+    joint.save()
+    before = {part: value.clone() for part, value in joint.model.state_dict().items()}
+    stage = train(own, 7, "adapter")
+    assert (stage.step, stage.began) == (3, 3)
+    for mode in ("text", "both"):
+        stage.train_step(stage.maker.at(0, stage.step, mode))
+    stage.save()
+    resumed = train(own, 7, "adapter")
+    assert (resumed.step, resumed.began) == (5, 3)
+    for model in (resumed.model, resumed.ema):
+        changed = {part.split(".")[0] for part, value in model.state_dict().items() if not value.equal(before[part])}
+        assert changed == {"lora", "projector"}
+    joint.train_step(joint.maker.at(0, joint.step))
+    joint.save()
+    assert train(own, 7, "adapter").began == 4
+
+
+def test_the_reward_stage_moves_nothing_but_biases_and_learns_from_its_own_pictures(run: Path, tmp_path: Path) -> None:
+    own = Path(copytree(run, tmp_path / "run", ignore=ignore_patterns("*.pt")))
+    for name in ("joint", "adapter"):
+        train(own, 6, name).save()
+    stage = train(own, 40, "reward")
+    for parameter in stage.model.parameters():  # the last layer and the modulations begin as nothing
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    before = {name: value.clone() for name, value in stage.model.state_dict().items()}
+    text, layout, blend = (stage.maker.at(0, 0, mode) for mode in ("text", "layout", "blend"))
+    assert set(stage.own_losses(text, np.random.default_rng(0))) == {"own reading", "own doubt"}
+    assert set(stage.own_losses(layout, np.random.default_rng(0))) == {"own reading", "own likeness"}
+    seen = {frozenset(stage.losses(blend, np.random.default_rng(number))) for number in range(8)}
+    assert not any(name.startswith("own") for names in seen for name in names)  # nothing is right about a blend
+    seen = {frozenset(stage.losses(text, np.random.default_rng(number))) for number in range(8)}
+    assert len(seen) == 2  # its own pictures, and given ones
+    for _ in range(4):
+        stage.train_step(text)
+    after = stage.model.state_dict()
+    changed = {name for name, value in before.items() if not value.equal(after[name])}
+    assert changed
+    assert all(name.startswith("transformer.") and name.endswith(".bias") for name in changed)
+    stage.save()
+    assert train(own, 40, "reward").step == 4
+    kept, average = load_model(own / "joint.safetensors").state_dict(), stage.ema.state_dict()
+    for name, value in kept.items():
+        if name in changed:
+            torch.testing.assert_close(value, average[name], rtol=2**-4, atol=0)
+            assert not (value.view(torch.int32) & (1 << 20) - 1).any()  # one bit in front, three of 23 behind
+        else:
+            assert torch.equal(value, average[name]), name
+
+
+def test_the_shape_stage_is_held_to_the_colours_where_a_style_image_asks_for_them(run: Path, tmp_path: Path) -> None:
+    own = Path(copytree(run, tmp_path / "run", ignore=ignore_patterns("*.pt")))
+    stage = train(own, 40, "shape")
+    rng = np.random.default_rng(0)
+    for mode in MODES:
+        batch = stage.maker.at(0, 0, mode)
+        assert ("own palette" in stage.own_losses(batch, rng)) == (batch.style is not None), mode
+        assert ("palette" in stage.given_losses(batch, rng)) == (batch.style is not None), mode
+
+
+def test_colours_are_compared_wherever_they_are(run: Path) -> None:
+    colours, none = Colours(run), torch.zeros(2)
+    one, other = torch.randn(2, 2, 16, 6, 8, generator=torch.Generator().manual_seed(2))
+    moved = one.flatten(2)[:, :, torch.randperm(48)].reshape(one.shape)
+    assert float(colours(one, moved, none)) < 1e-5 < float(colours(one, other, none))
+    brighter = one + torch.linalg.pinv(colours.matrix).sum(0)[:, None, None]  # every channel by one
+    lengths = colours.directions.sum(0).abs().mean()
+    assert float(colours(one, brighter, none)) == pytest.approx(float(lengths), rel=1e-3)
+    assert float(colours(one, other, none + 1)) == 0  # at the beginning of the flow nothing is decided
+
+
+def test_the_adversary_learns_beside_the_model_and_neither_moves_the_other(run: Path, tmp_path: Path) -> None:
+    own = Path(copytree(run, tmp_path / "run", ignore=ignore_patterns("*.pt")))
+    stage = train(own, 40, "shape")
+    text = stage.maker.at(0, 0, "text")
+    drawn = (stage.losses(text, np.random.default_rng(number)) for number in range(20))
+    losses = next(found for found in drawn if "critic" in found)
+    heads, last = stage.adversary.heads.far.verdict.weight, stage.model.transformer.proj_out.weight
+    seen = {
+        name: torch.autograd.grad(losses[name], (heads, last), retain_graph=True, allow_unused=True)
+        for name in ("own real", "critic")
+    }
+    assert (seen["own real"][0], seen["critic"][1]) == (None, None)
+    assert seen["own real"][1].abs().sum() > 0
+    assert seen["critic"][0].abs().sum() > 0
+    hinges = [stage.train_step(text).get("critic") for _ in range(36)]
+    told = [float(hinge) for hinge in hinges if hinge is not None]
+    assert told[-1] < told[0]
+    stage.save()
+    resumed = train(own, 40, "shape")
+    stage.train_step(text)
+    resumed.train_step(text)
+    for name, value in stage.adversary.state_dict().items():
+        assert torch.equal(value, resumed.adversary.state_dict()[name]), name
+
+
+def test_training_asks_for_its_teacher(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"training\.teacher"):
+        load_teacher(tmp_path)
