@@ -32,8 +32,8 @@ PROMISED: dict[tuple[str, str], float] = {
     ("text", "scene"): 0.95,
     ("text", "technique"): 0.95,
     ("text", "subject"): 0.9,
-    ("text", "colour"): 0.8,
-    ("text", "second_colour"): 0.5,
+    ("text", "colour"): 0.85,
+    ("text", "second_colour"): 0.6,
     ("subject", "scene"): 0.95,
     ("subject", "subject"): 0.95,
     ("subject", "colour"): 0.9,
@@ -41,24 +41,24 @@ PROMISED: dict[tuple[str, str], float] = {
     ("style", "scene"): 0.95,
     ("style", "subject"): 0.95,
     ("style", "colour"): 0.85,
-    ("style", "second_colour"): 0.4,
-    ("style", "technique"): 0.85,
-    ("style", "technique_out_of_range"): 0.8,
+    ("style", "second_colour"): 0.55,
+    ("style", "technique"): 0.9,
+    ("style", "technique_out_of_range"): 0.85,
     ("style", "style_subject_leaks"): 0.05,
-    ("both", "scene"): 0.95,
+    ("both", "scene"): 0.9,
     ("both", "subject"): 0.95,
     ("both", "colour"): 0.85,
     ("both", "identity_of_8"): 0.8,
-    ("both", "technique"): 0.85,
+    ("both", "technique"): 0.9,
     ("both", "style_subject_leaks"): 0.05,
     ("layout", "subject"): 0.9,
     ("layout", "technique"): 0.8,
-    ("layout", "outline_relative"): 0.85,
+    ("layout", "outline_relative"): 0.83,
     ("layout", "style_subject_leaks"): 0.05,
     ("blend", "scene"): 0.8,
 }
 FURTHEST = 1.3  # the Fréchet distance at most, in floors; it was 1.6 to 1.8 once
-SUBJECT_IN_FORMATS = {"text": 0.55, "subject": 0.9, "style": 0.6, "both": 0.9, "layout": 0.5}  # in each one offered
+SUBJECT_IN_FORMATS = {"text": 0.6, "subject": 0.9, "style": 0.6, "both": 0.9, "layout": 0.65}  # in each one offered
 AT_MOST = ("style_subject_leaks", "style_scene_leaks")
 FLIPS = 1.01 / QUICK  # one image of a mode may be read differently on another machine
 SWEPT = range(3)  # trials in which one setting is changed
@@ -143,7 +143,7 @@ def test_images_are_near_to_the_renderers(mode: str) -> None:
 
 
 def test_foreign_style_images_of_two_palettes_are_told_apart_more_often_than_by_chance() -> None:
-    assert METRICS["own_palettes"] >= 0.75
+    assert METRICS["own_palettes"] >= 0.8
 
 
 @pytest.mark.parametrize("mode", ["style", "both", "layout"])
