@@ -28,8 +28,8 @@ from .measure import QUESTIONS, UNKNOWN, answers
 from .text import Words, read_words
 from .world.prompts import disturb, style_instruction, tells
 
-# Tokens of one sample at 128 x 128 (32 text, 24 per style image, 64 per picture): a batch has a budget of tokens.
 UNSETTLED_MODES = frozenset({"layout", "blend"})  # which know from an image where things stand
+# Tokens of one sample at 128 x 128 (32 text, 24 per style image, 64 per picture): a batch has a budget of tokens.
 MODE_TOKENS = {"text": 96, "subject": 160, "style": 120, "both": 184, "layout": 184, "blend": 176}
 SQUARE_CHANCE = 0.9
 EMPTY_PROMPT = 0.1  # of text batches: what "no condition" means, for guidance

@@ -21,15 +21,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from uso_core.model.latents import unpack
-
 from . import checkpoint, world
 from .batches import RecordStore
 from .data import SQUARE, Shard
 from .measure import QUESTIONS, UNKNOWN
 from .model import Conditions, TinyUso
 from .offsets import Offsets, facts_of, find_places
-from .sampling import follow, times
+from .sampling import clean_latents, follow, times
 from .teacher import MILDEST, Teacher, load_teacher
 from .text import read_words
 from .train import load_model
@@ -164,7 +162,7 @@ class Inversion:
             level = torch.sigmoid(torch.randn(count, 1, 1, 1) + TIME_MEAN)
             noisy = (1 - level) * given + level * torch.randn_like(given)
         velocity = self.model.velocity(noisy, level.flatten(), guidance, conditions, self.weights)
-        made = noisy - level * unpack(velocity.float(), *SQUARE)
+        made = clean_latents(noisy, level.flatten(), velocity)
         read = level * (MILDEST + (1 - MILDEST) * torch.rand(count, 1, 1, 1))
         noise = torch.randn_like(made)
         seen = self.teacher.features((1 - read) * made + read * noise, read.flatten())

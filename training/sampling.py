@@ -22,6 +22,12 @@ def times(steps: int, height: int, width: int) -> list[float]:
     return [shift / (shift + 1 / t - 1) if t > 0 else 0.0 for t in torch.linspace(1, 0, steps + 1).tolist()]
 
 
+def clean_latents(noisy: torch.Tensor, times: torch.Tensor, velocity: torch.Tensor) -> torch.Tensor:
+    """The latents (B, 16, h, w) that a velocity (B, S, 64) foretells at noisy ones and times (B,), in float32."""
+    height, width = PIXELS_PER_LATENT * noisy.shape[2], PIXELS_PER_LATENT * noisy.shape[3]
+    return noisy - times[:, None, None, None] * unpack(velocity.float(), height, width)
+
+
 @torch.no_grad()
 def sample(
     model: TinyUso,

@@ -24,14 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from uso_core.model.latents import unpack
-
 from . import checkpoint
 from .batches import Batch, RecordStore
 from .measure import QUESTIONS, UNKNOWN, Residual, block
 from .model import TinyUso
 from .muon import Muon
 from .precision import autocast
+from .sampling import clean_latents
 
 log = logging.getLogger(__name__)
 
@@ -139,8 +138,7 @@ class Lessons(nn.Module):
         Own: `noisy` has come from noise alone, and shows nothing yet of what the batch does not ask for. To that no
         answer is right; that there be a clear one is the third figure, "doubt".
         """
-        height, width = 8 * clean.shape[2], 8 * clean.shape[3]
-        made = noisy - times[:, None, None, None] * unpack(velocity, height, width).float()
+        made = clean_latents(noisy, times, velocity)
         read, noise = times * (MILDEST + (1 - MILDEST) * torch.rand_like(times)), torch.randn_like(made)
         level = read[:, None, None, None]
         seen = self.teacher.features((1 - level) * made + level * noise, read)

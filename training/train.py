@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from uso_core.model.latents import pack, unpack
+from uso_core.model.latents import pack
 
 from . import checkpoint
 from .adversary import Adversary
@@ -35,7 +35,7 @@ from .measure import UNKNOWN
 from .model import PUBLISHED, Conditions, Shape, TinyUso
 from .muon import Muon
 from .precision import autocast
-from .sampling import follow
+from .sampling import clean_latents, follow
 from .sampling import times as schedule
 from .stages import STAGES, Stage
 from .teacher import Lessons, Teacher, load_teacher
@@ -202,7 +202,7 @@ class Training:
             seen = self.lessons.look(batch, clean, x, times, velocity, own=True)
             if batch.mode != "layout":
                 del seen["likeness"]
-            made = x - levels[last] * unpack(velocity.float(), 8 * clean.shape[2], 8 * clean.shape[3])
+            made = clean_latents(x, times, velocity)
             if self.colours is not None and batch.style is not None:
                 seen["palette"] = self.colours(made, clean, times)
             if self.adversary is not None and levels[last] <= LATEST:
@@ -236,8 +236,7 @@ class Training:
             lessons = self.lessons(batch, clean, noisy, times, velocity)
         losses = {"picture": F.mse_loss(velocity.float(), target), **lessons}
         if self.colours is not None and batch.style is not None:
-            made = noisy - level * unpack(velocity.float(), 8 * clean.shape[2], 8 * clean.shape[3])
-            losses["palette"] = self.colours(made, clean, times)
+            losses["palette"] = self.colours(clean_latents(noisy, times, velocity), clean, times)
         if "words" in self.plan.stage.losses:
             losses["words"] = self.word_loss(batch.words, conditions.text, conditions.pooled)
         return losses
