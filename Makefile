@@ -30,31 +30,38 @@ lint: test-tools  ## ruff and the type checker
 space: $(VENV)/.ready  ## build/space, a Hugging Face Space's folder
 	$(BIN)/python -m deploy.space.assemble build/space
 
-# Every stage goes on where it was stopped.
+# Every stage goes on where it was stopped. With small numbers the whole chain takes twenty minutes, to see that it runs.
 RUN ?= output/uso-tiny
+PER_SHARD ?= 1024
 VAE_STEPS ?= 2800
-DECODER_STEPS ?= 1200
+TEACHER_STEPS ?= 1500
 STEPS ?= 40000
+REWARD_STEPS ?= 1000
+SHAPE_STEPS ?= 1200
+DECODER_STEPS ?= 1200
+WORDS_STEPS ?= 1500
+INVERSION_STEPS ?= 600
+TRIALS ?= 48
+ADAPTED = $$(($(STEPS) * 5 / 4
+TRAIN = $(BIN)/python -m training.train --run $(RUN)
 train-tiny: test-tools  ## the embedded model from nothing: hours on a CPU
-	$(BIN)/python -m training.data --out $(RUN)
+	$(BIN)/python -m training.data --out $(RUN) --per-shard $(PER_SHARD)
 	$(BIN)/python -m training.vae --run $(RUN) --steps $(VAE_STEPS) --batch 16
 	$(BIN)/python -m training.vae --run $(RUN) --encode
-	$(BIN)/python -m training.teacher --run $(RUN)
-	$(BIN)/python -m training.train --run $(RUN) --steps $(STEPS) --decay $$(($(STEPS) / 4)) \
-		--guided-from $$(($(STEPS) * 2 / 3))
-	$(BIN)/python -m training.train --run $(RUN) --steps $$(($(STEPS) * 5 / 4)) --decay $$(($(STEPS) / 4)) \
-		--guided-from 0 --stage adapter
-	$(BIN)/python -m training.train --run $(RUN) --steps $$(($(STEPS) * 5 / 4 + 1000)) --decay 800 \
-		--guided-from 0 --stage reward
-	$(BIN)/python -m training.train --run $(RUN) --steps $$(($(STEPS) * 5 / 4 + 2200)) --decay 800 \
+	$(BIN)/python -m training.teacher --run $(RUN) --steps $(TEACHER_STEPS)
+	$(TRAIN) --steps $(STEPS) --decay $$(($(STEPS) / 4)) --guided-from $$(($(STEPS) * 2 / 3))
+	$(TRAIN) --steps $(ADAPTED))) --decay $$(($(STEPS) / 4)) --guided-from 0 --stage adapter
+	$(TRAIN) --steps $(ADAPTED) + $(REWARD_STEPS))) --decay $$(($(REWARD_STEPS) * 4 / 5)) --guided-from 0 --stage reward
+	$(TRAIN) --steps $(ADAPTED) + $(REWARD_STEPS) + $(SHAPE_STEPS))) --decay $$(($(SHAPE_STEPS) * 3 / 4)) \
 		--guided-from 0 --stage shape --rate 0.4
 	$(BIN)/python -m training.decoder --run $(RUN) --steps $(DECODER_STEPS)
 	rm -f $(RUN)/offsets.safetensors
-	$(BIN)/python -m training.words --run $(RUN)
-	$(BIN)/python -m training.inversion --run $(RUN)
-	$(BIN)/python -m training.words --run $(RUN)
+	$(BIN)/python -m training.words --run $(RUN) --steps $(WORDS_STEPS)
+	$(BIN)/python -m training.inversion --run $(RUN) --steps $(INVERSION_STEPS)
+	$(BIN)/python -m training.words --run $(RUN) --steps $(WORDS_STEPS)
 	$(BIN)/python -m training.release --run $(RUN) --to $(RUN)/release
-	$(BIN)/python -m training.evaluate --weights $(RUN)/release --to $(RUN)/measured.json --sheet $(RUN)/sheet.png
+	$(BIN)/python -m training.evaluate --weights $(RUN)/release --count $(TRIALS) --to $(RUN)/measured.json \
+		--sheet $(RUN)/sheet.png
 
 $(VENV)/.ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)

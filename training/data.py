@@ -195,13 +195,14 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Render the training records.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--square", type=int, default=12, help="shards of 1024 records in 128 x 128")
+    parser.add_argument("--square", type=int, default=12, help="shards of 128 x 128")
     parser.add_argument("--other", type=int, default=1, help="pairs of shards of each further format")
     parser.add_argument("--held-out", type=int, default=1, help="shards to measure on")
+    parser.add_argument("--per-shard", type=int, default=1024, help="records of each, an even number")
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    shards = plan(arguments.square, arguments.other, arguments.held_out)
+    shards = plan(arguments.square, arguments.other, arguments.held_out, arguments.per_shard)
     render(arguments.out / "records", shards, arguments.processes)
 
 

@@ -105,10 +105,10 @@ def publish_vae(run: Path, device: str) -> tuple[AutoencoderKL, dict[str, object
 
 def one_of_each_format_first(shards: list[Shard]) -> list[Shard]:
     """The same shards in an order in which training can begin before all are encoded."""
-    seen: set[tuple[str, int, int]] = set()
+    seen: set[tuple[str, bool, int, int]] = set()
     early, late = [], []
     for shard in shards:
-        key = (shard.split, shard.height, shard.width)
+        key = (shard.split, shard.settled, shard.height, shard.width)
         (late if key in seen else early).append(shard)
         seen.add(key)
     return early + late

@@ -181,7 +181,7 @@ def measure_psnr(vae: AutoencoderKL, run: Path, shard: Shard, device: str, count
     """Mean PSNR in dB of held-out styled pictures through encoder and decoder (posterior mean)."""
     pictures = open_pictures(run / "records", shard, "target")
     values: list[float] = []
-    for start in range(0, count, 16):
+    for start in range(0, min(count, len(pictures)), 16):
         pixels = to_pixels(pictures[start : start + 16], device)
         with autocast(device):
             result = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
