@@ -38,11 +38,11 @@ TEACHER_STEPS ?= 1500
 STEPS ?= 40000
 REWARD_STEPS ?= 1000
 SHAPE_STEPS ?= 1200
+ADAPTER_STEPS ?= 1000
 DECODER_STEPS ?= 1200
 WORDS_STEPS ?= 1500
 INVERSION_STEPS ?= 600
 TRIALS ?= 48
-ADAPTED = $$(($(STEPS) * 5 / 4
 TRAIN = $(BIN)/python -m training.train --run $(RUN)
 train-tiny: test-tools  ## the embedded model from nothing: hours on a CPU
 	$(BIN)/python -m training.data --out $(RUN) --per-shard $(PER_SHARD)
@@ -50,10 +50,11 @@ train-tiny: test-tools  ## the embedded model from nothing: hours on a CPU
 	$(BIN)/python -m training.vae --run $(RUN) --encode
 	$(BIN)/python -m training.teacher --run $(RUN) --steps $(TEACHER_STEPS)
 	$(TRAIN) --steps $(STEPS) --decay $$(($(STEPS) / 4)) --guided-from $$(($(STEPS) * 2 / 3))
-	$(TRAIN) --steps $(ADAPTED))) --decay $$(($(STEPS) / 4)) --guided-from 0 --stage adapter
-	$(TRAIN) --steps $(ADAPTED) + $(REWARD_STEPS))) --decay $$(($(REWARD_STEPS) * 4 / 5)) --guided-from 0 --stage reward
-	$(TRAIN) --steps $(ADAPTED) + $(REWARD_STEPS) + $(SHAPE_STEPS))) --decay $$(($(SHAPE_STEPS) * 3 / 4)) \
+	$(TRAIN) --steps $$(($(STEPS) + $(REWARD_STEPS))) --decay $$(($(REWARD_STEPS) * 4 / 5)) --guided-from 0 --stage reward
+	$(TRAIN) --steps $$(($(STEPS) + $(REWARD_STEPS) + $(SHAPE_STEPS))) --decay $$(($(SHAPE_STEPS) * 3 / 4)) \
 		--guided-from 0 --stage shape --rate 0.4
+	$(TRAIN) --steps $$(($(STEPS) + $(REWARD_STEPS) + $(SHAPE_STEPS) + $(ADAPTER_STEPS))) \
+		--decay $$(($(ADAPTER_STEPS) * 3 / 4)) --guided-from 0 --stage adapter --rate 0.5
 	$(BIN)/python -m training.decoder --run $(RUN) --steps $(DECODER_STEPS)
 	rm -f $(RUN)/offsets.safetensors
 	$(BIN)/python -m training.words --run $(RUN) --steps $(WORDS_STEPS)

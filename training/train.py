@@ -374,12 +374,14 @@ def main() -> None:
     parser.add_argument("--stage", choices=STAGES, default="joint", help="what learns, and from what")
     parser.add_argument("--rate", type=float, default=Plan.rate, help="factor on the learning rates")
     parser.add_argument("--workers", type=int, default=Plan.workers, help="processes that draw batches ahead")
+    parser.add_argument("--seed", type=int, default=Plan.seed, help="of all chance; runs of two can be averaged")
+    parser.add_argument("--threads", type=int, default=2, help="of one process on a CPU")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(2)
+    torch.set_num_threads(arguments.threads)
     plan = Plan(arguments.steps, arguments.decay, arguments.token_budget, arguments.guided_from, arguments.rate,
-                STAGES[arguments.stage], arguments.workers)  # fmt: skip
+                STAGES[arguments.stage], arguments.workers, arguments.seed)  # fmt: skip
     stage = plan.stage
     maker = BatchMaker(RecordStore(arguments.run), plan.token_budget, stage.mode_chance, stage.square_chance,
                        stage.foreign_share)  # fmt: skip

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from training import checkpoint
+from training.average import average
 from training.colours import Colours
 from training.teacher import load_teacher
 from training.train import load_model
@@ -62,8 +64,7 @@ def test_the_adapters_own_stage_leaves_the_base_as_it_is(run: Path, tmp_path: Pa
 
 def test_the_reward_stage_moves_nothing_but_biases_and_learns_from_its_own_pictures(run: Path, tmp_path: Path) -> None:
     own = Path(copytree(run, tmp_path / "run", ignore=ignore_patterns("*.pt")))
-    for name in ("joint", "adapter"):
-        train(own, 6, name).save()
+    train(own, 6).save()
     stage = train(own, 40, "reward")
     for parameter in stage.model.parameters():  # the last layer and the modulations begin as nothing
         if not parameter.any():
@@ -93,9 +94,12 @@ def test_the_reward_stage_moves_nothing_but_biases_and_learns_from_its_own_pictu
             assert torch.equal(value, average[name]), name
 
 
-def test_the_shape_stage_is_held_to_the_colours_where_a_style_image_asks_for_them(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["shape", "adapter"])
+def test_a_later_stage_is_held_to_the_colours_where_a_style_image_asks_for_them(
+    run: Path, tmp_path: Path, name: str
+) -> None:
     own = Path(copytree(run, tmp_path / "run", ignore=ignore_patterns("*.pt")))
-    stage = train(own, 40, "shape")
+    stage = train(own, 40, name)
     rng = np.random.default_rng(0)
     for mode in MODES:
         batch = stage.maker.at(0, 0, mode)
@@ -142,3 +146,22 @@ def test_the_adversary_learns_beside_the_model_and_neither_moves_the_other(run: 
 def test_training_asks_for_its_teacher(run: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"training\.teacher"):
         load_teacher(tmp_path)
+
+
+def test_the_mean_of_two_runs_lies_between_them_and_other_models_have_none(run: Path, tmp_path: Path) -> None:
+    runs = [Path(copytree(run, tmp_path / name, ignore=ignore_patterns("*.pt"))) for name in "ab"]
+    models = []
+    for own, spread in zip(runs, (1.0, 2.0), strict=True):
+        training = train(own, 6)
+        for parameter in training.ema.parameters():
+            torch.nn.init.normal_(parameter, std=spread)
+        training.save()
+        models.append(training.ema.state_dict())
+    assert not torch.equal(models[0]["projector.low_projection.weight"], models[1]["projector.low_projection.weight"])
+    average(runs)
+    for name, value in load_model(runs[0] / "joint.safetensors").state_dict().items():
+        torch.testing.assert_close(value, (models[0][name] + models[1][name]) / 2)
+    tensors = checkpoint.load_tensors(runs[1] / "joint.safetensors")
+    checkpoint.save_tensors(runs[1] / "joint.safetensors", {"a": next(iter(tensors.values()))}, {"samples": 0})
+    with pytest.raises(ValueError, match="different models"):
+        average(runs)
