@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,38 @@ def swapped_profile(space: bytes = b"RGB ") -> bytes:
     data[red : red + 4], data[green : green + 4] = b"gXYZ", b"rXYZ"
     data[16:20] = space
     return bytes(data).replace("sRGB".encode("utf-16-be"), "test".encode("utf-16-be"))
+
+
+def grey_tiff(numbers: np.ndarray, bits: int, photometric: int) -> bytes:
+    """An uncompressed TIFF of one channel; numbers (H, W), 12 bits packed two in three bytes."""
+    height, width = numbers.shape
+    if bits == 12:
+        digits = "".join(f"{number:012b}" for number in numbers.flat)
+        data = int(digits, 2).to_bytes(len(digits) // 8, "big")
+    else:
+        data = numbers.tobytes()
+    entries = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 0, 277: 1, 278: height,
+               279: len(data), 339: 3 if numbers.dtype.kind == "f" else 1}  # fmt: skip
+    entries[273] = 8 + 2 + 12 * len(entries) + 4
+    fields = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items()]
+    head = b"II" + struct.pack("<HIH", 42, 8, len(fields))
+    return head + b"".join(fields) + bytes(4) + data
+
+
+@pytest.mark.parametrize("side", [24, 4200])
+@pytest.mark.parametrize(("kind", "bits", "white_is_zero"), [
+    ("u1", 8, False), ("u1", 8, True), ("u2", 12, False), ("u2", 16, False), ("u2", 16, True),
+    ("f4", 32, False), ("f4", 32, True),
+])  # fmt: skip
+def test_a_grey_tiff_has_its_levels_whatever_its_bits_and_whichever_end_is_white(kind, bits, white_is_zero, side):
+    levels = np.linspace(0, 1, side).reshape(1, -1).repeat(16, 0)
+    full = 1 if kind == "f4" else 2**bits - 1
+    numbers = levels * full if kind == "f4" else (levels * full).round()
+    data = grey_tiff((full - numbers if white_is_zero else numbers).astype(kind), bits, int(not white_is_zero))
+    found = open_image(data, "scan.tif").image
+    assert found is not None
+    expected = np.linspace(0, 255, found.width)
+    assert np.abs(np.asarray(found)[8, :, 0] - expected).max() <= 1.5
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from uso_core import images as module
 from uso_core.errors import RequestError
@@ -255,6 +255,42 @@ def test_only_the_first_of_an_images_two_views_is_used():
     data = encoded(first, "MPO", save_all=True, append_images=[noise(16, 16, seed=1)])
     assert open_image(data).sha256 == open_image(encoded(first, "JPEG")).sha256
     assert open_image(data).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"\xff\x0a" + bytes(40), "JPEG XL"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(40), "JPEG XL"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(40), "JPEG 2000"),
+        (b"%PDF-1.7\n", "PDF"),
+        (b"8BPS\0\1" + bytes(40), "Photoshop"),
+        (b'<?xml version="1.0"?>\n<!-- drawn -->\n<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
+        (b'\n<SVG width="3"/>', "SVG"),
+        (b"<!DOCTYPE html><title>Not found</title>", "HTML"),
+        (b"\0\0\0\x20ftypisom" + bytes(40), "MP4"),
+        (b"\0\0\0\x14ftypqt  " + bytes(40), "MP4"),
+        (b"\0\0\0\x18ftypcrx " + bytes(40), "camera raw"),
+        (b"FUJIFILMCCD-RAW 0201" + bytes(40), "camera raw"),
+        (b"PK\x03\x04" + bytes(40), "ZIP"),
+    ],
+)
+def test_a_file_of_another_format_is_named(data, kind):
+    with pytest.raises(RequestError) as caught:
+        open_image(data, "a.bin")
+    assert caught.value.key == "image_other_format"
+    assert caught.value.values == {"name": "a.bin", "kind": kind}
+
+
+@pytest.mark.parametrize("tags", [{254: 1}, {50706: b"\1\4\0\0"}, {254: 1, 330: 8}])
+def test_a_cameras_raw_photo_is_not_taken_for_its_thumbnail(tags):
+    file, info = io.BytesIO(), TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, value in tags.items():
+        info[tag] = value
+    Image.new("RGB", (160, 120)).save(file, "TIFF", tiffinfo=info)
+    with pytest.raises(RequestError) as caught:
+        open_image(file.getvalue(), "IMG_0001.NEF")
+    assert caught.value.values["kind"] == "camera raw"
 
 
 def test_a_heic_photo_is_read_where_its_package_is_and_named_where_not(monkeypatch):

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any, cast
 
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
 from uso_core.errors import RequestError
 
@@ -16,7 +16,8 @@ MAX_PROFILE_BYTES = 4 * 2**20
 PROFILE_MODES = {"RGB": "RGB", "CMYK": "CMYK", "GRAY": "L"}  # by the profile's colour space
 GREY_MODES = ("1", "L", "LA", "La")
 WIDE_MODES = ("I", "F")  # 32-bit integers and floats
-FULL_SCALES = {"I": (255.0, 65535.0), "F": (1.0, 255.0, 65535.0)}  # the number that white may have
+FULL_SCALES = {"I": (255.0, 65535.0), "F": (1.0, 255.0, 65535.0)}  # the number that the brightest may have
+BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, and what the latter may say
 
 Conversion = Callable[[Image.Image], Image.Image]
 
@@ -24,11 +25,14 @@ Conversion = Callable[[Image.Image], Image.Image]
 def as_shown(image: Image.Image, name: str, background: str = "white") -> Conversion:
     """What makes RGB of this image, or of any part of it, as viewers show it.
 
-    Transparent pixels are composited onto the background, an embedded profile is converted to sRGB, 16 and 32 bits are
-    scaled. An opaque RGB image without a profile, or with that of sRGB, keeps its pixels. A damaged profile is ignored,
-    as viewers do. Raises `RequestError` for 32-bit numbers that are not a grey scale.
+    Transparent pixels are composited onto the background, an embedded profile is converted to sRGB, 12 to 32 bits are
+    scaled, and turned around where a TIFF says that 0 is white. An opaque RGB image without a profile, or with that of
+    sRGB, keeps its pixels. A damaged profile is ignored, as viewers do. Raises `RequestError` for 32-bit numbers that
+    are not a grey scale.
     """
     level = _scale(image, name)
+    tags = getattr(image, "tag_v2", {})
+    negative = level is not None and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO  # PIL turns only 8 bits around
     mode = "L" if image.mode in GREY_MODES else "CMYK" if image.mode == "CMYK" else "RGB"
     transform = _to_srgb(image.info.get("icc_profile"), mode)
     transparent = image.has_transparency_data and level is None
@@ -37,6 +41,7 @@ def as_shown(image: Image.Image, name: str, background: str = "white") -> Conver
         if level is not None:
             part = part.convert("I") if part.mode.startswith("I;16") else part
             part = part.point(lambda number: number * level).convert("L")
+            part = ImageOps.invert(part) if negative else part
         alpha = part.convert("RGBA").getchannel("A") if transparent else None
         plain = part.convert("RGBA").convert("RGB") if alpha is not None and mode == "RGB" else part.convert(mode)
         shown = transform.apply(plain) if transform is not None else plain.convert("RGB")
@@ -50,9 +55,10 @@ def as_shown(image: Image.Image, name: str, background: str = "white") -> Conver
 
 
 def _scale(image: Image.Image, name: str) -> float | None:
-    """The factor that makes 8 bits of an image of 16 or 32; None if it has 8."""
+    """The factor that makes 8 bits of an image of 12, 16 or 32; None if it has 8."""
     if image.mode.startswith("I;16"):  # PIL would clip them to white
-        return 1 / 257
+        (bits,) = getattr(image, "tag_v2", {}).get(BITS, (16,))
+        return 255 / (2**bits - 1)
     if image.mode not in WIDE_MODES:
         return None
     low, high = cast(tuple[float, float], image.getextrema())

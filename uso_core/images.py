@@ -23,6 +23,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from uso_core.colors import Conversion, as_shown
 from uso_core.errors import RequestError
+from uso_core.file_formats import CAMERA_RAW, is_camera_raw, name_format
 from uso_core.messages import Bytes, Message, message
 from uso_core.request import MAX_SIDE, SIZE_MULTIPLE, GenerationRequest, InputImage
 
@@ -235,6 +236,8 @@ def _decode(data: bytes, name: str, background: str, aside: bool = False) -> Inp
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=_formats(data))
+            if image.format == "TIFF" and is_camera_raw(data, getattr(image, "tag_v2", {})):
+                raise _other_format(CAMERA_RAW, name)
             most = min(MAX_PIXELS, MAX_DECODING_BYTES // _bytes_a_pixel(image, data))
             if _pixels(image) > most:
                 raise Image.DecompressionBombError
@@ -253,12 +256,19 @@ def _decode(data: bytes, name: str, background: str, aside: bool = False) -> Inp
     except (MemoryError, RequestError):
         raise
     except UnidentifiedImageError:
-        key = "image_heic" if _is_heic(data) else "no_image"
-        raise RequestError(key, hint="image_heic" if _is_heic(data) else "image_formats", name=name) from None
+        if _is_heic(data):
+            raise RequestError("image_heic", hint="image_heic", name=name) from None
+        if kind := name_format(data):
+            raise _other_format(kind, name) from None
+        raise RequestError("no_image", hint="image_formats", name=name) from None
     except Image.DecompressionBombError:
         raise RequestError("image_too_many_pixels", hint="smaller_image", name=name, most=most) from None
     except Exception as error:  # decoders raise almost anything for damaged files
         raise RequestError("image_damaged", hint="image_formats", name=name, reason=error) from None
+
+
+def _other_format(kind: str, name: str) -> RequestError:
+    return RequestError("image_other_format", hint="image_export", name=name, kind=kind)
 
 
 def _formats(data: bytes) -> list[str]:
