@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.conftest import GOLDEN
 from uso_core.catalog.models import get_model
-from uso_core.errors import RequestError
+from uso_core.errors import RequestError, WeightsError
 from uso_core.loaders.build import build_transformer
 from uso_core.model import latents, preview
 from uso_core.model.pipeline import USOPipeline
@@ -203,6 +203,26 @@ def test_an_error_in_a_callback_leaves_the_pipeline_usable(pipeline):
 def test_bad_values_are_refused_early_and_quoted(pipeline, options, quoted):
     with pytest.raises(RequestError, match=quoted):
         pipeline("a cat", **options)
+
+
+@pytest.mark.parametrize(("part", "name", "steps"), [("transformer", "proj_out", 0), ("VAE", "decoder.conv_out", 2)])
+def test_an_image_without_numbers_is_an_error_and_not_black(pipeline, part, name, steps):
+    weight = getattr(pipeline, part.lower()).get_submodule(name).weight
+    before, seen = weight.detach().clone(), list[int]()
+
+    def count(_pipeline: USOPipeline, step: int, _timestep: torch.Tensor, _tensors: dict) -> None:
+        seen.append(step)
+
+    with torch.no_grad():
+        weight[0] = torch.nan
+    try:
+        with pytest.raises(WeightsError) as caught:
+            pipeline("a cat", width=64, height=64, num_inference_steps=2, seed=1, callback_on_step_end=count)
+    finally:
+        with torch.no_grad():
+            weight.copy_(before)
+    assert caught.value.values == {"part": part, "dtype": "float32"}
+    assert len(seen) == steps
 
 
 def test_the_pipeline_saves_and_loads_offline(pipeline, images, tmp_path):

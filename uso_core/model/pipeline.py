@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend
 from transformers import CLIPTextModel, PreTrainedTokenizerBase, SiglipVisionModel, T5EncoderModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from uso_core.errors import RequestError
+from uso_core.errors import RequestError, WeightsError
 from uso_core.events import Unread
 from uso_core.images import prepare_content
 from uso_core.model import latents as tokens
@@ -173,6 +173,7 @@ class USOPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
 
         Raises:
             RequestError: a value is out of range; the message quotes it.
+            WeightsError: the image came out as NaN.
         """
         # 1. Check
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -353,6 +354,8 @@ class USOPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
                 slope = tokens.second_order(velocity, last, prepared.sigmas, step)
             last = velocity
             latents = self.scheduler.step(slope, timestep, before, generator=generator, return_dict=False)[0]
+            if step == 0:  # a GPU is waited for once, and nobody for the other steps of an image that will be black
+                _check_numbers(latents, "transformer", dtype)
             pace.keep()
             given = yield Denoised(latents, timestep, before, velocity)
             if given is not None:
@@ -402,7 +405,9 @@ class USOPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         (vae.enable_tiling if in_tiles else vae.disable_tiling)()
         latents = tokens.unpack(packed.to(dtype_of(vae)), height, width)
         latents = latents / vae.config.scaling_factor + vae.config.shift_factor
-        return vae.decode(latents, return_dict=False)[0].clamp(-1, 1)
+        pixels = vae.decode(latents, return_dict=False)[0].clamp(-1, 1)
+        _check_numbers(pixels, "VAE" if latents.isfinite().all() else "transformer", dtype_of(vae))
+        return pixels
 
     @torch.inference_mode()
     def warm_up(self, width: int, height: int, content_size: int) -> None:
@@ -533,6 +538,12 @@ def _forgetting(change: Callable[..., Any]) -> Callable[..., Any]:
 for _name in ("load_lora_weights", "unload_lora_weights", "fuse_lora", "unfuse_lora", "set_adapters", "disable_lora",
               "enable_lora"):  # fmt: skip
     setattr(USOPipeline, _name, _forgetting(getattr(FluxLoraLoaderMixin, _name)))
+
+
+def _check_numbers(values: torch.Tensor, part: str, dtype: torch.dtype) -> None:
+    """Raises `WeightsError` naming the part that made NaN, which would be drawn as black."""
+    if values.isnan().any():
+        raise WeightsError("not_a_number", part=part, dtype=str(dtype).removeprefix("torch."))
 
 
 def dtype_of(module: torch.nn.Module) -> torch.dtype:
