@@ -44,12 +44,12 @@ from .vae import gradient_loss, measure_psnr
 
 log = logging.getLogger(__name__)
 
-MISTAKEN, OWN = 2048, 1024  # latents of each kind that are drawn once, and their batches
+MISTAKEN, OWN = 1536, 512  # latents of each kind that are drawn once, and their batches
 DRAWN = 32
 KIND_CHANCE = {"target": 0.6, "plain": 0.15, "style": 0.15, "content": 0.1}
 FEWEST_STEPS, MOST_STEPS = 4, 11  # of 16, that lead to a mistaken one: from times of 0.34 to 0.77
 GUIDANCE = (3.0, 5.0)
-BATCH = {"clean": 2, "mistaken": 4, "own": 3}
+BATCH = {"clean": 2, "mistaken": 4, "own": 2}
 NOISE = 0.1  # on clean latents, normalised
 COARSE = 8  # pixels, beside the decoder before
 ADVERSARIAL, LOOKS, ANCHOR = 0.3, 1.0, 2.0  # weights beside the reconstruction's
@@ -59,23 +59,17 @@ PERCEIVER_SEED, PERCEIVER_STEPS = 5, 600
 
 
 class PatchCritic(nn.Module):
-    """Whether patches are rendered, of 78 pixels and of 156: (B, 3, H, W) -> (B, places), above 0 for yes."""
+    """Whether patches of 78 pixels are rendered: (B, 3, H, W) -> (B, 1, H / 16, W / 16), above 0 for yes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.scales = nn.ModuleList(self._body() for _ in range(2))
-
-    @staticmethod
-    def _body() -> nn.Sequential:
         widths, layers = (3, 32, 64, 128, 128), []
         for into, out in zip(widths, widths[1:], strict=False):
             layers += [spectral_norm(nn.Conv2d(into, out, 4, 2, 1)), nn.LeakyReLU(0.2, inplace=True)]
-        return nn.Sequential(*layers, spectral_norm(nn.Conv2d(widths[-1], 1, 3, 1, 1)))
+        self.body = nn.Sequential(*layers, spectral_norm(nn.Conv2d(widths[-1], 1, 3, 1, 1)))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        fine, coarse = (body(each) for body, each in zip(self.scales, (pixels, F.avg_pool2d(pixels, 2)), strict=True))
-        weight = fine.shape[-1] * fine.shape[-2] / (coarse.shape[-1] * coarse.shape[-2])
-        return torch.cat([fine.flatten(1), coarse.flatten(1).repeat(1, round(weight))], 1)
+        return self.body(pixels)
 
 
 class Looks(nn.Module):
