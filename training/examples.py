@@ -80,54 +80,54 @@ PIXEL = look("pixel", subject("mushroom", "red", "white", "dotted"), place("fore
 CAR_IN_SNOW = Drawn(Picture(subject("car", "red", "yellow", "striped"), Pose(0.45, 0.9, 0.95, 0.0), place("snow", 31)))
 BOAT_AT_SEA = Drawn(Picture(subject("boat", "white", "red", "striped"), Pose(0.6, 0.92, 1.0, 0.04), place("beach", 32)))
 
-# Folder: config, with pictures in the place of file names. Seeds are the clearest of nine to fifteen.
+# Folder: config, with pictures in the place of file names. Seeds are the clearest of ten.
 EXAMPLES: dict[str, dict[str, Any]] = {
     "01-words": {"title": "Words alone", "prompt": "a happy red boat on the beach", "seed": 3},
     "02-words-portrait": {
         "title": "Words, upright", "prompt": "a red mushroom in the forest, watercolour style", "aspect": "2:3",
-        "seed": 30,
+        "seed": 9,
     },
-    "03-subject": {"title": "A subject elsewhere", "prompt": "a mug in the snow", "image_ref1": MUG, "seed": 27},
+    "03-subject": {"title": "A subject elsewhere", "prompt": "a mug in the snow", "image_ref1": MUG, "seed": 9},
     "04-subject-wide": {
         "title": "A subject, wide", "prompt": "a sleepy cat in the city at night", "image_ref1": CAT, "aspect": "3:2",
-        "seed": 67,
+        "seed": 4,
     },
     "05-subject-edit": {
         "title": "Restyled by words", "prompt": "transform into pencil drawing style", "image_ref1": BOAT_AT_SEA,
-        "seed": 3,
+        "seed": 1,
     },
-    "06-style": {"title": "A style", "prompt": "a cottage in the woods", "image_ref2": WOODCUT, "seed": 30},
+    "06-style": {"title": "A style", "prompt": "a cottage in the woods", "image_ref2": WOODCUT, "seed": 9},
     "07-style-wide": {
         "title": "A style, wide", "prompt": "a house in the streets of a big town at night", "image_ref2": NEON,
-        "aspect": "16:9", "seed": 38,
+        "aspect": "16:9", "seed": 2,
     },
     "08-style-and-subject": {
         "title": "Style and subject", "prompt": "an alarm clock on the beach", "image_ref1": CLOCK, "image_ref2": OIL,
-        "seed": 20,
+        "seed": 5,
     },
     "09-style-and-subject-upright": {
         "title": "Style and subject, upright", "prompt": "a car in the forest", "image_ref1": CAR_IN_SNOW,
-        "image_ref2": PIXEL, "aspect": "3:4", "seed": 29,
+        "image_ref2": PIXEL, "aspect": "3:4", "seed": 9,
     },
     "10-layout": {
-        "title": "Layout kept", "prompt": "", "image_ref1": BOAT_AT_SEA, "image_ref2": MOSAIC, "seed": 7,
+        "title": "Layout kept", "prompt": "", "image_ref1": BOAT_AT_SEA, "image_ref2": MOSAIC, "seed": 8,
     },
     "11-layout-comic": {
         "title": "Layout kept, as a comic", "prompt": "", "image_ref1": CAR_IN_SNOW, "image_ref2": HALFTONE,
-        "aspect": "as content", "seed": 2,
+        "aspect": "as content", "seed": 8,
     },
     "12-two-styles": {
         "title": "Two styles, blended", "prompt": "a smiling tree in the snow", "image_ref2": WATERCOLOUR,
-        "image_ref3": HALFTONE, "seed": 22,
+        "image_ref3": HALFTONE, "seed": 2,
     },
     "13-three-styles": {
         "title": "Three styles, blended", "prompt": "a mushroom in the forest", "image_ref2": MOSAIC,
-        "image_ref3": NEON, "image_ref4": WATERCOLOUR, "seed": 3,
+        "image_ref3": NEON, "image_ref4": WATERCOLOUR, "seed": 1,
     },
     "14-strengths": {
         "title": "Two styles, one stronger", "prompt": "a cat in the living room", "image_ref1": CAT,
         "image_ref2": BLUEPRINT, "image_ref3": WATERCOLOUR, "style_strengths": [0.4, 1.4], "content_strength": 1.2,
-        "seed": 21,
+        "seed": 9,
     },
 }  # fmt: skip
 
