@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.browser.conftest import CHROMIUM_FLAGS, PATIENCE_MS, visit
+from tests.browser.conftest import CHROMIUM_FLAGS, PATIENCE_MS, find_chromium, visit
 from tests.serving import Served, serve
 
 DESK, TELEPHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
@@ -28,7 +27,7 @@ def main() -> None:
     folder = parser.parse_args().to
     expect.set_options(timeout=PATIENCE_MS)
     with tempfile.TemporaryDirectory() as base, serve(Path(base)) as app, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM_FLAGS)
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=CHROMIUM_FLAGS)
         page = _open(browser, app, DESK)
         _save(page, folder / "open.png")
         for name in reversed(SHOWN):
