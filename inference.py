@@ -45,6 +45,8 @@ MOST_AXES = 2  # of a grid
 TOGETHER = (  # flags of which one would have no effect beside the other
     ("--prompts_file", "--eval_json_path"),
     ("--prompts_file", "--prompt"),
+    ("--eval_json_path", "--prompt"),
+    ("--eval_json_path", "--image_paths"),
     ("--grid", "--eval_json_path"),
     ("--grid", "--concat_refs"),
     ("--grid", "--num_images_per_prompt"),
@@ -69,7 +71,8 @@ def build_parser(kind: type[Any] = GenerationRequest) -> Parser:
     parser = Parser(prog="inference.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add_request_arguments(parser, kind)
-    add("--image_paths", nargs="*", default=[], metavar="PATH", help='content image ("" for none), then style images')
+    add("--image_paths", nargs="*", action="extend", default=[], metavar="PATH",
+        help='content image ("" for none), then style images')  # fmt: skip
     add(
         "--eval_json_path",
         type=Path,
@@ -108,7 +111,7 @@ def add_request_arguments(parser: argparse.ArgumentParser, kind: type[Any]) -> N
         if ask.kind == "flag":
             options |= {"nargs": "?", "const": True, "type": parse_flag}
         elif ask.kind == "list":
-            options |= {"nargs": "*", "type": float, "metavar": "S"}
+            options |= {"nargs": "*", "action": "extend", "type": float, "metavar": "S"}
         elif ask.kind in TYPES:
             options["type"] = TYPES[ask.kind]
         parser.add_argument(ask.flag, choices=ask.choices or None, **options)
@@ -198,6 +201,7 @@ def _refuse_together(args: argparse.Namespace) -> None:
         "--eval_json_path": args.eval_json_path is not None,
         "--prompts_file": args.prompts_file is not None,
         "--prompt": args.prompt is not None,
+        "--image_paths": bool(args.image_paths),
         "--grid": bool(args.grid),
         "--concat_refs": args.concat_refs,
         "--num_images_per_prompt": (args.images or 1) > 1,

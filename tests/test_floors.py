@@ -22,7 +22,7 @@ FLOORS = (
     ("model", "quantization", "catalog", "storage", "comfy"),
     ("nouns",),
 )
-NOUNS = ("messages", "errors", "events", "request", "settings", "images", "colors", "dotenv_file",
+NOUNS = ("messages", "errors", "events", "request", "settings", "images", "colors", "file_formats", "dotenv_file",
          "eval_file", "prompts_file", "text_files", "grid", "wildcards")  # fmt: skip
 BESIDE = {("benchmarks", "training")}  # importer, imported: allowed on the same floor
 WITHOUT_TORCH = ("nouns", "catalog", "storage", "comfy")

@@ -815,3 +815,20 @@ def test_ctrl_c_ends_a_run_with_code_130(moment, process, golden_environment, tm
     if moment != "reading":
         assert "s/step" in seen
     assert [path for path in tmp_path.rglob("*") if path.suffix in (".png", ".part")] == []
+
+
+def test_a_list_given_twice_is_one_list():
+    given = ["--image_paths", "a.png", "--image_paths", "b.png", "--style_strengths", "1", "--style_strengths", "2"]
+    args = inference.build_parser().parse_args(given)
+    assert (args.image_paths, args.style_strengths) == (["a.png", "b.png"], [1.0, 2.0])
+    assert inference.build_parser().parse_args([]).image_paths == []
+
+
+@pytest.mark.parametrize("flag", [("--prompt", "a boat"), ("--image_paths", "", "ink.png")])
+def test_what_an_eval_file_would_leave_unused_is_refused(
+    command: Command, workplace: Path, flag: tuple[str, ...]
+) -> None:
+    (workplace / "e.json").write_text('[{"prompt": "a mug"}]')
+    run = command("--eval_json_path", "e.json", *flag)
+    assert run.code == 2
+    assert flag[0] in run.err

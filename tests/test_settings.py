@@ -318,3 +318,11 @@ def test_a_diffusers_folder_brings_its_own_parts(tmp_path):
     assert stock.paths["vae"] == tmp_path / "vae"
     assert stock.paths["t5"] == tmp_path / "text_encoder_2"
     assert "lora" in stock.missing
+
+
+@pytest.mark.parametrize("name", ["history_images", "history_gb", "cache_gb"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_bound_that_would_empty_the_history_is_refused(name, value):
+    with pytest.raises(SettingsError) as caught:
+        Settings(**{name: value})
+    assert caught.value.key == "limit_range"

@@ -104,6 +104,7 @@ def test_an_entry_carries_fields_by_either_name(eval_file):
         ({"image_path": ["ink.png"]}, "entry_unknown", {"name": "image_path", "meant": "image_paths"}),
         ({"sede": 5}, "entry_unknown", {"name": "sede", "meant": "seed"}),
         ({"steps": 3, "num_steps": 4}, "json_twice", {"key": "num_steps"}),
+        ({"model": "flux-dev", "name": "uso-tiny"}, "json_twice", {"key": "name"}),
         ({"style_strengths": 0.5}, "no_list", {"name": "style_strengths"}),
         ({"model": 5}, "model_no_name", {"value": 5}),
         ({"image_paths": ["C:\new\a.png"]}, "entry_backslash", {"text": "C:\new\a.png"}),
@@ -128,3 +129,9 @@ def test_an_eval_file_without_entries_is_refused(tmp_path, text, key):
 def test_what_a_data_set_has_besides_is_named(eval_file, caplog):
     assert len(read_tasks(eval_file({"prompt": "a", "index": 5}, {"prompt": "b", "index": 6, "category": "x"}))) == 2
     assert [record.args[0].values["names"] for record in caplog.records] == ["category, index"]
+
+
+@pytest.mark.parametrize("inside", ["\u2028", "\u2029", "\x85"])
+def test_a_line_of_json_lines_ends_where_the_format_says(inside):
+    lines = [{"prompt": f"A mug.{inside}On a beach."}, {"prompt": "A boat."}]
+    assert parsed_json_lines("\n".join(json.dumps(each, ensure_ascii=False) for each in lines), "a.jsonl") == lines

@@ -100,6 +100,8 @@ def _fields(given: dict[str, Any], index: int, path: Path, others: set[str]) -> 
         if name in MODEL_NAMES:
             if not isinstance(value, str):
                 raise RequestError("model_no_name", value=value)
+            if model is not None:
+                raise RequestError("json_twice", name=path, key=name)
             model = value
         elif name not in names:
             known = [*PLACES, *names, *MODEL_NAMES]

@@ -72,7 +72,9 @@ def read_axis(name: str, text: str, styles: Sequence[InputImage | StoredStyle] =
         text = f"1..{len(styles)}" if text.strip().lower() in ("", ALL) else text
     given: list[float] = []
     for part in filter(None, re.split(r"[,;\s]+", re.sub(r"\s*(\.\.|/)\s*", r"\1", text))):
-        given += _values(part)
+        if not (found := _values(part)):  # a range that runs backwards, or stands still
+            raise RequestError("grid_values", name=name, value=part)
+        given += found
         if len(given) > MOST:
             raise RequestError("grid_too_many", name=name, most=MOST)
     if limits := {**WHOLE, "style": (1, len(styles))}.get(name):
@@ -90,7 +92,7 @@ def read_axis(name: str, text: str, styles: Sequence[InputImage | StoredStyle] =
 def _values(part: str) -> list[float]:
     if found := RANGE.fullmatch(part):
         low, high, step = float(found[1]), float(found[2]), float(found[3] or 1)
-        count = int((high - low) / step + 1e-9) + 1 if step and high >= low else 0
+        count = int(min((high - low) / step, MOST) + 1e-9) + 1 if step and low <= high < math.inf else 0
         return [_short(low + place * step) for place in range(min(count, MOST + 1))]
     try:
         value = float(part)

@@ -168,7 +168,7 @@ class Settings:
         if self.root_path and not re.fullmatch(r"(https?://[^/\s?#]+)?(/[^/\s?#]+)*/?", self.root_path):
             raise SettingsError("root_path", path=self.root_path)
         object.__setattr__(self, "root_path", self.root_path.rstrip("/"))
-        for name in (*LIMITS, "idle_minutes"):
+        for name in (*LIMITS, "idle_minutes", "history_images", "history_gb", "cache_gb"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise SettingsError("limit_range", variable=env_name(name), value=value)

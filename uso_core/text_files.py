@@ -48,7 +48,7 @@ def parsed_json_lines(data: bytes | str, name: object, kind: type[UsoError] = Re
         whole = _loads(text, name, kind)
         return [whole] if isinstance(whole, dict) else whole
     except json.JSONDecodeError as error:
-        lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        lines = [(number, line) for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1) if line.strip()]
         try:
             first = json.loads(lines[0][1]) if lines else None
         except (ValueError, RecursionError):

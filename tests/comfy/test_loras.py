@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.comfy.workflows import api, node, notes, read, recipe, scope
-from uso_core.comfy.loras import LoRA, is_uso
+from uso_core.comfy.loras import LoRA, is_uso, loras_of
 from uso_core.messages import message
 
 USO = "uso-flux1-dit-lora-v1.safetensors"
@@ -115,3 +115,11 @@ def test_a_strength_that_another_node_computes_is_told():
     assert told in read(api(nodes)).notes
     nodes["lora"][1] |= {"strength_model": 1, "strength_clip": ("x", 0)}
     assert told not in read(api(nodes)).notes
+
+
+@pytest.mark.parametrize(
+    ("written", "strength"),
+    [(".8", 0.8), (" 0.8", 0.8), ("-.5", -0.5), ("+0.5", 0.5), ("1.", 1.0), ("0.5:0.25", 0.5), ("2", 2.0)],
+)
+def test_a_tag_has_the_strength_that_it_says(written, strength):
+    assert list(loras_of({"text": f"a mug <lora:ink:{written}>"})) == [LoRA("ink", strength)]

@@ -427,3 +427,10 @@ def test_mcp_without_its_package_names_the_command(monkeypatch: pytest.MonkeyPat
     with pytest.raises(UsageError, match="not installed") as caught:
         require_mcp()
     assert "requirements-mcp.txt" in caught.value.hint
+
+
+@pytest.mark.parametrize("flag", ["private", "turbo", "fast"])
+def test_a_flag_given_as_text_is_refused(served: Served, flag: str) -> None:
+    name, reply = by_http(served, "generate", prompt="a mug", **SMALL, **{flag: "false"})
+    assert name == "error"
+    assert f"{flag} is 'false'" in str(reply)

@@ -13,7 +13,7 @@ from uso_core.comfy.values import as_number
 USO_NAMES = frozenset({"uso flux1 dit lora", "uso dit lora", "dit lora", "uso lora", "uso"})
 OTHERS_FOLDERS = frozenset({"uno", "umo", "dreamo"})  # UNO's LoRA is called dit_lora too
 NO_LORA = frozenset({"", "none", "null"})
-TAG = re.compile(r"<lora:([^:>]{1,255})(?::(-?\d{1,3}(?:\.\d{1,6})?))?[^>]{0,64}>")
+TAG = re.compile(r"<lora:([^:>]{1,255})(?::\s*([-+]?(?:\d{1,3}(?:\.\d{0,6})?|\.\d{1,6})))?[^>]{0,64}>")
 FILE_KEY = re.compile(r"(?:.*_)?lora(?:_name)?(?:_?(\d{1,2}))?(?:_name)?", re.IGNORECASE)
 STRENGTH_WORDS = ("strength", "weight", "str", "wt")
 MAX_LORAS = 100  # of one node

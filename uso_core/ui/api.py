@@ -273,7 +273,17 @@ def _called(services: Services, known: list[ApiParameter], given: tuple[Any, ...
     """A call's values by name, except whether it is private, and the call."""
     *values, request = given
     named = dict(zip((each.name for each in known), values, strict=True))
-    return named, _Call(services, request, bool(named.pop("private")))
+    try:
+        return named, _Call(services, request, _flag("private", named.pop("private")))
+    except UsoError as error:
+        raise refusal(error) from None
+
+
+def _flag(name: str, value: object) -> bool:
+    """Null is false; raises `RequestError` for a text, which Python would take for true."""
+    if value is not None and not isinstance(value, bool):
+        raise RequestError("no_flag", name=name, value=value)
+    return bool(value)
 
 
 def _described(function: Callable[..., Any], known: list[ApiParameter], meaning: str) -> Callable[..., Any]:
@@ -292,7 +302,7 @@ def _with_loras(values: dict[str, Any], model: Model, settings: Settings) -> dic
     """The values with their LoRAs looked up by name, and what Turbo sets; raises `RequestError` for an unknown one."""
     texts = [each for each in str(values.pop("loras") or "").split(",") if each.strip()]
     loras = [named_lora(each, settings) for each in texts]
-    if values.pop("turbo"):
+    if _flag("turbo", values.pop("turbo")):
         lora, turbo = turbo_lora(model, settings)
         loras = [lora, *(each for each in loras if each.sha256 != lora.sha256)]
         given = {name: value for name, value in values.items() if value is not None}
