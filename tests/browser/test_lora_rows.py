@@ -39,8 +39,7 @@ def served(tmp_path: Path, folder: Path) -> Iterator[Served]:
 
 def choose(page: Page, place: int, name: str) -> None:
     page.get_by_role("combobox", name=f"LoRA {place}", exact=True).click()
-    page.get_by_role("option", name=name, exact=True).click()
-    expect(page.get_by_role("option")).to_have_count(0)  # two open lists would hold the next name twice
+    page.get_by_role("option", name=name, exact=True).last.click()  # the list of the row above may still be closing
 
 
 def names(page: Page) -> list[str]:
