@@ -354,8 +354,8 @@ class USOPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
                 slope = tokens.second_order(velocity, last, prepared.sigmas, step)
             last = velocity
             latents = self.scheduler.step(slope, timestep, before, generator=generator, return_dict=False)[0]
-            if step == 0:  # a GPU is waited for once, and nobody for the other steps of an image that will be black
-                _check_numbers(latents, "transformer", dtype)
+            if step == 0 and latents.isnan().any():  # checked once: a GPU is waited for
+                raise _no_numbers("transformer", dtype)
             pace.keep()
             given = yield Denoised(latents, timestep, before, velocity)
             if given is not None:
@@ -406,7 +406,8 @@ class USOPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         latents = tokens.unpack(packed.to(dtype_of(vae)), height, width)
         latents = latents / vae.config.scaling_factor + vae.config.shift_factor
         pixels = vae.decode(latents, return_dict=False)[0].clamp(-1, 1)
-        _check_numbers(pixels, "VAE" if latents.isfinite().all() else "transformer", dtype_of(vae))
+        if pixels.isnan().any():  # which would be drawn as black
+            raise _no_numbers("VAE" if latents.isfinite().all() else "transformer", dtype_of(vae))
         return pixels
 
     @torch.inference_mode()
@@ -540,10 +541,8 @@ for _name in ("load_lora_weights", "unload_lora_weights", "fuse_lora", "unfuse_l
     setattr(USOPipeline, _name, _forgetting(getattr(FluxLoraLoaderMixin, _name)))
 
 
-def _check_numbers(values: torch.Tensor, part: str, dtype: torch.dtype) -> None:
-    """Raises `WeightsError` naming the part that made NaN, which would be drawn as black."""
-    if values.isnan().any():
-        raise WeightsError("not_a_number", part=part, dtype=str(dtype).removeprefix("torch."))
+def _no_numbers(part: str, dtype: torch.dtype) -> WeightsError:
+    return WeightsError("not_a_number", part=part, dtype=str(dtype).removeprefix("torch."))
 
 
 def dtype_of(module: torch.nn.Module) -> torch.dtype:
