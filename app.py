@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if settings.log:
             logging.getLogger("uso_core").setLevel(logging.INFO)
         settle_proxies(settings.host)
-        check_writable(Path(settings.output))
+        check_writable(settings.output_folder)
         given = os.environ.get("GRADIO_TEMP_DIR")
         scratch = Scratch.claim(Path(given) if given else None)
     except UsoError as error:

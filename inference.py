@@ -33,7 +33,7 @@ from uso_core.messages import message
 from uso_core.prompts_file import read_prompts
 from uso_core.request import GenerationRequest, InputImage, Result, Sampling, asks, settled
 from uso_core.runtime.engine import Engine
-from uso_core.settings import Parser, Settings, add_arguments, load_settings, parse_flag
+from uso_core.settings import Parser, Settings, add_arguments, given_path, load_settings, parse_flag
 from uso_core.storage.files import save_image
 from uso_core.storage.numbered import place
 from uso_core.storage.png import FACTS, read_request
@@ -75,17 +75,17 @@ def build_parser(kind: type[Any] = GenerationRequest) -> Parser:
         help='content image ("" for none), then style images')  # fmt: skip
     add(
         "--eval_json_path",
-        type=Path,
+        type=given_path,
         metavar="FILE",
         help="JSON list, or JSON Lines, of "
         "{prompt, image_paths, save_dir} and fields of a request: seed, width, steps, style_strengths, ...",
     )
-    add("--prompts_file", type=Path, metavar="FILE",
+    add("--prompts_file", type=given_path, metavar="FILE",
         help="text with a prompt a line; blank lines and those beginning with # are left out")  # fmt: skip
     add("--grid", action="append", default=[], metavar="NAME=VALUES",
         help="vary a value across, a second one down, and make a contact sheet: style_strength=0..2/0.5, guidance=2,4 "
         f"or style (each style image alone); names: {', '.join(AXES)}")  # fmt: skip
-    add("--save_path", type=Path, default=Path("output/inference"), metavar="FOLDER", help="default: %(default)s")
+    add("--save_path", type=given_path, default=Path("output/inference"), metavar="FOLDER", help="default: %(default)s")
     text = "put the input images beside the result"
     add("--lora", action="append", default=[], metavar="FILE[:STRENGTH]",
         help="a LoRA beside USO's, by file or by its name in weights/loras; repeatable")  # fmt: skip
@@ -139,7 +139,8 @@ def run(args: argparse.Namespace) -> int:
     pieces = pieces_of(args, model, settings)
     engine = Engine(settings)
     for piece in pieces:
-        engine.check(*piece.requests)
+        with piece.task.named():
+            engine.check(*piece.requests)
         _writable(args.save_path, piece.task.stem)
     notes = [f"{model.title} ({reason})"] if reason.key != "reason_as_asked" else []
     notes += [f"{model.name}: {model.note}"] if model.note else []
@@ -169,17 +170,19 @@ def pieces_of(args: argparse.Namespace, model: Model, settings: Settings) -> lis
     """What a command line asks for; raises `UsageError` for flags that exclude each other."""
     _refuse_together(args)
     if args.eval_json_path is not None:
-        tasks = read_tasks(args.eval_json_path)
-        models = [get_model(task.model) if task.model else model for task in tasks]
-        requests = [build_request(task, args, own, settings) for task, own in zip(tasks, models, strict=True)]
-        return [Piece(task, (request,)) for task, request in zip(tasks, requests, strict=True)]
+        pieces = []
+        for task in read_tasks(args.eval_json_path):
+            with task.named():
+                own = get_model(task.model) if task.model else model
+                pieces.append(Piece(task, (build_request(task, args, own, settings),)))
+        return pieces
     if args.prompts_file is not None:
         prompts = read_prompts(args.prompts_file)
     elif args.prompt is not None:
         prompts = expand(args.prompt)
     else:
         raise UsageError("no_prompt_given")
-    tasks = [Task(prompt, tuple(args.image_paths), str(index), Path()) for index, prompt in enumerate(prompts)]
+    tasks = [Task(prompt, tuple(args.image_paths), str(index), index) for index, prompt in enumerate(prompts)]
     first = build_request(tasks[0], args, model, settings)
     if len(tasks) > 1:  # all have one seed
         first = first.with_seed()
@@ -214,7 +217,7 @@ def _refuse_together(args: argparse.Namespace) -> None:
 def build_request(task: Task, args: argparse.Namespace, model: Model, settings: Settings) -> GenerationRequest:
     """The request of one task, its images read: its own values, else the flags', else the model's."""
     content, *styles = [
-        images.open_image(task.root / path, background=settings.background) if path else None
+        images.open_image(task.root / given_path(path), background=settings.background) if path else None
         for path in (task.image_paths or ("",))
     ]
     values = vars(args) | task.values | {"prompt": task.prompt, "content": content}

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 import inference
 from tests.conftest import GOLDEN
 from uso_core.catalog.models import EMBEDDED
+from uso_core.errors import UsoError
 from uso_core.messages import message
 from uso_core.runtime.engine import Engine
 from uso_core.settings import ROOT, Settings
@@ -740,6 +741,24 @@ def test_without_weights_a_named_model_says_what_is_missing(command, workplace, 
     error, hint = assert_refused(command("--prompt", "a cat", "--name", "flux-krea-dev", "--weights", workplace))
     assert "FLUX_KREA_DEV" in error
     assert "downloader.py --variant flux-krea-dev" in hint
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [({"width": "wide"}, "error_no_whole_number"), ({"seed": 2**70}, "error_out_of_range"),
+     ({"height": 10}, "error_out_of_range"), ({"model": "flux-def"}, "error_no_such_model"),
+     ({"loras": ["ink"]}, "error_no_such_lora"), ({"turbo": 1}, "error_no_flag"),
+     ({"image_paths": ["no.png"]}, "error_image_not_there")],
+)  # fmt: skip
+def test_what_is_wrong_with_an_entry_names_the_entry(entry, reason, command, tmp_path):
+    (tmp_path / "eval.json").write_text(json.dumps([{"prompt": "a cat"}, {"prompt": "a cat", **entry}]))
+    with pytest.raises(UsoError) as caught:
+        inference.run(inference.build_parser().parse_args(["--eval_json_path", str(tmp_path / "eval.json"), *TINY]))
+    assert (caught.value.key, caught.value.values["index"]) == ("entry_wrong", 1)
+    assert caught.value.values["reason"].key == reason
+    error, hint = assert_refused(command("--eval_json_path", tmp_path / "eval.json", *TINY))
+    assert "ntry 1 of" in error
+    assert "you started in" not in hint  # an entry's paths begin at the eval file
 
 
 def test_a_failure_in_the_middle_leaves_only_whole_results(command, workplace, tmp_path):

@@ -25,9 +25,7 @@ def test_a_prompt_a_line(encoding: str, end: str, tmp_path: Path) -> None:
     ("data", "key"),
     [(b"", "prompts_none"), (b"\n # only\n\n", "prompts_none"), ("Straße".encode("latin-1"), "text_encoding"),
      ("猫 a cat".encode("utf-16-le"), "text_encoding"), (b"\x89PNG\r\n\x1a\n\0\0", "text_encoding"),
-     (b"PK\x03\x04", "text_encoding"), (b'[{"prompt": "a"}]', "prompts_json"), (b'["a", "b"]', "prompts_json"),
-     (b'{"prompt": "a"}\n{"prompt": "b"}', "prompts_json"), (b'{\n"prompt": 1}', "prompts_json"),
-     (b"[\n1]", "prompts_json")],
+     (b"PK\x03\x04", "text_encoding"), ("\u200b\n\ufeff \u2060".encode(), "prompts_none")],
 )  # fmt: skip
 def test_what_is_no_list_of_prompts(data: bytes, key: str, tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
@@ -35,6 +33,37 @@ def test_what_is_no_list_of_prompts(data: bytes, key: str, tmp_path: Path) -> No
     with pytest.raises(RequestError) as raised:
         read_prompts(path)
     assert raised.value.key == key
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [("JSON", '[{"prompt": "a"}]'), ("JSON", '["a", "b"]'), ("JSON", '{"prompt": "a"}\n{"prompt": "b"}'),
+     ("JSON", '{\n"prompt": 1}'), ("JSON", "[\n1]"), ("RTF", "{\\rtf1\\ansi\na cat\\par}"),
+     ("HTML", "\n<!DOCTYPE html>\n<p>a cat"), ("HTML", "<html lang=en>"), ("XML", '<?xml version="1.0"?>'),
+     ("CSV", "prompt,seed\na cat,1"), ("CSV", 'id;"Prompt"\n1;a cat'), ("CSV", "name\tprompt\tsteps\n")],
+)  # fmt: skip
+def test_text_of_another_kind_is_named(kind: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text(text)
+    with pytest.raises(RequestError) as raised:
+        read_prompts(path)
+    assert (raised.value.key, raised.value.values["kind"]) == ("prompts_kind", kind)
+    assert raised.value.hint_key == ("prompts_json" if kind == "JSON" else "prompts_none")
+
+
+def test_a_table_is_known_by_its_name(tmp_path: Path) -> None:
+    for name in ("a.csv", "a.TSV"):
+        (tmp_path / name).write_text("a cat, red\n")
+        with pytest.raises(RequestError) as raised:
+            read_prompts(tmp_path / name)
+        assert raised.value.key == "prompts_kind"
+
+
+def test_what_nobody_sees_is_no_part_of_a_prompt(tmp_path: Path) -> None:
+    """Marks inside joined files, spaces without width from web pages, the end of a text under DOS."""
+    path = tmp_path / "prompts.txt"
+    path.write_text("\u200ba cat\u200b \n\ufeffa dog\n\u200b\n<lora:ink> a {x\ny, a prompt of mine\n\x1a", newline="")
+    assert read_prompts(path) == ("a cat", "a dog", "<lora:ink> a {x", "y, a prompt of mine")
 
 
 @pytest.mark.parametrize("name", ["missing.txt", "folder", "x" * 300, "nul\0"])

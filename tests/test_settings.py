@@ -64,6 +64,42 @@ def test_paths_as_people_write_them(dotenv, line):
     assert (settings.flux_dev, settings.port) == (PATHS[line], 9000)
 
 
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [("FLUX_DEV=${SHELF}/flux", "/shelf/flux"), ('FLUX_DEV="${SHELF}/flux"', "/shelf/flux"),
+     ("FLUX_DEV='${SHELF}/flux'", "${SHELF}/flux"), ("export FLUX_DEV = '${SHELF}/flux' # mine", "${SHELF}/flux")],
+)  # fmt: skip
+def test_single_quotes_keep_what_is_in_them(dotenv, monkeypatch, line, value):
+    monkeypatch.setenv("SHELF", "/shelf")
+    dotenv.write_text(f"# weights\n{line}\nUSO_PORT=9000\n")
+    assert load_settings(dotenv=dotenv).flux_dev == value
+
+
+def test_a_home_is_meant_where_no_shell_reads(dotenv, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "models").mkdir()
+    dotenv.write_text("USO_OUTPUT=~/images\nUSO_WEIGHTS=~/weights\nUSO_MODELS_DIR=~/models\n")
+    settings = load_settings(dotenv=dotenv)
+    assert settings.output_folder == tmp_path / "images"
+    assert (settings.weights_folder, settings.models_folders) == (tmp_path / "weights", (tmp_path / "models",))
+
+
+@pytest.mark.parametrize("name", ["weights", "output"])
+def test_a_folder_that_cannot_be_is_refused(name):
+    with pytest.raises(SettingsError) as caught:
+        Settings(**{name: "x" * 5000})
+    assert (caught.value.key, caught.value.values["variable"]) == ("folder_unusable", f"USO_{name.upper()}")
+    assert Settings(**{name: "~nobody-of-this-name/x"})
+
+
+@pytest.mark.parametrize("folder", ["~nobody-of-this-name", "x" * 5000])
+def test_a_model_folder_that_cannot_be_is_refused(folder):
+    with pytest.raises(SettingsError) as caught:
+        _ = Settings(models_dir=folder).models_folders
+    assert caught.value.key == "models_dir_missing"
+
+
 @pytest.mark.parametrize("quoted", ['"/models/a"', "'/models/a'", ' "/models/a" '])
 def test_quotes_that_containers_leave_are_taken_off(dotenv, monkeypatch, quoted):
     monkeypatch.setenv("FLUX_DEV", quoted)

@@ -15,6 +15,7 @@ _QUOTED = (  # first as the quotes say, then as a path that ends in a backslash 
     re.compile(r"""(\s*[\w.]+\s*=\s*)(["'])((?:(?!\2)[^\\]|\\.)*)\2\s*(?:#.*)?"""),
     re.compile(r"""(\s*[\w.]+\s*=\s*)(["'])(.*\\)\2\s*"""),
 )
+_SINGLE = re.compile(r"[^=]*=\s*'")
 _BACKSLASHES = re.compile(r"\\+")
 _SHOWN = 40  # characters of a line, before any value
 
@@ -23,7 +24,8 @@ def read_dotenv(path: Path) -> dict[str, tuple[str, int]]:
     """Each name's value and line number.
 
     A backslash in quotes is a backslash: `"C:\\models\\new"` is a path without a line break, and so is the same with
-    every backslash doubled. Raises `SettingsError` if the file is no text, or naming a line that gives no name a value.
+    every backslash doubled. `${NAME}` stands for that variable, except in single quotes, as in a shell. Raises
+    `SettingsError` if the file is no text, or naming a line that gives no name a value.
     """
     from dotenv import dotenv_values
     from dotenv.parser import parse_stream
@@ -32,7 +34,8 @@ def read_dotenv(path: Path) -> dict[str, tuple[str, int]]:
         text = decoded(path.read_bytes())
     except (OSError, UnicodeDecodeError):
         raise SettingsError("dotenv_unreadable", dotenv=path) from None
-    text = "\n".join(_plain(line) for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"))
+    as_written = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    text = "\n".join(_plain(line) for line in as_written)
     lines: dict[str, int] = {}
     for binding in parse_stream(io.StringIO(text)):
         written = binding.original.string
@@ -42,8 +45,11 @@ def read_dotenv(path: Path) -> dict[str, tuple[str, int]]:
             raise SettingsError("dotenv_line", dotenv=path, line=line, text=shown)
         if binding.key is not None:
             lines[binding.key] = line
-    values = dotenv_values(stream=io.StringIO(text))
-    return {name: (values[name] or "", line) for name, line in lines.items()}
+    expanded, literal = (dotenv_values(stream=io.StringIO(text), interpolate=each) for each in (True, False))
+    values = {
+        name: (literal if _SINGLE.match(as_written[line - 1]) else expanded)[name] or "" for name, line in lines.items()
+    }
+    return {name: (values[name], line) for name, line in lines.items()}
 
 
 def _plain(line: str) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from uso_core.errors import RequestError
+from uso_core.errors import RequestError, SettingsError
 from uso_core.messages import message
 from uso_core.request import GenerationRequest, asks
 from uso_core.text_files import parsed_json_lines
@@ -24,17 +26,44 @@ MODEL_NAMES = ("model", "model_type", "name")
 class Task:
     """One prompt with its images' paths as given, and the stem of its output files in the save path.
 
-    `values` are the fields of the request that are its own, by name; `root` is where relative paths begin.
+    `values` are the fields of the request that are its own, by name; `index` is its place in the eval file `file`.
     """
 
     prompt: str
     image_paths: tuple[str, ...]
     stem: str
-    root: Path
+    index: int
+    file: Path | None = None
     values: dict[str, Any] = field(default_factory=dict)
     model: str | None = None
     loras: tuple[str, ...] | None = None  # as the flag --lora takes them; None: as for all
     turbo: bool | None = None
+
+    @property
+    def root(self) -> Path:
+        """Where relative paths begin."""
+        return self.file.parent if self.file else Path()
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """What is wrong with a request inside is told with the entry that asks for it."""
+        if self.file is None:
+            yield
+        else:
+            with _entry_named(self.index, self.file):
+                yield
+
+
+@contextmanager
+def _entry_named(index: int, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (RequestError, SettingsError) as error:
+        if "index" in error.values:
+            raise
+        hint = "check_path" if error.hint_key == "check_start_path" else error.hint_key  # paths begin at the eval file
+        values = error.values | {"index": index, "eval_file": path, "reason": error.problem}
+        raise type(error)("entry_wrong", hint=hint, **values) from None
 
 
 def read_tasks(path: Path) -> list[Task]:
@@ -55,7 +84,10 @@ def read_tasks(path: Path) -> list[Task]:
     if not entries:
         raise RequestError("eval_empty", hint="eval_format", path=path)
     others: set[str] = set()
-    tasks = [_task(entry, index, path, others) for index, entry in enumerate(entries)]
+    tasks = []
+    for index, entry in enumerate(entries):
+        with _entry_named(index, path):
+            tasks.append(_task(entry, index, path, others))
     if others:
         log.warning("%s", message("entries_unread", path=path, names=", ".join(sorted(others))))
     return tasks
@@ -85,7 +117,7 @@ def _task(entry: object, index: int, path: Path, others: set[str]) -> Task:
         raise RequestError("no_flag", name="turbo", value=turbo)
     values, model = _fields(given, index, path, others)
     own = None if loras is None else tuple(loras)
-    return Task(prompt, tuple(paths), stem, path.parent, values, model, own, turbo)
+    return Task(prompt, tuple(paths), stem, index, path, values, model, own, turbo)
 
 
 def _fields(given: dict[str, Any], index: int, path: Path, others: set[str]) -> tuple[dict[str, Any], str | None]:

@@ -168,6 +168,12 @@ class Settings:
         if self.root_path and not re.fullmatch(r"(https?://[^/\s?#]+)?(/[^/\s?#]+)*/?", self.root_path):
             raise SettingsError("root_path", path=self.root_path)
         object.__setattr__(self, "root_path", self.root_path.rstrip("/"))
+        for name, folder in (("weights", self.weights_folder), ("output", self.output_folder)):
+            try:
+                folder.exists()
+            except OSError as error:  # a name that no disk takes, or a place that this user may not look into
+                variable, reason = env_name(name), error.strerror
+                raise SettingsError("folder_unusable", variable=variable, folder=folder, reason=reason) from None
         for name in (*LIMITS, "idle_minutes", "history_images", "history_gb", "cache_gb"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -176,14 +182,19 @@ class Settings:
     @property
     def weights_folder(self) -> Path:
         """The weights folder; by default the project's own, from any working directory."""
-        return ROOT / "weights" if self.weights == "weights" else Path(self.weights).expanduser()
+        return ROOT / "weights" if self.weights == "weights" else given_path(self.weights)
+
+    @property
+    def output_folder(self) -> Path:
+        """Where the page keeps its images."""
+        return given_path(self.output)
 
     @property
     def models_folders(self) -> tuple[Path, ...]:
         """The folders to search for models, as absolute paths; raises `SettingsError` for one that does not exist."""
-        folders = [Path(each.strip()).expanduser() for each in self.models_dir.split(os.pathsep) if each.strip()]
+        folders = [given_path(each.strip()) for each in self.models_dir.split(os.pathsep) if each.strip()]
         for folder in folders:
-            if not folder.is_dir():
+            if not os.path.isdir(folder):  # also for a name that no disk takes
                 raise SettingsError("models_dir_missing", variable=env_name("models_dir"), folder=folder)
         return tuple(folder.absolute() for folder in folders)
 
@@ -214,6 +225,11 @@ class Settings:
         """Omits token and password, so that no log can show them."""
         shown = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("hf_token", "auth")}
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+def given_path(text: str) -> Path:
+    """The path that a person wrote: `~` is their home, and stays as it is where that is unknown."""
+    return Path(os.path.expanduser(text))
 
 
 def env_name(field_name: str) -> str:

@@ -267,6 +267,38 @@ def test_what_peft_saves_beside_the_file_sets_the_scale(small: Any, tmp_path: Pa
     assert caught.value.key == "metadata_unreadable"
 
 
+@pytest.mark.parametrize(
+    ("patterns", "scale"),
+    [({}, 4), ({"attn.to_q": 8}, 8), ({r"transformer_blocks\.\d+\.attn\.to_[qk]": 8}, 8), ({"to_q|to_k": 8}, 8),
+     ({"to_k": 8}, 4), ({"o_q": 8}, 4), ({r".*\.to_q": 8, "attn.to_q": 2}, 8)],
+)  # fmt: skip
+def test_pefts_patterns_of_alpha_are_regular_expressions(
+    patterns: dict[str, int], scale: int, small: Any, tmp_path: Path
+) -> None:
+    """The first that matches counts, at the end of a module's name: `get_pattern_key` of PEFT 0.17."""
+    name = "transformer_blocks.0.attn.to_q"
+    tensors = pair(f"base_model.model.{name}", *small[f"{name}.weight"], "lora_A.weight", "lora_B.weight")
+    alphas = {pattern: times * RANK for pattern, times in patterns.items()}
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 4 * RANK, "alpha_pattern": alphas}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    path = saved(tensors, tmp_path).rename(tmp_path / "adapter_model.safetensors")
+    down, up = tensors.values()
+    found = OtherLoRA(path, 1.0, small).fuse(f"{name}.weight", torch.zeros(small[f"{name}.weight"]))
+    torch.testing.assert_close(found, scale * up @ down)
+
+
+@pytest.mark.parametrize("pattern", ["(", r"(.|\w|[a-z])*[!?]"])
+def test_a_pattern_that_is_none_or_never_ends_is_refused(pattern: str, small: Any, tmp_path: Path) -> None:
+    name = "transformer_blocks.0.attn.to_q"
+    tensors = pair(f"base_model.model.{name}", *small[f"{name}.weight"], "lora_A.weight", "lora_B.weight")
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "alpha_pattern": {pattern: 8}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    path = saved(tensors, tmp_path).rename(tmp_path / "adapter_model.safetensors")
+    with pytest.raises(WeightsError) as caught:
+        OtherLoRA(path, 1.0, small)
+    assert caught.value.key == "metadata_unreadable"
+
+
 @pytest.mark.parametrize("alpha", [torch.tensor(2 * RANK), torch.tensor([2.0 * RANK]), torch.tensor(2.0 * RANK)])
 def test_an_alpha_is_one_number_of_any_type(alpha: torch.Tensor, small: Any, tmp_path: Path) -> None:
     name = "transformer_blocks.0.attn.to_q"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +76,39 @@ def test_names_strengths_and_hashes(settings, use):
     assert (caught.value.key, caught.value.values["meant"]) == ("no_such_lora", "ink")
     with pytest.raises(RequestError):
         use(str(ink.path))  # a path only where the caller is the user of this machine
+
+
+@pytest.mark.parametrize("stored", ["NFC", "NFD"])
+def test_a_name_is_found_however_it_is_typed(settings, stored):
+    """macOS stores letters with accents taken apart; keyboards put them together."""
+    path = write_lora(settings.weights_folder / f"loras/{unicodedata.normalize(stored, 'gemälde')}.safetensors", MLP)
+    for form in ("NFC", "NFD"):
+        for ending in ("", ".safetensors", ".safetensors:0.5"):
+            assert catalog.named_lora(unicodedata.normalize(form, "gemälde") + ending, settings).path == path
+    written = dataclasses.replace(catalog.named_lora("gemälde", settings), name="gemälde", path=None)
+    assert catalog.located(dataclasses.replace(SMALL, loras=(written,)), settings).loras[0].path == path
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("~nobody-of-this-name/ink.safetensors", "no_such_lora"), ("x" * 5000, "no_such_lora"),
+     ("{folder}", "lora_is_folder"), ("{folder}/no.safetensors:0.5", "no_such_lora")],
+)  # fmt: skip
+def test_what_is_no_lora_is_said(settings, name, key):
+    with pytest.raises(RequestError) as caught:
+        catalog.named_lora(name.format(folder=settings.weights_folder), settings, paths=True)
+    assert caught.value.key == key
+
+
+def test_loras_of_one_name_all_have_one(settings, tmp_path):
+    """At the roots of several folders, and one of them given twice."""
+    folders = [tmp_path / each / "models" for each in ("a", "b", "c")]
+    for folder in (*folders, tmp_path / "old"):
+        write_lora(folder / "ink.safetensors", MLP)
+    given = os.pathsep.join(map(str, (*folders, tmp_path / "old", folders[0])))
+    found = catalog.find_loras(dataclasses.replace(settings, models_dir=given))
+    assert len(set(found.values())) == 6
+    assert {"clay", "ink", "models/ink", "old/ink", "b/models/ink", "c/models/ink"} == set(found)
 
 
 def test_the_model_folders_are_searched_too(settings, use, tmp_path):

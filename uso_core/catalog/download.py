@@ -31,7 +31,7 @@ from uso_core.catalog.loras import found_turbos
 from uso_core.catalog.models import ROLES, TOKENIZER_ROLES, TOKENIZERS, Model, WeightFile, get_model
 from uso_core.errors import DownloadError, SettingsError, UsoError, exit_code
 from uso_core.messages import Bytes
-from uso_core.settings import Parser, Settings, add_arguments, env_name, load_settings, settle_proxies
+from uso_core.settings import Parser, Settings, add_arguments, env_name, given_path, load_settings, settle_proxies
 
 Say = Callable[[str], None]  # shows a sentence or a table to the user
 Progress = Callable[[str, int, int], None]  # current file, bytes present of all, total bytes; raises to stop
@@ -155,7 +155,7 @@ def survey(
         if found is not None and found.resolve() != target.resolve():
             items.append(Item(row, f"there: {found}"))
             continue
-        if found is None and value and Path(value).expanduser().resolve() != target.resolve():
+        if found is None and value and given_path(value).resolve() != target.resolve():
             variable = env_name(row.setting)
             raise SettingsError("variable_leads_nowhere", variable=variable, value=value, target=target)
         try:

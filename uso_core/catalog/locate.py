@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from uso_core.catalog.models import (
 from uso_core.catalog.scan import OTHER_LORA, TOKENIZER_FILES, Found, best, describe, scan
 from uso_core.errors import WeightsError
 from uso_core.messages import Message, message
-from uso_core.settings import ROOT, Settings, env_name
+from uso_core.settings import ROOT, Settings, env_name, given_path
 
 ONE_FILE = ("lora", "projector")  # never a folder
 FLUX_FOLDERS = {"vae": "vae", "t5": "text_encoder_2", "clip": "text_encoder"}  # inside a diffusers folder of FLUX.1
@@ -253,11 +254,8 @@ def _has_tokenizer(folder: Path) -> bool:
 
 
 def _existing(value: str) -> Path | None:
-    try:
-        path = Path(value).expanduser()
-        return path if path.exists() else None
-    except (OSError, RuntimeError, ValueError):  # a name that no disk accepts, an unknown user's home
-        return None
+    path = given_path(value)
+    return path if os.path.exists(path) else None  # also for a name that no disk takes
 
 
 def _inside(path: Path, role: str) -> Path:

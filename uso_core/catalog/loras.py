@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import os
 import re
+import unicodedata
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from uso_core.catalog.models import MODELS, Model, Turbo
 from uso_core.catalog.scan import OTHER_LORA, Found, scan
 from uso_core.errors import RequestError
 from uso_core.request import GenerationRequest, LoRA
-from uso_core.settings import Settings
+from uso_core.settings import Settings, given_path
 
 FOLDER = "loras"  # in the weights folder
 _STRENGTH = re.compile(r"(.+):([-+]?(?:\d+\.?\d*|\.\d+))")
@@ -30,7 +32,7 @@ def find_loras(settings: Settings) -> dict[str, Path]:
             continue
         for each in scan((folder,), headers_memory(settings)):
             if each.role == "lora" and each.problem is None and (each.kind == OTHER_LORA or folder == own):
-                found.setdefault(_name(each, folder, found), each.path)
+                found.setdefault(_name(each, found), each.path)
     for model in MODELS.values():
         for turbo in model.turbos:
             path = _turbo_path(turbo, settings, found)
@@ -41,20 +43,20 @@ def find_loras(settings: Settings) -> dict[str, Path]:
 
 def named_lora(text: str, settings: Settings, paths: bool = False) -> LoRA:
     """The LoRA that `NAME` or `NAME:STRENGTH` names; with `paths` also one in any file. Raises `RequestError`."""
-    name, strength = parsed(text)
+    asked, strength = parsed(text)
     known = find_loras(settings)
-    path = known.get(name)
-    if path is None and paths:
-        given = Path(name).expanduser()
-        path = given if given.is_file() else None
-        name = given.stem
-    if path is None:
-        close = difflib.get_close_matches(name, known, 1)
-        raise RequestError(
-            "no_such_lora", hint="no_such_lora_meant" if close else "no_such_lora", name=name, meant="".join(close),
-            folder=settings.weights_folder / FOLDER,
-        )  # fmt: skip
-    return LoRA(name, digest(path), strength, path)
+    given = given_path(asked)
+    if paths and asked not in known and os.path.isfile(given):
+        return LoRA(given.stem, digest(given), strength, given)
+    if name := _listed(asked, known):
+        return LoRA(name, digest(known[name]), strength, known[name])
+    if paths and os.path.isdir(given):
+        raise RequestError("lora_is_folder", path=given)
+    close = difflib.get_close_matches(asked, known, 1)
+    raise RequestError(
+        "no_such_lora", hint="no_such_lora_meant" if close else "no_such_lora", name=asked, meant="".join(close),
+        folder=settings.weights_folder / FOLDER,
+    )  # fmt: skip
 
 
 def parsed(text: str) -> tuple[str, float]:
@@ -72,7 +74,7 @@ def located(request: GenerationRequest, settings: Settings) -> GenerationRequest
     for lora in request.loras:
         if lora.path is None:
             known = find_loras(settings) if known is None else known
-            path = known.get(lora.name)
+            path = known.get(_listed(lora.name, known) or "")
             here = path is not None and path.is_file()  # a look through the folders serves for some seconds
             if path is None or not here or digest(path) != lora.sha256:
                 key = "lora_changed" if here else "lora_missing"
@@ -120,19 +122,26 @@ def _digest(path: Path, size: int, modified_ns: int) -> str:
     return digest.hexdigest()
 
 
-def _name(found: Found, folder: Path, taken: dict[str, Path]) -> str:
-    """A file's name without its ending; with its folder's if another has it already."""
-    name = found.path.stem
-    if name in taken and taken[name] != found.path:
-        name = found.path.relative_to(folder).with_suffix("").as_posix()
-    return name
+def _name(found: Found, taken: dict[str, Path]) -> str:
+    """A file's name without its ending; with as many of its folders' as no other has already."""
+    parts = found.path.with_suffix("").parts
+    names = ("/".join(parts[-count:]) for count in range(1, len(parts)))
+    return next((name for name in names if taken.get(name, found.path) == found.path), str(found.path))
+
+
+def _listed(name: str, known: dict[str, Path]) -> str | None:
+    """The name in `known` that is this one, or this file's, however accents are stored: macOS takes letters apart."""
+    if name in known:
+        return name
+    composed = unicodedata.normalize("NFC", name.removesuffix(".safetensors"))
+    return next((each for each in known if unicodedata.normalize("NFC", each) == composed), None)
 
 
 def _turbo_path(turbo: Turbo, settings: Settings, known: dict[str, Path]) -> Path | None:
     if settings.turbo_lora:
-        given = Path(settings.turbo_lora).expanduser()
+        given = given_path(settings.turbo_lora)
         role = "hyper" if "hyper" in given.stem.lower() else "turbo"
-        return given if given.is_file() and turbo.file.role == role else None
+        return given if os.path.isfile(given) and turbo.file.role == role else None
     local = settings.weights_folder / turbo.file.local
     names = {turbo.name.lower(), Path(turbo.file.local).stem.lower()} - {"diffusion_pytorch_model"}
     listed = next((path for name, path in known.items() if Path(name).name.lower() in names), None)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import regex
 import torch
 
 from uso_core.catalog.files import Checkpoint, expect, inspect
@@ -34,6 +35,7 @@ _NAME = re.compile(
 )
 PEFT_NOTES = "lora_adapter_metadata"  # where diffusers keeps PEFT's configuration, as JSON
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # as PEFT itself saves them, side by side
+PATTERN_SECONDS = 1.0  # and no longer for one of them
 Targets = tuple[tuple[str, ...], bool]  # matrices whose rows are stacked, and whether the halves are swapped
 
 
@@ -208,6 +210,14 @@ def _noted(checkpoint: Checkpoint) -> dict[str, object]:
     return {str(name).removeprefix("transformer."): value for name, value in values}
 
 
+def _matches(pattern: str, name: str, checkpoint: Checkpoint) -> bool:
+    """Whether PEFT's pattern, a regular expression, is that of a module: it ends in it, at a dot."""
+    try:
+        return regex.fullmatch(rf"(?:.*\.)?(?:{pattern})", name, timeout=PATTERN_SECONDS) is not None
+    except (regex.error, TimeoutError):  # a stranger's expression may take for ever
+        raise WeightsError("metadata_unreadable", hint="download_again", path=checkpoint.path) from None
+
+
 def _scale(stem: str, parts: Mapping[str, str], checkpoint: Checkpoint, noted: Mapping[str, object]) -> float | None:
     """alpha / rank if the file's notes say it, 1 if nothing does, None if a tensor does."""
     if "alpha" in parts:
@@ -215,8 +225,9 @@ def _scale(stem: str, parts: Mapping[str, str], checkpoint: Checkpoint, noted: M
     alpha = noted.get("lora_alpha")
     patterns = noted.get("alpha_pattern")
     for pattern, value in (patterns if isinstance(patterns, dict) else {}).items():
-        if re.fullmatch(rf"(.*\.)?{re.escape(pattern)}", _bare(stem)):
+        if _matches(pattern, _bare(stem), checkpoint):
             alpha = value
+            break  # as in PEFT, the first one counts
     if alpha is None or "down" not in parts:
         return 1.0
     if not isinstance(alpha, int | float) or not math.isfinite(alpha):

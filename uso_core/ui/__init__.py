@@ -89,8 +89,9 @@ def launch(page: gr.Blocks, engine: Engine, settings: Settings, **options: Any) 
         server_name=settings.host, server_port=settings.port, root_path=settings.root_path or None,
         theme=theme(),
         css=CSS_PATH.read_text(encoding="utf-8"), js=script(), auth=logins(settings.auth), share=settings.share,
-        allowed_paths=[settings.output, str(EXAMPLES_FOLDER)], max_file_size="200mb", show_error=True, ssr_mode=False,
-        i18n=translations(), mcp_server=settings.mcp, prevent_thread_lock=True, state_session_capacity=MOST_SESSIONS,
+        allowed_paths=[str(settings.output_folder), str(EXAMPLES_FOLDER)], max_file_size="200mb", show_error=True,
+        ssr_mode=False, i18n=translations(), mcp_server=settings.mcp, prevent_thread_lock=True,
+        state_session_capacity=MOST_SESSIONS,
         app_kwargs={
             "middleware": middleware, "exception_handlers": HANDLERS, "routes": health.routes(engine, settings),
         }, **options,

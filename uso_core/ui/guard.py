@@ -48,7 +48,7 @@ class Guard:
 
     def __init__(self, app: Any, settings: Settings) -> None:
         self._app, self._settings = app, settings
-        self._output = Path(settings.output).resolve()
+        self._output = settings.output_folder.resolve()
         allowed = [*LOOPBACK, settings.host, *settings.allow_host.split(",")]
         self._hosts = [each.strip().lower() for each in allowed if each.strip() not in ("", "0.0.0.0", "::")]
         self._folder = urlsplit(settings.root_path).path or "/"  # below which the browser shows the cookie

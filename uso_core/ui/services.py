@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from uso_core.runtime.engine import Engine
@@ -46,7 +45,7 @@ class Services:
 
         @lru_cache(maxsize=MOST_STORES)
         def stores(visitor: str) -> Stores:
-            folder = Path(settings.output)
+            folder = settings.output_folder
             if visitor:
                 folder = folder / VISITORS / folder_name(visitor)
             history = History(folder, settings.history_images, settings.history_gb * 10**9, drop_copies)
