@@ -22,7 +22,7 @@ from uso_core.settings import ROOT
 from uso_core.storage.png import read_request
 from uso_core.ui.known_words import OFFERED
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 CONTENT, STYLE = FOLDER / "03-subject" / "content.png", FOLDER / "06-style" / "style1.png"
 SHIFTS = """
@@ -163,6 +163,7 @@ def test_the_form_is_remembered_unless_it_is_private(served: Served, open_page: 
     expect(prompt(page)).to_have_value("to be remembered")
     for name, value in (("Steps", "7"), ("Seed", "99"), ("Width", "96")):
         expect(page.get_by_label(name, exact=True)).to_have_value(value)
+    expect(page.get_by_label("Aspect", exact=True)).to_have_value("3:4")
     expect(slot(page, "Content image").locator("img")).to_be_visible()
     expect(page.locator("body[data-remembering]")).to_be_attached()
     page.get_by_label("Private: don't save").check()

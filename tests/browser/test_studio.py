@@ -22,6 +22,8 @@ from uso_core.images import open_image
 from uso_core.request import GenerationRequest
 from uso_core.storage.png import read_request
 
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
 DROP = """
 async ([data, name]) => {
   const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
@@ -310,6 +312,7 @@ def test_an_exported_workflow_comes_back_with_every_setting(page, served, open_p
     expect(other.get_by_label("Prompt")).to_have_value("a fox there and back")
     for label, value in (("Seed", 77), ("Steps", 5), ("Guidance", 2.5), ("Width", 128), ("Height", 96)):
         expect(other.get_by_label(label, exact=True).first).to_have_value(str(value))
+    expect(other.get_by_label("Aspect", exact=True)).to_have_value("4:3")
 
 
 def test_an_aspect_sets_width_and_height(page):
@@ -317,8 +320,10 @@ def test_an_aspect_sets_width_and_height(page):
     page.get_by_role("option", name="16:9").click()
     expect(page.get_by_label("Width", exact=True).first).to_have_value("224")
     expect(page.get_by_label("Height", exact=True).first).to_have_value("128")
-    fill(page, "Width", 128)
+    fill(page, "Width", 144)
     expect(page.get_by_label("Aspect")).to_have_value("custom")
+    fill(page, "Width", 128)
+    expect(page.get_by_label("Aspect")).to_have_value("1:1")
 
 
 def test_an_image_that_is_not_ours_is_reported(page, drawing):

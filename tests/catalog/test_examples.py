@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from training.examples import EXAMPLES, config
-from uso_core.catalog.examples import ASPECTS, FOLDER, read_example, read_examples, sides, sides_of_content
+from uso_core.catalog.examples import ASPECTS, FOLDER, aspect_of, read_example, read_examples, sides, sides_of_content
 from uso_core.catalog.models import MODELS
 from uso_core.errors import RequestError
 from uso_core.images import content_crop
@@ -39,8 +39,18 @@ def test_an_aspect_gives_the_sizes_that_suit_the_model():
             assert width / height == pytest.approx(across / down, rel=0.06)
             high = model.keeps_height and across > down
             assert (height == model.size) if high else (width * height == pytest.approx(model.size**2, rel=0.1))
+            assert ASPECTS[aspect_of(width, height)] == (across, down)
     assert sides(16, 9, MODELS["flux-dev"]) == (1360, 768)
     assert sides(16, 9, MODELS["uso-tiny"]) == (224, 128)  # it knows images of 128 pixels in height best
+
+
+@pytest.mark.parametrize(
+    ("size", "aspect"),
+    [((128, 128), "1:1"), ((1920, 1088), "16:9"), ((1024, 1008), ""), ((144, 128), ""), ((672, 1024), "2:3"),
+     ((512, 2048), ""), ((16, 16), "1:1")],
+)  # fmt: skip
+def test_sides_are_named_by_their_aspect(size, aspect):
+    assert aspect_of(*size) == aspect
 
 
 def test_a_content_image_gives_its_shape_in_sizes_that_suit_the_model():

@@ -67,6 +67,16 @@ def sides(across: int, down: int, model: Model) -> tuple[int, int]:
     return width, height
 
 
+def aspect_of(width: int, height: int) -> str:
+    """The nearest aspect that becomes these sides when both are rounded to multiples of 16 pixels; "" if none does."""
+    off = {}
+    for name, (across, down) in ASPECTS.items():
+        rounding = SIZE_MULTIPLE / 2 * (1 + across / down)  # of the height, seen in the width, beside the width's own
+        if (distance := abs(width - height * across / down)) < rounding:
+            off[name] = distance / rounding
+    return min(off, key=off.__getitem__, default="")
+
+
 def sides_of_content(across: int, down: int, content_size: int, model: Model) -> tuple[int, int, int]:
     """Width, height and content size in pixels for a result shaped like a content image of across x down pixels.
 

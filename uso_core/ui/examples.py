@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import gradio as gr
 from PIL import Image, ImageOps
 
-from uso_core.catalog.examples import ASPECTS, FOLDER, RESULT, Example, read_examples
+from uso_core.catalog.examples import FOLDER, RESULT, Example, read_examples
 from uso_core.catalog.models import Model, get_model
 from uso_core.request import InputImage
 from uso_core.ui.card_grid import Card, cards, chosen, data_address, html
 from uso_core.ui.event_options import QUIET
-from uso_core.ui.form import CUSTOM, Form, Updates
+from uso_core.ui.form import Form, Updates
 from uso_core.ui.language import label, say, say_on_load, texts
 
 THUMBNAIL_SIDE = 64
@@ -42,10 +42,9 @@ def wire(page: gr.Blocks, shelf: gr.HTML, form: Form) -> None:
         model, example = get_model(name), examples.get(chosen(event))
         if example is None:
             return {go: False}
-        aspect = example.aspect if example.aspect in ASPECTS else CUSTOM
-        return {**form.updates(example.request(model), example.paths), form.aspect: aspect, go: quick(model)}
+        return {**form.updates(example.request(model), example.paths), go: quick(model)}
 
-    outputs = [*form.restorable, form.aspect, go]
+    outputs = [*form.restorable, go]
     filled = shelf.click(fill, form["model"], outputs, **QUIET)
     filled.then(None, go, None, js=START, **QUIET)
 

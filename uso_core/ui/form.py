@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from uso_core import images
-from uso_core.catalog.examples import AS_CONTENT, ASPECTS, sides, sides_of_content
+from uso_core.catalog.examples import AS_CONTENT, ASPECTS, aspect_of, sides, sides_of_content
 from uso_core.catalog.models import Model, get_model
 from uso_core.comfy import ComfyImport
 from uso_core.errors import UsoError
@@ -42,7 +42,7 @@ STYLES = 4
 HIGHEST_GUIDANCE = 20.0  # of the slider, if the model takes any
 STORED = 2  # slots for stored styles; each may hold several images
 MOST_IMAGES = 8  # of the slider
-CUSTOM = "custom"
+CUSTOM, SQUARE = "custom", "1:1"
 STATUS = """
 <div role="status" aria-live="polite" class="sentence">${
   String(value.text).replaceAll("&", "&amp;").replaceAll("<", "&lt;")
@@ -133,6 +133,7 @@ class Form:
             self.known: known_words.html(model),
             self["width"]: gr.update(value=model.size, minimum=low, maximum=high),
             self["height"]: gr.update(value=model.size, minimum=low, maximum=high),
+            self.aspect: SQUARE,
             self["steps"]: model.steps,
             self["sampler"]: model.sampler,
             self["guidance"]: gr.update(value=model.guidance, interactive=model.guided, **_guidances(model)),
@@ -150,7 +151,7 @@ class Form:
         for name, sha256 in {"content": workflow.content_sha256, **hashes}.items():
             given[name] = str(paths[sha256]) if sha256 in paths else None
         values = {self[name]: value for name, value in given.items() if value is not None and name in self.fields}
-        return {**values, **(lora_rows.filled(self.loras, loras) if workflow.loras else {})}
+        return {**self.with_aspect(values), **(lora_rows.filled(self.loras, loras) if workflow.loras else {})}
 
     def updates(
         self,
@@ -180,12 +181,23 @@ class Form:
             places = [*filled, *[(empty, 1.0)] * count][:count]
             for number, (value, strength) in enumerate(places, 1):
                 values |= {f"{kind}_{number}": value, f"{kind}_{number}_strength": strength}
-        return {**{self[name]: value for name, value in values.items()}, **lora_rows.filled(self.loras, loras)}
+        updates = {self[name]: value for name, value in values.items()}
+        return {**self.with_aspect(updates), **lora_rows.filled(self.loras, loras)}
+
+    def with_aspect(self, values: Updates) -> Updates:
+        """The same values, and the aspect of their width and height."""
+        width, height = (values.get(self[side]) for side in ("width", "height"))
+        return {**values, self.aspect: shape(width, height)} if width and height else values
 
     @property
     def restorable(self) -> list[Any]:
         """The components that `imported` and `updates` set."""
-        return [*self.fields.values(), self.loras.turbo]
+        return [*self.fields.values(), self.aspect, self.loras.turbo]
+
+
+def shape(width: float | None, height: float | None) -> str:
+    """What the field for the aspect shows beside these sides, or beside an empty field."""
+    return width and height and aspect_of(round(width), round(height)) or CUSTOM
 
 
 def request_of(
@@ -287,7 +299,7 @@ def _numbers(laid: dict[str, Any], model: Model) -> gr.Dropdown:
     """The shape, the seed and the numbers."""
     with gr.Row(elem_classes="numbers"):
         aspects = [*ASPECTS, (label("aspect_as_content"), AS_CONTENT), (label("aspect_custom"), CUSTOM)]
-        aspect = gr.Dropdown(aspects, value="1:1", label=label("aspect"), min_width=88)
+        aspect = gr.Dropdown(aspects, value=SQUARE, label=label("aspect"), min_width=88)
         laid["width"], laid["height"] = _side("width", model), _side("height", model)
         laid["images"] = NumberInput(
             value=1, precision=0, minimum=1, maximum=MOST_IMAGES, step=1, label=label("images"), min_width=64
@@ -349,7 +361,8 @@ def _wire(form: Form, mode: gr.Markdown, aspect: gr.Dropdown) -> None:
 
     given = [aspect, form["content"], form["content_size"], form["model"]]
     aspect.input(resize, given, [form["width"], form["height"], form["content_size"]], **QUIET)
-    gr.on([form["width"].input, form["height"].input], lambda: CUSTOM, None, aspect, **QUIET)
+    given = [form["width"], form["height"]]
+    gr.on([each.input for each in given], shape, given, aspect, trigger_mode="always_last", **QUIET)
 
 
 def _wire_slots(form: Form, background: str) -> None:

@@ -48,10 +48,11 @@ def wire(page: gr.Blocks, form: Form, services: Services) -> None:
                 values |= {field: path} if (path := field.kept(value)) else {}
             elif fits(name, field, value, get_model(model), known[name]):
                 values[field] = value
-        return values or gr.skip()
+        return form.with_aspect(values) or gr.skip()
 
     outputs = list(fields.values())
-    page.load(put_back, [kept, form["model"]], outputs, **QUIET).then(None, None, None, js=BEGIN, **QUIET)
+    loaded = page.load(put_back, [kept, form["model"]], [*outputs, form.aspect], **QUIET)
+    loaded.then(None, None, None, js=BEGIN, **QUIET)
     gr.on([each.change for each in [form.private, *outputs]], None, [kept, form.private, *outputs], kept,
           js=SAVE.replace("__NAMES__", json.dumps(list(fields))), **QUIET)  # fmt: skip
 

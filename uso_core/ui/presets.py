@@ -67,7 +67,7 @@ def build(page: gr.Blocks, form: Form, services: Services) -> None:
         row = get_model(model)
         fitting = {field: values[key] for key, field in fields.items() if fits(key, field, values.get(key), row, known)}
         begins = values.get(DEFAULT_FOR) == model
-        return {**fitting, name: chosen, default: begins} if fitting else {default: False}
+        return {**form.with_aspect(fitting), name: chosen, default: begins} if fitting else {default: False}
 
     def begin(saved: Any, model: str) -> Updates:
         """A model that was just chosen begins with its default."""
@@ -121,8 +121,8 @@ def build(page: gr.Blocks, form: Form, services: Services) -> None:
         return {"text": say(key, name=words), "percent": 0}
 
     page.load(lambda saved: offered(read(saved), None), kept, [choice, export], **QUIET)
-    choice.input(apply, [kept, choice, form["model"]], [*fields.values(), name, default], **QUIET)
-    form["model"].change(begin, [kept, form["model"]], [*fields.values(), name, default, choice], **QUIET)
+    choice.input(apply, [kept, choice, form["model"]], [*fields.values(), form.aspect, name, default], **QUIET)
+    form["model"].change(begin, [kept, form["model"]], [*fields.values(), form.aspect, name, default, choice], **QUIET)
     default.input(mark, [kept, choice, form["model"], default], [kept, export, default], **QUIET)
     told = [kept, choice, export, form.status]
     save.click(store, {kept, name, *fields.values()}, told, **TOLD)
