@@ -14,7 +14,7 @@ from uso_core.catalog.examples import FOLDER, read_example, read_examples
 from uso_core.catalog.models import MODELS
 from uso_core.storage.png import read_request
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 NAMES = ("14-strengths", "01-words")  # the second must leave nothing of the first
 
 

@@ -12,7 +12,7 @@ from tests.browser.conftest import OpenPage
 from tests.browser.test_page import image, status
 from tests.ui.test_app import Served
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 PHONE = {"width": 390, "height": 844}
 # Prompt, width, a style slot, Generate, the history's tab; the mode of an empty form, the end of a run, today.

@@ -19,7 +19,7 @@ from uso_core.comfy import export_workflow
 from uso_core.request import GenerationRequest
 from uso_core.storage.png import read_request
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 RESTORE = "input[type=file][accept*=json]"
 
 

@@ -17,7 +17,7 @@ from tests.catalog.test_download import LORA, PROJECTOR, TOKEN, USO, content
 from tests.conftest import GOLDEN
 from tests.ui.test_app import Served, serve
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 FLUX = {
     "FLUX_DEV": "flux.safetensors",

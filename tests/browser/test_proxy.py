@@ -25,7 +25,7 @@ from tests.ui.test_app import REPLY_SECONDS, Served, free_port, serve, wait_unti
 from tests.ui.test_server import by_mcp
 from uso_core.settings import ROOT
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 INNER = "127.0.0.1:7860"  # of the documents' block
 
 

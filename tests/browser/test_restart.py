@@ -15,7 +15,7 @@ from tests.ui.test_app import Served, pixels, serve
 from uso_core.request import StoredStyle
 from uso_core.storage.png import read_request
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 REMEMBERED, STYLED = "a lighthouse to remember", "a cottage in the woods"
 NAME = "Wood & <b>ink</b>"
 

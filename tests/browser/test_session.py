@@ -19,7 +19,7 @@ from tests.ui.test_app import Served
 from uso_core.catalog.examples import FOLDER
 from uso_core.ui.ideas import SMALL
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 @pytest.fixture

@@ -13,7 +13,10 @@ from tests.comfy.test_export import some_request
 from tests.comfy.workflows import read, recipe, scope
 from uso_core.comfy import export_api, export_workflow
 
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(not has_packages(), reason="ComfyUI's frontend is not installed")]
+pytestmark = [
+    pytest.mark.browser, pytest.mark.slow,
+    pytest.mark.skipif(not has_packages(), reason="ComfyUI's frontend is not installed"),
+]  # fmt: skip
 TEMPLATES = (
     "flux1_dev_uso_reference_image_gen",
     "flux1_krea_dev",
