@@ -22,8 +22,42 @@ from uso_core.storage.files import (
     locked,
     reserve_path,
     sweep_parts,
+    write_pair,
     write_whole,
 )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows bounds no file's size")
+@pytest.mark.parametrize("large", ["image", "record"])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_pair_is_written_whole_or_stays_as_it_was(large, there, tmp_path):
+    import resource
+
+    path, before = tmp_path / "cat.png", {}
+    if there:
+        write_pair(path, b"old image", {"grid": "old"})
+        before = {each: each.read_bytes() for each in tmp_path.iterdir()}
+    bound = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, bound[1]))  # as on a disk that is nearly full
+    try:
+        with pytest.raises(OutputError):
+            write_pair(
+                path, bytes(30_000 if large == "image" else 10), {"new": "x" * (30_000 if large == "record" else 1)}
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, bound)
+    assert {each: each.read_bytes() for each in tmp_path.iterdir()} == before
+
+
+def test_an_image_that_cannot_take_its_name_leaves_the_old_record(tmp_path):
+    path = tmp_path / "cat.png"
+    path.mkdir()
+    (path / "in the way").touch()
+    path.with_suffix(".json").write_text('{"old": 1}')
+    with pytest.raises(OutputError):
+        write_pair(path, b"new image", {"new": 1})
+    assert path.with_suffix(".json").read_text() == '{"old": 1}'
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_name_is_given_only_once_even_without_a_lock(tmp_path):

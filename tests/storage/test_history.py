@@ -14,7 +14,7 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from uso_core.catalog.models import get_model
 from uso_core.errors import OutputError, RequestError
@@ -24,7 +24,7 @@ from uso_core.runtime.engine import Engine
 from uso_core.settings import Settings
 from uso_core.storage import files
 from uso_core.storage import history as module
-from uso_core.storage.files import locked, save_image, write_whole
+from uso_core.storage.files import locked, save_image
 from uso_core.storage.history import SEQUENCE, History
 from uso_core.storage.png import read_request
 from uso_core.storage.styles import StyleStore
@@ -238,13 +238,14 @@ def test_a_failed_add_leaves_nothing(place, history, monkeypatch):
     kept = add(history, content=BLUE)
     before = set(history.folder.rglob("*"))
 
-    def full(path: Path, write: object) -> None:
+    rename = files._rename
+
+    def full(new: Path, path: Path) -> None:
         if path.parent.name == place and path.suffix != ".json":
             raise OutputError("disk_full", hint="make_room", folder=path.parent)
-        write_whole(path, write)
+        rename(new, path)
 
-    monkeypatch.setattr(files, "write_whole", full)
-    monkeypatch.setattr(module, "write_whole", full)
+    monkeypatch.setattr(files, "_rename", full)
     with pytest.raises(OutputError, match="disk is full"):
         add(history, content=RED)
     assert [entry.path for entry in history.entries()] == [kept]
@@ -252,16 +253,55 @@ def test_a_failed_add_leaves_nothing(place, history, monkeypatch):
 
 
 def test_inputs_are_written_before_the_image(history, monkeypatch):
-    order = []
+    order, rename = [], files._rename
 
-    def noted(path: Path, write: object) -> None:
-        write_whole(path, write)
+    def noted(new: Path, path: Path) -> None:
+        rename(new, path)
         order.append(path.suffix if path.parent == history.folder else path.parent.name)
 
-    monkeypatch.setattr(files, "write_whole", noted)
-    monkeypatch.setattr(module, "write_whole", noted)
+    monkeypatch.setattr(files, "_rename", noted)
     add(history, content=RED, styles=(BLUE,))
     assert order == ["inputs", "inputs", "thumbnails", ".json", ".png"]
+
+
+@pytest.mark.parametrize("why", ["no permission", "newer version"])
+def test_what_an_unreadable_image_needs_is_kept(history, caplog, monkeypatch, why):
+    """Made by another user of the machine, say, or by a later program."""
+    path = add(history, prompt="a", content=RED)
+    gone = add(history, prompt="b", content=BLUE)
+    if why == "newer version":
+        record = {"version": 9, "inputs": [RED.sha256]}
+        path.with_suffix(".json").write_text(json.dumps(record))
+        Image.new("RGB", (8, 8)).save(path, pnginfo=texts_of({"uso": json.dumps(record)}))
+    else:
+        opened, read = Path.open, Path.read_text
+        mine = (path, path.with_suffix(".json"))
+
+        def refuse(kind):
+            def use(self, *arguments, **options):
+                if self in mine:
+                    raise PermissionError(errno.EACCES, "Permission denied")
+                return kind(self, *arguments, **options)
+
+            return use
+
+        monkeypatch.setattr(Path, "open", refuse(opened))
+        monkeypatch.setattr(Path, "read_text", refuse(read))
+    history.delete(gone)
+    History(history.folder, 100, 10**9)
+    assert {each.stem for each in (history.folder / "inputs").iterdir()} == {RED.sha256, BLUE.sha256}
+    assert {record.args[0].key for record in caplog.records} == {"inputs_kept"}
+    monkeypatch.undo()
+    if why == "no permission":
+        History(history.folder, 100, 10**9)
+        assert {each.stem for each in (history.folder / "inputs").iterdir()} == {RED.sha256}
+
+
+def texts_of(texts: dict[str, str]) -> PngImagePlugin.PngInfo:
+    info = PngImagePlugin.PngInfo()
+    for key, value in texts.items():
+        info.add_text(key, value)
+    return info
 
 
 def test_the_limit_counts_inputs_and_thumbnails(tmp_path):

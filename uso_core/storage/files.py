@@ -53,35 +53,61 @@ def png_bytes(image: Image.Image, result: Result) -> bytes:
 
 
 def write_pair(path: Path, png: bytes, record: dict[str, Any] | None) -> None:
-    """Writes the JSON beside an image, if any, then the image; raises `OutputError` and leaves neither."""
-    json_path = path.with_suffix(".json")
-    if record is not None:
-        text = json.dumps(record, indent=2, ensure_ascii=False)
-        write_whole(json_path, lambda file: file.write(text.encode()))
-    try:
-        write_whole(path, lambda file: file.write(png))
-    except OutputError:
-        if record is not None:
-            with contextlib.suppress(OSError):
-                json_path.unlink(missing_ok=True)
-        raise
+    """Writes an image, and the JSON beside it, if any.
+
+    Raises `OutputError`, and leaves neither then; or both as they were, if they were there.
+    """
+    with contextlib.ExitStack() as both:
+        new = both.enter_context(_new_file(path, lambda file: file.write(png)))
+        if record is None:
+            return _rename(new, path)
+        json_path, text = path.with_suffix(".json"), json.dumps(record, indent=2, ensure_ascii=False)
+        new_json = both.enter_context(_new_file(json_path, lambda file: file.write(text.encode())))
+        old_json = None
+        with contextlib.suppress(OSError):
+            old_json = json_path.read_bytes()
+        _rename(new_json, json_path)
+        try:
+            return _rename(new, path)
+        except OutputError:
+            with contextlib.suppress(OSError, OutputError):
+                if not old_json:  # none, or an empty one that kept the name
+                    json_path.unlink(missing_ok=True)
+                else:
+                    write_whole(json_path, lambda file: file.write(old_json))
+            raise
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Calls `write` on a temporary file beside `path` and renames it into place; raises `OutputError`."""
+    with _new_file(path, write) as new:
+        _rename(new, path)
+
+
+@contextlib.contextmanager
+def _new_file(path: Path, write: Callable[[IO[bytes]], Any]) -> Iterator[Path]:
+    """A temporary file beside `path`, whole and on the disk; gone afterwards, unless it was renamed."""
     temporary = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise not_writable(path, error) from None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise not_writable(path, error) from None
+        yield temporary
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _rename(new: Path, path: Path) -> None:
+    try:
+        new.replace(path)
+    except OSError as error:
+        raise not_writable(path, error) from None
 
 
 def remove_file(path: Path) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 from PIL import Image
 
 from uso_core.errors import OutputError, RequestError
+from uso_core.messages import message
 from uso_core.request import GenerationRequest, Result
 from uso_core.storage.files import (
     OUR_NAME,
@@ -74,6 +75,7 @@ class History:
     ) -> None:
         self.folder, self._gone = folder, gone
         self._max_images, self._max_bytes = max_images, max_bytes
+        self._told: set[Path] = set()  # images that could not be read, said once
         self.sweep()
 
     def add(self, image: Image.Image, result: Result) -> Path:
@@ -199,7 +201,7 @@ class History:
         total, removed = 0, False
         images = self._images()
         for index, path in enumerate(sorted(images, key=lambda path: (path != images[0], not is_starred(path)))):
-            names = _input_names(_record(path))
+            names = _input_names(_record(path) or {})
             total += sum(map(_bytes, (path, path.with_suffix(".json"), _thumbnail(path))))
             total += sum(_bytes(self._input(name)) for name in names - used)
             used |= names
@@ -212,8 +214,15 @@ class History:
             self._drop_inputs()
 
     def _drop_inputs(self) -> None:
-        """Removes input images that no kept image refers to."""
-        used = {name for path in self._images() for name in _input_names(_record(path))}
+        """Removes input images that no kept image refers to; none while what an image refers to cannot be told."""
+        records = {path: _record(path) for path in self._images()}
+        unread = [path for path, record in records.items() if record is None and _bytes(path)]
+        if unread:
+            for path in set(unread) - self._told:
+                log.warning("%s", message("inputs_kept", path=path, folder=self.folder / INPUTS))
+            self._told |= set(unread)
+            return
+        used = {name for record in records.values() if record is not None for name in _input_names(record)}
         for path in (self.folder / INPUTS).glob("*.png"):
             if SHA256.fullmatch(path.stem) and path.stem not in used:
                 with contextlib.suppress(OSError):
@@ -241,7 +250,7 @@ class History:
 
 
 def _entry(path: Path) -> Entry:
-    record = _record(path)
+    record = _record(path) or {}
     prompt, seed = record.get("prompt"), record.get("seed")
     shown = prompt.encode(errors="replace").decode() if isinstance(prompt, str) else ""  # half characters break a page
     try:
@@ -251,13 +260,13 @@ def _entry(path: Path) -> Entry:
     return Entry(path, when, shown, seed if isinstance(seed, int) else 0, is_starred(path))
 
 
-def _record(path: Path) -> dict[str, Any]:
-    """What is known of an image: the JSON beside it, or if that is damaged, the request inside it."""
+def _record(path: Path) -> dict[str, Any] | None:
+    """What is known of an image: the JSON beside it, or if that is damaged, the request inside it; None if nothing."""
     record = _beside(path)
     if record is None:
         with contextlib.suppress(RequestError):
             return read_request(path).to_dict()
-    return record or {}
+    return record
 
 
 def _beside(path: Path) -> dict[str, Any] | None:
