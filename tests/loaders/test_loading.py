@@ -340,6 +340,42 @@ def test_scaled_fp8_is_restored_with_its_scale(flux, suffix, prefix, per_row, tm
     same(transformer(path), transformer(write(tmp_path / "float32.safetensors", back)))
 
 
+@pytest.mark.parametrize("apart", ["all scales", "every second one"])
+def test_scales_in_another_shard_count(flux, apart, tmp_path):
+    quantized = scaled_fp8(flux, ".weight_scale")
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    scales = [name for name in quantized if name.endswith(".weight_scale")]
+    second = set(scales[:: 1 if apart == "all scales" else 2])
+    shards = {"a.safetensors": {name: tensor for name, tensor in quantized.items() if name not in second},
+              "b.safetensors": {name: quantized[name] for name in second}}  # fmt: skip
+    for name, tensors in shards.items():
+        write(folder / name, tensors)
+    index = {"weight_map": {name: file for file, tensors in shards.items() for name in tensors}}
+    (folder / "x.safetensors.index.json").write_text(json.dumps(index))
+    same(transformer(folder), transformer(write(tmp_path / "whole.safetensors", quantized)))
+
+
+def test_a_matrix_whose_scale_alone_is_missing_is_named(flux, tmp_path):
+    quantized = scaled_fp8(flux, ".weight_scale")
+    missing = next(name for name in quantized if name.startswith("single_blocks.1.") and name.endswith("weight_scale"))
+    with pytest.raises(WeightsError) as caught:
+        transformer(write(tmp_path / "x.safetensors", {name: t for name, t in quantized.items() if name != missing}))
+    assert caught.value.key == "scale_missing"
+    assert caught.value.values["name"] == missing.replace("weight_scale", "weight")
+
+
+def test_files_that_hold_the_same_are_not_mixed(flux, tmp_path):
+    """A folder without an index, with what an earlier download left."""
+    write(tmp_path / "flux1-dev.safetensors", flux)
+    write(tmp_path / "zz.safetensors", {name: torch.zeros_like(tensor) for name, tensor in list(flux.items())[:20]})
+    with pytest.raises(WeightsError) as caught:
+        transformer(tmp_path)
+    assert caught.value.key == "tensor_twice"
+    (tmp_path / "flux1-dev.safetensors").rename(tmp_path / "diffusion_pytorch_model.safetensors")
+    same(transformer(tmp_path), transformer(tmp_path / "diffusion_pytorch_model.safetensors"))
+
+
 def test_fp8_with_marks_is_the_same_as_without(flux, tmp_path):
     made = {}
     for marked in (False, True):

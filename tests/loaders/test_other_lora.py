@@ -287,6 +287,26 @@ def test_pefts_patterns_of_alpha_are_regular_expressions(
     torch.testing.assert_close(found, scale * up @ down)
 
 
+@pytest.mark.parametrize(
+    "second",
+    [
+        {"lora_A.style.weight": 0, "lora_B.style.weight": 1},
+        {"lora_down.weight": 0, "lora_up.weight": 1},
+        {"diff": None},
+    ],
+)
+def test_two_adapters_in_one_file_are_refused(second: dict[str, int | None], small: Any, tmp_path: Path) -> None:
+    name = "transformer_blocks.0.attn.to_q"
+    tensors = pair(f"transformer.{name}", *small[f"{name}.weight"], "lora_A.default.weight", "lora_B.default.weight")
+    matrices = list(tensors.values())
+    for part, which in second.items():
+        other = torch.ones(small[f"{name}.weight"]) if which is None else matrices[which].clone()
+        tensors[f"transformer.{name}.{part}"] = other
+    with pytest.raises(WeightsError) as caught:
+        OtherLoRA(saved(tensors, tmp_path), 1.0, small)
+    assert caught.value.key == "lora_adapters"
+
+
 @pytest.mark.parametrize("pattern", ["(", r"(.|\w|[a-z])*[!?]"])
 def test_a_pattern_that_is_none_or_never_ends_is_refused(pattern: str, small: Any, tmp_path: Path) -> None:
     name = "transformer_blocks.0.attn.to_q"

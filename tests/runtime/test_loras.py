@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 import inference
 from uso_core.catalog import loras as catalog
 from uso_core.catalog.models import TURBOS, get_model
-from uso_core.errors import RequestError, UsoError
+from uso_core.errors import RequestError, UsoError, WeightsError
 from uso_core.events import Event, Failed, ImageReady, Loading
 from uso_core.loaders.build import empty_transformer
 from uso_core.request import GenerationRequest, LoRA
@@ -98,6 +98,19 @@ def test_what_is_no_lora_is_said(settings, name, key):
     with pytest.raises(RequestError) as caught:
         catalog.named_lora(name.format(folder=settings.weights_folder), settings, paths=True)
     assert caught.value.key == key
+
+
+def test_a_file_of_that_name_that_is_no_lora_says_what_it_is(settings):
+    folder = settings.weights_folder / "loras"
+    write_lora(folder / "half.safetensors", MLP)
+    (folder / "half.safetensors").write_bytes((folder / "half.safetensors").read_bytes()[:-100])
+    (folder / "bert.safetensors").write_bytes((EMBEDDED.parent / "t5/model.safetensors").read_bytes())
+    save_file({f"{ATTENTION}.lora_A.weight": torch.ones(2, 4), f"{ATTENTION}.lora_B.weight": torch.ones(4, 2),
+               f"{ATTENTION}.lora_magnitude_vector": torch.ones(4)}, folder / "dora.safetensors")  # fmt: skip
+    for name in ("half", "bert", "dora", "dora.safetensors"):
+        with pytest.raises(WeightsError) as caught:
+            catalog.named_lora(name, settings)
+        assert Path(caught.value.values["path"]).stem == name.removesuffix(".safetensors")
 
 
 def test_loras_of_one_name_all_have_one(settings, tmp_path):

@@ -96,6 +96,7 @@ QUANTIZATIONS = (
 )
 SIGLIP2_WORDS = 256_000
 FP8 = ("F8_E4M3", "F8_E5M2")
+LIBRARY_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")  # of a folder's one file
 FP8_SCALES = (".scale_weight", ".weight_scale")  # ComfyUI's older and newer name
 MARKS = (".scale_input", ".input_scale", "scaled_fp8", ".comfy_quant")  # beside fp8 weights, of no use here
 
@@ -251,9 +252,18 @@ def inspect(path: Path) -> Checkpoint:
 
 
 def inspect_shards(path: Path, files: Sequence[Path]) -> tuple[Checkpoint, list[Checkpoint]]:
-    """Several files of one folder as one checkpoint, and what each file holds of its main part."""
+    """Several files of one folder as one checkpoint, and what each file holds of its main part.
+
+    Raises `WeightsError` as `inspect`, and where two files hold a tensor of one name: they are no parts of one model.
+    """
     headers = [header_of(file) for file in files]
-    names = {name: info for tensors, _ in headers for name, info in tensors.items()}
+    names: dict[str, TensorInfo] = {}
+    places: dict[str, Path] = {}
+    for file, (tensors, _) in zip(files, headers, strict=True):
+        if twice := next((name for name in tensors if name in names), None):
+            raise WeightsError("tensor_twice", path=path, name=twice, one=places[twice].name, other=file.name)
+        names |= tensors
+        places |= dict.fromkeys(tensors, file)
     whole = divided(path, names, headers[0][1])
     shards = []
     for file, (tensors, metadata) in zip(files, headers, strict=True):

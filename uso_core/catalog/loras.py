@@ -8,12 +8,14 @@ import hashlib
 import os
 import re
 import unicodedata
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
+from uso_core.catalog.files import expect, inspect
 from uso_core.catalog.locate import cached_file, headers_memory
 from uso_core.catalog.models import MODELS, Model, Turbo
-from uso_core.catalog.scan import OTHER_LORA, Found, scan
+from uso_core.catalog.scan import OTHER_LORA, USO_LORA, Found, scan
 from uso_core.errors import RequestError
 from uso_core.request import GenerationRequest, LoRA
 from uso_core.settings import Settings, given_path
@@ -25,14 +27,11 @@ _HASH_CHUNK = 1 << 20
 
 def find_loras(settings: Settings) -> dict[str, Path]:
     """The LoRAs by name: those in `loras` in the weights folder, those of the model folders, and the turbo ones."""
-    own = settings.weights_folder.absolute() / FOLDER
     found: dict[str, Path] = {}
-    for folder in (own, *settings.models_folders):
-        if not folder.is_dir():
-            continue
-        for each in scan((folder,), headers_memory(settings)):
-            if each.role == "lora" and each.problem is None and (each.kind == OTHER_LORA or folder == own):
-                found.setdefault(_name(each, found), each.path)
+    for each in _scanned(settings):
+        ours = _own_folder(settings) in each.path.parents
+        if each.role == "lora" and each.problem is None and (each.kind == OTHER_LORA or ours):
+            found.setdefault(_name(each, found), each.path)
     for model in MODELS.values():
         for turbo in model.turbos:
             path = _turbo_path(turbo, settings, found)
@@ -42,7 +41,10 @@ def find_loras(settings: Settings) -> dict[str, Path]:
 
 
 def named_lora(text: str, settings: Settings, paths: bool = False) -> LoRA:
-    """The LoRA that `NAME` or `NAME:STRENGTH` names; with `paths` also one in any file. Raises `RequestError`."""
+    """The LoRA that `NAME` or `NAME:STRENGTH` names; with `paths` also one in any file.
+
+    Raises `RequestError` if there is none, `WeightsError` if the file of that name is none that can be used.
+    """
     asked, strength = parsed(text)
     known = find_loras(settings)
     given = given_path(asked)
@@ -52,6 +54,9 @@ def named_lora(text: str, settings: Settings, paths: bool = False) -> LoRA:
         return LoRA(name, digest(known[name]), strength, known[name])
     if paths and os.path.isdir(given):
         raise RequestError("lora_is_folder", path=given)
+    for each in _scanned(settings):
+        if each.path.stem == asked.removesuffix(each.path.suffix):
+            expect(inspect(each.path), OTHER_LORA, USO_LORA)  # says why it cannot be used
     close = difflib.get_close_matches(asked, known, 1)
     raise RequestError(
         "no_such_lora", hint="no_such_lora_meant" if close else "no_such_lora", name=asked, meant="".join(close),
@@ -120,6 +125,17 @@ def _digest(path: Path, size: int, modified_ns: int) -> str:
         while chunk := file.read(_HASH_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _own_folder(settings: Settings) -> Path:
+    return settings.weights_folder.absolute() / FOLDER
+
+
+def _scanned(settings: Settings) -> Iterator[Found]:
+    """What lies in our folder for LoRAs and in the model folders."""
+    for folder in (_own_folder(settings), *settings.models_folders):
+        if folder.is_dir():
+            yield from scan((folder,), headers_memory(settings))
 
 
 def _name(found: Found, taken: dict[str, Path]) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from uso_core.catalog.files import (
+    LIBRARY_NAMES,
     TRANSFORMERS,
     VAES,
     Checkpoint,
@@ -38,7 +39,7 @@ MAX_HEADER_BYTES = 16 * 2**20  # far above the largest of a real model, far belo
 MAX_JSON_BYTES, MAX_MEMORY_BYTES = 8 * 2**20, 64 * 2**20  # of a tokenizer or an index; of what is remembered
 MAX_DEPTH, MAX_FILES = 10, 50_000
 FRESH_SECONDS = 15.0  # for which a look through the folders serves
-FORMAT = 2  # of what is remembered on disk; raise it whenever the same file would be described differently
+FORMAT = 3  # of what is remembered on disk; raise it whenever the same file would be described differently
 
 ROLES = {  # kinds of `files.PARTS` and `files.WHOLE`, by the catalog's role
     **dict.fromkeys(TRANSFORMERS, "transformer"), **dict.fromkeys(VAES, "vae"), "lora": "lora", "foreign lora": "lora",
@@ -232,8 +233,7 @@ def _shards(folder: Path) -> list[Path]:
         listed = _json(index).get("weight_map")
         names = sorted({name for name in listed.values() if isinstance(name, str)}) if isinstance(listed, dict) else []
         return [folder / name for name in names if Path(name).name == name]
-    return [folder / name for name in ("model.safetensors", "diffusion_pytorch_model.safetensors")
-            if (folder / name).is_file()][:1]  # fmt: skip
+    return [folder / name for name in LIBRARY_NAMES if (folder / name).is_file()][:1]
 
 
 def _described(path: Path, known: Known) -> tuple[Found, ...]:

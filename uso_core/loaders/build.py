@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from torch import nn
 
-from uso_core.catalog.files import TRANSFORMERS, VAES, Checkpoint, expect, inspect, inspect_shards
+from uso_core.catalog.files import LIBRARY_NAMES, TRANSFORMERS, VAES, Checkpoint, expect, inspect, inspect_shards
 from uso_core.errors import WeightsError
 from uso_core.loaders import fused_cache, keys
 from uso_core.loaders.convert import Conversion, fill, finished, match
@@ -263,7 +263,8 @@ def read_headers(path: Path, *roles: str) -> tuple[Checkpoint, list[Checkpoint]]
     if not path.is_dir():
         part = expect(inspect(path), *roles)
         return part, [part]
-    files = sorted(path.glob("*.safetensors"))
+    own = [path / name for name in LIBRARY_NAMES if (path / name).is_file()][:1]
+    files = own or sorted(path.glob("*.safetensors"))
     index = next(iter(sorted(path.glob("*.safetensors.index.json"))), None)
     if index is not None:
         listed = _json(index).get("weight_map")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+import re
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,18 @@ log = logging.getLogger(__name__)
 Each = TypeVar("Each")
 Filling = Generator[float, None, None]  # fractions done, from 0 to 1
 MARKED_FP8 = ("float8_e4m3fn", "float8_e5m2")  # in ComfyUI's marks
-Job = tuple[Checkpoint, str, tuple[str, ...], bool]  # file, name in it, parameters it fills, halves swapped
+Place = tuple[Checkpoint, str]  # a file, and a tensor's name in it
+
+
+@dataclass(frozen=True)
+class Job:
+    """One tensor in a file: the parameters that it fills, and what it is to be multiplied by, in any of the files."""
+
+    file: Checkpoint
+    name: str
+    targets: tuple[str, ...]
+    halves_swapped: bool
+    scale: Place | None = None
 
 
 @dataclass(frozen=True)
@@ -66,16 +78,15 @@ class Conversion:
         """
         shapes = {name: shape for name, (_, shape) in self.layout().items()}
         quantized = self.quantized
-        jobs = [job for job in self.jobs if only is None or not set(only).isdisjoint(job[2])]
+        jobs = [job for job in self.jobs if only is None or not set(only).isdisjoint(job.targets)]
         with ExitStack() as stack:
-            files = {job[0].path: job[0] for job in jobs}
-            opened = {path: stack.enter_context(TensorReader(file)) for path, file in files.items()}
-            for done, (file, source, targets, swapped) in enumerate(jobs):
-                tensor = _read(opened[file.path], source)
-                if swapped:
+            opened = {path: stack.enter_context(TensorReader(file)) for path, file in files_of(jobs).items()}
+            for done, job in enumerate(jobs):
+                tensor = _read(job, opened)
+                if job.halves_swapped:
                     tensor = torch.cat(tensor.chunk(2)[::-1])
-                parts = tensor.split([shapes[target][0] for target in targets])
-                for target, part in zip(targets, parts, strict=True):
+                parts = tensor.split([shapes[target][0] for target in job.targets])
+                for target, part in zip(job.targets, parts, strict=True):
                     if only is None or target in only:
                         for name, weight in self._finished(target, part, shapes[target], target in quantized):
                             yield done / len(jobs), name, weight
@@ -94,6 +105,11 @@ class Conversion:
             yield _scale_of(target), scale
         else:
             yield target, part.reshape(shape).to(self.dtype)
+
+
+def files_of(jobs: Sequence[Job]) -> dict[Path, Checkpoint]:
+    """The files that jobs read, by their paths."""
+    return {job.file.path: job.file for job in jobs} | {job.scale[0].path: job.scale[0] for job in jobs if job.scale}
 
 
 def match(
@@ -158,6 +174,11 @@ def _match(
     unknown: list[str] = []
     misshapen: list[str] = []
     filled: set[str] = set()
+    scales = {
+        name.removesuffix(suffix): (file, name)
+        for suffix in FP8_SCALES for file in files for name in file.tensors if name.endswith(suffix)
+    }  # fmt: skip
+    scaled = {_of_any_block(stem) for stem in scales}
     for file in files:
         check_marks(file)
         for name, info in file.tensors.items():
@@ -172,25 +193,28 @@ def _match(
             if info.shape != needed and info.shape != (*needed, 1, 1):  # 1 x 1 convolutions are linear layers here
                 misshapen.append(f"{name} is {list(info.shape)}, {list(needed)} is needed")
             filled.update(targets)
-            jobs.append((file, name, targets, found[0].halves_swapped))
+            stem = name.removesuffix(".weight")
+            if info.dtype in FP8 and stem not in scales and stem != name and _of_any_block(stem) in scaled:
+                raise WeightsError("scale_missing", hint="download_again", path=file.path, name=name)
+            scale = scales.get(stem) if stem != name else None
+            jobs.append(Job(file, name, targets, found[0].halves_swapped, scale))
     missing = sorted({keys.original_name(name, table, levels) for name in shapes if name not in filled})
     if missing or unknown or misshapen:
         raise misfit(files[0].path, "fit_own_tensors", missing, unknown, misshapen)
     return jobs
 
 
-def _read(opened: TensorReader, name: str) -> torch.Tensor:
-    """One tensor as floating point; fp8 is converted back to float32 with its scale, if any."""
-    tensors = opened.checkpoint.tensors
-    tensor = opened.read(name)
-    if tensors[name].dtype not in FP8:
-        return tensor
-    tensor = tensor.float()
-    stem = name.removesuffix(".weight")
-    scale = next((stem + suffix for suffix in FP8_SCALES if stem + suffix in tensors), None)
-    if scale is None:
-        return tensor
-    factor = opened.read(scale).float()
+def _of_any_block(stem: str) -> str:
+    """A matrix' name without the numbers of blocks: where one block's has a scale, all blocks' have."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "N", stem)
+
+
+def _read(job: Job, opened: Mapping[Path, TensorReader]) -> torch.Tensor:
+    """One tensor as floating point; fp8 and what is scaled become float32."""
+    tensor = opened[job.file.path].read(job.name)
+    if job.scale is None:
+        return tensor.float() if job.file.tensors[job.name].dtype in FP8 else tensor
+    tensor, factor = tensor.float(), opened[job.scale[0].path].read(job.scale[1]).float()
     return tensor * (factor.reshape(-1, *[1] * (tensor.dim() - 1)) if factor.numel() > 1 else factor.reshape(()))
 
 

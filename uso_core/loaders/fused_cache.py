@@ -23,13 +23,13 @@ from safetensors import SafetensorError, safe_open
 from uso_core.catalog.files import MAX_HEADER_BYTES, inspect
 from uso_core.catalog.fused_files import LOCK, MANIFEST, PART, PREFIX, WEIGHTS
 from uso_core.errors import WeightsError
-from uso_core.loaders.convert import Conversion, Filling, assign
+from uso_core.loaders.convert import Conversion, Filling, assign, files_of
 from uso_core.loaders.convert import fill as fill_in_memory
 from uso_core.loaders.tensors import DTYPES, TensorWriter
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raise this whenever the same sources would give different numbers
+FORMAT = 2  # raise this whenever the same sources would give different numbers
 WORTH_KEEPING = 2**30  # bytes of a source; converting less takes a moment (the embedded model's: 22 MB)
 RESERVE = 2 * 2**30  # bytes left free on the disk for images
 WAIT_SECONDS = 0.5  # between two checks whether the other process is done or the user wants to stop
@@ -72,7 +72,7 @@ class Slot:
 
         With LoRAs beside USO's there is one more place, which the last such list keeps: another replaces it.
         """
-        files = [*dict.fromkeys(job[0].path for job in conversion.jobs)]
+        files = [*files_of(conversion.jobs)]
         files += [conversion.lora.path] if conversion.lora is not None else []
         paths = [source.resolve() for source in files]
         others = [{**sources_key(each.path.resolve()), "strength": each.strength} for each in conversion.others]

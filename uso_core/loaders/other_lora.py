@@ -69,8 +69,9 @@ class OtherLoRA:
             elif found is None:
                 unknown.append(name)
             else:
-                part = found.lastgroup or ""
-                parts.setdefault(found["stem"], {})[part] = name
+                other = parts.setdefault(found["stem"], {}).setdefault(found.lastgroup or "", name)
+                if other != name:  # adapters of several names, say
+                    raise WeightsError("lora_adapters", path=path, one=other, other=name)
         self._modules: list[Module] = []
         self._by_target: dict[str, list[tuple[Module, int]]] = {}  # with the first row of the target in it
         for stem, named in parts.items():
@@ -138,6 +139,9 @@ class OtherLoRA:
         shape = {part: tensors[name].shape for part, name in module.parts.items()}
         rows = [shapes[target][0] for target in module.targets]
         inputs = {shapes[target][1] for target in module.targets}
+        if "diff" in shape and "down" in shape:
+            one, other = module.parts["diff"], module.parts["down"]
+            raise WeightsError("lora_adapters", path=self.path, one=one, other=other)
         if "diff" in shape:
             fits = len(shape["diff"]) == 2 and shape["diff"][0] == sum(rows) and {shape["diff"][1]} == inputs
         elif {"down", "up"} <= shape.keys():
