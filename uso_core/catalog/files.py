@@ -231,6 +231,14 @@ _IN, _OUT = ("img_in.weight", "x_embedder.weight"), ("final_layer.linear.weight"
 _GUIDANCE = ("guidance_in.in_layer.weight", "time_text_embed.guidance_embedder.linear_1.weight")
 
 
+def variant_called(name: str) -> str:
+    """Which FLUX.1 a file is by its name, as `Checkpoint.variant` has it; "" if the name tells none that USO takes."""
+    name = name.lower()
+    if any(other in name for other in ("kontext", "fill", "canny", "depth", "redux")):
+        return ""
+    return next((variant for variant in ("krea", "schnell", "dev") if variant in name), "") if "flux" in name else ""
+
+
 def _side(tensors: dict[str, TensorInfo], names: tuple[str, ...], side: int) -> int:
     shape = next((tensors[name].shape for name in names if name in tensors), ())
     return shape[side] if len(shape) == 2 else 0

@@ -31,6 +31,7 @@ from uso_core.request import (
 )
 
 KEPT_LONG_SIDE = 1024  # of a result that keeps the content image's shape
+MODEL_NAMES = ("ckpt_name", "unet_name", "model_name", "gguf_name", "model_path")  # of loaders
 LORA_STACKS = ("lora_stack", "optional_lora_stack")
 Place = tuple[Node, str]  # an input of a node
 
@@ -114,6 +115,9 @@ class Reader(Conditioning):
                 self.note("fast", node=label(here), fast=message("fast"))
             elif not given and here.kind != "ModelSamplingFlux":
                 self._ignore(here, self.graph.onward(found, "MODEL"))
+            if self.graph.onward(found, "MODEL") is None:
+                names = (self.word(here, name) for name in MODEL_NAMES)
+                self.keep("model_file", next((file_name(name) for name in names if name), None))
         followed = loras or not ({"lora", "model"} & self.told or self.graph.broadcasts)
         self._keep_loras(loras, bool(followed))
         if len(styles) > MAX_STYLES:

@@ -142,16 +142,20 @@ class Form:
         }
 
     def imported(self, workflow: ComfyImport, paths: dict[str, Path], loras: Sequence[LoRA] = ()) -> Updates:
-        """Values from a ComfyUI workflow; what it does not specify stays, images are left to choose.
+        """Values from a ComfyUI workflow. Numbers that it does not specify stay; images that it does not use go.
 
         `paths` are those of its images that are still kept, by sha256, `loras` those of its LoRAs that are here.
         """
-        given = {name: getattr(workflow, name, None) for name in asks(GenerationRequest) if name != "content"}
-        hashes = {f"style_{number}": sha256 for number, sha256 in enumerate(workflow.styles_sha256, 1)}
-        for name, sha256 in {"content": workflow.content_sha256, **hashes}.items():
-            given[name] = str(paths[sha256]) if sha256 in paths else None
-        values = {self[name]: value for name, value in given.items() if value is not None and name in self.fields}
-        return {**self.with_aspect(values), **(lora_rows.filled(self.loras, loras) if workflow.loras else {})}
+        given = {name: getattr(workflow, name, None) for name in asks(GenerationRequest) if name in self.fields}
+        values = {self[name]: value for name, value in given.items() if value is not None}
+        for flag in ("keep_size", "fast"):
+            values[self[flag]] = bool(given[flag])
+        hashes = (workflow.content_sha256, *workflow.styles_sha256, *[""] * STYLES)
+        for slot, sha256 in zip(self.slots, hashes, strict=False):
+            values[slot] = str(paths[sha256]) if sha256 in paths else None
+        values |= dict.fromkeys(self.stored_fields, "")
+        values |= {field: 1.0 for name, field in self.fields.items() if name.endswith("_strength")}
+        return {**self.with_aspect(values), **lora_rows.filled(self.loras, loras)}
 
     def updates(
         self,

@@ -11,9 +11,11 @@ from typing import IO
 
 import gradio as gr
 
+from uso_core.catalog.models import MODELS
 from uso_core.comfy import export_workflow, import_workflow, workflow_in_exif, workflow_in_png_text
 from uso_core.errors import UsoError
 from uso_core.images import webp_texts
+from uso_core.messages import Message
 from uso_core.request import InputImage, StoredStyle
 from uso_core.storage.files import write_whole
 from uso_core.storage.history import is_starred, thumbnail_of
@@ -170,7 +172,8 @@ def _wire_restore(
                 kept = services.stores(request).history.inputs((found.content_sha256, *found.styles_sha256))
                 here = lora_rows.by_file_name(found.loras, services.settings)
                 updates = form.imported(found, kept, [lora for _, lora in here])
-                words = text.imported(found, kept, STYLES, [name for name, _ in here])
+                model = services.engine.status().model
+                words = text.imported(found, kept, STYLES, [name for name, _ in here], model)
         except UsoError as error:
             raise refusal(error) from None
         return {**updates, form.status: {"text": words, "percent": 0}}
@@ -193,6 +196,10 @@ def restored(form: Form, services: Services, stores: Stores, path: Path) -> tupl
     lost = [each.name for each in placed if each.sha256 not in {*images, *there}]
     beyond = [each.name for each in [*given[STYLES:], *stored[STORED:]]]
     loras, told = lora_rows.there(request, services.settings)
+    model = services.engine.status().model
+    if request.model not in (None, model.name):
+        made = MODELS[request.model].title if request.model in MODELS else request.model
+        told.append(Message("restored_model", {"name": made, "title": model.title}))
     return form.updates(request, images, there, loras), text.restored(lost, beyond, told)
 
 

@@ -8,6 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from uso_core.catalog.download import size_text
+from uso_core.catalog.files import variant_called
 from uso_core.catalog.locate import WeightsReport
 from uso_core.catalog.models import Model
 from uso_core.comfy import ComfyImport
@@ -137,11 +138,11 @@ def settings(request: GenerationRequest) -> str:
     return "\n".join([*lines, say("settings_model", model=request.model)])
 
 
-def imported(workflow: ComfyImport, kept: Collection[str], slots: int, loras: Collection[str] = ()) -> str:
+def imported(workflow: ComfyImport, kept: Collection[str], slots: int, loras: Collection[str], model: Model) -> str:
     """What was read from a ComfyUI workflow: the images to choose, and what has no counterpart here.
 
     `kept` are the hashes of those images that the history has, `slots` how many styles the page takes, `loras` the
-    workflow's names of those LoRAs that are here.
+    workflow's names of those LoRAs that are here, `model` the one at work.
     """
     parts = [say("imported")]
     styles = list(zip(workflow.styles[:slots], workflow.styles_sha256, strict=False))
@@ -154,6 +155,8 @@ def imported(workflow: ComfyImport, kept: Collection[str], slots: int, loras: Co
         parts.append(say("imported_content", name=workflow.content))
     if wanted:
         parts.append(say("imported_styles", names=", ".join(wanted)))
+    if workflow.model_file and model.folder is None and variant_called(workflow.model_file) != model.variant:
+        parts.append(say("imported_model", name=workflow.model_file, title=model.title))
     notes = [note for note in workflow.notes if not (note.key in LORA_NOTES and note.values.get("name") in loras)]
     return " ".join([*parts, *map(tell, notes)])
 

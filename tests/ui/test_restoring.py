@@ -1,0 +1,81 @@
+"""What the form holds after an import or a restore: what the file says, and nothing of what was there before."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import gradio as gr
+import pytest
+from PIL import Image
+
+from uso_core.catalog.models import MODELS
+from uso_core.comfy import export_api, import_workflow
+from uso_core.images import open_image
+from uso_core.request import GenerationRequest, Result
+from uso_core.runtime.engine import Engine
+from uso_core.settings import Settings
+from uso_core.storage.history import History
+from uso_core.storage.styles import StyleStore
+from uso_core.ui import text
+from uso_core.ui.form import STYLES, Form, build_form
+from uso_core.ui.results import restored
+from uso_core.ui.services import Services, Stores
+
+SETTINGS = Settings(name="uso-tiny")
+SERVICES = Services.of(Engine(SETTINGS), SETTINGS)
+RED, BLUE = (open_image(Image.new("RGB", (20, 30), colour), f"{colour}.png") for colour in ("red", "blue"))
+WORDS = GenerationRequest(prompt="a red fox in snow", seed=7, width=1216, height=832)
+
+
+@pytest.fixture
+def form() -> Form:
+    with gr.Blocks() as page:
+        return build_form(page, MODELS["flux-dev"], SERVICES)
+
+
+def test_a_workflow_of_words_alone_leaves_no_image_behind(form):
+    values = form.imported(import_workflow(json.dumps(export_api(WORDS))), {})
+    named = {name: values[field] for name, field in form.fields.items() if field in values}
+    assert all(named[f"style_{number}"] is None for number in range(1, STYLES + 1))
+    assert (named["content"], named["stored_1"], named["stored_2"]) == (None, "", "")
+    assert (named["keep_size"], named["fast"]) == (False, False)
+    assert {value for name, value in named.items() if name.endswith("_strength")} == {1.0}
+    assert [named[f"lora_{place}"] for place in (1, 2)] == ["", ""]
+    assert (named["prompt"], named["width"], values[form.aspect]) == (WORDS.prompt, 1216, "custom")
+
+
+def test_a_workflows_images_take_the_places_of_others(form, tmp_path):
+    request = dataclasses.replace(WORDS, content=RED, styles=(BLUE,), keep_size=True, fast=True)
+    values = form.imported(import_workflow(json.dumps(export_api(request))), {BLUE.sha256: tmp_path / "blue.png"})
+    assert values[form["content"]] is None  # it is not kept: to be chosen
+    assert [values[slot] for slot in form.style_slots] == [str(tmp_path / "blue.png"), None, None, None]
+    assert (values[form["keep_size"]], values[form["fast"]]) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "said"),
+    [("flux1-dev-fp8.safetensors", "flux-dev", False), ("flux1-dev-Q4_K_S.gguf", "flux-dev-fp8", False),
+     ("FLUX/flux1-krea-dev_fp8_scaled.safetensors", "flux-krea-dev", False),
+     ("flux1-schnell-fp8.safetensors", "flux-dev", True), ("flux1-krea-dev.safetensors", "flux-dev", True),
+     ("flux1-dev-kontext_fp8_scaled.safetensors", "flux-dev", True), ("sd_xl_base_1.0.safetensors", "flux-dev", True),
+     ("sd_xl_base_1.0.safetensors", "uso-tiny", False)],
+)  # fmt: skip
+@pytest.mark.parametrize(("kind", "field"), [("CheckpointLoaderSimple", "ckpt_name"), ("UnetLoaderGGUF", "unet_name")])
+def test_a_workflow_of_another_model_says_so(name, model, said, kind, field):
+    workflow = export_api(WORDS)
+    loader = next(node for node in workflow.values() if node["class_type"] == "CheckpointLoaderSimple")
+    loader |= {"class_type": kind, "inputs": {field: name}}
+    found = import_workflow(json.dumps(workflow))
+    assert found.model_file == Path(name).name
+    assert (Path(name).name in text.imported(found, {}, STYLES, (), MODELS[model])) == said
+
+
+@pytest.mark.parametrize(("model", "said"), [("uso-tiny", False), ("flux-dev", True), ("of-tomorrow", True)])
+def test_an_image_of_another_model_says_so(form, tmp_path, model, said):
+    history = History(tmp_path / "output", 10, 10**9)
+    path = history.add(Image.new("RGB", (32, 32)), Result(WORDS, 7, model, "cpu", "float32", 0.5))
+    words = restored(form, SERVICES, Stores(history, StyleStore(tmp_path / "styles")), path)[1]
+    assert (words != text.restored([], [])) == said
+    assert (MODELS[model].title if model in MODELS else model) in words or not said
