@@ -297,3 +297,65 @@ def test_wrapped_prompts_and_text_of_a_png(tmp_path):
     assert workflow_in_png_text({"prompt": json.dumps(prompt), "workflow": b"no"}) == json.dumps(prompt)
     assert workflow_in_png_text({"parameters": "a fox, steps: 20", "prompt": "a fox"}) is None
     assert workflow_in_png_text({}) is None
+
+
+def changed(**inputs):
+    """What is read of a recipe with content and a style, some nodes' inputs or whole nodes being others."""
+    nodes = recipe("subject.png", ("ink.png",))
+    for name, given in inputs.items():
+        given = dict(given)
+        kind = given.pop("kind", None)
+        nodes.setdefault(name, [kind, {}])
+        nodes[name] = [kind or nodes[name][0], {**({} if kind else nodes[name][1]), **given}]
+    return read(api(nodes))
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "shape"),
+    [("ImageScale", {"width": 512, "height": 512, "crop": "disabled"}, (512, 512)),
+     ("ImageScale", {"width": 512, "height": 256, "crop": "center"}, (512, 256)),
+     ("ImageScale", {"width": 512, "height": 0, "crop": "disabled"}, None),
+     ("ImageResizeKJ", {"width": 768, "height": 256, "keep_proportion": False}, (768, 256)),
+     ("ImageResizeKJ", {"width": 768, "height": 256, "keep_proportion": True}, None),
+     ("ImageResizeKJv2", {"width": 768, "height": 256, "keep_proportion": "crop"}, (768, 256)),
+     ("ImageResizeKJv2", {"width": 768, "height": 256, "keep_proportion": "resize"}, None),
+     ("ImageResize+", {"width": 640, "height": 640, "method": "stretch"}, (640, 640)),
+     ("ImageResize+", {"width": 640, "height": 640, "method": "keep proportion"}, None)],
+)  # fmt: skip
+def test_a_content_image_of_another_shape_is_told(kind, values, shape):
+    found = changed(scale={"kind": kind, "image": ("image", 0), "upscale_method": "lanczos", **values})
+    told = [note for note in found.notes if note.key == "note_content_shape"]
+    assert [(note.values["width"], note.values["height"]) for note in told] == ([shape] if shape else [])
+
+
+def test_batches_multiply_and_lie_behind_a_size():
+    repeated = {"kind": "RepeatLatentBatch", "samples": ("latent", 0), "amount": 3}
+    found = changed(latent={"batch_size": 2}, more=repeated, sampler={"latent_image": ("more", 0)})
+    assert found.images == 6
+    larger = {"kind": "LatentUpscale", "samples": ("latent", 0), "width": 1216, "height": 832, "crop": "disabled",
+              "upscale_method": "area"}  # fmt: skip
+    found = changed(latent={"batch_size": 4}, more=larger, sampler={"latent_image": ("more", 0)})
+    assert (found.images, found.width, found.height) == (4, 1216, 832)
+    many = changed(latent={"batch_size": 60}, more=repeated, sampler={"latent_image": ("more", 0)})
+    assert many.images is None
+    assert "note_range" in {note.key for note in many.notes}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [("denoise_strength", 0.5, True), ("denoise_strength", 1.0, False), ("image_to_image_strength", 0.6, True),
+     ("true_gs", 4.0, True), ("variation_strength", 0.7, True), ("variation_strength", 0, False), ("eta", 0.5, True),
+     ("sampler_mode", "unsample", True), ("sampler_mode", "standard", False)],
+)  # fmt: skip
+def test_a_samplers_further_values_are_told(name, value, told):
+    found = changed(sampler={name: value})
+    assert [note.values["name"] for note in found.notes if note.key == "note_sampler_value"] == [name] * told
+
+
+@pytest.mark.parametrize(("first", "second", "sum_of_both"), [(1, 1, 2), (0.5, 0.5, None), (0.25, 0.5, 0.75)])
+def test_usos_lora_twice_is_its_sum(first, second, sum_of_both):
+    name = "uso-flux1-dit-lora-v1.safetensors"
+    again = {"kind": "LoraLoaderModelOnly", "model": ("loader", 0), "lora_name": name, "strength_model": first}
+    found = changed(again=again, lora={"model": ("again", 0), "strength_model": second})
+    told = [note.values["strength"] for note in found.notes if note.key == "note_lora_strength"]
+    assert told == ([sum_of_both] if sum_of_both else [])

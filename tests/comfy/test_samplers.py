@@ -45,7 +45,8 @@ def test_samplers_of_packs():
     for kind, saved in SAVED.items():
         result = read(sampled_by(kind, saved))
         assert values(result) == expected(seed=777, steps=28), kind
-        assert notes(result) == ["note_own_schedule"], kind
+        noise = ["note_sampler_value"] if kind.startswith("Clownshark") else []  # eta 0.5
+        assert notes(result) == [*noise, "note_own_schedule"], kind
 
 
 def test_values_that_fit_no_inputs_are_told():

@@ -5,12 +5,15 @@ Whatever has no counterpart here becomes a note of one sentence.
 
 from __future__ import annotations
 
+import math
+
 from uso_core.comfy.conditioning import Conditioning
 from uso_core.comfy.graph import Found, Graph, Node
 from uso_core.comfy.image_names import file_name
 from uso_core.comfy.loras import LoRA, is_strength, is_uso, loras_of
 from uso_core.comfy.nodes import (
     CACHES,
+    EXTRAS,
     HIGHER_ORDER,
     LATENTS,
     PLAIN_LATENT,
@@ -19,7 +22,7 @@ from uso_core.comfy.nodes import (
 )
 from uso_core.comfy.schedule import nearest_schedule
 from uso_core.comfy.sources import ImageSource
-from uso_core.comfy.values import as_number, label
+from uso_core.comfy.values import as_number, label, shortened
 from uso_core.messages import message
 from uso_core.request import (
     MAX_IMAGES,
@@ -64,6 +67,10 @@ class Reader(Conditioning):
             self.keep("sampler", "ab2" if name in HIGHER_ORDER else "euler")
         if name not in ("", "euler"):
             self.note("sampler", name=name)
+        for name, neutral in EXTRAS.items():
+            value = self.graph.value(sampler, name)
+            if isinstance(value, int | float | str) and value != neutral:
+                self.note("sampler_value", node=label(sampler), name=name, value=shortened(str(value)))
         for node in (guide, sampler):
             cfg = self.number(node, "cfg", "cfg", 0, 1000) if self.has(node, "cfg") else 1
             if cfg not in (None, 1):
@@ -137,7 +144,8 @@ class Reader(Conditioning):
         for found in self.graph.chain(node, "clip_vision_output", "CLIP_VISION_OUTPUT"):
             if "image" in found.node.links:
                 image = self.image(found.node, "image", "style_image")
-                if image is not None and self.word(found.node, "crop") == "center":
+                ways = [self.fitted(scaler) for scaler in image.scalers] if image is not None else []
+                if "cropped" in [way[0] for way in ways if way] or self.word(found.node, "crop") == "center":
                     self.note("style_crop")
                 return image if image is not None and image.name is not None else None
             if self.graph.onward(found, "CLIP_VISION_OUTPUT") is None:
@@ -166,9 +174,9 @@ class Reader(Conditioning):
         others = [lora._replace(name=file_name(lora.name) or lora.name[:80]) for lora in loras if not is_uso(lora.name)]
         if not own and followed:
             self.note("no_uso_lora")
-        for lora in own:
-            if lora.strength not in (None, 1):
-                self.note("lora_strength", strength=lora.strength)
+        strengths = [lora.strength for lora in own if lora.strength is not None]
+        if strengths and len(strengths) == len(own) and sum(strengths) != 1:
+            self.note("lora_strength", strength=sum(strengths))
         for lora in others:
             if lora.strength is None:
                 self.note("lora_ignored_unknown", name=lora.name)
@@ -180,23 +188,32 @@ class Reader(Conditioning):
 
     def read_latent(self, sampler: Node) -> None:
         name = next((name for name in LATENTS if name in sampler.links), LATENTS[0])
+        sized, batches = False, []
         for found in self.graph.chain(sampler, name, "LATENT"):
             here = found.node
-            self._read_batch(here)
+            batches += self._batches(here)
+            if sized:  # what comes before the last size says only how many there are
+                continue
             if here.kind in SIZED:
                 self.asked.append(here)
             names = next((names for names in SIZES if self._is_sized(here, names)), None)
             if names is not None:
-                image = self._measured(here, *names)
+                sized, image = True, self._measured(here, *names)
                 self._follow(image) if image is not None else self._read_size(here, *names)
-                return
-            if "pixels" in here.links:
+            elif "pixels" in here.links:
+                sized = True
                 self._follow(self.image(here, "pixels", "size_image"))
-                return
-            if self.graph.onward(found, "LATENT") is None:
+            elif self.graph.onward(found, "LATENT") is None:
                 self.note("size_computed", ("size",), node=label(here))
             elif here.kind != "RepeatLatentBatch":
                 self.note("node_ignored", node=label(here))
+        count = math.prod(batches)
+        if count > MAX_IMAGES:
+            self.note("range", what=message("what_images"), value=str(count), low="1", high=str(MAX_IMAGES))
+        elif batches:
+            self.keep("images", count)
+        if 1 < count <= MAX_IMAGES:
+            self.note("batch", count=count)
 
     def _is_sized(self, node: Node, names: tuple[str, str]) -> bool:
         known = node.kind in SIZED or {*node.values, *node.links} <= PLAIN_LATENT
@@ -212,13 +229,11 @@ class Reader(Conditioning):
             return None
         return self.image(measures, "image", "size_image") or ImageSource()
 
-    def _read_batch(self, node: Node) -> None:
+    def _batches(self, node: Node) -> list[int]:
+        """By how much a node makes the batch larger, if it says so."""
         name = "amount" if node.kind == "RepeatLatentBatch" else "batch_size"
-        if self.has(node, name) and "images" not in self.found:
-            self.keep_whole("images", node, name, 1, MAX_IMAGES)
-            if self.found.get("images", 1) > 1:
-                count = self.found["images"]
-                self.note("batch", count=count)
+        count = self.number(node, name, "images", 1, MAX_IMAGES) if self.has(node, name) else None
+        return [] if count is None else [int(count)]
 
     def _read_size(self, node: Node, width: str, height: str) -> None:
         self.keep_whole("width", node, width, SIZE_MULTIPLE, MAX_SIDE)

@@ -249,6 +249,10 @@ HIGHER_ORDER = frozenset({  # samplers that add no noise: with many steps they c
     "heun", "heunpp2", "dpm_2", "dpm_fast", "lms", "dpmpp_2m", "ipndm", "ipndm_v", "deis", "res_multistep", "uni_pc",
     "uni_pc_bh2",
 })  # fmt: skip
+EXTRAS = {  # inputs of samplers that mean nothing here: the value at which they do nothing
+    "denoise_strength": 1, "image_to_image_strength": 0, "true_gs": 1, "variation_strength": 0, "eta": 0,
+    "sampler_mode": "standard",
+}  # fmt: skip
 CACHES = frozenset({"EasyCache", "LazyCache", "TeaCache", "ApplyFBCacheOnModel"})  # skip steps, as `fast` does here
 ENCODERS = {  # class: by output, the input that holds the prompt
     "CLIPTextEncode": {0: "text"},
@@ -267,6 +271,15 @@ LONG_SIDE = {  # classes that scale an image: the inputs of which the larger bec
     "ImageResizeKJ": ("width", "height"),
     "ImageResizeKJv2": ("width", "height"),
     "ImageResize+": ("width", "height"),
+}
+_KEPT: dict[bool | str, str] = {False: "stretched", "stretch": "stretched", "crop": "cropped"}
+FITTING: dict[
+    str, tuple[str, dict[bool | str, str]]
+] = {  # scalers that may change an image's shape: the input that says how, and which of its values do
+    "ImageScale": ("crop", {"disabled": "stretched", "center": "cropped"}),
+    "ImageResizeKJ": ("keep_proportion", _KEPT),
+    "ImageResizeKJv2": ("keep_proportion", _KEPT),
+    "ImageResize+": ("method", {"stretch": "stretched", "fill / crop": "cropped"}),
 }
 OTHER_SCALERS = frozenset({"ImageScaleBy", "ImageScaleToTotalPixels", "FluxKontextImageScale", "ResizeImageMaskNode"})
 SIZES = (("width", "height"), ("empty_latent_width", "empty_latent_height"))  # what an empty latent calls its sides

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from uso_core.comfy.graph import Node
 from uso_core.comfy.image_names import file_name
-from uso_core.comfy.nodes import IMAGE_LOADERS, LONG_SIDE, OTHER_SCALERS
-from uso_core.comfy.values import Values, label
+from uso_core.comfy.nodes import FITTING, IMAGE_LOADERS, LONG_SIDE, OTHER_SCALERS
+from uso_core.comfy.values import Values, as_number, label
 from uso_core.messages import message
 
 IMAGE_FILE = re.compile(r".+\.(png|jpe?g|webp|gif|bmp|tiff?|avif)(\s*\[\w+\])?", re.IGNORECASE)
@@ -64,5 +64,15 @@ class Sources(Values):
             factor = self.number(scaler, "scale_by", "scale", 0, 100)
             return None if factor is None else before * factor
         return None
+
+    def fitted(self, scaler: Node) -> tuple[str, int, int] | None:
+        """How a node changes an image's shape, "stretched" or "cropped", and to which sides; None if it does not."""
+        if scaler.kind not in FITTING:
+            return None
+        name, ways = FITTING[scaler.kind]
+        width, height = (as_number(self.graph.value(scaler, side)) for side in ("width", "height"))
+        given = self.graph.value(scaler, name)
+        way = ways.get(given) if isinstance(given, bool | str) else None
+        return (way, round(width), round(height)) if way and width and height else None
 
     # --- images
