@@ -45,7 +45,7 @@ def test_samplers_of_packs():
     for kind, saved in SAVED.items():
         result = read(sampled_by(kind, saved))
         assert values(result) == expected(seed=777, steps=28), kind
-        noise = ["note_sampler_value"] if kind.startswith("Clownshark") else []  # eta 0.5
+        noise = ["note_sampler_value"] if kind.startswith("Clownshar") else []  # eta 0.5
         assert notes(result) == [*noise, "note_own_schedule"], kind
 
 

@@ -434,3 +434,23 @@ def test_a_flag_given_as_text_is_refused(served: Served, flag: str) -> None:
     name, reply = by_http(served, "generate", prompt="a mug", **SMALL, **{flag: "false"})
     assert name == "error"
     assert f"{flag} is 'false'" in str(reply)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [({"prompt": ["a cat", "in snow"]}, "prompt is ['a cat', 'in snow']"), ({"prompt": True}, "prompt is True"),
+     ({"prompt": {"text": "a cat"}}, "not a text"), ({"loras": ["ink"]}, "loras is ['ink']"),
+     ({"model": 5}, "model is 5"), ({"schedule": 1}, "schedule is 1"),
+     ({"style_1_strength": 0.3}, "there is no style_1"), ({"style_4_strength": "abc"}, "there is no style_4")],
+)  # fmt: skip
+def test_what_would_be_misread_or_left_out_is_refused(served: Served, values: dict[str, Any], said: str) -> None:
+    name, reply = by_http(served, "generate", **{"prompt": "a mug", **SMALL, **values})
+    assert name == "error"
+    assert said in str(reply).replace('\\"', '"')
+
+
+def test_more_values_than_parameters_are_refused(served: Served) -> None:
+    body = {"data": ["a mug", *[None] * 40]}
+    name, reply = answer(served, "generate", post(f"{served.url}/gradio_api/call/generate", body)["event_id"])
+    assert name == "error"
+    assert "41 values by position" in str(reply)

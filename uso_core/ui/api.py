@@ -27,7 +27,7 @@ from uso_core.settings import Settings
 from uso_core.storage.files import save_image
 from uso_core.storage.png import read_request
 from uso_core.ui.form import STYLES, Status, request_of
-from uso_core.ui.inputs import ImageInput, NumberInput, refusal
+from uso_core.ui.inputs import ImageInput, NumberInput, TextInput, refusal
 from uso_core.ui.language import in_english
 from uso_core.ui.run import Update, follow
 from uso_core.ui.services import Services
@@ -56,6 +56,9 @@ class Page(gr.Blocks):
 
     def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
         wanted = len(block_fn.inputs)
+        named = block_fn.api_name in ("generate", "grid", "settings_from_image", "models")
+        if named and len(inputs) > wanted:
+            raise RequestError("call_unfit", reason=f"{len(inputs)} values by position, of {wanted}")
         if block_fn.api_name in ("generate", "grid") and inputs:
             inputs.extend([None] * (wanted - len(inputs)))
         if len(inputs) < wanted:
@@ -112,7 +115,7 @@ class ApiParameter:
             return gr.Checkbox(**options)
         if self.kind in ("whole", "number"):
             return NumberInput(**options)
-        return gr.Textbox(**options)
+        return TextInput(**options)
 
 
 # Callers may pass parameters by position: add new ones after these.
@@ -221,7 +224,7 @@ def _grid(services: Services, known: list[ApiParameter]) -> Callable[..., Iterat
     def grid(*given: Any) -> Iterator[GridReply]:
         named, call = _called(services, known, given)
         with call.refusing():
-            axes = [str(named.pop(name) or "") for name in ("across", "down")]
+            axes = [(named.pop(name) or "") for name in ("across", "down")]
             asked = call.asked({**named, "images": 1})
             across = parse_axis(axes[0], asked.styles)
             down = parse_axis(axes[1], asked.styles) if axes[1].strip() else None
@@ -274,9 +277,21 @@ def _called(services: Services, known: list[ApiParameter], given: tuple[Any, ...
     *values, request = given
     named = dict(zip((each.name for each in known), values, strict=True))
     try:
+        _check(known, named)
         return named, _Call(services, request, _flag("private", named.pop("private")))
     except UsoError as error:
         raise refusal(error) from None
+
+
+def _check(known: list[ApiParameter], named: dict[str, Any]) -> None:
+    """Raises `RequestError` for a text that is none, and for the strength of a style that is not there."""
+    for each in known:
+        value = named[each.name]
+        if each.kind not in ("image", "flag", "whole", "number") and not isinstance(value, str | None):
+            raise RequestError("no_text", name=each.name, value=value)
+        image = each.name.removesuffix("_strength")
+        if image.startswith("style_") and image != each.name and named[image] is None and value not in (None, 1):
+            raise RequestError("strength_without", name=each.name, value=value, image=image)
 
 
 def _flag(name: str, value: object) -> bool:
@@ -300,7 +315,7 @@ def _described(function: Callable[..., Any], known: list[ApiParameter], meaning:
 
 def _with_loras(values: dict[str, Any], model: Model, settings: Settings) -> dict[str, Any]:
     """The values with their LoRAs looked up by name, and what Turbo sets; raises `RequestError` for an unknown one."""
-    texts = [each for each in str(values.pop("loras") or "").split(",") if each.strip()]
+    texts = [each for each in (values.pop("loras") or "").split(",") if each.strip()]
     loras = [named_lora(each, settings) for each in texts]
     if _flag("turbo", values.pop("turbo")):
         lora, turbo = turbo_lora(model, settings)

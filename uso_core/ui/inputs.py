@@ -55,6 +55,15 @@ class NumberInput(gr.Number, metaclass=WithoutStub):
         return payload
 
 
+class TextInput(gr.Textbox, metaclass=WithoutStub):
+    """A text as it was sent: Gradio would write a list or a number as one."""
+
+    is_template = True
+
+    def preprocess(self, payload: Any) -> Any:
+        return payload
+
+
 class SliderInput(gr.Slider, metaclass=WithoutStub):
     """A slider's number as it was sent."""
 
