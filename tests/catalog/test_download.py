@@ -186,7 +186,42 @@ def test_verify_finds_and_replaces_a_damaged_file_of_the_right_size(hub_server, 
     assert path.read_bytes() == bytes(300)
     download.download(model, settings, hub(hub_server), only=["projector"], verify=True)
     assert path.read_bytes() == content(PROJECTOR)
-    assert f"{path} differs from what the hub lists: deleted." in capsys.readouterr().out
+    assert f"{path} differs from what the hub lists: it will be replaced." in capsys.readouterr().out
+
+
+def test_a_stop_while_the_last_file_is_checked_ends_well_at_the_next_start(hub_server, model, settings, monkeypatch):
+    def stop(path, file):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as once:
+        once.setattr(download, "is_intact", stop)
+        with pytest.raises(KeyboardInterrupt):
+            download.download(model, settings, hub(hub_server), only=["projector"])
+    sent = dict(hub_server.body_bytes)
+    download.download(model, settings, hub(hub_server), only=["projector"])
+    assert find_weights(model, settings).paths["projector"].read_bytes() == content(PROJECTOR)
+    assert dict(hub_server.body_bytes) == sent
+
+
+def test_a_file_stays_until_its_successor_has_come(hub_server, model, settings):
+    path = Path(settings.weights) / "USO" / PROJECTOR
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"of an earlier revision")
+    hub_server.drop[PROJECTOR] = [100] * 20
+    with pytest.raises(DownloadError):
+        download.download(model, settings, hub(hub_server), only=["projector"])
+    assert path.read_bytes() == b"of an earlier revision"
+    hub_server.drop.clear()
+    download.download(model, settings, hub(hub_server), only=["projector"])
+    assert path.read_bytes() == content(PROJECTOR)
+
+
+def test_a_password_in_the_hubs_address_is_not_shown(settings, model):
+    away = download.Hub(None, "http://mirror:topsecret@127.0.0.1:9/hf")
+    with pytest.raises(DownloadError) as caught:
+        download.download(model, settings, away, only=["projector"])
+    assert "127.0.0.1:9/hf" in caught.value.message
+    assert "topsecret" not in caught.value.message + caught.value.hint
 
 
 def test_a_truncated_file_is_fetched_again(hub_server, model, settings):

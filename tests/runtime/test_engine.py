@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from uso_core import images
 from uso_core.catalog.locate import find_weights
 from uso_core.catalog.models import get_model
-from uso_core.errors import RequestError, SettingsError, UsoError, WeightsError
+from uso_core.errors import InternalError, OutOfMemory, RequestError, SettingsError, UsoError, WeightsError
 from uso_core.events import Cancelled, Done, Encoding, Event, Failed, ImageReady, Loading, Queued, Skipped, Step, Unread
 from uso_core.images import open_image
 from uso_core.request import GenerationRequest, InputImage
@@ -430,3 +431,24 @@ def test_the_result_describes_the_run(engine: Engine) -> None:
     assert (result.model, result.device, result.dtype) == ("uso-tiny", "cpu", "float32")
     assert result.request.prompt == SMALL.prompt
     assert 0 < result.seconds < PATIENCE_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(MemoryError(), OutOfMemory), (ImportError("half of a package"), InternalError)]
+)
+def test_whatever_happens_to_one_request_the_next_has_its_turn(
+    error: Exception, kind: type[UsoError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Errors before the worker's own guard: bringing an image back, importing PyTorch."""
+    engine = Engine(SETTINGS)
+
+    def fail(request: GenerationRequest) -> GenerationRequest:
+        raise error
+
+    with monkeypatch.context() as once:
+        once.setattr(images, "brought_back", fail)
+        last = run(engine, SMALL)[-1]
+    assert isinstance(last, Failed)
+    assert isinstance(last.error, kind)
+    assert isinstance(run(engine, SMALL)[-1], Done)
+    assert engine.close(10)

@@ -102,12 +102,12 @@ def download(
     needed, free = sum(item.bytes_to_fetch for item in items), free_bytes(weights)
     say(table(model, items, weights))
     say(f"To fetch: {size_text(needed)}. Free on that disk: {size_text(free)}.")
-    if dry_run or not needed:
+    wanted = [(item.row, part) for item in items for part in item.parts if part.state != "there"]
+    if dry_run or not wanted:  # what has come whole may still have to be checked
         return
     if needed > free:
         raise DownloadError("disk_too_small", needed=Bytes(needed), free=Bytes(free), weights=weights)
     with weights_folder(weights):
-        wanted = [(item.row, part) for item in items for part in item.parts if part.state != "there"]
         for repo in dict.fromkeys(part.remote.repo for _, part in wanted):
             row, part = next(pair for pair in wanted if pair[1].remote.repo == repo)
             hub.check_access(part.remote, row.gated)
@@ -198,14 +198,13 @@ def inspect_parts(row: WeightFile, files: Sequence[RemoteFile], weights: Path, v
 def fetch_part(part: Part, hub: Hub, gated: bool, say: Say, watch: Watch | None = None) -> None:
     """Downloads one file and renames it into place once verified; raises `DownloadError` if it does not match.
 
-    A damaged file is deleted: the one in place before the download, the downloaded one after it.
+    A damaged file stays in place until the new one has come and is verified; a damaged new one is deleted.
     """
     name = f"{part.remote.repo}/{part.remote.name}"
     try:
         part.path.parent.mkdir(parents=True, exist_ok=True)
         if part.state == "damaged":
-            say(f"{part.path} differs from what the hub lists: deleted.")
-            part.path.unlink()
+            say(f"{part.path} differs from what the hub lists: it will be replaced.")
         say(f"Fetching {name} ({size_text(part.bytes_to_fetch)}) ...")
         hub.fetch(part.remote, part.incomplete, gated, watch)
         if part.remote.bytes > SLOW_TO_HASH:

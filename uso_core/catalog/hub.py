@@ -149,7 +149,7 @@ class Hub:
                 files.append(RemoteFile(repo, str(info.sha), sibling.rfilename, sibling.size, sha256, sibling.blob_id))
             return files
         except (ValueError, KeyError, TypeError):  # not a hub's JSON: a mirror, or a network's login page
-            raise HubUnreachable("no_hub", endpoint=self._api.endpoint) from None
+            raise HubUnreachable("no_hub", endpoint=_without_user(self._api.endpoint)) from None
 
     @contextmanager
     def _explained(self, repo: str, gated: bool, name: str = "the list of files") -> Iterator[None]:
@@ -160,7 +160,9 @@ class Hub:
         except OfflineModeIsEnabled:
             raise HubUnreachable("hub_offline") from None
         except HTTPError as error:
-            raise HubUnreachable("hub_unreachable", endpoint=self._api.endpoint, reason=type(error).__name__) from None
+            raise HubUnreachable(
+                "hub_unreachable", endpoint=_without_user(self._api.endpoint), reason=type(error).__name__
+            ) from None
         except OSError as error:
             if error.errno is not None:
                 raise
@@ -185,6 +187,13 @@ class Hub:
         raise DownloadError(
             key, repo=repo, page=page, name=name, status=status, new_token=message("token_how", page=TOKEN_PAGE)
         ) from None
+
+
+def _without_user(address: str) -> str:
+    """An address without the name and password that may stand in it."""
+    scheme, separator, rest = address.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
 
 
 class _Watched(io.BufferedWriter):

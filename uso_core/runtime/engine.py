@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import math
 import queue
+import secrets
 import threading
 import time
 from collections import OrderedDict, deque
@@ -18,7 +19,7 @@ from uso_core import images
 from uso_core.catalog.locate import choose_model, find_weights
 from uso_core.catalog.loras import located
 from uso_core.catalog.models import Model, get_model
-from uso_core.errors import RequestError, UsoError
+from uso_core.errors import InternalError, OutOfMemory, RequestError, UsoError
 from uso_core.events import LAST, Cancelled, Event, Failed, ImageReady, Queued
 from uso_core.messages import Message, message
 from uso_core.request import GenerationRequest, StoredStyle, number
@@ -327,10 +328,13 @@ class Engine:
                 job = self._next()
                 if job is None:
                     self._free = False
-                    self._executor.free()
+                    try:
+                        self._executor.free()
+                    except Exception:  # it may be asked again; whoever waits must not wait for ever
+                        log.exception("the model's memory could not be freed")
                     continue
                 self._running.append(job)
-            last = job._context.run(self._carry_out, job)
+            last = self._ended(job)
             with self._changed:
                 self._running.remove(job)
                 job._tell(last)
@@ -342,6 +346,17 @@ class Engine:
 
     def _may_free(self) -> bool:
         return self._free and not self._running
+
+    def _ended(self, job: Job) -> Event:
+        """Carries a job out; whatever happens, it ends, and the next one gets its turn."""
+        try:
+            return job._context.run(self._carry_out, job)
+        except MemoryError:
+            return Failed(OutOfMemory("out_of_memory", hint="smaller_size"))
+        except Exception:
+            code = secrets.token_hex(4)
+            log.exception("report %s", code)
+            return Failed(InternalError("internal", code=code))
 
     def _carry_out(self, job: Job) -> Event:
         began = time.monotonic()
