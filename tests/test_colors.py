@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -167,3 +168,65 @@ def test_an_image_with_nan_is_refused():
     with pytest.raises(RequestError) as refused:
         opened(Image.fromarray(levels), "TIFF")
     assert refused.value.key == "image_nan"
+
+
+def png(width: int, depth: int, kind: int, samples: bytes, **chunks: bytes) -> bytes:
+    """A PNG of one row by hand: PIL writes none of these."""
+    parts = {"IHDR": struct.pack(">IIBBBBB", width, 1, depth, kind, 0, 0, 0), **chunks,
+             "IDAT": zlib.compress(b"\0" + samples), "IEND": b""}  # fmt: skip
+    written = [
+        struct.pack(">I", len(data)) + name.encode() + data + struct.pack(">I", zlib.crc32(name.encode() + data))
+        for name, data in parts.items()
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(written)
+
+
+@pytest.mark.parametrize(
+    ("depth", "kind", "samples", "clear", "levels"),
+    [(1, 0, b"\x40", (0,), [255, 255]), (2, 0, b"\x60", (1,), [255, 170]), (4, 0, b"\x1f", (1,), [255, 255]),
+     (4, 0, b"\x12", (1,), [255, 34]), (8, 0, bytes([9, 70]), (9,), [255, 70]),
+     (16, 0, struct.pack(">2H", 20000, 40000), (20000,), [255, 155]),
+     (16, 2, struct.pack(">6H", 1000, 2000, 3000, 40000, 50000, 60000), (1000, 2000, 3000), [255, 156])],
+)  # fmt: skip
+def test_a_transparent_level_counts_at_every_depth(depth, kind, samples, clear, levels):
+    data = png(2, depth, kind, samples, tRNS=struct.pack(f">{len(clear)}H", *clear))
+    found = open_image(data, "a.png").image
+    assert [found.getpixel((place, 0))[0] for place in (0, 1)] == levels
+
+
+@pytest.mark.parametrize(
+    ("chunks", "level"),
+    [({}, 55), ({"gAMA": struct.pack(">I", 100000)}, 128), ({"gAMA": struct.pack(">I", 55555)}, 71),
+     ({"gAMA": struct.pack(">I", 45455)}, 55), ({"sRGB": b"\0", "gAMA": struct.pack(">I", 100000)}, 55),
+     ({"gAMA": struct.pack(">I", 0)}, 55)],
+)  # fmt: skip
+def test_a_pngs_gamma_is_taken_as_chromium_takes_it(chunks, level):
+    """Screenshots of Chromium 156 have 128 and 71."""
+    found = open_image(png(1, 8, 2, bytes([55] * 3), **chunks), "a.png").image
+    assert found.getpixel((0, 0)) == (level,) * 3
+
+
+@pytest.mark.parametrize(("name", "linear"), [("sRGB IEC61966-2.1", False), ("Linear sRGB", True), ("Mine", True)])
+def test_a_profile_counts_by_what_it_does_not_by_its_name(name, linear):
+    """GIMP calls its linear profile "GIMP built-in Linear sRGB"."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    if linear:  # curves of the first kind, with exponent 1
+        place = profile.index(b"para\0")
+        profile[place + 8 : place + 16] = struct.pack(">HHi", 0, 0, 1 << 16)
+    text = "sRGB built-in".encode("utf-16-be")
+    written = name.encode("utf-16-be").ljust(len(text), b"\0")[: len(text)]
+    shown = np.asarray(
+        opened(Image.new("RGB", (4, 4), (55, 55, 55)), icc_profile=bytes(profile).replace(text, written))
+    )
+    assert np.abs(shown.astype(int) - (128 if linear else 55)).max() <= 1
+
+
+@pytest.mark.parametrize("highest", [0.9, 1.0, 1.02, 1.9])
+def test_floats_a_little_beyond_one_are_clipped(highest):
+    image = Image.fromarray(np.array([[-0.01, 0.5, highest]], np.float32))
+    assert [pixel[0] for pixel in np.asarray(opened(image, "TIFF"))[0]] == [0, 127, min(255, int(255 * highest))]
+
+
+def test_sixteen_bits_of_a_pgm_have_the_files_scale():
+    data = b"P5 3 1 65535\n" + struct.pack(">3H", 0, 128, 255)
+    assert np.asarray(open_image(data, "a.pgm").image).max() <= 1

@@ -238,6 +238,8 @@ def _decode(data: bytes, name: str, background: str, aside: bool = False) -> Inp
             image = Image.open(io.BytesIO(data), formats=_formats(data))
             if image.format == "TIFF" and is_camera_raw(data, getattr(image, "tag_v2", {})):
                 raise _other_format(CAMERA_RAW, name)
+            if image.format == "PNG":
+                _scale_transparent_level(image, data)
             most = min(MAX_PIXELS, MAX_DECODING_BYTES // _bytes_a_pixel(image, data))
             if _pixels(image) > most:
                 raise Image.DecompressionBombError
@@ -265,6 +267,15 @@ def _decode(data: bytes, name: str, background: str, aside: bool = False) -> Inp
         raise RequestError("image_too_many_pixels", hint="smaller_image", name=name, most=most) from None
     except Exception as error:  # decoders raise almost anything for damaged files
         raise RequestError("image_damaged", hint="image_formats", name=name, reason=error) from None
+
+
+def _scale_transparent_level(image: Image.Image, data: bytes) -> None:
+    """PIL scales a PNG's samples to 8 bits, but not the one that is transparent; 16 bits of grey it leaves alone."""
+    depth, level = data[24], image.info.get("transparency")
+    if depth in (2, 4) and isinstance(level, int) and image.mode == "L":
+        image.info["transparency"] = level * 255 // (2**depth - 1)
+    elif depth == 16 and isinstance(level, tuple):
+        image.info["transparency"] = tuple(each >> 8 for each in level)
 
 
 def _other_format(kind: str, name: str) -> RequestError:
