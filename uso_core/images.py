@@ -120,13 +120,14 @@ def prepare_content(image: Image.Image, long_side: int) -> Image.Image:
 
     An image of exactly 16 x 16 stays unchanged. Raises `RequestError` if nothing would remain of the short side.
     """
+    image = image.convert("RGB")  # first: a palette's numbers cannot be averaged
     if image.size == (SIZE_MULTIPLE, SIZE_MULTIPLE):
-        return image.convert("RGB")
+        return image
     crop_width, crop_height = content_crop(*image.size, long_side)
     width, height = content_size(*image.size, long_side)
     image = image.resize((width, height), Image.Resampling.LANCZOS)
     left, top = (width - crop_width) // 2, (height - crop_height) // 2
-    return image.crop((left, top, left + crop_width, top + crop_height)).convert("RGB")
+    return image.crop((left, top, left + crop_width, top + crop_height))
 
 
 def kept_size(content: tuple[int, int], long_side: int, target: int = 1024) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -301,7 +302,7 @@ def check_prompt(prompt: object) -> None:
 def check_strengths(strengths: Sequence[float], styles: int) -> tuple[float, ...]:
     """The strengths as floats, () if all are 1; raises `RequestError` unless there is one per style image."""
     checked = Sampling(style_strengths=tuple(strengths)).style_strengths
-    check_count(strengths, styles)
+    check_count(tuple(strengths), styles)
     return checked
 
 
@@ -312,8 +313,10 @@ def check_count(strengths: Sequence[float], styles: int) -> None:
 
 def number(name: str, value: object, low: float, high: float) -> float:
     """`value` as a float in [low, high]; else raises a `RequestError` that quotes it."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise RequestError("no_number", hint="number_range", name=name, value=value, low=low, high=high)
     try:
-        result = float(value) if isinstance(value, float | int) and not isinstance(value, bool) else math.nan
+        result = float(value)
     except OverflowError:
         result = math.nan
     if not (math.isfinite(result) and low <= result <= high):
@@ -323,10 +326,10 @@ def number(name: str, value: object, low: float, high: float) -> float:
 
 def whole(name: str, value: object, low: int, high: int) -> int:
     """`value` as an int in [low, high], 512.0 as 512, but not 512.5; else raises a `RequestError` that quotes it."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        result = value
-    elif isinstance(value, float) and value.is_integer():
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
         result = int(value)
+    elif isinstance(value, numbers.Real) and not isinstance(value, bool) and float(value).is_integer():
+        result = int(float(value))
     else:
         raise RequestError("no_whole_number", hint="whole_range", name=name, value=value, low=low, high=high)
     if not low <= result <= high:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import accelerate
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from torch import nn
 
@@ -224,3 +226,72 @@ def test_loras_load_as_into_any_flux_pipeline(names: tuple[str, ...], call: Any,
             delta = tensors[f"transformer.{name}.lora_B.weight"] @ tensors[f"transformer.{name}.lora_A.weight"]
             fresh.transformer.get_submodule(name).weight.copy_(plain[name] + 0.5 * delta)
     torch.testing.assert_close(call(fresh), made, rtol=1e-3, atol=1e-3)
+
+
+def ask(pipe: USOPipeline, **options: Any) -> torch.Tensor:
+    """Latents of words alone, unless the options say otherwise."""
+    given = {"prompt": "a red cat", "seed": 5, "content_size": 64, "output_type": "latent", **SMALL, **options}
+    return pipe(**given).images
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [({"prompt": []}, "no_prompts"), ({"style_images": "a.png"}, "no_pil_image"), ({"style_images": 5}, "no_pil_image"),
+     ({"content_image": "a.png"}, "no_pil_image"), ({"content_image": np.zeros((8, 8, 3))}, "no_pil_image"),
+     ({"style_images": [None]}, "no_pil_image"), ({"style_strengths": 0.5}, "no_list"),
+     ({"generator": 5, "seed": None}, "generator_kind"), ({"generator": [5], "seed": None}, "generator_kind"),
+     ({"generator": [], "seed": None}, "no_generators"), ({"guidance_scale": "3"}, "no_number"),
+     ({"content_size": "64"}, "no_whole_number"), ({"content_size": 64.5}, "no_whole_number"),
+     ({"width": True}, "no_whole_number"), ({"latents": torch.zeros(1, 5, 64)}, "latents_shape"),
+     ({"latents": torch.zeros(1, 16, 8, 8)}, "latents_shape")],
+)  # fmt: skip
+def test_what_a_caller_gets_wrong_is_said(options: dict[str, Any], key: str, plain: USOPipeline) -> None:
+    with pytest.raises(RequestError) as caught:
+        ask(plain, **options)
+    assert caught.value.key == key
+
+
+def test_arguments_may_come_as_numpy_and_diffusers_write_them(
+    plain: USOPipeline,
+    images: list[Image.Image],  # noqa: F811
+) -> None:
+    style = images[1]
+    expected = ask(plain, style_images=[style], style_strengths=[0.5], guidance_scale=3.5, num_inference_steps=2)
+    numbers = {"style_strengths": np.array([0.5], np.float32), "guidance_scale": np.float32(3.5)}
+    other = ask(plain, style_images=style, num_inference_steps=np.int64(2), **numbers)
+    assert torch.equal(other, expected)
+    text, pooled = plain.encode_prompt("a red cat")
+    given = {"prompt": None, "style_images": None, "style_strengths": None}
+    assert torch.equal(ask(plain, **given, prompt_embeds=text, pooled_prompt_embeds=pooled), ask(plain))
+    with pytest.raises(RequestError):
+        ask(plain, **given, prompt_embeds=text[:0], pooled_prompt_embeds=pooled[:0])
+
+
+def test_palettes_are_part_of_an_image(plain: USOPipeline) -> None:
+    """Equal numbers in other colours are another image, as style and as content."""
+    made = []
+    for colours in ([255, 0, 0, 0, 255, 0], [0, 0, 255, 9, 9, 9]):
+        image = Image.new("P", (48, 48))
+        image.putpalette(colours)
+        image.paste(1, (0, 0, 24, 48))
+        plainly = image.convert("RGB")
+        made.append([ask(plain, style_images=[image]), ask(plain, content_image=image)])
+        assert torch.equal(made[-1][0], ask(plain, style_images=[plainly]))
+        assert torch.equal(made[-1][1], ask(plain, content_image=plainly))
+    assert not any(torch.equal(one, other) for one, other in zip(*made, strict=True))
+
+
+def test_nothing_is_used_again_that_replaced_parts_made(fresh: USOPipeline) -> None:
+    before = ask(fresh, num_inference_steps=5)
+    fresh.text_encoder_2 = copy.deepcopy(fresh.text_encoder_2)
+    with torch.no_grad():
+        fresh.text_encoder_2.shared.weight.mul_(3)
+    other = ask(fresh, num_inference_steps=5)
+    assert not torch.equal(other, before)
+    fresh.scheduler = FlowMatchEulerDiscreteScheduler.from_config(fresh.scheduler.config, use_karras_sigmas=True)
+    karras = ask(fresh, num_inference_steps=5)
+    fresh.forget()
+    assert torch.equal(ask(fresh, num_inference_steps=5), karras)
+    assert not torch.equal(karras, other)
+    fresh.to(torch.bfloat16)
+    assert ask(fresh, num_inference_steps=5).dtype == torch.bfloat16

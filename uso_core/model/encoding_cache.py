@@ -43,5 +43,5 @@ class Encodings:
 
 
 def image_key(image: Image.Image) -> Hashable:
-    """Equal exactly for equal pixels."""
-    return image.mode, image.size, hashlib.sha256(image.tobytes()).digest()
+    """Equal exactly for equal pixels in RGB, which is what the model sees."""
+    return image.size, hashlib.sha256(image.convert("RGB").tobytes()).digest()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +29,7 @@ from uso_core.events import Unread
 from uso_core.images import prepare_content
 from uso_core.model import latents as tokens
 from uso_core.model import preview
+from uso_core.model.arguments import check_latents, embeds_of, images_of, prompts_of, strengths_of
 from uso_core.model.attention import sdpa_backends
 from uso_core.model.denoising import Conditioning, Denoised, Pace, Prepared, attention_bias
 from uso_core.model.encoding_cache import Encodings, image_key
@@ -37,7 +38,7 @@ from uso_core.model.step_cache import StepCache
 from uso_core.model.style_projector import StyleProjector
 from uso_core.model.transformer import USOTransformer2DModel
 from uso_core.model.unread import unread
-from uso_core.request import MAX_IMAGES, MAX_SEED, Sampling, check_prompt, check_strengths, whole
+from uso_core.request import MAX_IMAGES, MAX_SEED, MAX_SIDE, Sampling, check_strengths, whole
 
 
 class ComponentOffloader(Protocol):
@@ -55,6 +56,8 @@ class ComponentOffloader(Protocol):
 
 
 StepCallback = Callable[["USOPipeline", int, torch.Tensor, dict[str, Any]], dict[str, Any] | None]
+COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "image_encoder",
+              "image_processor", "style_projector", "scheduler")  # fmt: skip
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -122,12 +125,23 @@ class USOPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         self._interrupt = False
         self._guidance_scale, self._num_timesteps = 0.0, 0
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A component that is replaced takes what was made with it along."""
+        super().__setattr__(name, value)
+        if name in COMPONENTS and "encodings" in self.__dict__:
+            self.forget()
+
+    def forget(self) -> None:
+        """Forgets all encodings and what is prepared: they were made by weights that are others now."""
+        self.encodings.clear()
+        self._prepared = None
+
     @torch.inference_mode()
     def __call__(
         self,
-        prompt: str | Sequence[str] = "",
+        prompt: str | Sequence[str] | None = "",
         content_image: Image.Image | None = None,
-        style_images: Sequence[Image.Image] = (),
+        style_images: Image.Image | Sequence[Image.Image] | None = (),
         width: int = 1024,
         height: int = 1024,
         num_inference_steps: int = 25,
@@ -138,7 +152,7 @@ class USOPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         schedule: str = "uso",
         sampler: str = "euler",
         content_strength: float = 1.0,
-        style_strengths: Sequence[float] = (),
+        style_strengths: Iterable[float] | None = (),
         fast: bool = False,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -154,7 +168,7 @@ class USOPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         Args:
             prompt: may be empty; with content and style images this keeps the content's layout.
             content_image: the subject, any size; resized to `content_size` pixels on its long side.
-            style_images: any number; the model ignores their order.
+            style_images: any number, or one alone; the model ignores their order.
             width, height: pixels, floored to multiples of 16.
             generator, seed: give one or neither; noise is drawn on the generator's device. Image j of a prompt uses
                 seed + j. Several generators: one for each image, or for each image of every prompt.
@@ -176,23 +190,23 @@ class USOPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
             WeightsError: the image came out as NaN.
         """
         # 1. Check
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        for each in prompts:
-            check_prompt(each)
+        prompts = prompts_of(prompt)
+        content_image, styles = images_of(content_image, style_images)
+        content_size = whole("content_size", content_size, tokens.PIXELS_PER_TOKEN, MAX_SIDE)
         sampling = Sampling(
             width=width, height=height, steps=num_inference_steps, guidance=guidance_scale, schedule=schedule,
             sampler=sampler, content_strength=content_strength,
-            style_strengths=check_strengths(style_strengths, len(style_images)), fast=fast,
+            style_strengths=check_strengths(strengths_of(style_strengths), len(styles)), fast=fast,
         )  # fmt: skip
         if output_type not in OUTPUT_TYPES:
             raise RequestError("output_type", output_type=output_type, choices=", ".join(OUTPUT_TYPES))
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise RequestError("callback_inputs", value=min(unknown), choices=", ".join(self._callback_tensor_inputs))
-        embeds = self._given_embeds(prompt, prompt_embeds, pooled_prompt_embeds)
+        embeds = embeds_of(prompt, prompt_embeds, pooled_prompt_embeds)
         count = len(embeds or prompts)
         generators = self._generators(generator, seed, count, whole("images", num_images_per_prompt, 1, MAX_IMAGES))
-        if latents is not None and len(latents) not in (1, len(generators)):
-            raise RequestError("latents_count", latents=len(latents), images=len(generators))
+        area = (sampling.width // tokens.PIXELS_PER_TOKEN) * (sampling.height // tokens.PIXELS_PER_TOKEN)
+        check_latents(latents, len(generators), area, self.transformer.config.in_channels)
         self._interrupt, self._guidance_scale = False, sampling.guidance
         self._num_timesteps = sampling.steps
         results, share = [], len(generators) // count
@@ -202,8 +216,7 @@ class USOPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
                     # 2. Encode prompt, style images and content image; 3. prepare what no step changes
                     place = number // share
                     given = embeds[place] if embeds else None
-                    condition = self.encode("" if given else prompts[place], content_image, style_images,
-                                            content_size, given)  # fmt: skip
+                    condition = self.encode("" if given else prompts[place], content_image, styles, content_size, given)
                     prepared = self.prepare(condition, sampling)
                 # 4. Denoise from noise, 5. decode
                 start = None if latents is None else latents[number % len(latents)][None]
@@ -485,18 +498,6 @@ class USOPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         values = values / 2 + 0.5
         return values if kind == "pt" else values.permute(0, 2, 3, 1).float().cpu().numpy()
 
-    def _given_embeds(
-        self, prompt: object, text: torch.Tensor | None, pooled: torch.Tensor | None
-    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """An encoded prompt for each of a caller's; raises `RequestError` if its parts do not belong together."""
-        if text is None and pooled is None:
-            return []
-        if text is None or pooled is None or len(text) != len(pooled):
-            raise RequestError("embeds_alone")
-        if prompt:
-            raise RequestError("prompt_and_embeds")
-        return [(one[None], other[None]) for one, other in zip(text, pooled, strict=True)]
-
     def _generators(
         self,
         generator: torch.Generator | Sequence[torch.Generator] | None,
@@ -516,6 +517,8 @@ class USOPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
                 for _ in range(prompts)
                 for number in range(images)
             ]
+        if not isinstance(generator, Sequence) or not all(isinstance(each, torch.Generator) for each in generator):
+            raise RequestError("generator_kind", value=type(generator).__name__)
         if not generator:
             raise RequestError("no_generators")
         if len(generator) == prompts * images:
@@ -530,15 +533,16 @@ def _forgetting(change: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(change)
     def method(pipeline: USOPipeline, *args: Any, **kwargs: Any) -> Any:
-        pipeline._prepared = None
+        pipeline.forget()
         return change(pipeline, *args, **kwargs)
 
     return method
 
 
 for _name in ("load_lora_weights", "unload_lora_weights", "fuse_lora", "unfuse_lora", "set_adapters", "disable_lora",
-              "enable_lora"):  # fmt: skip
+              "enable_lora", "delete_adapters"):  # fmt: skip
     setattr(USOPipeline, _name, _forgetting(getattr(FluxLoraLoaderMixin, _name)))
+USOPipeline.to = _forgetting(DiffusionPipeline.to)
 
 
 def _no_numbers(part: str, dtype: torch.dtype) -> WeightsError:
