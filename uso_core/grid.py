@@ -58,7 +58,7 @@ def parse_axis(text: str, styles: Sequence[InputImage | StoredStyle]) -> Axis:
 
 
 def read_axis(name: str, text: str, styles: Sequence[InputImage | StoredStyle] = ()) -> Axis:
-    """An axis from `0.5, 1, 1.5`, or a range as `0..2/0.5` or `1..4`.
+    """An axis from `0.5, 1, 1.5`, or `0,5; 1; 1,5`, or a range as `0..2/0.5` or `1..4`.
 
     For `style`, the request's `styles`: `all`, nothing, or their places from 1. Raises `RequestError` for an unknown
     name, for what is no number, for a number that is out of the value's range or comes twice, for more than eight, and
@@ -70,6 +70,8 @@ def read_axis(name: str, text: str, styles: Sequence[InputImage | StoredStyle] =
         if not styles:
             raise RequestError("grid_without", hint="grid_without", name=name)
         text = f"1..{len(styles)}" if text.strip().lower() in ("", ALL) else text
+    if ";" in text:  # then a comma is a decimal one, as half of the world writes it
+        text = re.sub(r"(?<=\d),(?=\d)", ".", text)
     given: list[float] = []
     for part in filter(None, re.split(r"[,;\s]+", re.sub(r"\s*(\.\.|/)\s*", r"\1", text))):
         if not (found := _values(part)):  # a range that runs backwards, or stands still

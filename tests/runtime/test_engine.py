@@ -19,7 +19,7 @@ from uso_core.catalog.models import get_model
 from uso_core.errors import InternalError, OutOfMemory, RequestError, SettingsError, UsoError, WeightsError
 from uso_core.events import Cancelled, Done, Encoding, Event, Failed, ImageReady, Loading, Queued, Skipped, Step, Unread
 from uso_core.images import open_image
-from uso_core.request import GenerationRequest, InputImage
+from uso_core.request import GenerationRequest, InputImage, StoredStyle
 from uso_core.runtime.engine import Engine, Job
 from uso_core.runtime.load import load
 from uso_core.settings import Settings
@@ -452,3 +452,19 @@ def test_whatever_happens_to_one_request_the_next_has_its_turn(
     assert isinstance(last.error, kind)
     assert isinstance(run(engine, SMALL)[-1], Done)
     assert engine.close(10)
+
+
+def test_a_skip_before_the_first_step_leaves_out_the_first_image() -> None:
+    engine = Engine(SETTINGS)
+    job = engine.submit(dataclasses.replace(SMALL, images=2))
+    job.skip()
+    events = list(listen(job))
+    assert [type(event) for event in events if isinstance(event, Skipped | ImageReady)] == [Skipped, ImageReady]
+    assert engine.close(10)
+
+
+def test_a_stored_style_is_refused_where_both_strengths_are_too_much(engine: Engine) -> None:
+    style = StoredStyle("soft", "0" * 64, tokens=(((0.0,),),), strengths=(1.5,))
+    with pytest.raises(RequestError) as caught:
+        engine.submit(dataclasses.replace(SMALL, styles=(style,), style_strengths=(1.5,)))
+    assert (caught.value.key, caught.value.values["own"]) == ("stored_strength", 1.5)

@@ -127,9 +127,22 @@ def test_logins_are_read_from_a_file_too(tmp_path):
     assert logins(str(path)) == [("ann", "tea"), ("bob", "a:b")]
     assert logins("ann:tea") == [("ann", "tea")]
     assert logins(None) is None
-    for wrong in ("ann", ":tea", "ann:"):
+    for wrong in ("ann", ":tea", "ann:", "C:\\uso\\users.txt", "c:/uso/users.txt", str(tmp_path / "none")):
         with pytest.raises(SettingsError):
             logins(wrong)
+    for encoding in ("utf-8-sig", "utf-16"):
+        path.write_text("bob:très secret\n", encoding=encoding)
+        assert logins(str(path)) == [("bob", "très secret")]
+    path.write_bytes("bob:très\n".encode("latin-1"))
+    with pytest.raises(SettingsError) as caught:
+        logins(str(path))
+    assert caught.value.key == "text_encoding"
+    for lines in ("ann:tea\nTopSecretLine\n", "ann:tea\nann:TopSecretLine\n"):
+        path.write_text(lines)
+        with pytest.raises(SettingsError) as caught:
+            logins(str(path))
+        assert caught.value.values["line"] == 2
+        assert "TopSecret" not in caught.value.message + caught.value.hint
     assert "tea" not in repr(Settings(auth="ann:tea"))
 
 

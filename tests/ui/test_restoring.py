@@ -18,7 +18,7 @@ from uso_core.runtime.engine import Engine
 from uso_core.settings import Settings
 from uso_core.storage.history import History
 from uso_core.storage.styles import StyleStore
-from uso_core.ui import text
+from uso_core.ui import presets, text
 from uso_core.ui.form import STYLES, Form, build_form
 from uso_core.ui.results import restored
 from uso_core.ui.services import Services, Stores
@@ -79,3 +79,19 @@ def test_an_image_of_another_model_says_so(form, tmp_path, model, said):
     words = restored(form, SERVICES, Stores(history, StyleStore(tmp_path / "styles")), path)[1]
     assert (words != text.restored([], [])) == said
     assert (MODELS[model].title if model in MODELS else model) in words or not said
+
+
+def test_presets_beyond_the_most_are_refused_before_any_goes(tmp_path):
+    with gr.Blocks() as page:
+        presets.build(page, build_form(page, MODELS["uso-tiny"], SERVICES), SERVICES)
+    receive = next(each.fn for each in page.fns.values() if each.fn is not None and each.fn.__name__ == "receive")
+    file = tmp_path / "presets.json"
+    file.write_text(json.dumps({"uso_presets": {f"new {number}": {"steps": 5} for number in range(20)}}))
+    saved = {f"mine {number}": {"steps": 5} for number in range(presets.MOST - 5)}
+    with pytest.raises(gr.Error):
+        receive(str(file), saved)
+    assert any(
+        len(value) == 80
+        for value in receive(str(file), dict(list(saved.items())[:60])).values()
+        if isinstance(value, dict)
+    )

@@ -20,9 +20,9 @@ from uso_core.catalog.locate import choose_model, find_weights
 from uso_core.catalog.loras import located
 from uso_core.catalog.models import Model, get_model
 from uso_core.errors import InternalError, OutOfMemory, RequestError, UsoError
-from uso_core.events import LAST, Cancelled, Event, Failed, ImageReady, Queued
+from uso_core.events import LAST, Cancelled, Event, Failed, ImageReady, Queued, Step
 from uso_core.messages import Message, message
-from uso_core.request import GenerationRequest, StoredStyle, number
+from uso_core.request import MAX_STRENGTH, GenerationRequest, StoredStyle, number
 from uso_core.runtime.executors import Executor, Wish, Work, WorkerState
 from uso_core.runtime.executors.local import LocalExecutor
 from uso_core.settings import Settings
@@ -63,6 +63,7 @@ class Job:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._cancelled = threading.Event()
         self._skipped = threading.Event()
+        self._stepping = False
         self._ended = threading.Event()
 
     @property
@@ -125,7 +126,7 @@ class Job:
     def _wish(self) -> Wish | None:
         if self._cancelled.is_set() or self.overdue:
             return Wish.STOP
-        if self._skipped.is_set():
+        if self._stepping and self._skipped.is_set():  # before, there is no image yet to leave out
             self._skipped.clear()
             return Wish.SKIP
         return None
@@ -234,9 +235,15 @@ class Engine:
         for given in request.input_images:
             if given.image is None and given.path is None:
                 raise RequestError("image_missing", name=given.name)
-        for style in request.styles:
-            if isinstance(style, StoredStyle) and not style.tokens:
+        strengths = request.style_strengths or (1.0,) * len(request.styles)
+        for style, strength in zip(request.styles, strengths, strict=True):
+            if not isinstance(style, StoredStyle):
+                continue
+            if not style.tokens:
                 raise RequestError("style_missing", hint="style_again", name=style.name)
+            own = max(style.strengths, default=1.0)
+            if strength * own > MAX_STRENGTH:
+                raise RequestError("stored_strength", name=style.name, strength=strength, own=own, most=MAX_STRENGTH)
         if request.content is not None and request.content.size is not None:
             images.content_crop(*request.content.size, request.content_size)
 
@@ -371,6 +378,7 @@ class Engine:
                 if isinstance(event, LAST):
                     last = event
                 elif event is not None:
+                    job._stepping = isinstance(event, Step)
                     job._tell(event)
                     if self.listener is not None and isinstance(event, ImageReady):
                         self.listener(job.request, event, time.monotonic() - began)

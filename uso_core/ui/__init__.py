@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from starlette.middleware import Middleware
 from uso_core.catalog.examples import FOLDER as EXAMPLES_FOLDER
 from uso_core.errors import SettingsError
 from uso_core.runtime.engine import Engine
-from uso_core.settings import Settings
+from uso_core.settings import Settings, given_path
+from uso_core.text_files import decoded
 from uso_core.ui import api, create_tab, health, history_tab, mcp, model_tab, styles_tab, text
 from uso_core.ui.choice_of_language import ChoiceOfLanguage
 from uso_core.ui.guard import HANDLERS, Guard
@@ -105,10 +108,26 @@ def logins(text: str | None) -> list[tuple[str, str]] | None:
     """User names and passwords out of USER:PASSWORD, or of a file with one a line; raises `SettingsError`."""
     if text is None:
         return None
-    path = Path(text)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else [text]
-    pairs = [tuple(line.strip().split(":", 1)) for line in lines if line.strip() and not line.startswith("#")]
-    wrong = next((pair for pair in pairs if len(pair) != 2 or not all(pair)), None)
-    if wrong is not None or not pairs:
-        raise SettingsError("auth", value=wrong[0] if wrong else str(path))
-    return [(pair[0], pair[1]) for pair in pairs]
+    path = given_path(text)
+    if not os.path.isfile(path):
+        user, separator, password = text.strip().partition(":")
+        if not (user and separator and password) or re.match(r"[A-Za-z]:[\\/]", text):  # a path on Windows
+            raise SettingsError("auth", value=user if separator else path.name)
+        return [(user, password)]
+    try:
+        lines = decoded(path.read_bytes()).splitlines()
+    except OSError as error:
+        raise SettingsError("file_unreadable", path=path, reason=error.strerror) from None
+    except ValueError:
+        raise SettingsError("text_encoding", name=path) from None
+    pairs: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        user, _, password = line.strip().partition(":")
+        if not (user and password) or user in pairs:  # its words may be a password
+            raise SettingsError("auth_line", hint="auth", path=path, line=number)
+        pairs[user] = password
+    if not pairs:
+        raise SettingsError("auth", value=path.name)
+    return list(pairs.items())

@@ -114,7 +114,9 @@ def build(page: gr.Blocks, form: Form, services: Services) -> None:
                 raise RequestError("not_presets", name=file.name)
         except RequestError as error:
             raise refusal(error) from None
-        presets = dict(list({**read(saved), **new}.items())[-MOST:])
+        presets = {**read(saved), **new}
+        if len(presets) > MOST:
+            raise refusal(RequestError("too_many_presets", most=MOST))
         return {kept: presets, **offered(presets, None), form.status: said("presets_read", ", ".join(new))}
 
     def said(key: str, words: str) -> dict[str, Any]:
