@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,13 +10,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from uso_core.errors import OutputError
 from uso_core.events import Queued, Step, Unread
 from uso_core.request import GenerationRequest, Result
 from uso_core.runtime.engine import Engine, Job
 from uso_core.runtime.executors import Work
 from uso_core.settings import Settings
 from uso_core.ui import text
-from uso_core.ui.run import Run, Runs, Sessions, describe
+from uso_core.ui.run import Run, Runs, Sessions, describe, follow
 
 ENGINE = Engine(Settings(name="uso-tiny", device="cpu"))  # idle: nothing is submitted
 FIRST, SECOND = (Job(Work(GenerationRequest(), previews=True), ENGINE) for _ in range(2))
@@ -153,3 +155,14 @@ def test_a_page_that_is_loaded_again_shows_what_is_still_there(tmp_path):
     paths[2].unlink()  # deleted in the history, or private and its session ended
     assert runs.made("page") == [str(path) for path in paths[:2]]
     assert runs.made("other") == []
+
+
+def test_an_image_that_cannot_be_kept_says_by_which_seed_it_comes_again(engine: Engine, tmp_path: Path) -> None:
+    def full(image: Image.Image, result: Result) -> Path:
+        raise OutputError("disk_full", hint="make_room", folder=tmp_path)
+
+    job = engine.submit(dataclasses.replace(MANY_STEPS, steps=1, images=1))
+    with pytest.raises(OutputError) as caught:
+        list(follow(job, Sessions(), "page", full))
+    assert (caught.value.key, caught.value.values["seed"]) == ("image_unsaved", 3)
+    assert caught.value.hint_key == "make_room"

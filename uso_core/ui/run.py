@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from uso_core.errors import InternalError, UsoError
+from uso_core.errors import InternalError, OutputError, UsoError
 from uso_core.events import Cancelled, Encoding, Event, Failed, ImageReady, Loading, Queued, Skipped, Step
 from uso_core.request import Result
 from uso_core.runtime.engine import Job
@@ -274,7 +274,7 @@ def _updates(job: Job, sessions: Sessions, session: str, keep: Keep) -> Generato
                 raise event.error
             if isinstance(event, ImageReady):
                 words = text.ready(event, job.request.images)
-                path = keep(event.image, event.result)
+                path = _kept(keep, event)
                 yield Update({"text": words, "percent": 100}, path=path, result=event.result)
             elif event is None and job.cancelled:
                 yield Update({"text": say("stopping"), "percent": 0})
@@ -286,6 +286,15 @@ def _updates(job: Job, sessions: Sessions, session: str, keep: Keep) -> Generato
     finally:
         job.cancel()
         sessions.remove(job)
+
+
+def _kept(keep: Keep, ready: ImageReady) -> Path:
+    """Keeps an image; raises the `OutputError` with its seed, by which it can be made again."""
+    try:
+        return keep(ready.image, ready.result)
+    except OutputError as error:
+        values = error.values | {"seed": ready.result.seed, "reason": error.problem}
+        raise OutputError("image_unsaved", hint=error.hint_key, **values) from None
 
 
 def describe(event: Event | None, job: Job, jobs: Sequence[Job] = ()) -> Status | None:
