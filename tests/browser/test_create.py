@@ -253,7 +253,7 @@ def test_a_grid_makes_an_image_for_each_pair_of_values(served: Served, open_page
     expect(page.locator("#visit img")).to_have_count(5)  # the sheet, and each image
     made = [read_request(path) for path in of_seed(served, 8401)]
     assert sorted((each.guidance, *each.style_strengths) for each in made) == [(2.0,), (2.0, 0.5), (4.0,), (4.0, 0.5)]
-    assert image(page).evaluate("image => image.naturalWidth") > 256
+    page.wait_for_function("() => document.querySelector('#result img').naturalWidth > 256")
     page.locator("#visit button", has=page.locator("img")).last.click()
     eventually(lambda: (shown(page).guidance, shown(page).style_strengths) == (2.0, (0.5,)))
 

@@ -99,7 +99,7 @@ def test_everything_works_below_the_path(proxied: Proxied, chromium: Browser, tm
     fill(page, "Steps", 60)
     generate(page, proxied.served, "a red mug on a table")
     expect(page.locator("#result img")).to_have_js_property("complete", True)
-    assert page.locator("#result img").evaluate("image => image.naturalWidth") > 0
+    page.wait_for_function("() => document.querySelector('#result img').naturalWidth > 0")
     assert len(page.evaluate("[...window.texts]")) >= 5
 
     with page.expect_download() as waiting:

@@ -84,7 +84,7 @@ def test_a_reload_finds_its_grid_again(served: Served, page: Page) -> None:
     expect(strip(page)).to_have_count(10)  # two sheets, and each image
     expect(status(page)).to_contain_text("The grid of 4 images is done")
     assert len(of_seed(served, 9107)) == 8  # each once
-    assert image(page).evaluate("image => image.naturalWidth") > 256  # the last sheet, whole
+    page.wait_for_function("() => document.querySelector('#result img').naturalWidth > 256")  # the last sheet, whole
     strip(page).nth(5).click()  # the first one
     eventually(lambda: shown(page).prompt == "a red boat on a lake")
 

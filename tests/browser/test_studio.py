@@ -169,6 +169,7 @@ def test_a_result_becomes_content_style_and_settings(page, served):
     assert request.content is not None
     assert request.content.sha256 == open_image(first).sha256
     page.locator("#visit button", has=page.locator("img")).nth(1).click()
+    expect(page.locator("#result img")).to_have_attribute("src", re.compile(re.escape(first.name)))
     press(page, "Reuse settings")
     expect(page.get_by_label("Prompt")).to_have_value("to be used again")
 

@@ -273,9 +273,8 @@ LONG_SIDE = {  # classes that scale an image: the inputs of which the larger bec
     "ImageResize+": ("width", "height"),
 }
 _KEPT: dict[bool | str, str] = {False: "stretched", "stretch": "stretched", "crop": "cropped"}
-FITTING: dict[
-    str, tuple[str, dict[bool | str, str]]
-] = {  # scalers that may change an image's shape: the input that says how, and which of its values do
+# Scalers that may change an image's shape: the input that says how, and which of its values do.
+FITTING: dict[str, tuple[str, dict[bool | str, str]]] = {
     "ImageScale": ("crop", {"disabled": "stretched", "center": "cropped"}),
     "ImageResizeKJ": ("keep_proportion", _KEPT),
     "ImageResizeKJv2": ("keep_proportion", _KEPT),

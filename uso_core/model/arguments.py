@@ -57,10 +57,8 @@ def embeds_of(prompt: object, text: torch.Tensor | None, pooled: torch.Tensor | 
     return [(one[None], other[None]) for one, other in zip(text, pooled, strict=True)]
 
 
-def check_latents(latents: torch.Tensor | None, images: int, tokens: int, channels: int) -> None:
+def check_latents(latents: torch.Tensor, images: int, tokens: int, channels: int) -> None:
     """Raises `RequestError` unless these are packed latents (1 or images, tokens, channels)."""
-    if latents is None:
-        return
     if latents.dim() != 3 or tuple(latents.shape[1:]) != (tokens, channels):
         raise RequestError("latents_shape", given=list(latents.shape), needed=["B", tokens, channels])
     if len(latents) not in (1, images):

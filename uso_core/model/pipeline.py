@@ -205,8 +205,9 @@ class USOPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         embeds = embeds_of(prompt, prompt_embeds, pooled_prompt_embeds)
         count = len(embeds or prompts)
         generators = self._generators(generator, seed, count, whole("images", num_images_per_prompt, 1, MAX_IMAGES))
-        area = (sampling.width // tokens.PIXELS_PER_TOKEN) * (sampling.height // tokens.PIXELS_PER_TOKEN)
-        check_latents(latents, len(generators), area, self.transformer.config.in_channels)
+        if latents is not None:
+            area = (sampling.width // tokens.PIXELS_PER_TOKEN) * (sampling.height // tokens.PIXELS_PER_TOKEN)
+            check_latents(latents, len(generators), area, self.transformer.config.in_channels)
         self._interrupt, self._guidance_scale = False, sampling.guidance
         self._num_timesteps = sampling.steps
         results, share = [], len(generators) // count
