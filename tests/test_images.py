@@ -675,3 +675,13 @@ def test_a_large_image_is_set_aside_as_it_is_opened(tmp_path):
     request = GenerationRequest(content=aside)
     again = module.brought_back(request).content
     assert again.image.tobytes() == kept.image.tobytes()
+
+
+def test_pixels_that_cannot_be_read_are_refused(tmp_path):
+    whole = io.BytesIO()
+    Image.effect_noise((64, 64), 90).save(whole, "PNG")
+    (tmp_path / "half.png").write_bytes(whole.getvalue()[:800])
+    for image in (Image.new("La", (2, 2)), Image.open(tmp_path / "half.png")):
+        with pytest.raises(RequestError) as caught:
+            open_image(image)
+        assert caught.value.key == "image_damaged"

@@ -64,7 +64,12 @@ def open_image(
     are dropped again while no more are decoded than may be at once: `brought_back` reads them from the path.
     """
     if isinstance(source, Image.Image):
-        return _input_image(_upright(source, name or "image", background), name or "image")
+        try:
+            return _input_image(_upright(source, name or "image", background), name or "image")
+        except (MemoryError, RequestError):
+            raise
+        except Exception as error:  # it may be of a file that is read only now, or of a mode that PIL cannot convert
+            raise RequestError("image_damaged", hint="image_formats", name=name or "image", reason=error) from None
     if isinstance(source, bytes):
         return _decode(source, name or "image", background)
     try:
