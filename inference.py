@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import io
 import json
 import logging
 import os
@@ -120,6 +121,9 @@ def add_request_arguments(parser: argparse.ArgumentParser, kind: type[Any]) -> N
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show must not end the run
+            stream.reconfigure(errors="surrogateescape" if stream.encoding.lower() == "utf-8" else "backslashreplace")
     try:
         return run(build_parser().parse_args(argv))
     except UsoError as error:
@@ -313,7 +317,7 @@ class Maker:
                 self._taken.add(there)
                 left.remove(number)
                 self._bar.say(str(message("done_before", path=there)))
-                print(there, flush=True)
+                _print(there)
                 if found is not None:
                     found[number] = there, _result_of(there)
         return left
@@ -334,7 +338,7 @@ class Maker:
                         self._bar.say(str(sentence))
                     path = self._save(event, task, request, first + event.index)
                     made[first + event.index] = path, event.result
-                    print(path, flush=True)
+                    _print(path)
         finally:  # the worker must stop before the interpreter exits: it may be inside a kernel
             job.cancel()
             job.wait()
@@ -361,7 +365,7 @@ class Maker:
         varied = {"across": across.to_dict(columns), "down": down.to_dict(rows) if down else None}
         path = self._place(f"{piece.task.stem}_grid", 0, piece.requests[0], varied)
         result = made[0][1]
-        print(save_image(sheet(shown, across, down), result, path, _record(piece.task, result) | {"grid": varied}))
+        _print(save_image(sheet(shown, across, down), result, path, _record(piece.task, result) | {"grid": varied}))
 
     def _place(self, stem: str, number: int, request: GenerationRequest, grid: dict[str, Any] | None = None) -> Path:
         """The path for an image; says so if it is not the first choice."""
@@ -396,6 +400,14 @@ def _result_of(path: Path) -> Result:
     request, facts = read_request(path), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["uso"]
     device, dtype, seconds = (facts.get(name) for name in FACTS)
     return Result(request, request.seed or 0, request.model or "", str(device), str(dtype), seconds or 0.0)
+
+
+def _print(path: Path) -> None:
+    """Names an image on stdout, as long as anybody reads it."""
+    try:
+        print(path, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def _writable(folder: Path, stem: str) -> None:

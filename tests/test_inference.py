@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 
 import inference
@@ -851,3 +851,47 @@ def test_what_an_eval_file_would_leave_unused_is_refused(
     run = command("--eval_json_path", "e.json", *flag)
     assert run.code == 2
     assert flag[0] in run.err
+
+
+# --- names and pipes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", ["retouched", "emptied"])
+@pytest.mark.parametrize("resume", [(), ("--resume",)])
+def test_an_image_that_was_changed_is_neither_replaced_nor_taken_for_done(change, resume, command, tmp_path):
+    line = ("--prompt", "a boat", "--save_path", tmp_path / "out", "--seed", 3, *TINY)
+    command(*line)
+    path = tmp_path / "out/0_0.png"
+    if change == "emptied":
+        path.write_bytes(b"")
+    else:
+        with Image.open(path) as image:
+            ImageOps.invert(image.convert("RGB")).save(path)
+    before = path.read_bytes()
+    assert command(*line, *resume).code == 0
+    assert path.read_bytes() == before
+    assert (tmp_path / "out/0_1.png").stat().st_size > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names of any bytes")
+def test_names_of_files_need_not_be_unicode(process, tmp_path):
+    name = os.fsdecode(b"im\xff.png")
+    Image.new("RGB", (32, 32), "red").save(tmp_path / name)
+    run = process("--prompt", "a boat", "--image_paths", "", tmp_path / name, "--save_path", tmp_path / "out", *TINY)
+    out, errors = run.communicate(timeout=240)
+    assert (run.returncode, "Traceback" in errors) == (0, False)
+    assert read_request(tmp_path / "out/0_0.png").styles[0].name == "im?.png"
+
+
+def test_a_terminal_that_cannot_show_a_name_and_a_closed_pipe_end_nothing(process, tmp_path):
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    line = ("--prompt", "a {red|blue} boat", *TINY, "--save_path")
+    run = process(*line, tmp_path / "日", env=environment)
+    out, errors = run.communicate(timeout=240)
+    assert (run.returncode, len(list((tmp_path / "日").glob("*.png")))) == (0, 2)
+    assert "\\u65e5" in out
+    run = process(*line, tmp_path / "closed")
+    run.stdout.close()
+    assert run.wait(240) == 0
+    assert "Traceback" not in run.stderr.read()
+    assert len(list((tmp_path / "closed").glob("*.png"))) == 2

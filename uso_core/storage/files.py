@@ -62,7 +62,7 @@ def write_pair(path: Path, png: bytes, record: dict[str, Any] | None) -> None:
         if record is None:
             return _rename(new, path)
         json_path, text = path.with_suffix(".json"), json.dumps(record, indent=2, ensure_ascii=False)
-        new_json = both.enter_context(_new_file(json_path, lambda file: file.write(text.encode())))
+        new_json = both.enter_context(_new_file(json_path, lambda file: file.write(text.encode(errors="replace"))))
         old_json = None
         with contextlib.suppress(OSError):
             old_json = json_path.read_bytes()

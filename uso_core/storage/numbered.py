@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from uso_core.errors import RequestError
 from uso_core.request import GenerationRequest
+from uso_core.storage.png import read_request
 
 MAX_RECORD_BYTES = 2**20
 NOT_THE_IMAGE = ("device", "dtype", "seconds")  # in a record: they change no more than rounding
@@ -34,9 +36,18 @@ def place(
             continue
         if overwrite or not (path.exists() or path.with_suffix(".json").exists()):
             return path, None
-        if request.seed is not None and path.exists() and _essence(*_record(path)) == wanted:
+        if request.seed is not None and _is_ours(path) and _essence(*_record(path)) == wanted:
             return path, path
     raise AssertionError("numbers never end")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether the image is as it was written: one that is empty, damaged or retouched lacks its request."""
+    try:
+        read_request(path)
+        return True
+    except RequestError:
+        return False
 
 
 def _record(path: Path) -> tuple[dict[str, Any], object]:

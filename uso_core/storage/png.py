@@ -25,7 +25,8 @@ def png_text(result: Result) -> PngImagePlugin.PngInfo:
     """
     values = {name: value for name, value in result.to_dict().items() if name != "seconds"}
     text = PngImagePlugin.PngInfo()
-    text.add_itxt(KEY, json.dumps(values, ensure_ascii=False))
+    written = json.dumps(values, ensure_ascii=False)  # with names of files, which need not be Unicode
+    text.add_itxt(KEY, written.encode(errors="replace").decode())
     return text
 
 
