@@ -21,6 +21,11 @@ from uso_core.wildcards import MOST, expand
         (r"a \{red|blue\} house", ["a {red|blue} house"]),
         (r"{a|b} \{c\|d\}", ["a {c|d}", "b {c|d}"]),
         ("", [""]),
+        ("x \ue000 y \ue001", ["x \ue000 y \ue001"]),  # private characters, of icon fonts
+        ("{x{1|2}|y}", ["x1", "x2", "y"]),
+        ("a {b {c|d} e}", ["a {b c e}", "a {b d e}"]),
+        ("} a|b { {c|d}", ["} a|b { c", "} a|b { d"]),
+        ("{" * 9000 + "}" * 9000, ["{" * 9000 + "}" * 9000]),
     ],
 )
 def test_choices(prompt, meant):
@@ -32,3 +37,9 @@ def test_only_so_many():
     with pytest.raises(RequestError) as caught:
         expand(" ".join(["{a|b}"] * 30))
     assert caught.value.key == "too_many_prompts"
+
+
+def test_what_is_not_chosen_does_not_count():
+    assert len(expand("{x{1|2|3|4|5|6|7|8|9}|y{a|b|c|d|e|f|g|h|i}}")) == 18
+    with pytest.raises(RequestError):
+        expand("{" * 5000 + "a|b" + "}" * 5000)
