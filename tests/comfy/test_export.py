@@ -207,3 +207,23 @@ def test_loras_come_back_by_name_and_strength(export):
     assert [(lora.name.removesuffix(".safetensors"), lora.strength) for lora in made.loras] == [
         ("ink", 0.5), ("clay", -1.0),
     ]  # fmt: skip
+
+
+def test_files_of_one_name_have_names_of_their_own():
+    """ComfyUI's folder holds one file of a name: content and style would be the same picture."""
+    content, style = InputImage("image.png", "a" * 64), InputImage("Image.png", "b" * 64)
+    loras = (LoRA("a/x", "1" * 64, 1.0), LoRA("b/x", "2" * 64, 0.5))
+    request = GenerationRequest(prompt="x", content=content, styles=(style, content), seed=1, loras=loras)
+    nodes = export_api(request).values()
+    assert {node["inputs"]["image"] for node in nodes if node["class_type"] == "LoadImage"} == {
+        "image.png",
+        "Image-2.png",
+    }
+    names = [node["inputs"]["lora_name"] for node in nodes if node["class_type"] == "LoraLoaderModelOnly"]
+    assert names[1:] == ["x.safetensors", "x-2.safetensors"]
+    found = import_workflow(json.dumps(export_api(request)))
+    assert found.content_sha256 == "a" * 64
+    assert found.styles_sha256 == ("b" * 64, "a" * 64)
+    note = json.dumps(export_workflow(request))
+    assert "Image-2.png (yours is Image.png)" in note
+    assert "x-2.safetensors (yours is b/x)" in note

@@ -5,7 +5,8 @@ Both come from one list of nodes, those of ComfyUI's own USO template.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from uso_core.comfy.image_names import IMAGE_NAME, IMAGE_SHA256, file_name
 from uso_core.comfy.nodes import SIGNATURES
 from uso_core.comfy.prompt_text import DYNAMIC, escaped
 from uso_core.comfy.schedule import shifts
-from uso_core.request import GenerationRequest, InputImage, StoredStyle
+from uso_core.request import GenerationRequest, InputImage, LoRA, StoredStyle
 
 MODEL_FILES = {  # role: ComfyUI's repackaged file
     "checkpoint": "flux1-dev-fp8.safetensors",
@@ -124,8 +125,9 @@ class _Sheet:
         checkpoint = self.put("CheckpointLoaderSimple", 0, ckpt_name=self.files["checkpoint"])
         vae = checkpoint._replace(slot=2)
         lora = self.put("LoraLoaderModelOnly", 0, model=checkpoint, lora_name=self.files["lora"], strength_model=1.0)
+        names = _lora_names(request)
         for each in request.loras:
-            name = f"{file_name(each.name) or 'lora'}.safetensors"
+            name = names[_key(each)]
             lora = self.put("LoraLoaderModelOnly", 0, model=lora, lora_name=name, strength_model=each.strength)
         model = self.put_styles(lora)
         if request.fast:
@@ -151,9 +153,9 @@ class _Sheet:
         self.placed.append(_Placed(kind, column, named, title))
         return _Output(len(self.placed), 0)
 
-    def put_image(self, image: InputImage | StoredStyle, column: int, title: str, otherwise: str) -> _Output:
+    def put_image(self, image: InputImage | StoredStyle, column: int, title: str) -> _Output:
         """A loader that names an image, with its hash, by which our import finds it again."""
-        name = _name(image, otherwise)
+        name = _image_names(self.request)[_key(image)]
         words = {IMAGE_NAME: name, IMAGE_SHA256: image.sha256} if isinstance(image, InputImage) else {}
         self.placed.append(_Placed("LoadImage", column, {"image": name}, title, words))
         return _Output(len(self.placed), 0)
@@ -174,7 +176,7 @@ class _Sheet:
         patch = self.put("ModelPatchLoader", 0, name=self.files["projector"])
         vision = self.put("CLIPVisionLoader", 0, clip_name=self.files["siglip"])
         for number, style in styles:
-            image = self.put_image(style, 2, f"Style image {number}", f"style{number}.png")
+            image = self.put_image(style, 2, f"Style image {number}")
             seen = self.put("CLIPVisionEncode", 3, clip_vision=vision, image=image, crop="none")
             model = self.put("USOStyleReference", 3, model=model, model_patch=patch, clip_vision_output=seen)
         return model
@@ -185,7 +187,7 @@ class _Sheet:
         size: dict[str, Any] = {"width": request.width, "height": request.height}
         if request.content is None or not (request.content_strength or request.keep_size):
             return positive, size
-        image = self.put_image(request.content, 1, "Content image", "content.png")
+        image = self.put_image(request.content, 1, "Content image")
         scale = "ImageScaleToMaxDimension"
         lanczos: dict[str, Any] = {"image": image, "upscale_method": "lanczos"}
         if request.content_strength:
@@ -206,8 +208,36 @@ def _strengths(request: GenerationRequest) -> list[tuple[InputImage | StoredStyl
     return list(zip(request.styles, request.style_strengths or (1.0,) * len(request.styles), strict=True))
 
 
-def _name(image: InputImage | StoredStyle, otherwise: str) -> str:
-    return file_name(image.name) or otherwise
+Key = tuple[str, str]  # a file's name as the request has it, and its hash
+
+
+def _key(file: InputImage | StoredStyle | LoRA) -> Key:
+    return file.name, file.sha256
+
+
+def _image_names(request: GenerationRequest) -> dict[Key, str]:
+    """The images' file names."""
+    given = [(_key(request.content), file_name(request.content.name) or "content.png")] if request.content else []
+    given += [(_key(style), file_name(style.name) or f"style{n}.png") for n, style in enumerate(request.styles, 1)]
+    return _distinct(given)
+
+
+def _lora_names(request: GenerationRequest) -> dict[Key, str]:
+    """The file names of the LoRAs beside USO's."""
+    return _distinct([(_key(each), f"{file_name(each.name) or 'lora'}.safetensors") for each in request.loras])
+
+
+def _distinct(given: Iterable[tuple[Key, str]]) -> dict[Key, str]:
+    """A name for each file, another one if one before it is called the same: ComfyUI knows files by name alone."""
+    names: dict[Key, str] = {}
+    hashes: dict[str, str] = {}  # by name
+    for key, name in given:
+        stem, dot, ending = name.rpartition(".")
+        numbered = (f"{stem}-{number}{dot}{ending}" if dot else f"{name}-{number}" for number in itertools.count(2))
+        free = (each for each in itertools.chain([name], numbered) if hashes.get(each.lower(), key[1]) == key[1])
+        names.setdefault(key, next(free))
+        hashes[names[key].lower()] = key[1]
+    return names
 
 
 def _laid_out(sheet: list[_Placed], control: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -275,17 +305,30 @@ def _downloads(values: list[object]) -> dict[str, Any]:
 
 def _note(request: GenerationRequest, key: int) -> dict[str, Any]:
     """A note on the canvas: what to do first, and what ComfyUI does differently."""
-    given: list[tuple[str, InputImage | StoredStyle, float]] = []
-    if request.content:
-        given.append(("content.png", request.content, request.content_strength))
-    given += [(f"style{number}.png", style, each) for number, (style, each) in enumerate(_strengths(request), 1)]
-    named = [(_name(image, otherwise), strength) for otherwise, image, strength in given]
+    names, loras = _image_names(request), _lora_names(request)
+    given: list[tuple[InputImage | StoredStyle, float]] = []
+    given += [(request.content, request.content_strength)] if request.content else []
+    named = [(names[_key(image)], strength) for image, strength in [*given, *_strengths(request)]]
     images = [name for name, strength in named if strength]
     if request.content and request.keep_size and not request.content_strength:
         images.insert(0, named[0][0])
     lines = ["The same seed gives a different image here: ComfyUI draws its noise on the CPU in float32."]
     if images:
         lines.insert(0, f"Copy into ComfyUI's input folder, or choose in the nodes: {', '.join(images)}.")
+    if loras:
+        lines.append(f"Copy into ComfyUI's models/loras, or choose in the nodes: {', '.join(loras.values())}.")
+    renamed = [
+        f"{names[_key(image)]} (yours is {file_name(image.name)})"
+        for image in request.input_images
+        if names[_key(image)] != (file_name(image.name) or names[_key(image)])
+    ]
+    renamed += [
+        f"{loras[_key(each)]} (yours is {each.name})"
+        for each in request.loras
+        if loras[_key(each)] != f"{file_name(each.name) or 'lora'}.safetensors"
+    ]
+    if renamed:
+        lines.append(f"Called otherwise here, since another file has that name: {', '.join(renamed)}.")
     if absent := [name for name, strength in named if not strength]:
         lines.append(f"Left out as references, for their strength was 0: {', '.join(absent)}.")
     if other := [f"{name} {strength:g}" for name, strength in named if strength not in (0, 1)]:
