@@ -39,6 +39,7 @@ FORMATS = (
     SQUARE, (144, 112), (112, 144), (160, 96), (96, 160), (160, 112), (176, 96), (128, 176), (128, 192), (128, 224),
 )  # fmt: skip
 PLAIN_TARGETS, PLAIN_CONTENTS = 0.1, 0.7  # share of pictures on a plain background
+RECOLOURED_STYLES = 0.7  # share of training's styles in inks and papers of any hue
 HELD_OUT_SEED = 10_000_000  # seeds of held-out records start here
 
 
@@ -91,6 +92,9 @@ def make_record(seed: int, split: Split, settled: bool = False) -> Record:
     while other.kind == subject.kind:
         other = world.draw_subject(rng, split)
     style = world.draw_style(rng, split="held_out" if split == "held_out" and seed % 2 else "train")
+    chance = np.random.default_rng([seed, 21])
+    if split == "train" and chance.random() < RECOLOURED_STYLES:
+        style = world.recolour(chance, style)
     scene = world.draw_scene(rng, "plain" if rng.random() < PLAIN_TARGETS else None)
     content_scene = world.draw_scene(rng, "plain" if rng.random() < PLAIN_CONTENTS else None)
     other_scene = world.draw_scene(rng)

@@ -34,7 +34,7 @@ class Shape:
     head_size: int = 64
     doubles: int = 2
     singles: int = 6
-    rank: int = 32
+    rank: int = 96
 
     @property
     def width(self) -> int:

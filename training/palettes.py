@@ -100,10 +100,55 @@ def _scribble(rng: np.random.Generator) -> np.ndarray:
     return image + 5 * rng.standard_normal((SIDE, SIDE, 1))
 
 
-# How such images are drawn, and the technique that stands for each.
-_KINDS: tuple[tuple[Callable[[np.random.Generator], np.ndarray], str], ...] = (
-    (_fields, "flat"), (_ridges, "flat"), (_marble, "watercolour"), (_dabs, "oil"), (_lights, "neon"),
-    (_scribble, "pencil"),
+def _dusk(rng: np.random.Generator) -> np.ndarray:
+    """Dull and dark: patches without an outline before a slow change from one colour to another, with grain."""
+    above, below, *others = _colours(rng, int(rng.integers(4, 7))) * rng.uniform(0.35, 0.9)
+    image = above + (below - above) * _ROWS[..., None]
+    for colour in others:
+        amount = ((_noise(rng, int(rng.integers(3, 8))) - rng.uniform(0.2, 0.9)) * 4).clip(0, 1)[..., None]
+        image = image + (colour - image) * amount
+    return cv2.GaussianBlur(image, (0, 0), rng.uniform(0.5, 2)) + rng.normal(0, rng.uniform(2, 8), image.shape)
+
+
+def _weave(rng: np.random.Generator) -> np.ndarray:
+    """Cloth: bands of colours across and along, one over the other."""
+    colours = _colours(rng, 4) * rng.uniform(0.35, 1)
+    across, along = (colours[np.repeat(rng.integers(4, size=32), 4)] for _ in range(2))
+    over = ((np.arange(SIDE)[:, None] // 2 + np.arange(SIDE) // 2) % 2)[..., None]
+    return np.where(over, across[:, None], along[None]) * (0.9 + 0.1 * _noise(rng, 20)[..., None])
+
+
+def _sparks(rng: np.random.Generator) -> np.ndarray:
+    """Bright lines from a few centres before the dark, and the light about them."""
+    image = np.ones((SIDE, SIDE, 3), np.float32) * _colours(rng, 1)[0] * rng.uniform(0.03, 0.3)
+    for colour in _colours(rng, int(rng.integers(2, 5))):
+        lines = np.zeros((SIDE, SIDE), np.float32)
+        centre, reach = rng.uniform(0, SIDE, 2), rng.uniform(12, 55)
+        for angle in rng.uniform(0, 2 * np.pi, int(rng.integers(4, 14))):
+            end = centre + reach * rng.uniform(0.5, 1) * np.array([np.cos(angle), np.sin(angle)])
+            cv2.line(lines, centre.astype(int).tolist(), end.astype(int).tolist(), 1.0, 2, cv2.LINE_AA)
+        light = (lines + rng.uniform(1, 5) * cv2.GaussianBlur(lines, (0, 0), rng.uniform(3, 9)))[..., None]
+        image = image + light * colour / colour.max() * 255
+    return image
+
+
+def _hatching(rng: np.random.Generator) -> np.ndarray:
+    """Straight strokes of a dark pen on tinted paper, crossed where it is darkest."""
+    paper, ink = _colours(rng, 2)
+    paper, ink = 255 - (255 - paper) * rng.uniform(0.15, 0.9), ink * rng.uniform(0.05, 0.4)
+    strokes = np.zeros((SIDE, SIDE), np.float32)
+    for number in range(int(rng.integers(30, 90))):
+        start, angle = rng.uniform(0, SIDE, 2), 0.7 + 1.6 * (number % 3 == 0) + rng.normal(0, 0.1)
+        end = start + rng.uniform(20, 60) * np.array([np.cos(angle), np.sin(angle)])
+        cv2.line(strokes, start.astype(int).tolist(), end.astype(int).tolist(), 1.0, 1, cv2.LINE_AA)
+    shade = (0.25 * _noise(rng, 4)).clip(0, 0.5)
+    return paper + (ink - paper) * (strokes + shade).clip(0, 0.95)[..., None]
+
+
+# How such images are drawn, one of two ways, and the technique that stands for both.
+_KINDS: tuple[tuple[tuple[Callable[[np.random.Generator], np.ndarray], ...], str], ...] = (
+    ((_fields, _dusk), "flat"), ((_ridges, _dusk), "flat"), ((_marble,), "watercolour"), ((_dabs, _weave), "oil"),
+    ((_lights, _sparks), "neon"), ((_scribble, _hatching), "pencil"),
 )  # fmt: skip
 
 
@@ -114,8 +159,8 @@ def technique(seed: int) -> str:
 
 def draw_image(seed: int) -> np.ndarray:
     """The image of a seed, uint8 (128, 128, 3)."""
-    rng = np.random.default_rng([seed, 20])
-    return _KINDS[seed % len(_KINDS)][0](rng).clip(0, 255).astype(np.uint8)
+    rng, (ways, _) = np.random.default_rng([seed, 20]), _KINDS[seed % len(_KINDS)]
+    return ways[seed // len(_KINDS) % len(ways)](rng).clip(0, 255).astype(np.uint8)
 
 
 def shades(image: np.ndarray) -> tuple[Colour, ...]:

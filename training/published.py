@@ -1,6 +1,6 @@
 """Begins a run at published weights, for going on with a model whose checkpoints are gone.
 
-    python -m training.published --weights weights/uso-tiny --run FOLDER
+    python -m training.published --weights weights/uso-tiny --run FOLDER [--rank 96]
 
 Writes what the joint stage and the VAE would have left: joint_state.pt without the optimizers' memory,
 joint.safetensors, vae.safetensors and vae.json. The weights are those of the release, rounded to bfloat16. Records,
@@ -23,8 +23,8 @@ from uso_core.catalog.models import EMBEDDED_FILES
 from uso_core.loaders import build, encoders
 
 
-def load_published(folder: Path) -> TinyUso:
-    """All parts of a release but the VAE, in float32: the inverse of `release.release`.
+def load_published(folder: Path, rank: int | None = None) -> TinyUso:
+    """All parts of a release but the VAE, in float32: the inverse of `release.release`. rank: of a wider LoRA.
 
     Raises `WeightsError` for a file that is not what it should be, `RuntimeError` where the parts are of other sizes
     than the recipe's.
@@ -33,16 +33,17 @@ def load_published(folder: Path) -> TinyUso:
     transformer = build.build_transformer(paths["transformer"], None, torch.float32)
     lora = {name: tensor.float() for name, tensor in load_file(paths["lora"]).items()}
     config = transformer.config
+    published = len(lora["single_blocks.0.processor.qkv_lora.down.weight"])
     shape = Shape(
         config.num_attention_heads,
         config.attention_head_dim,
         config.num_layers,
         config.num_single_layers,
-        rank=len(lora["single_blocks.0.processor.qkv_lora.down.weight"]),
+        rank=max(rank or published, published),
     )
     model = TinyUso(shape)
     model.transformer.load_state_dict(transformer.state_dict())
-    model.lora.load_state_dict(lora)
+    model.lora.load_state_dict(widen(lora, model.lora.state_dict()))
     model.projector.load_state_dict(build.build_projector(paths["projector"], torch.float32).state_dict())
     for part, encoder in (
         (model.t5, encoders.build_t5(paths["t5"], torch.float32)[0]),
@@ -53,9 +54,17 @@ def load_published(folder: Path) -> TinyUso:
     return model.eval()
 
 
-def begin(folder: Path, run: Path) -> None:
-    """Writes a run's files from a release's."""
-    model = load_published(folder)
+def widen(narrow: dict[str, torch.Tensor], wide: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A LoRA in the place of a fresh one of a rank as high or higher: it adds what it did, and has room to learn."""
+    result = {name: tensor.clone() for name, tensor in wide.items()}
+    for name, tensor in narrow.items():
+        result[name][tuple(slice(size) for size in tensor.shape)] = tensor
+    return result
+
+
+def begin(folder: Path, run: Path, rank: int | None = None) -> None:
+    """Writes a run's files from a release's; rank: of its LoRA, where it is to grow."""
+    model = load_published(folder, rank)
     weights = model.state_dict()
     checkpoint.save_state(run / "joint_state.pt", {"model": weights, "ema": weights, "step": 0, "samples": 0})
     save_model(run / "joint.safetensors", model, {"step": 0, "samples": 0})
@@ -78,8 +87,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Begin a run at published weights.")
     parser.add_argument("--weights", type=Path, default=Path("weights/uso-tiny"), help="default: %(default)s")
     parser.add_argument("--run", type=Path, required=True, help="folder of the run, new or with records in it")
+    parser.add_argument("--rank", type=int, help="of the LoRA, where it is to grow (default: the release's)")
     arguments = parser.parse_args()
-    begin(arguments.weights, arguments.run)
+    begin(arguments.weights, arguments.run, arguments.rank)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ ADAPTER_CHANCE = {"text": 0.30, "subject": 0.08, "style": 0.24, "both": 0.16, "l
 REWARD_CHANCE = {"text": 0.32, "subject": 0.08, "style": 0.22, "both": 0.12, "layout": 0.24, "blend": 0.02}
 
 SHAPE_LOSSES = {"picture": 1.0, **LESSONS, "palette": 1.0, "own likeness": 1.0, "own reading": 0.5, "own doubt": 0.1,
-                "own palette": 2.0, "own real": 0.2, "critic": 1.0}  # fmt: skip
+                "own palette": 2.0, "own real": 0.1, "critic": 1.0}  # fmt: skip
 
 
 @dataclass(frozen=True)

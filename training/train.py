@@ -43,7 +43,7 @@ from .text import WordLoss, read_words
 
 log = logging.getLogger(__name__)
 
-MUON_RATE, ADAM_RATE, CRITIC_RATE = 5e-3, 1.5e-3, 6e-3
+MUON_RATE, ADAM_RATE, EYES_RATE, CRITIC_RATE = 5e-3, 1.5e-3, 1e-3, 6e-3
 WARMUP_STEPS = 100
 EMA_DECAY, LOWEST_DECAY = 0.999, 0.95  # at the full rate, and at its end
 TIME_MEAN, TIME_SPREAD, TIME_UNIFORM = 0.3, 1.0, 0.1  # logit-normal, and the share drawn evenly
@@ -52,7 +52,7 @@ GUIDANCE_GAIN = 0.5  # how much further from the unconditional velocity one unit
 GUIDANCE_RESCALE = 0.7  # how far the guided image's contrast is brought back to the unguided one's (arXiv 2305.08891)
 OWN_STEPS = 6  # in which the model's own pictures are drawn; the application takes 8
 OWN_GUIDANCE = (3.0, 5.0)  # around what the application asks for
-LATEST = 0.9  # time from which a prediction must look real; before, there is little to tell what it should show
+LATEST = 0.8  # time from which a prediction must look real; before, there is little to tell what it should show
 MATRIX_HOMES = ("transformer_blocks", "encoder.layers", "encoder.block")  # where Muon steps; AdamW does the rest
 
 
@@ -110,7 +110,10 @@ class Training:
         self.colours = Colours(run).to(device) if "palette" in plan.stage.losses else None
         self.adversary = Adversary(teacher).to(device) if "own real" in plan.stage.losses else None
         if self.adversary is not None:
-            heads = self.adversary.parameters()
+            judge = self.adversary.judge
+            eyes = [*judge.near.parameters(), *judge.far.parameters()]
+            self.optimizers[EYES_RATE] = torch.optim.AdamW(eyes, lr=EYES_RATE, betas=(0.5, 0.99))
+            heads = judge.heads.parameters()
             self.optimizers[CRITIC_RATE] = torch.optim.AdamW(heads, lr=CRITIC_RATE, betas=(0.5, 0.99))
         self.began = self.step = 0  # `began`: the step at which the rate warmed up
         self.samples = 0
@@ -186,8 +189,8 @@ class Training:
     def own_losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """The teacher's losses of what the model draws from noise, up to a step by chance; only that one learns.
 
-        A noised picture still shows what it was: there the model can do without what it was asked. Likeness counts
-        where the request leaves one right picture, which is where the layout is kept.
+        A noised picture still shows what it was: there the model can do without what it was asked. What a settled
+        record leaves open hardly shows at the teacher's places, so the picture has to be like the right one.
         """
         clean = batch.clean.to(self.device).float()
         count = len(clean)
@@ -200,8 +203,6 @@ class Training:
             times = x.new_full((count,), levels[last])
             velocity = self.model.velocity(x, times, guidance, conditions)
             seen = self.lessons.look(batch, clean, x, times, velocity, own=True)
-            if batch.mode != "layout":
-                del seen["likeness"]
             made = clean_latents(x, times, velocity)
             if self.colours is not None and batch.style is not None:
                 seen["palette"] = self.colours(made, clean, times)

@@ -71,7 +71,7 @@ def test_the_reward_stage_moves_nothing_but_biases_and_learns_from_its_own_pictu
             torch.nn.init.normal_(parameter, std=0.05)
     before = {name: value.clone() for name, value in stage.model.state_dict().items()}
     text, layout, blend = (stage.maker.at(0, 0, mode) for mode in ("text", "layout", "blend"))
-    assert set(stage.own_losses(text, np.random.default_rng(0))) == {"own reading", "own doubt"}
+    assert set(stage.own_losses(text, np.random.default_rng(0))) == {"own reading", "own doubt", "own likeness"}
     assert set(stage.own_losses(layout, np.random.default_rng(0))) == {"own reading", "own likeness"}
     seen = {frozenset(stage.losses(blend, np.random.default_rng(number))) for number in range(8)}
     assert not any(name.startswith("own") for names in seen for name in names)  # nothing is right about a blend
@@ -123,24 +123,26 @@ def test_the_adversary_learns_beside_the_model_and_neither_moves_the_other(run: 
     stage = train(own, 40, "shape")
     text = stage.maker.at(0, 0, "text")
     drawn = (stage.losses(text, np.random.default_rng(number)) for number in range(20))
+    first = next(found for found in drawn if "critic" in found)
+    assert float(first["own real"].detach()) == pytest.approx(np.log(2))  # both alike to a judge that knows nothing yet
+    doubts = [stage.train_step(text).get("critic") for _ in range(36)]
+    told = [float(each) for each in doubts if each is not None]
+    assert told[-1] < told[0]
     losses = next(found for found in drawn if "critic" in found)
-    heads, last = stage.adversary.heads.far.verdict.weight, stage.model.transformer.proj_out.weight
+    judge, last = stage.adversary.judge, stage.model.transformer.proj_out.weight
+    learns = (judge.heads.far.verdict.weight, judge.near[0].weight, last)
     seen = {
-        name: torch.autograd.grad(losses[name], (heads, last), retain_graph=True, allow_unused=True)
+        name: torch.autograd.grad(losses[name], learns, retain_graph=True, allow_unused=True)
         for name in ("own real", "critic")
     }
-    assert (seen["own real"][0], seen["critic"][1]) == (None, None)
-    assert seen["own real"][1].abs().sum() > 0
-    assert seen["critic"][0].abs().sum() > 0
-    hinges = [stage.train_step(text).get("critic") for _ in range(36)]
-    told = [float(hinge) for hinge in hinges if hinge is not None]
-    assert told[-1] < told[0]
+    assert (*seen["own real"][:2], seen["critic"][2]) == (None, None, None)
+    assert all(gradient.abs().sum() > 0 for gradient in (seen["own real"][2], *seen["critic"][:2]))
     stage.save()
     resumed = train(own, 40, "shape")
     stage.train_step(text)
     resumed.train_step(text)
-    for name, value in stage.adversary.state_dict().items():
-        assert torch.equal(value, resumed.adversary.state_dict()[name]), name
+    for name, value in stage.adversary.judge.state_dict().items():
+        assert torch.equal(value, resumed.adversary.judge.state_dict()[name]), name
 
 
 def test_training_asks_for_its_teacher(run: Path, tmp_path: Path) -> None:

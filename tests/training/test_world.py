@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from training.foreign_images import FOREIGN_KINDS, foreign_image
 from training.judge import APART
 from training.measure import answers, palette_distance
 from training.world.prompts import COLOUR_WORDS, KIND_WORDS, SCENE_WORDS, disturb, tells
-from training.world.specs import MOODS, SUBJECTS, TECHNIQUES, is_held_out
+from training.world.specs import HELD_OUT_INKS, MOODS, SUBJECTS, TECHNIQUES, is_held_out
 
 
 def picture(seed: int = 5, kind: str = "mug", scene: str = "plain") -> world.Picture:
@@ -115,6 +116,8 @@ def test_a_settled_record_shows_the_same_in_its_usual_place() -> None:
 
 def test_a_picture_in_a_foreign_style_has_the_palette_of_its_image() -> None:
     assert {palettes.technique(seed) for seed in range(12)} > {"flat", "watercolour"}
+    for seed in range(12):  # one kind is drawn in several ways, none of them empty
+        assert palettes.draw_image(seed).std() > 4
     drawn = []
     for seed in range(24):
         record = data.make_record(seed, "train")
@@ -131,6 +134,23 @@ def test_a_picture_in_a_foreign_style_has_the_palette_of_its_image() -> None:
                 nearer.append(distances[0] < distances[1])
     assert len(nearer) > 8
     assert np.mean(nearer) > 0.85
+
+
+def test_training_sees_inks_and_papers_of_any_hue_but_the_held_out_ones() -> None:
+    styles = [data.make_record(seed, "train").style for seed in range(400)]
+    blueprints = [style.ink for style in styles if style.technique == "blueprint"]
+    hues = np.array([360 * colorsys.rgb_to_hsv(*(part / 255 for part in ink))[0] for ink in blueprints])
+    assert len(set(hues // 40)) >= 6  # of nine
+    assert ((hues < 90) | (hues > 150)).all()  # dark green
+    assert ((hues < 269) | (hues > 331)).all()  # purple
+    for style in styles:
+        again = world.recolour(np.random.default_rng(0), style)
+        assert replace(again, ink=style.ink, paper=style.paper) == style
+        assert (again == style) == (style.technique == "neon")
+    for seed in range(40):  # what is measured stays what it was
+        drawn = world.draw_style(np.random.default_rng(seed), split="held_out")
+        distances = [np.abs(np.subtract(drawn.ink, ink)).max() for ink in HELD_OUT_INKS]
+        assert drawn.technique == "neon" or min(distances) <= 12
 
 
 def test_foreign_images_are_repeatable_and_of_many_colours() -> None:

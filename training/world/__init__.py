@@ -13,6 +13,7 @@ from .specs import draw_pose as draw_pose
 from .specs import draw_scene as draw_scene
 from .specs import draw_style as draw_style
 from .specs import draw_subject as draw_subject
+from .specs import recolour as recolour
 from .specs import settle as settle
 from .techniques import Drawing as Drawing
 from .techniques import stylise as stylise

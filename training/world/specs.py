@@ -7,6 +7,7 @@ Everything is drawn from a numpy Generator, so a seed is all that has to be stor
 
 from __future__ import annotations
 
+import colorsys
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -53,6 +54,7 @@ NEON_LIGHTS: tuple[Colour, ...] = ((255, 40, 150), (40, 230, 255), (120, 255, 80
 # Palettes that no training picture uses.
 HELD_OUT_INKS: tuple[Colour, ...] = ((84, 30, 84), (30, 74, 30))
 HELD_OUT_PAPERS: tuple[Colour, ...] = ((226, 214, 250), (255, 240, 150))
+CLEARANCE = 30.0  # degrees of hue that `recolour` keeps from them
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,34 @@ def draw_style(rng: np.random.Generator, technique: str | None = None, split: Sp
         angle=float(rng.choice((-0.7, 0.3, 0.8))),
         variant=int(rng.integers(4)),
     )  # fmt: skip
+
+
+def recolour(rng: np.random.Generator, style: Style) -> Style:
+    """The style with ink and paper of any hue but the held-out ones'; a neon sign's stay what they are.
+
+    With few inks, a model learns that an ink is a technique: blueprints were blue to it, and on any other ground oil.
+    """
+    if style.technique == "neon":
+        return style
+    ground = style.technique == "blueprint"
+    ink = _any_hue(rng, HELD_OUT_INKS, (0.3, 0.85), (0.25, 0.6) if ground else (0.12, 0.45))
+    return replace(style, ink=ink, paper=_any_hue(rng, HELD_OUT_PAPERS, (0.02, 0.3), (0.9, 1.0)))
+
+
+def _any_hue(
+    rng: np.random.Generator,
+    held_out: tuple[Colour, ...],
+    saturations: tuple[float, float],
+    values: tuple[float, float],
+) -> Colour:
+    """A colour of any hue that is clear of the held-out ones'; saturation and value 0..1."""
+    kept_out = [360 * colorsys.rgb_to_hsv(*(part / 255 for part in colour))[0] for colour in held_out]
+    while True:
+        hue = float(rng.uniform(0, 360))
+        if all(abs((hue - other + 180) % 360 - 180) > CLEARANCE for other in kept_out):
+            break
+    red, green, blue = colorsys.hsv_to_rgb(hue / 360, rng.uniform(*saturations), rng.uniform(*values))
+    return (255 * red, 255 * green, 255 * blue)
 
 
 def _jitter(rng: np.random.Generator, colour: Colour, amount: float) -> Colour:
