@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
     for piece in pieces:
         with piece.task.named():
             engine.check(*piece.requests)
-        _writable(args.save_path, piece.task.stem)
+        _writable(args.save_path, f"{piece.task.stem}_grid" if piece.across else piece.task.stem)
     notes = [f"{model.title} ({reason})"] if reason.key != "reason_as_asked" else []
     notes += [f"{model.name}: {model.note}"] if model.note else []
     notes += dict.fromkeys(str(note) for piece in pieces for image in piece.inputs for note in image.notes)
@@ -312,7 +312,7 @@ class Maker:
         if not self._args.resume:
             return left
         for number, request in enumerate(wanted):
-            _, there = place(self._args.save_path, task.stem, number, request, self._taken)
+            _, there = place(self._args.save_path, task.stem, number, request, self._taken, beside=self._beside())
             if there is not None:
                 self._taken.add(there)
                 left.remove(number)
@@ -350,8 +350,12 @@ class Maker:
             image = images.beside_each_other([image, *(each.image for each in request.input_images if each.image)])
         seed = None if request.seed is None else request.seed + event.index
         own = dataclasses.replace(request, seed=seed, images=1)
-        path = self._place(task.stem, number, own)
-        return save_image(image, event.result, path, _record(task, event.result))
+        path = self._place(task.stem, number, own, self._beside())
+        return save_image(image, event.result, path, _record(task, event.result) | self._beside())
+
+    def _beside(self) -> dict[str, Any]:
+        """What an image's record tells of its file beside the request."""
+        return {"concat_refs": True} if self._args.concat_refs else {}
 
     def _save_sheet(self, piece: Piece, made: Sequence[tuple[Path, Result]]) -> None:
         """The contact sheet of saved images, with the first one's request inside."""
@@ -362,15 +366,15 @@ class Maker:
             with Image.open(path) as image:  # of an earlier run, it may have its references beside it
                 shown[divmod(number, wide)] = image.crop((0, 0, result.request.width, result.request.height))
         columns, rows = piece.requests[:wide], piece.requests[::wide]
-        varied = {"across": across.to_dict(columns), "down": down.to_dict(rows) if down else None}
+        varied = {"grid": {"across": across.to_dict(columns), "down": down.to_dict(rows) if down else None}}
         path = self._place(f"{piece.task.stem}_grid", 0, piece.requests[0], varied)
         result = made[0][1]
-        _print(save_image(sheet(shown, across, down), result, path, _record(piece.task, result) | {"grid": varied}))
+        _print(save_image(sheet(shown, across, down), result, path, _record(piece.task, result) | varied))
 
-    def _place(self, stem: str, number: int, request: GenerationRequest, grid: dict[str, Any] | None = None) -> Path:
+    def _place(self, stem: str, number: int, request: GenerationRequest, beside: dict[str, Any]) -> Path:
         """The path for an image; says so if it is not the first choice."""
         folder = self._args.save_path
-        path, _ = place(folder, stem, number, request, self._taken, self._args.overwrite, grid)
+        path, _ = place(folder, stem, number, request, self._taken, self._args.overwrite, beside)
         first = folder / f"{stem}_{number}.png"
         if path != first:
             self._bar.say(str(message("name_taken", name=first.name, path=path)))
@@ -412,16 +416,16 @@ def _print(path: Path) -> None:
 
 def _writable(folder: Path, stem: str) -> None:
     """Raises `OutputError` before anything is computed if the task's files cannot be written."""
-    hint = "other_save_path"
+    hint, longest = "other_save_path", folder / f"{stem}_9999.json"  # a folder may hold many of one stem
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            (folder / f"{stem}_0.json").stat()  # a name that is too long fails here
+        longest.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            longest.stat()  # a name that is too long fails here
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputError("file_not_writable", hint=hint, path=folder / stem, reason=reason) from None
-    if not os.access(folder, os.W_OK):
-        raise OutputError("folder_not_writable", hint=hint, folder=folder)
+    if not os.access(longest.parent, os.W_OK):
+        raise OutputError("folder_not_writable", hint=hint, folder=longest.parent)
 
 
 if __name__ == "__main__":

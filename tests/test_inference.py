@@ -895,3 +895,38 @@ def test_a_terminal_that_cannot_show_a_name_and_a_closed_pipe_end_nothing(proces
     assert run.wait(240) == 0
     assert "Traceback" not in run.stderr.read()
     assert len(list((tmp_path / "closed").glob("*.png"))) == 2
+
+
+@pytest.mark.parametrize("stem", ["file/x", "x" * 249, "文" * 83])
+def test_a_result_that_cannot_be_written_is_refused_before_anything_is_computed(stem, command, workplace):
+    out = workplace / "out"
+    out.mkdir()
+    (out / "file").write_text("of the user's")
+    (workplace / "e.json").write_text(json.dumps([{"prompt": "a mug"}, {"prompt": "a boat", "save_dir": stem}]))
+    run = command("--eval_json_path", "e.json", *TINY, folder=out)
+    assert (run.code, run.out, "Traceback" in run.err) == (2, "", False)
+    assert stem in run.err
+    assert [path.name for path in out.iterdir()] == ["file"]
+
+
+def test_resume_tells_images_with_their_references_beside_them_from_plain_ones(command, tmp_path):
+    here = tmp_path / "here"
+    flags = ("--prompt", "a cat", "--image_paths", CONTENT, *TINY, "--resume")
+    plain = command(*flags, folder=here).pixels("0_0")
+    run = command(*flags, "--concat_refs", folder=here)
+    assert run.names == ["0_1"]
+    assert run.pixels("0_1").shape[1] > plain.shape[1]
+    assert command(*flags, "--concat_refs", folder=here).names == ["0_1"]
+    assert command(*flags, folder=here).names == ["0_0"]
+
+
+def test_a_grid_is_resumed_beside_a_cell_that_was_retouched(command, tmp_path):
+    here = tmp_path / "here"
+    flags = ("--prompt", "a cat", *TINY, "--grid", "guidance=2,3", "--resume")
+    contact = command(*flags, folder=here).pixels("0_grid_0")
+    with Image.open(here / "0_0.png") as image:
+        ImageOps.invert(image.convert("RGB")).save(here / "0_0.png")
+    (here / "0_grid_0.png").unlink()
+    again = command(*flags, folder=here)
+    assert again.code == 0, again.err
+    assert np.array_equal(again.pixels(again.names[-1]), contact)

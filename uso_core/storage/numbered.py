@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from uso_core.storage.png import read_request
 
 MAX_RECORD_BYTES = 2**20
 NOT_THE_IMAGE = ("device", "dtype", "seconds")  # in a record: they change no more than rounding
+BESIDE = ("grid", "concat_refs")  # what a record tells of the file: a contact sheet's axes, references beside the image
 
 
 def place(
@@ -22,21 +24,22 @@ def place(
     request: GenerationRequest,
     taken: set[Path],
     overwrite: bool = False,
-    grid: dict[str, Any] | None = None,
+    beside: Mapping[str, Any] | None = None,
 ) -> tuple[Path, Path | None]:
     """The path for image `number` of a stem, and the path where that very image lies already, if it does.
 
-    `request` is that image's own, `grid` what a contact sheet varies. An image of another request keeps its name, and
-    this one gets the next free number; with `overwrite` only the paths in `taken`, those of the same run, are kept.
+    `request` is that image's own, `beside` holds the further keys of its record, of `BESIDE`. An image of another
+    request keeps its name, and this one gets the next free number; with `overwrite` only the paths in `taken`, those of
+    the same run, are kept.
     """
-    wanted = _essence(request.to_dict(), grid)
+    wanted = _essence({**(beside or {}), "uso": request.to_dict()})
     for each in itertools.count(number):
         path = folder / f"{stem}_{each}.png"
         if path in taken:
             continue
         if overwrite or not (path.exists() or path.with_suffix(".json").exists()):
             return path, None
-        if request.seed is not None and _is_ours(path) and _essence(*_record(path)) == wanted:
+        if request.seed is not None and _is_ours(path) and _essence(_record(path)) == wanted:
             return path, path
     raise AssertionError("numbers never end")
 
@@ -50,30 +53,30 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-def _record(path: Path) -> tuple[dict[str, Any], object]:
-    """The request and the grid beside an image, as `inference.py` writes them; empty if there are none."""
+def _record(path: Path) -> dict[str, Any]:
+    """The record beside an image, as `inference.py` writes it; empty if there is none."""
     beside = path.with_suffix(".json")
     try:
         if beside.stat().st_size > MAX_RECORD_BYTES:
-            return {}, None
+            return {}
         record = json.loads(beside.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return {}, None
-    record = record if isinstance(record, dict) else {}
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _essence(record: dict[str, Any]) -> dict[str, Any]:
+    """What makes the file: no names of files, and no size that follows from the content image."""
     found = record.get("uso")
-    return (found if isinstance(found, dict) else {}), record.get("grid")
-
-
-def _essence(record: dict[str, Any], grid: object) -> dict[str, Any]:
-    """What makes the image: no names of files, and no size that follows from the content image."""
-    left_out = {*NOT_THE_IMAGE, *(("width", "height") if record.get("keep_size") else ())}
-    kept = {name: value for name, value in record.items() if name not in left_out}
-    given = record.get("styles")
-    images = [record.get("content"), *(given if isinstance(given, list) else ())]
+    request = found if isinstance(found, dict) else {}
+    left_out = {*NOT_THE_IMAGE, *(("width", "height") if request.get("keep_size") else ())}
+    kept = {name: value for name, value in request.items() if name not in left_out}
+    given = request.get("styles")
+    images = [request.get("content"), *(given if isinstance(given, list) else ())]
     kept["content"], *kept["styles"] = [each.get("sha256") if isinstance(each, dict) else each for each in images]
-    loras = record.get("loras")
+    loras = request.get("loras")
     kept["loras"] = [
         (each.get("sha256"), each.get("strength")) if isinstance(each, dict) else each
         for each in (loras if isinstance(loras, list) else ())
     ]
-    return kept | {"grid": grid}
+    return kept | {name: record.get(name) for name in BESIDE}
