@@ -12,7 +12,7 @@ from tests.comfy.workflows import WIDGETS, api, read, recipe, values
 from uso_core.comfy import MODEL_FILES, export_api, export_workflow, import_workflow, schedule
 from uso_core.comfy.nodes import SIGNATURES
 from uso_core.messages import message
-from uso_core.request import MAX_SEED, SAMPLERS, SCHEDULES, GenerationRequest, InputImage, LoRA
+from uso_core.request import MAX_SEED, SAMPLERS, SCHEDULES, GenerationRequest, InputImage, LoRA, StoredStyle
 
 PROMPTS = (
     "",
@@ -227,3 +227,17 @@ def test_files_of_one_name_have_names_of_their_own():
     note = json.dumps(export_workflow(request))
     assert "Image-2.png (yours is Image.png)" in note
     assert "x-2.safetensors (yours is b/x)" in note
+
+
+def test_a_stored_style_is_no_file_to_copy_and_tells_its_strengths() -> None:
+    stored = StoredStyle("my ink", "5" * 64, strengths=(1.0, 0.25))
+    even = StoredStyle("wash", "6" * 64, strengths=(1.0, 1.0))
+    request = GenerationRequest("a fox", styles=(InputImage("a.png", "1" * 64), stored, even))
+    (note,) = (one for one in export_workflow(request)["nodes"] if one["type"] == "MarkdownNote")
+    (words,) = note["widgets_values"]
+    (copied,) = (line for line in words.split("\n\n") if line.startswith("Copy into ComfyUI's input folder"))
+    (saved,) = (line for line in words.split("\n\n") if line.startswith("Saved styles"))
+    assert "a.png" in copied
+    assert "my ink" not in copied
+    assert "wash" not in copied
+    assert "my ink (of strengths 1, 0.25), wash." in saved

@@ -303,13 +303,21 @@ def _downloads(values: list[object]) -> dict[str, Any]:
     return {"models": models} if models else {}
 
 
+def _told(style: StoredStyle) -> str:
+    """A stored style's name, and the strengths of its images where they are not all 1."""
+    if all(strength == 1 for strength in style.strengths):
+        return style.name
+    return f"{style.name} (of strengths {', '.join(f'{strength:g}' for strength in style.strengths)})"
+
+
 def _note(request: GenerationRequest, key: int) -> dict[str, Any]:
     """A note on the canvas: what to do first, and what ComfyUI does differently."""
     names, loras = _image_names(request), _lora_names(request)
     given: list[tuple[InputImage | StoredStyle, float]] = []
     given += [(request.content, request.content_strength)] if request.content else []
     named = [(names[_key(image)], strength) for image, strength in [*given, *_strengths(request)]]
-    images = [name for name, strength in named if strength]
+    stored = {names[_key(style)] for style in request.styles if isinstance(style, StoredStyle)}
+    images = [name for name, strength in named if strength and name not in stored]
     if request.content and request.keep_size and not request.content_strength:
         images.insert(0, named[0][0])
     lines = ["The same seed gives a different image here: ComfyUI draws its noise on the CPU in float32."]
@@ -343,7 +351,7 @@ def _note(request: GenerationRequest, key: int) -> dict[str, Any]:
         lines.append(f"The model was {request.model}; the loader names {MODEL_FILES['checkpoint']} in its place.")
     if request.content is not None and request.content_strength:
         lines.append("The content image was cropped to multiples of 16 pixels; ComfyUI crops to multiples of 8.")
-    saved = [style.name for style, strength in _strengths(request) if strength and isinstance(style, StoredStyle)]
+    saved = [_told(style) for style, strength in _strengths(request) if strength and isinstance(style, StoredStyle)]
     if saved:
         lines.append(
             f"Saved styles have no counterpart in ComfyUI; put their images in their place: {', '.join(saved)}."
