@@ -56,17 +56,22 @@ class Step:
 
 @dataclass(frozen=True)
 class Unread:
-    """What of a prompt the model did not read: words that its tokenizer does not know, and the end that did not fit."""
+    """What of a request had no part in the image.
+
+    Words of the prompt that the tokenizer does not know, the end of it that did not fit, and the names of LoRAs that
+    change the text encoders as well, which is left out.
+    """
 
     words: tuple[str, ...] = ()
     end: str = ""
+    loras: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.words or self.end)
+        return bool(self.words or self.end or self.loras)
 
     @property
     def told(self) -> tuple[Message, ...]:
-        """A sentence for each of the two."""
+        """A sentence for each of them."""
         sentences = []
         if self.words:
             more = "…" if len(self.words) > SHOWN_WORDS else ""
@@ -74,6 +79,7 @@ class Unread:
             sentences.append(message("unknown_words", words=words + more))
         if self.end:
             sentences.append(message("unread", words=shortened(" ".join(self.end.split()))))
+        sentences += [message("lora_text_left_out", name=shortened(name)) for name in self.loras]
         return tuple(sentences)
 
 
@@ -84,7 +90,7 @@ def shortened(text: str) -> str:
 
 @dataclass(frozen=True)
 class ImageReady:
-    """Image `index` (from 0) is finished; `unread` is what of the prompt had no part in it."""
+    """Image `index` (from 0) is finished; `unread` is what of the request had no part in it."""
 
     index: int
     image: Image.Image

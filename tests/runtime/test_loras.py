@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import inference
 from uso_core.catalog import loras as catalog
@@ -246,6 +246,22 @@ def test_a_file_that_is_no_lora_fails_with_a_sentence(settings, tmp_path):
     assert isinstance(last, Failed)
     assert isinstance(last.error, UsoError)
     assert last.error.key == "wrong_kind"
+
+
+def test_what_a_lora_does_to_text_encoders_is_left_out_and_told_with_each_image(settings, use, tmp_path):
+    path = tmp_path / "weights/loras/ink.safetensors"
+    tensors = load_file(path)
+    tensors |= {f"lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_{part}.weight": torch.ones(2, 2)
+                for part in ("up", "down")}  # fmt: skip
+    save_file(tensors, path)
+    worker = Worker(settings)
+    for _ in range(2):  # of the second one nothing is loaded anew
+        (image,) = (each for each in run(worker, use("ink"), use("clay"))[1] if isinstance(each, ImageReady))
+        assert image.unread.loras == ("ink",)
+        (sentence,) = image.unread.told
+        assert (sentence.key, sentence.values["name"]) == ("lora_text_left_out", "ink")
+    (image,) = (each for each in run(worker, use("ink:0"), use("clay"))[1] if isinstance(each, ImageReady))
+    assert not image.unread
 
 
 def test_the_api_takes_names_and_strengths(settings):

@@ -6,7 +6,6 @@ So no second copy of a model builds up. Loading iterates over the fraction done;
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -23,10 +22,7 @@ from uso_core.loaders import keys
 from uso_core.loaders.lora import LoRA
 from uso_core.loaders.other_lora import OtherLoRA
 from uso_core.loaders.tensors import Layout, TensorReader
-from uso_core.messages import message
 from uso_core.quantization.fp8 import fp8_layers, quantize
-
-log = logging.getLogger(__name__)
 
 Each = TypeVar("Each")
 Filling = Generator[float, None, None]  # fractions done, from 0 to 1
@@ -129,9 +125,6 @@ def match(
     if lora is not None:
         lora.check(shapes)
     added = tuple(OtherLoRA(path, strength, shapes) for path, strength in others)
-    for each in added:
-        if each.left_out:
-            log.warning("%s", message("lora_text_left_out", name=each.path.name))
     return Conversion(model, _match(files, table, shapes, levels), dtype, lora, added)
 
 

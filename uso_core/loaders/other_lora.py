@@ -39,6 +39,11 @@ PATTERN_SECONDS = 1.0  # and no longer for one of them
 Targets = tuple[tuple[str, ...], bool]  # matrices whose rows are stacked, and whether the halves are swapped
 
 
+def changes_text(path: Path) -> bool:
+    """Whether a LoRA's file also changes text encoders; raises `WeightsError` for a file that is none."""
+    return any(name.startswith(TEXT_ENCODERS) for name in inspect(path).tensors)
+
+
 @dataclass(frozen=True)
 class Module:
     """What a LoRA has for one name of its own: the names of its tensors by part."""

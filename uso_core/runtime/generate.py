@@ -17,6 +17,7 @@ from uso_core import images
 from uso_core.catalog.models import Model
 from uso_core.errors import RequestError
 from uso_core.events import Encoding, Event, ImageReady, Skipped, Step, StylesReady
+from uso_core.loaders.other_lora import changes_text
 from uso_core.messages import message
 from uso_core.model.denoising import Prepared
 from uso_core.model.pipeline import USOPipeline
@@ -50,7 +51,8 @@ def generate(
     condition = pipeline.encode(request.prompt, content, styles, request.content_size)
     # 2. Prepare what all steps and images share
     prepared = pipeline.prepare(condition, dataclasses.replace(request.sampling, style_strengths=strengths))
-    unread = pipeline.unread(request.prompt)
+    text_left_out = (lora.name for lora in request.loras if lora.path and lora.strength and changes_text(lora.path))
+    unread = dataclasses.replace(pipeline.unread(request.prompt), loras=tuple(text_left_out))
     for index in range(first, request.images if end is None else end):
         # 3. Denoise
         seed = _settled(request) + index
