@@ -295,3 +295,15 @@ def test_nothing_is_used_again_that_replaced_parts_made(fresh: USOPipeline) -> N
     assert not torch.equal(karras, other)
     fresh.to(torch.bfloat16)
     assert ask(fresh, num_inference_steps=5).dtype == torch.bfloat16
+
+
+def test_a_lora_of_the_text_encoder_counts_at_once_and_goes_with_its_adapter(fresh: USOPipeline) -> None:
+    before, modules = ask(fresh), dict(fresh.text_encoder.named_modules())
+    name = next(name for name in modules if name.endswith("layers.0.self_attn.q_proj"))  # versions differ in the rest
+    rows, columns = modules[name].weight.shape
+    parts = {"lora_A": torch.randn(2, columns), "lora_B": torch.randn(rows, 2)}
+    strong = {f"text_encoder.{name}.{part}.weight": tensor for part, tensor in parts.items()}
+    fresh.load_lora_weights(strong, adapter_name="one")
+    assert not torch.equal(ask(fresh), before)
+    fresh.delete_adapters("one")
+    assert torch.equal(ask(fresh), before)
