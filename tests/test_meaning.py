@@ -32,33 +32,35 @@ PROMISED: dict[tuple[str, str], float] = {
     ("text", "scene"): 0.95,
     ("text", "technique"): 0.95,
     ("text", "subject"): 0.9,
-    ("text", "colour"): 0.9,
-    ("text", "second_colour"): 0.75,
+    ("text", "colour"): 0.88,
+    ("text", "second_colour"): 0.8,
     ("subject", "scene"): 0.95,
     ("subject", "subject"): 0.95,
     ("subject", "colour"): 0.9,
     ("subject", "identity_of_8"): 0.85,
-    ("style", "scene"): 0.9,
+    ("style", "scene"): 0.95,
     ("style", "subject"): 0.95,
     ("style", "colour"): 0.85,
-    ("style", "second_colour"): 0.75,
+    ("style", "second_colour"): 0.8,
     ("style", "technique"): 0.9,
-    ("style", "technique_out_of_range"): 0.8,
+    ("style", "technique_out_of_range"): 0.9,
     ("style", "style_subject_leaks"): 0.05,
     ("both", "scene"): 0.95,
     ("both", "subject"): 0.95,
     ("both", "colour"): 0.9,
     ("both", "identity_of_8"): 0.8,
-    ("both", "technique"): 0.9,
+    ("both", "technique"): 0.95,
+    ("both", "technique_out_of_range"): 0.9,
     ("both", "style_subject_leaks"): 0.05,
     ("layout", "subject"): 0.9,
-    ("layout", "technique"): 0.8,
+    ("layout", "technique"): 0.88,
+    ("layout", "technique_out_of_range"): 0.85,
     ("layout", "outline_relative"): 0.83,
     ("layout", "style_subject_leaks"): 0.05,
     ("blend", "scene"): 0.8,
 }
 FURTHEST = 1.3  # the Fréchet distance at most, in floors; it was 1.6 to 1.8 once
-SUBJECT_IN_FORMATS = {"text": 0.6, "subject": 0.9, "style": 0.6, "both": 0.9, "layout": 0.6}  # in each one offered
+SUBJECT_IN_FORMATS = {"text": 0.6, "subject": 0.9, "style": 0.6, "both": 0.8, "layout": 0.55}  # in each one offered
 AT_MOST = ("style_subject_leaks", "style_scene_leaks")
 FLIPS = 1.01 / QUICK  # one image of a mode may be read differently on another machine
 SWEPT = range(3)  # trials in which one setting is changed
@@ -143,7 +145,7 @@ def test_images_are_near_to_the_renderers(mode: str) -> None:
 
 
 def test_foreign_style_images_of_two_palettes_are_told_apart_more_often_than_by_chance() -> None:
-    assert METRICS["own_palettes"] >= 0.8
+    assert METRICS["own_palettes"] >= 0.85
 
 
 @pytest.mark.parametrize("mode", ["style", "both", "layout"])

@@ -135,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Draw the picture strip of the documentation.")
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--weights", type=Path, default=RELEASED)
-    parser.add_argument("--candidates", type=int, default=10, help="trials of each mode to choose from")
+    parser.add_argument("--candidates", type=int, default=30, help="trials of each mode to choose from")
     parser.add_argument("--first", type=int, default=200, help="number of the first trial")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
