@@ -5,8 +5,8 @@ adversary knows only whether latents could be an image's (Sauer et al., 2024, ar
 whether they could be one of what was asked (projection: Miyato and Koyama, 2018).
 
 It is always shown two, the drawn and the real one that answers the same request (relativistic: Jolicoeur-Martineau,
-arXiv 1807.00734): 150 lessons of 32 taught to tell 94 % of such pairs, and a loss of each by itself at most 78 %. Its eyes
-begin as the teacher's, and learn as well.
+arXiv 1807.00734): 150 lessons of 32 taught to tell 94 % of such pairs, and a loss of each by itself at most 78 %. Its
+eyes begin as the teacher's, and learn as well.
 """
 
 from __future__ import annotations
