@@ -124,12 +124,14 @@ class Training:
         return f"{self.plan.stage.name}_state.pt"
 
     def resume(self, name: str | None = None) -> None:
-        """Take up a checkpoint of the run, if there is one.
+        """Take up a checkpoint of the run, if there is one; raises `FileNotFoundError` if none has a given name.
 
         A later stage begins where the one before it ended, and begins again after that one has gone on. What
         `training.published` wrote has no optimizers: the rate warms up anew.
         """
         state = checkpoint.load_state(self.run / (name or self.state_name))
+        if name is not None and state is None:  # at random weights it would soon write over the run's
+            raise FileNotFoundError(f"{self.run} has no checkpoint {name}; it is named as it lies in the run's folder")
         begins = False
         stages = self.plan.stage.after if name is None else ()
         earlier = (checkpoint.load_state(self.run / f"{stage}_state.pt") for stage in stages)

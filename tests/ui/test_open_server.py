@@ -121,11 +121,34 @@ def test_everybody_needs_a_login(tmp_path):
         assert "tea" not in served.log.read_text()
 
 
+def test_who_logs_in_sees_the_images_of_that_login_and_no_others(tmp_path):
+    users = tmp_path / "users"
+    users.write_text("ann:tea\n bob : milk \n")
+    with serve(tmp_path, "--host", "0.0.0.0", "--auth", str(users)) as served:
+        visitors = {}
+        for name, password in (("ann", "tea"), ("bob", "milk")):
+            visitors[name] = httpx.Client(base_url=served.url, timeout=240)
+            reply = visitors[name].post("/login", data={"username": name, "password": password})
+            assert reply.status_code == 200, name
+        event = visitors["ann"].post("/gradio_api/call/v2/generate", json=SMALL).json()["event_id"]
+        assert "complete" in visitors["ann"].get(f"/gradio_api/call/generate/{event}").text
+        made = [path for path in files(served.output) if path.suffix in (".png", ".json")]
+        assert {path.suffix for path in made} == {".png", ".json"}
+        for path in made:
+            codes = {name: each.get(f"/gradio_api/file={path}").status_code for name, each in visitors.items()}
+            assert codes == {"ann": 200 if path.suffix == ".png" else 404, "bob": 404}, path
+        strange = {"cookie": "; ".join(f"{name}=x" for name in visitors["ann"].cookies)}
+        png = next(path for path in made if path.suffix == ".png")
+        assert httpx.get(f"{served.url}/gradio_api/file={png}", headers=strange, timeout=240).status_code in (401, 404)
+        for each in visitors.values():
+            each.close()
+
+
 def test_logins_are_read_from_a_file_too(tmp_path):
     path = tmp_path / "users"
     path.write_text("# who may in\nann:tea\n\nbob:a:b\n")
     assert logins(str(path)) == [("ann", "tea"), ("bob", "a:b")]
-    assert logins("ann:tea") == [("ann", "tea")]
+    assert logins("ann:tea") == logins("ann : tea ") == [("ann", "tea")]
     assert logins(None) is None
     for wrong in ("ann", ":tea", "ann:", "C:\\uso\\users.txt", "c:/uso/users.txt", str(tmp_path / "none")):
         with pytest.raises(SettingsError):

@@ -60,14 +60,17 @@ def examine(settings: Settings) -> int:
     print(f"\n{model.name}: {model.title}")
     for line in (*parts(report), *others(report, settings)):
         print(line)
-    planned, commands = planning(report, settings), [*remedies(report, settings)]
+    wrong = [
+        f"{role}: put another file in place of {report.paths[role]}" for role in report.paths if unfit(role, report)
+    ]
+    planned, commands = planning(report, settings), [*remedies(report, settings), *wrong]
     print("\nMemory plan")
     for line in planned[1]:
         print(f"  {line}")
     print("\nTo do" if commands else "\nNothing is missing.")
     for command in commands:
         print(f"  {command}")
-    return 0 if report.complete and planned[0] else 2
+    return 0 if report.complete and planned[0] and not wrong else 2
 
 
 def machine(settings: Settings) -> Iterator[str]:
@@ -90,10 +93,20 @@ def parts(report: WeightsReport) -> Iterator[str]:
         if role in report.missing:
             yield f"  {'missing':8} {report.missing[role]}"
             continue
-        path = report.paths[role]
-        found = [] if role.endswith("_tokenizer") else describe(path)
-        what = next((each for each in found if each.role == role), found[0] if found else None)
-        yield f"  {'problem' if what is not None and what.problem else 'found':8} {role}: {path}{_what(what)}"
+        state = "problem" if unfit(role, report) else "found"
+        yield f"  {state:8} {role}: {report.paths[role]}{_what(_described(role, report))}"
+
+
+def unfit(role: str, report: WeightsReport) -> bool:
+    """Whether the part's file is damaged, or is another part."""
+    what = _described(role, report)
+    return what is not None and (what.problem is not None or what.role != role and what.role in report.paths)
+
+
+def _described(role: str, report: WeightsReport) -> Found | None:
+    """What the part's file holds: that part, else what comes first in it."""
+    found = [] if role.endswith("_tokenizer") else describe(report.paths[role])
+    return next((each for each in found if each.role == role), found[0] if found else None)
 
 
 def others(report: WeightsReport, settings: Settings) -> Iterator[str]:

@@ -104,13 +104,19 @@ def launch(page: gr.Blocks, engine: Engine, settings: Settings, **options: Any) 
     return launched
 
 
+def _pair(line: str) -> tuple[str, str, str]:
+    """User, colon and password; without the space around both, which nobody would type when they log in."""
+    user, separator, password = line.partition(":")
+    return user.strip(), separator, password.strip()
+
+
 def logins(text: str | None) -> list[tuple[str, str]] | None:
     """User names and passwords out of USER:PASSWORD, or of a file with one a line; raises `SettingsError`."""
     if text is None:
         return None
     path = given_path(text)
     if not os.path.isfile(path):
-        user, separator, password = text.strip().partition(":")
+        user, separator, password = _pair(text)
         if not (user and separator and password) or re.match(r"[A-Za-z]:[\\/]", text):  # a path on Windows
             raise SettingsError("auth", value=user if separator else path.name)
         return [(user, password)]
@@ -124,7 +130,7 @@ def logins(text: str | None) -> list[tuple[str, str]] | None:
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
-        user, _, password = line.strip().partition(":")
+        user, _, password = _pair(line)
         if not (user and password) or user in pairs:  # its words may be a password
             raise SettingsError("auth_line", hint="auth", path=path, line=number)
         pairs[user] = password

@@ -26,7 +26,7 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from uso_core.errors import InternalError, RequestError, UsoError
 from uso_core.messages import Bytes
 from uso_core.settings import LOOPBACK, Settings
-from uso_core.ui.visitors import COOKIE, VISITORS, folder_name
+from uso_core.ui.visitors import COOKIE, VISITORS, folder_name, logged_in
 
 log = logging.getLogger(__name__)
 FILE_ROUTES = ("/gradio_api/file=", "/file=")
@@ -104,7 +104,7 @@ class Guard:
             host = headers.get("host", "")
             return _said(RequestError("host_not_allowed", host=host), 421)
         for route in FILE_ROUTES:
-            if route in path and not self._serves(path.partition(route)[2], visitor):
+            if route in path and not self._serves(path.partition(route)[2], login_of(scope) or visitor):
                 return PlainTextResponse("Not found.", 404)
         if scope["method"] != "POST":
             return None
@@ -208,6 +208,15 @@ def cookie_of(headers: Headers) -> str:
     except CookieError:
         return ""
     return value.value if value is not None and re.fullmatch(r"[0-9a-f]{32}", value.value) else ""
+
+
+def login_of(scope: Any) -> str:
+    """The visitor whose login Gradio's own cookie proves; empty if there is none."""
+    app = scope.get("app")
+    tokens, key = getattr(app, "tokens", None) or {}, getattr(app, "cookie_id", "")
+    cookies = Request(scope).cookies
+    name = tokens.get(cookies.get(f"access-token-{key}") or cookies.get(f"access-token-unsecure-{key}"))
+    return logged_in(name) if name else ""
 
 
 async def unfit(request: Request, error: Exception) -> JSONResponse:

@@ -55,7 +55,9 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form, results: R
         ]
         empty = "no_stars" if only else "no_history"
         words = say("no_matches", words=words.strip()[: text.SHOWN_CHARACTERS]) if (words or "").strip() else say(empty)
-        return {shown: html(days), note: "" if found else words, picked: [], **_buttons(0)}
+        if found:
+            words = say("newest_shown", shown=SHOWN, count=len(found)) if len(found) > SHOWN else ""
+        return {shown: html(days), note: words, picked: [], **_buttons(0)}
 
     def _buttons(count: int) -> Updates:
         usable = count > 0

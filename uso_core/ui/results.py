@@ -219,7 +219,7 @@ def packed(paths: Sequence[Path]) -> str | None:
         return None
 
     def write(file: IO[bytes]) -> None:
-        with zipfile.ZipFile(file, "w") as archive:
+        with zipfile.ZipFile(file, "w", strict_timestamps=False) as archive:
             for path in there:
                 archive.write(path, path.name)
 
