@@ -145,6 +145,12 @@ def test_the_adversary_learns_beside_the_model_and_neither_moves_the_other(run: 
         assert torch.equal(value, resumed.adversary.judge.state_dict()[name]), name
 
 
+def test_a_checkpoint_that_is_not_there_does_not_begin_a_run_anew(run: Path) -> None:
+    stage = train(run, 6)
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        stage.resume(f"{run.name}/joint_plateau.pt")  # its name below the run's folder is asked for
+
+
 def test_training_asks_for_its_teacher(run: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"training\.teacher"):
         load_teacher(tmp_path)
