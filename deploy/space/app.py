@@ -27,7 +27,7 @@ SPACE = {"host": "0.0.0.0", "allow_host": "*.hf.space", "vram_limit": 44.0, "com
 def main() -> None:
     """Fetches and loads the model, then serves the page until the platform ends it."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    settings = load_settings(SPACE)
+    settings = chosen()
     executor = ZeroGPUExecutor(settings)  # before PyTorch is imported
     model, reason = provide(settings)
     executor.load(model)
@@ -39,6 +39,14 @@ def main() -> None:
     page = ui.build(engine, settings)
     ui.launch(page, engine, settings)
     threading.Event().wait()
+
+
+def chosen() -> Settings:
+    """The Space's settings, but for those that its owner has set; its own address is answered beside theirs."""
+    given, usual = load_settings(), Settings()
+    unset = {name: value for name, value in SPACE.items() if getattr(given, name) == getattr(usual, name)}
+    hosts = ",".join(filter(None, (str(SPACE["allow_host"]), given.allow_host)))
+    return load_settings({**unset, "allow_host": hosts})
 
 
 def provide(settings: Settings) -> tuple[Model, Message | None]:

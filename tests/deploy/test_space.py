@@ -17,7 +17,7 @@ import yaml
 from gradio_client import Client
 from packaging.requirements import Requirement
 
-from deploy.space.app import SPACE, provide
+from deploy.space.app import SPACE, chosen, provide
 from deploy.space.assemble import FOLDERS, assemble
 from tests.serving import clean_environment, free_port, wait_until_it_answers
 from tests.test_requirements import declared
@@ -211,3 +211,15 @@ def test_the_folder_serves_its_page_and_a_call_makes_an_image(folder, tmp_path):
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def test_what_the_owner_of_a_space_sets_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("ALLOW_HOST", "VRAM_LIMIT", "COMPILE"):
+        monkeypatch.delenv(f"USO_{name}", raising=False)
+    plain = chosen()
+    assert {name: getattr(plain, name) for name in SPACE} == SPACE
+    monkeypatch.setenv("USO_ALLOW_HOST", "art.example.org")
+    monkeypatch.setenv("USO_VRAM_LIMIT", "20")
+    own = chosen()
+    assert (own.allow_host, own.vram_limit, own.compile) == ("*.hf.space,art.example.org", 20, "off")
