@@ -63,7 +63,13 @@ def widen(narrow: dict[str, torch.Tensor], wide: dict[str, torch.Tensor]) -> dic
 
 
 def begin(folder: Path, run: Path, rank: int | None = None) -> None:
-    """Writes a run's files from a release's; rank: of its LoRA, where it is to grow."""
+    """Writes a run's files from a release's; rank: of its LoRA, where it is to grow.
+
+    Raises `FileExistsError` where the run has gone on: it would begin anew.
+    """
+    there = checkpoint.load_state(run / "joint_state.pt")
+    if there is not None and there["step"]:
+        raise FileExistsError(f"{run} stands at step {there['step']}; give a new folder, or remove its joint_state.pt")
     model = load_published(folder, rank)
     weights = model.state_dict()
     checkpoint.save_state(run / "joint_state.pt", {"model": weights, "ema": weights, "step": 0, "samples": 0})

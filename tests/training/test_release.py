@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from shutil import copytree, ignore_patterns
 
+import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
@@ -77,6 +78,13 @@ def test_a_run_begins_at_the_published_weights(tmp_path: Path) -> None:
             assert all(torch.equal(here.get_tensor(name), there.get_tensor(name)) for name in tensors), path
             notes = [json.loads(file.metadata().get("uso", "{}")) for file in (here, there)]
             assert notes[0] == notes[1], path
+
+
+def test_a_run_that_has_gone_on_is_not_begun_anew(tmp_path: Path) -> None:
+    checkpoint.save_state(tmp_path / "joint_state.pt", {"step": 7})
+    with pytest.raises(FileExistsError, match="step 7"):
+        begin(RELEASED, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["joint_state.pt"]
 
 
 def test_training_goes_on_from_published_weights(run: Path, tmp_path: Path) -> None:
