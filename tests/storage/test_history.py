@@ -116,17 +116,6 @@ def test_thumbnails_are_small_and_their_loss_does_no_harm(history):
     assert entry.thumbnail == entry.path
 
 
-def test_whoever_shows_images_is_told_of_those_that_go(tmp_path):
-    gone: list[Path] = []
-    history = History(tmp_path / "output", 2, 10**9, gone.append)
-    first, second, third = (add(history, seed=seed) for seed in range(3))
-    assert gone == [first]
-    history.delete(third)
-    history.delete(tmp_path / "elsewhere.png")
-    assert gone == [first, third]
-    assert second.exists()
-
-
 def test_deleting_removes_everything_of_the_image_and_nothing_else(history):
     one, other = add(history, content=RED, styles=(BLUE,)), add(history, seed=2, content=RED)
     history.delete(one)

@@ -228,6 +228,14 @@ def test_an_open_server_says_when_somebody_calls_too_often(tmp_path):
         assert "1 MB" in reply.text
 
 
+def test_a_call_gets_more_images_than_the_history_keeps(tmp_path):
+    with serve(tmp_path, USO_HISTORY_IMAGES="2") as served:
+        client = Client(served.url, verbose=False, download_files=str(tmp_path / "downloads"))
+        images, *_ = client.predict(prompt="a boat", width=64, height=64, steps=2, images=4, api_name="/generate")
+        assert len({Path(each).read_bytes() for each in images}) == 4
+        assert len(served.results) == 2
+
+
 def test_a_name_that_leads_out_of_the_folder_is_left_to_gradio(tmp_path):
     guard = Guard(None, Settings(output=str(tmp_path)))
     assert guard._serves("/etc/passwd", "")  # not ours to judge: Gradio refuses it

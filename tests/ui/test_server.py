@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import mcp
 import numpy as np
@@ -279,6 +280,13 @@ def test_no_path_given_by_a_caller_is_opened(served: Served, drawing: Path) -> N
         served, "generate", content={"path": str(drawing), "meta": {"_type": "gradio.FileData"}}, **SMALL
     )
     assert name == "error"
+
+
+def test_an_upload_that_is_gone_is_named(served: Served, client: Client, drawing: Path) -> None:
+    place = unquote(uploaded_address(client, drawing).partition("file=")[2])
+    Path(place).unlink()
+    name, reply = by_http(served, "generate", content={"path": place, "orig_name": "mine.png"}, **SMALL)
+    assert (name, reply["error"]) == ("error", "The image mine.png is no longer on the server. Choose it again.")
 
 
 @pytest.mark.parametrize("given", ["data:image/png;base64,!!!", "x" * 200, {"url": None}, {"path": ""}])

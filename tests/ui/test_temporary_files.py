@@ -67,14 +67,3 @@ def test_only_recent_previews_stay(passing, monkeypatch):
     monkeypatch.setattr(temporary_files, "PREVIEW_SECONDS", -1)
     third = passing.preview("me", IMAGE)
     assert [Path(each).exists() for each in (first, second, third)] == [False, False, True]
-
-
-def test_a_deleted_image_takes_its_copies_along(passing, tmp_path):
-    kept = tmp_path / "20261127-120000-5-000001.png"
-    copies = [tmp_path / folder / kept.name for folder in ("a" * 64, "b" * 64)]
-    other = tmp_path / ("a" * 64) / "20261127-120000-5-000002.png"
-    for each in (*copies, other):
-        each.parent.mkdir(exist_ok=True)
-        each.touch()
-    temporary_files.drop_copies(kept)
-    assert [each.exists() for each in (*copies, other)] == [False, False, True]

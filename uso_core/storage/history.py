@@ -16,7 +16,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -67,13 +67,11 @@ class Entry:
 class History:
     """The images in one folder, which several processes may share; sweeps what a killed process left there first.
 
-    Shows, counts and deletes only files with names of ours. `gone` is told of each image that is deleted, whatever for.
+    Shows, counts and deletes only files with names of ours.
     """
 
-    def __init__(
-        self, folder: Path, max_images: int, max_bytes: int, gone: Callable[[Path], None] = lambda path: None
-    ) -> None:
-        self.folder, self._gone = folder, gone
+    def __init__(self, folder: Path, max_images: int, max_bytes: int) -> None:
+        self.folder = folder
         self._max_images, self._max_bytes = max_images, max_bytes
         self._told: set[Path] = set()  # images that could not be read, said once
         self.sweep()
@@ -142,7 +140,6 @@ class History:
                     _write(self.folder / SEQUENCE, str(age_order(path)[0]).encode())
             _remove(path)
             self._drop_inputs()
-        self._gone(path)
 
     def restore(self, path: Path) -> tuple[GenerationRequest, dict[str, Path]]:
         """The request in a PNG of ours, and those of its input images that are still kept, by sha256.
@@ -208,7 +205,6 @@ class History:
             if index and (index >= self._max_images or total > self._max_bytes):  # the newest always stays
                 with contextlib.suppress(OutputError):
                     _remove(path)
-                    self._gone(path)
                     removed = True
         if removed:
             self._drop_inputs()

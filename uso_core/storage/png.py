@@ -12,6 +12,7 @@ from PIL import Image, PngImagePlugin
 from uso_core.errors import RequestError
 from uso_core.images import png_of_words
 from uso_core.request import GenerationRequest, Result
+from uso_core.text_files import parsed_json
 
 KEY = "uso"
 MAX_TEXT_CHARACTERS = 1 * 2**20
@@ -44,11 +45,26 @@ def png_texts(path: Path) -> dict[str, str]:
 
 
 def read_request(path: Path) -> GenerationRequest:
-    """The request in a PNG of ours. The file is untrusted: raises `RequestError` for any other format."""
+    """The request in a PNG of ours, or in the JSON beside one.
+
+    The file is untrusted: raises `RequestError` for any other format.
+    """
+    if path.suffix.lower() == ".json":
+        record = as_record(parsed_json(path.read_bytes(), path.name))
+        if record is None:
+            raise RequestError("no_settings", hint="our_png", file=path.name)
+        return parse_request(json.dumps(record))
     text = png_texts(path).get(KEY)
     if text is None:
         raise RequestError("no_settings", hint="our_png", file=path.name)
     return parse_request(text)
+
+
+def as_record(values: Any) -> dict[str, Any] | None:
+    """The record in the parsed JSON beside an image of the history or of the command line, if it is one."""
+    if isinstance(values, dict) and isinstance(values.get(KEY), dict):
+        values = values[KEY]
+    return values if isinstance(values, dict) and isinstance(values.get("prompt"), str) else None
 
 
 def parse_request(text: str) -> GenerationRequest:

@@ -45,7 +45,10 @@ WORDS_ONLY = "<i>Aa</i>"  # instead of images, if there are none
 
 @dataclass(frozen=True)
 class Card:
-    """One item to choose: `key` comes back when chosen; `images` are addresses, and `full` of the whole image."""
+    """One item to choose: `key` comes back when chosen; `images` are addresses, and `full` of the whole image.
+
+    One that is `passing` lies in no history.
+    """
 
     key: str
     title: str
@@ -54,6 +57,7 @@ class Card:
     full: str = ""
     starred: bool = False
     chosen: bool = False
+    passing: bool = False
 
 
 def cards(elem_id: str, label: str, value: str = "") -> gr.HTML:
@@ -99,7 +103,7 @@ def _html(card: Card) -> str:
     images = "".join(f'<img src="{escape(each)}" alt="" loading="lazy">' for each in card.images) or WORDS_ONLY
     said = f"{card.title}: {card.words}" if card.words else card.title
     full = f' data-full="{escape(card.full)}"' if card.full else ""
-    star = ' data-starred="true"' if card.starred else ""
+    star = ' data-starred="true"' if card.starred else ' data-passing="true"' if card.passing else ""
     return (
         f'<button type="button" data-key="{escape(card.key)}"{full}{star} aria-pressed="{str(card.chosen).lower()}"'
         f' title="{escape(said)}"><span class="images">{images}</span><b>{escape(card.title)}</b> '

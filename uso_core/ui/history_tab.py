@@ -18,6 +18,7 @@ from uso_core.ui.inputs import refusal
 from uso_core.ui.language import label, say
 from uso_core.ui.results import Results, fetch, packed, restored
 from uso_core.ui.services import Services
+from uso_core.ui.temporary_files import discard
 
 SHOWN = 200  # thumbnails at once; a search finds the others
 SEVERAL = """
@@ -99,7 +100,8 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form, results: R
         """Selects an image of the history, or one that this page made; or what the lightbox asks for."""
         stores, page = services.stores(request), services.sessions.page(request.session_hash or "")
         own = {Path(each).name: Path(each) for each in services.runs.made(page)}
-        path = stores.history.find(chosen(event)) or own.get(chosen(event))
+        kept = stores.history.find(chosen(event))
+        path = kept or own.get(chosen(event))
         if path is None or not path.is_file():
             return {form.status: {"text": say("nothing_selected"), "percent": 0}}
         create = {tabs: gr.Tabs(selected="create")}
@@ -117,12 +119,12 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form, results: R
                     services.sessions.look(request.session_hash or "", str(path))
                     words_shown = {form.status: {"text": words, "percent": 0}}
                     return {**updates, **results.showing(str(path)), **create, **words_shown}
-                case "star" | "unstar":
+                case "star" | "unstar" if kept:
                     stores.history.star(path, action(event) == "star")
                     again = results.shelf(services.runs.made(page))
                     return {**look(given[search], given[starred], request), **again}
                 case "delete":
-                    stores.history.delete(path)
+                    (stores.history.delete if kept else discard)(path)
                     return {**look(given[search], given[starred], request), **without_deleted(given, request)}
         except UsoError as error:
             raise refusal(error) from None

@@ -126,6 +126,8 @@ class ImageInput(gr.Image, metaclass=WithoutStub):
             return self._keep(name or "image", _decode(source.partition(",")[2]))
         if (given := self._ours(source)) is not None:
             return given
+        if source.startswith((str(cache := Path(self.GRADIO_CACHE)), str(cache.resolve()))):
+            raise RequestError("upload_gone", hint="choose_again", name=name or Path(source).name)
         return self._keep(name or "image", _decode(source))
 
     def _shown(self, address: str) -> str | None:

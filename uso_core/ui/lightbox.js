@@ -56,6 +56,7 @@
       delete remove.dataset.sure;
       remove.textContent = words.delete;
       show.starred(card.dataset.starred === "true");
+      star.hidden = card.dataset.passing === "true"; // there is no history to star it in
       for (const each of cardsOf(grid)) each.setAttribute("aria-pressed", String(each === card));
       clearTimeout(telling);
       if (tell) telling = setTimeout(() => act(""), 200); // not for each image that is only passed by
@@ -76,7 +77,7 @@
       image.classList.toggle("whole", times >= 2);
     });
     const KEYS = {
-      ArrowLeft: () => move(-1), ArrowRight: () => move(1), Delete: () => remove.click(), s: () => star.click(),
+      ArrowLeft: () => move(-1), ArrowRight: () => move(1), Delete: () => remove.click(), s: () => star.hidden || star.click(),
       d: () => download.click(), r: leave("restore"), c: leave("content"), t: leave("style"),
     };
     dialog.addEventListener("keydown", (event) => {

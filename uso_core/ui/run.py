@@ -25,7 +25,7 @@ from uso_core.ui.language import say
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 60.0  # for which a page's runs go on without it: it is loaded again, or the connection is lost
-MOST_PAGES, MOST_MADE = 1000, 200  # pages remembered, and images of each
+MOST_PAGES = 1000  # remembered
 MOST_LEFT = 1000  # sessions remembered after their end
 PATIENCE = 0.5  # seconds between checks whether the browser is still there
 INTERVAL = 0.1  # minimum seconds between two updates: the browser would fall behind
@@ -240,14 +240,13 @@ class Runs:
             return [run for run in self._pages.get(page, ()) if not run.seen]
 
     def made(self, page: str, path: str | None = None) -> list[str]:
-        """The newest images that the page has made and that are still there, oldest first; now with the given one."""
+        """The images that the page has made and that are still there, oldest first; now with the given one."""
         with self._lock:
+            paths = [each for each in self._made.get(page, ()) if Path(each).is_file()]
             if path is not None:
                 self._pages.setdefault(page, [])
-                paths = self._made.setdefault(page, [])
-                paths.append(path)
-                del paths[:-MOST_MADE]
-            return [each for each in self._made.get(page, ()) if Path(each).is_file()]
+                self._made[page] = paths = [*paths, path]
+            return paths
 
     def active(self, page: str) -> list[Run]:
         """The page's runs that have not ended."""

@@ -13,7 +13,7 @@ from uso_core.storage.history import History
 from uso_core.storage.styles import StyleStore
 from uso_core.ui.downloads import Downloads
 from uso_core.ui.run import Runs, Sessions
-from uso_core.ui.temporary_files import PassingImages, drop_copies
+from uso_core.ui.temporary_files import PassingImages
 from uso_core.ui.visitors import VISITORS, folder_name, visitor_of
 
 MOST_STORES = 256  # visitors whose stores stay open; others' are reopened
@@ -48,7 +48,7 @@ class Services:
             folder = settings.output_folder
             if visitor:
                 folder = folder / VISITORS / folder_name(visitor)
-            history = History(folder, settings.history_images, settings.history_gb * 10**9, drop_copies)
+            history = History(folder, settings.history_images, settings.history_gb * 10**9)
             return Stores(history, StyleStore(folder / "styles"))
 
         return cls(engine, settings, PassingImages(), Sessions(), Runs(), Downloads(settings), stores)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import secrets
 import shutil
 import threading
@@ -33,9 +32,9 @@ def passing_path(name: str) -> Path:
     return folder / name
 
 
-def drop_copies(path: Path) -> None:
-    """Deletes the copies that Gradio made of a kept image in order to show it."""
-    _remove_all(list(Path(get_upload_folder()).glob(f"*/{glob.escape(path.name)}")))
+def discard(path: Path) -> None:
+    """Deletes a file from `passing_path` before its time."""
+    _remove_all([path])
 
 
 class PassingImages:
