@@ -41,6 +41,17 @@ async ([kind, data, name, type]) => {
   document.querySelector("#status").dispatchEvent(event);
 }
 """
+SEVERAL = """
+([target, given]) => {
+  const files = new DataTransfer();
+  for (const [data, name] of given) {
+    const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
+    files.items.add(new File([bytes], name, { type: "image/png" }));
+  }
+  const options = { bubbles: true, cancelable: true, dataTransfer: files };
+  document.querySelector(target).dispatchEvent(new DragEvent("drop", options));
+}
+"""
 
 
 def seed_used(page: Page, seed: int) -> None:
@@ -185,6 +196,24 @@ def test_an_image_that_arrives_anywhere_asks_what_it_is_for(served: Served, open
         page.get_by_role("dialog").get_by_role("button", name=answer, exact=True).click()
         expect(slot(page, place).locator("img")).to_be_visible()
     expect(page.get_by_test_id("toast-body")).to_have_count(0)
+
+
+@pytest.mark.parametrize("target", ["#status", ".slot.column"])
+def test_of_several_files_each_has_its_turn(served: Served, open_page: OpenPage, tmp_path: Path, target: str) -> None:
+    page = open_page(served)
+    made = generate(page, served, "a boat that holds its settings")
+    prompt(page).fill("what I am writing")
+    named = [(CONTENT, "a.png"), (made, "b.png"), (STYLE, "c.png")]
+    page.evaluate(SEVERAL, [target, [[base64.b64encode(path.read_bytes()).decode(), name] for path, name in named]])
+    dialog = page.get_by_role("dialog")
+    answers = ["Content image", "Style image", "Style image"][target != "#status" :]
+    for name, answer in zip(["a.png", "b.png", "c.png"][-len(answers) :], answers, strict=True):
+        expect(dialog.locator("img")).to_have_attribute("alt", name)
+        dialog.get_by_role("button", name=answer, exact=True).click()
+    for place in ("Content image", "Style image 1", "Style image 2"):
+        expect(slot(page, place).locator("img")).to_be_visible()
+    expect(prompt(page)).to_have_value("what I am writing")
+    expect(dialog).to_have_count(0)
 
 
 def test_light_dark_and_the_language_are_chosen_on_the_page(served: Served, open_page: OpenPage) -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.browser.conftest import OpenPage, eventually
+from tests.browser.conftest import OpenPage, eventually, visit
 from tests.browser.test_create import seed_used
 from tests.browser.test_page import ask_for_much, image, of_seed, press, prompt, set_number, shown, status
 from tests.browser.test_page import wait_until_stepping as wait_until_stepping_on
 from tests.browser.test_studio import generate, slot, tab, upload
 from tests.ui.test_app import Served
 from uso_core.catalog.examples import FOLDER
+from uso_core.storage.png import read_request
 from uso_core.ui.ideas import SMALL
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -186,6 +187,34 @@ def test_several_images_are_downloaded_or_deleted_at_once(served: Served, page: 
     seed_used(page, 9142)
 
 
+def test_a_private_image_is_deleted_and_has_no_star(served: Served, page: Page) -> None:
+    little(page, 9147)
+    page.get_by_label("Private: don't save").check()
+    prompt(page).fill("a house in the forest")
+    press(page, "Generate")
+    expect(strip(page)).to_have_count(1)
+    image(page).click()
+    expect(lightbox(page).get_by_role("button", name=re.compile("Star"))).to_be_hidden()
+    for _ in range(2):
+        page.keyboard.press("Delete")
+    expect(strip(page)).to_have_count(0)
+    expect(image(page)).to_have_count(0)
+
+
+def test_an_image_in_a_slot_outlives_the_one_in_the_history(served: Served, page: Page) -> None:
+    little(page, 9148)
+    first = generate(page, served, "a boat to go on with")
+    press(page, "Use as content")
+    expect(slot(page, "Content image").locator("img")).to_be_visible()
+    image(page).click()
+    for _ in range(2):
+        page.keyboard.press("Delete")
+    eventually(lambda: not first.exists())
+    expect(lightbox(page)).to_have_count(0)
+    second = generate(page, served, "goes on")
+    assert read_request(second).content is not None
+
+
 def test_a_private_image_is_gone_after_a_reload(served: Served, page: Page) -> None:
     little(page, 9145)
     page.get_by_label("Private: don't save").check()
@@ -248,6 +277,31 @@ def test_presets_keep_settings_over_a_reload_and_travel_as_a_file(page: Page, tm
         expect(page.get_by_role("spinbutton", name="Steps", exact=True)).to_have_value(steps)
     expect(page.get_by_role("spinbutton", name="Guidance", exact=True)).to_have_value("2.5")
     expect(page.get_by_role("spinbutton", name="Width", exact=True)).to_have_value("128")
+
+
+def test_what_two_tabs_store_is_kept(served: Served, page: Page) -> None:
+    other = page.context.new_page()
+    visit(other, served)
+    for each, steps in ((page, 11), (other, 12)):
+        expect(each.locator("body[data-remembering]")).to_be_attached()
+        set_number(each, "Steps", steps)
+        each.get_by_role("button", name=re.compile("Presets")).click()
+        each.get_by_label("Name of the preset").fill(f"with {steps}")
+        press(each, "Save")
+        expect(status(each)).to_contain_text(f"with {steps}")
+    page.get_by_label("Preset", exact=True).click()
+    page.get_by_role("option", name="with 12", exact=True).click()
+    expect(page.get_by_role("spinbutton", name="Steps", exact=True)).to_have_value("12")
+    set_number(page, "Steps", 13)
+    page.wait_for_function("JSON.parse(sessionStorage.getItem('uso-form')).steps === 13")
+    for each, steps in ((page, "13"), (other, "12")):  # each its own form, a new one the latest
+        each.reload()
+        expect(each.locator("body[data-remembering]")).to_be_attached()
+        expect(each.get_by_role("spinbutton", name="Steps", exact=True)).to_have_value(steps)
+        each.get_by_role("button", name=re.compile("Presets")).click()
+        each.get_by_label("Preset", exact=True).click()
+        for name in ("with 11", "with 12"):
+            expect(each.get_by_role("option", name=name, exact=True)).to_be_visible()
 
 
 def test_a_question_mark_lists_the_keys(page: Page) -> None:

@@ -12,13 +12,14 @@ from PIL import Image
 
 from uso_core.catalog.models import MODELS
 from uso_core.comfy import export_api, import_workflow
+from uso_core.errors import RequestError
 from uso_core.images import open_image
 from uso_core.request import GenerationRequest, Result
 from uso_core.runtime.engine import Engine
 from uso_core.settings import Settings
 from uso_core.storage.history import History
 from uso_core.storage.styles import StyleStore
-from uso_core.ui import presets, text
+from uso_core.ui import presets, results, text
 from uso_core.ui.form import STYLES, Form, build_form
 from uso_core.ui.results import restored
 from uso_core.ui.services import Services, Stores
@@ -81,17 +82,66 @@ def test_an_image_of_another_model_says_so(form, tmp_path, model, said):
     assert (MODELS[model].title if model in MODELS else model) in words or not said
 
 
-def test_presets_beyond_the_most_are_refused_before_any_goes(tmp_path):
+def test_the_record_beside_an_image_restores_it_and_presets_are_sent_to_their_button(form, tmp_path):
+    history = History(tmp_path / "output", 10, 10**9)
+    path = history.add(Image.new("RGB", (32, 32)), Result(WORDS, 7, "uso-tiny", "cpu", "float32", 0.5))
+    beside = path.with_suffix(".json")
+    by_command_line = tmp_path / "0_0.json"
+    by_command_line.write_text(json.dumps({"prompt": "other", "uso": json.loads(beside.read_text())}))
+    stores = Stores(history, StyleStore(tmp_path / "styles"))
+    for file in (beside, by_command_line):
+        assert results._workflow(file) is None
+        assert restored(form, SERVICES, stores, file) == restored(form, SERVICES, stores, path)
+    kept = tmp_path / "presets.json"
+    kept.write_text(json.dumps({presets.IN_FILE: {"mine": {"steps": 5}}}))
+    with pytest.raises(RequestError) as caught:
+        results._workflow(kept)
+    assert caught.value.key == "presets_file"
+
+
+def of_presets(name):
+    """A function of the panel, and the form's fields by component."""
     with gr.Blocks() as page:
-        presets.build(page, build_form(page, MODELS["uso-tiny"], SERVICES), SERVICES)
-    receive = next(each.fn for each in page.fns.values() if each.fn is not None and each.fn.__name__ == "receive")
+        form = build_form(page, MODELS["uso-tiny"], SERVICES)
+        presets.build(page, form, SERVICES)
+    functions = {each.fn.__name__: each.fn for each in page.fns.values() if each.fn is not None}
+    return functions[name], form
+
+
+def test_the_strength_of_what_is_gone_is_no_other_ones():
+    apply, form = of_presets("apply")
+    saved = {"mine": {"steps": 5, "lora_1": "gone", "lora_1_strength": 0.3, "lora_1_on": False, "stored_1": "0" * 64,
+                      "stored_1_strength": 0.4, "lora_2": "", "lora_2_strength": 0.6}}  # fmt: skip
+    values = apply(saved, "mine", "uso-tiny", None)
+    named = {name: values[field] for name, field in form.fields.items() if field in values}
+    assert named == {"steps": 5, "lora_1": "", "stored_1": "", "lora_2": "", "lora_2_strength": 0.6}
+    assert values[form.status]["text"] == (
+        "The preset's LoRAs gone are not here. "
+        "A saved style of the preset no longer exists."
+    )
+
+
+def test_an_import_replaces_no_preset(tmp_path):
+    receive, _ = of_presets("receive")
+    long = "x" * presets.LONGEST_NAME
+    mine = {"mine": {"steps": 5, presets.DEFAULT_FOR: "uso-tiny"}, "same": {"steps": 1}}
+    theirs = {"mine": {"steps": 9, presets.DEFAULT_FOR: "uso-tiny"}, "same": {"steps": 1}, f"{long}1": {"steps": 2},
+              f"{long}2": {"steps": 3}}  # fmt: skip
+    file = tmp_path / "presets.json"
+    file.write_text(json.dumps({presets.IN_FILE: theirs}))
+    (found,) = (value for value in receive(mine, str(file)).values() if isinstance(value, dict) and "same" in value)
+    assert found == {**mine, "mine (2)": {"steps": 9}, long: {"steps": 2}, f"{long[:-4]} (2)": {"steps": 3}}
+
+
+def test_presets_beyond_the_most_are_refused_before_any_goes(tmp_path):
+    receive, _ = of_presets("receive")
     file = tmp_path / "presets.json"
     file.write_text(json.dumps({"uso_presets": {f"new {number}": {"steps": 5} for number in range(20)}}))
     saved = {f"mine {number}": {"steps": 5} for number in range(presets.MOST - 5)}
     with pytest.raises(gr.Error):
-        receive(str(file), saved)
+        receive(saved, str(file))
     assert any(
         len(value) == 80
-        for value in receive(str(file), dict(list(saved.items())[:60])).values()
+        for value in receive(dict(list(saved.items())[:60]), str(file)).values()
         if isinstance(value, dict)
     )

@@ -6,6 +6,7 @@
     input.files = files.files;
     input.dispatchEvent(new Event("change", { bubbles: true }));
   };
+  const PATIENCE = 20000; // ms until the next file has its turn, though the one before has not arrived
   const MOST = 1 << 22; // bytes in which settings are looked for
   const KEYS = ["uso", "workflow", "prompt"]; // of a PNG's texts; a WebP's Exif has "workflow:" or "prompt:"
 
@@ -20,18 +21,20 @@
 
   const slots = () => [...document.querySelectorAll(".slot.column")];
   const filled = (slot) => slot.querySelector("img") !== null;
-  const put = (slot, file) => {
-    const input = slot.querySelector("input[type=file]");
-    if (input) return give(input, file);
+  const until = (slot, found) => new Promise((resolve) => {
+    if (found()) return resolve(found());
+    const observer = new MutationObserver(() => { if (found()) { observer.disconnect(); resolve(found()); } });
+    observer.observe(slot, { childList: true, subtree: true });
+  });
+  const put = async (slot, file) => {
+    const input = () => slot.querySelector("input[type=file]");
     // A filled slot has no place to upload to: empty it first.
-    slot.querySelector(".icon-button-wrapper button:last-child")?.click();
-    new MutationObserver((_, observer) => {
-      const place = slot.querySelector("input[type=file]");
-      if (place) { observer.disconnect(); give(place, file); }
-    }).observe(slot, { childList: true, subtree: true });
+    if (!input()) slot.querySelector(".icon-button-wrapper button:last-child")?.click();
+    give(await until(slot, input), file);
+    await Promise.race([until(slot, () => filled(slot)), new Promise((resolve) => setTimeout(resolve, PATIENCE))]);
   };
 
-  const ask = (file) => {
+  const ask = (file) => new Promise((asked) => {
     const address = URL.createObjectURL(file);
     const dialog = make("dialog", { className: "crop", ariaLabel: words.image_for },
       make("p", { textContent: words.image_for }), make("img", { src: address, alt: file.name }));
@@ -41,23 +44,26 @@
     const offers = [[words.content, all[0]], [words.style.replace(/\s*\{number\}/, ""), styles.find((each) => !filled(each)) || styles[0]]];
     for (const [textContent, slot] of offers) {
       const button = make("button", { type: "button", className: "apply", textContent });
-      button.addEventListener("click", () => { dialog.close(); put(slot, file); });
+      button.addEventListener("click", () => { asked(put(slot, file)); dialog.close(); });
       bar.append(button);
     }
     const cancel = make("button", { type: "button", textContent: words.cancel });
     cancel.addEventListener("click", () => dialog.close());
     bar.prepend(make("span", {}), cancel);
     dialog.append(bar);
-    dialog.addEventListener("close", () => { URL.revokeObjectURL(address); dialog.remove(); });
+    dialog.addEventListener("close", () => { URL.revokeObjectURL(address); dialog.remove(); asked(); });
     document.body.append(dialog);
     dialog.showModal();
-  };
+  });
 
-  const take = async (file) => {
+  // Of several files the images are for slots, whether or not they hold settings.
+  const take = async (files, several = files.length > 1) => {
     const restore = document.querySelector("#restore input[type=file], input[type=file][accept*=json]");
-    if (await holdsSettings(file)) give(restore, file);
-    else if (file.type.startsWith("image/") || /\.(heic|heif|avif|tiff?)$/i.test(file.name)) ask(file);
-    else give(restore, file); // which says what it takes
+    const isImage = (file) => file.type.startsWith("image/") || /\.(heic|heif|avif|tiff?)$/i.test(file.name);
+    for (const file of files) {
+      if (isImage(file) && (several || !(await holdsSettings(file)))) await ask(file);
+      else give(restore, file); // which says what it takes
+    }
   };
 
   // Images of this page are dragged into slots by their address.
@@ -78,6 +84,17 @@
     if (reply.ok) put(slot, new File([await reply.blob()], address.split("/").pop(), { type: "image/png" }));
   }, true);
 
+  // Several files on a slot: the first is for it, the others are asked about.
+  document.addEventListener("drop", async (event) => {
+    const slot = event.dataTransfer?.files.length > 1 && event.target.closest?.(".slot.column");
+    if (!slot || event.dataTransfer.types.includes(OURS)) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const [first, ...others] = event.dataTransfer.files;
+    await put(slot, first);
+    take(others, true);
+  }, true);
+
   const outside = (event) =>
     event.dataTransfer?.types.includes("Files") && !event.dataTransfer.types.includes(OURS) && !event.target.closest(".slot, dialog");
   document.addEventListener("dragover", (event) => {
@@ -91,12 +108,12 @@
     document.body.classList.remove("dropping");
     if (!outside(event) || !event.dataTransfer.files.length || document.querySelector("dialog[open]")) return;
     event.preventDefault();
-    take(event.dataTransfer.files[0]);
+    take([...event.dataTransfer.files]);
   });
   document.addEventListener("paste", (event) => {
-    const [file] = event.clipboardData?.files || [];
-    if (!file || document.querySelector("dialog[open]") || !document.querySelector("#create").offsetParent) return;
+    const files = [...(event.clipboardData?.files || [])];
+    if (!files.length || document.querySelector("dialog[open]") || !document.querySelector("#create").offsetParent) return;
     event.preventDefault();
-    take(file);
+    take(files);
   });
 }

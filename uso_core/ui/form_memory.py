@@ -15,46 +15,76 @@ from uso_core.catalog.loras import find_loras
 from uso_core.catalog.models import Model, get_model
 from uso_core.errors import RequestError
 from uso_core.request import check_prompt
+from uso_core.ui.browser_storage import carrier
 from uso_core.ui.event_options import QUIET
 from uso_core.ui.form import Form, Updates
 from uso_core.ui.inputs import ChoiceInput, ImageInput, NumberInput, SliderInput
 from uso_core.ui.services import Services
 
 KEY = "uso-form"
-SAVE = """
-(kept, hidden, ...values) => {
+# A tab that is loaded again has its own values; a new one those that were last changed in any.
+READ = f"""
+(_, model) => {{
+  let kept = null;
+  try {{
+    kept = JSON.parse(sessionStorage.getItem("{KEY}") || localStorage.getItem("{KEY}"));
+  }} catch {{ /* nothing is kept, or something else */ }}
+  return [kept, model];
+}}
+"""
+SAVE = f"""
+(hidden, ...values) => {{
   const names = __NAMES__;
-  if (!document.body.dataset.remembering) return kept;
-  return hidden ? {} : Object.fromEntries(names.map((name, place) => [name, values[place]]));
-}
+  if (!document.body.dataset.remembering) return;
+  const kept = hidden ? {{}} : Object.fromEntries(names.map((name, place) => [name, values[place]]));
+  try {{
+    for (const each of [sessionStorage, localStorage]) each.setItem("{KEY}", JSON.stringify(kept));
+  }} catch {{ /* private browsing */ }}
+}}
 """  # until the old values are back, what the page shows first must not replace them
 BEGIN = "() => { document.body.dataset.remembering = 'true'; }"
 
 
 def wire(page: gr.Blocks, form: Form, services: Services) -> None:
     """Puts the remembered values back when the page is opened, and stores every change."""
-    kept = gr.BrowserState(None, storage_key=KEY, secret=KEY)  # readable by whoever uses the browser, as the page is
     fields = {name: field for name, field in form.fields.items() if name != "model"}
 
     def put_back(saved: Any, model: str, request: gr.Request) -> Updates:
-        stored = {entry.sha256 for entry in services.stores(request).styles.entries()}
-        loras = set(find_loras(services.settings))
-        known = {name: stored if name.startswith("stored") else loras for name in fields}
         given = saved if isinstance(saved, dict) else {}
-        values: Updates = {}
-        for name, field in fields.items():
-            value = given.get(name)
-            if isinstance(field, ImageInput):
-                values |= {field: path} if (path := field.kept(value)) else {}
-            elif fits(name, field, value, get_model(model), known[name]):
-                values[field] = value
+        values, _ = fitting(fields, given, get_model(model), services, request)
+        images = {field: field.kept(given.get(name)) for name, field in fields.items() if isinstance(field, ImageInput)}
+        values |= {field: path for field, path in images.items() if path}
         return form.with_aspect(values) or gr.skip()
 
     outputs = list(fields.values())
-    loaded = page.load(put_back, [kept, form["model"]], [*outputs, form.aspect], **QUIET)
+    loaded = page.load(put_back, [carrier(), form["model"]], [*outputs, form.aspect], js=READ, **QUIET)
     loaded.then(None, None, None, js=BEGIN, **QUIET)
-    gr.on([each.change for each in [form.private, *outputs]], None, [kept, form.private, *outputs], kept,
+    gr.on([each.change for each in [form.private, *outputs]], None, [form.private, *outputs], None,
           js=SAVE.replace("__NAMES__", json.dumps(list(fields))), **QUIET)  # fmt: skip
+
+
+def fitting(
+    fields: dict[str, Any], given: dict[str, Any], model: Model, services: Services, request: gr.Request
+) -> tuple[Updates, list[str]]:
+    """Values from outside for the fields that take them now, and the names of chosen LoRAs and styles that are gone.
+
+    Their places are emptied: their strengths are no other one's.
+    """
+    stored = {entry.sha256 for entry in services.stores(request).styles.entries()}
+    loras = set(find_loras(services.settings))
+    values: Updates = {}
+    gone = []
+    for name, field in fields.items():
+        value = given.get(name)
+        if fits(name, field, value, model, stored if name.startswith("stored") else loras):
+            values[field] = value
+        elif isinstance(field, ChoiceInput) and isinstance(value, str):
+            gone.append(name)
+    for name in gone:
+        values |= {fields[name]: ""}
+        for beside in (f"{name}_strength", f"{name}_on"):
+            values.pop(fields.get(beside), None)
+    return values, gone
 
 
 def fits(name: str, field: Any, value: Any, model: Model, known: set[str]) -> bool:

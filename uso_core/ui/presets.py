@@ -5,20 +5,21 @@ What comes back from the browser or a file may be anything: a value that the for
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from uso_core.catalog.loras import find_loras
 from uso_core.catalog.models import get_model
 from uso_core.errors import RequestError
 from uso_core.storage.files import write_whole
 from uso_core.text_files import parsed_json
+from uso_core.ui.browser_storage import carrier, reading, write
 from uso_core.ui.event_options import QUIET, TOLD
 from uso_core.ui.form import Form, Updates
-from uso_core.ui.form_memory import fits
+from uso_core.ui.form_memory import fitting
 from uso_core.ui.inputs import ImageInput, refusal
 from uso_core.ui.language import label, say
 from uso_core.ui.services import Services
@@ -28,6 +29,7 @@ KEY = "uso-presets"
 MOST, LONGEST_NAME = 100, 60
 MOST_BYTES = 1 << 20  # of a file with presets
 LEFT_OUT = ("model", "prompt", "seed")
+IN_FILE = "uso_presets"  # the key of a file's presets
 DEFAULT_FOR = "default for"  # beside a preset's settings: the model that begins with them
 
 Presets = dict[str, dict[str, Any]]
@@ -48,7 +50,7 @@ def build(page: gr.Blocks, form: Form, services: Services) -> None:
             delete = gr.Button(label("preset_delete"), size="sm", min_width=72)
             export = gr.DownloadButton(label("preset_export"), size="sm", min_width=72)
             take_in = gr.UploadButton(label("preset_import"), file_types=[".json"], size="sm", min_width=72)
-    kept = gr.BrowserState({}, storage_key=KEY, secret=KEY)
+    kept = carrier()
 
     def offered(presets: Presets, chosen: str | None) -> Updates:
         return {choice: gr.Dropdown(choices=list(presets), value=chosen), export: exported(presets)}
@@ -57,28 +59,28 @@ def build(page: gr.Blocks, form: Form, services: Services) -> None:
         if not presets:
             return gr.DownloadButton(interactive=False)
         path = passing_path("uso-presets.json")
-        text = json.dumps({"uso_presets": presets}, ensure_ascii=False, indent=2).encode()
+        text = json.dumps({IN_FILE: presets}, ensure_ascii=False, indent=2).encode()
         write_whole(path, lambda file: file.write(text))
         return gr.DownloadButton(value=str(path), interactive=True)
 
-    def apply(saved: Any, chosen: str | None, model: str) -> Updates:
-        values = read(saved).get(chosen or "", {})
-        known = set(find_loras(services.settings))
-        row = get_model(model)
-        fitting = {field: values[key] for key, field in fields.items() if fits(key, field, values.get(key), row, known)}
-        begins = values.get(DEFAULT_FOR) == model
-        return {**form.with_aspect(fitting), name: chosen, default: begins} if fitting else {default: False}
+    def apply(saved: Any, chosen: str | None, model: str, request: gr.Request) -> Updates:
+        given = read(saved).get(chosen or "", {})
+        values, gone = fitting(fields, given, get_model(model), services, request)
+        if not values:
+            return {default: False}
+        begins = given.get(DEFAULT_FOR) == model
+        return {**form.with_aspect(values), name: chosen, default: begins, **_without(given, gone, form)}
 
-    def begin(saved: Any, model: str) -> Updates:
+    def begin(saved: Any, model: str, request: gr.Request) -> Updates:
         """A model that was just chosen begins with its default."""
         found = next((title for title, values in read(saved).items() if values.get(DEFAULT_FOR) == model), None)
-        return {choice: found, **apply(saved, found, model)} if found else {default: False}
+        return {choice: found, **apply(saved, found, model, request)} if found else {default: False}
 
     def mark(saved: Any, chosen: str | None, model: str, on: bool) -> Updates:
         """One preset at most is a model's default."""
         presets = read(saved)
         if chosen not in presets:
-            return {default: False}
+            return {kept: presets, default: False}
         for values in presets.values():
             if values.get(DEFAULT_FOR) == model:
                 del values[DEFAULT_FOR]
@@ -86,58 +88,95 @@ def build(page: gr.Blocks, form: Form, services: Services) -> None:
             presets[chosen][DEFAULT_FOR] = model
         return {kept: presets, export: exported(presets)}
 
-    def store(given: Updates) -> Updates:
-        title, presets = " ".join(str(given[name] or "").split())[:LONGEST_NAME], read(given[kept])
+    def store(saved: Any, written: str | None, *values: Any) -> Updates:
+        title, presets = " ".join((written or "").split())[:LONGEST_NAME], read(saved)
         if not title:
             raise refusal(RequestError("preset_name"))
         if title not in presets and len(presets) >= MOST:
             raise refusal(RequestError("too_many_presets", most=MOST))
         of_model = {key: value for key, value in presets.get(title, {}).items() if key == DEFAULT_FOR}
-        presets[title] = {**{key: given[field] for key, field in fields.items()}, **of_model}
+        presets[title] = {**dict(zip(fields, values, strict=True)), **of_model}
         return {kept: presets, **offered(presets, title), form.status: said("preset_saved", title)}
 
-    def remove(given: Updates) -> Updates:
-        presets = read(given[kept])
-        if presets.pop(given[choice] or "", None) is None:
-            return gr.skip()
-        return {kept: presets, **offered(presets, None), name: "", form.status: said("preset_deleted", given[choice])}
+    def remove(saved: Any, chosen: str | None) -> Updates:
+        presets = read(saved)
+        if presets.pop(chosen or "", None) is None:
+            return {kept: presets, **offered(presets, None)}
+        return {kept: presets, **offered(presets, None), name: "", form.status: said("preset_deleted", chosen or "")}
 
-    def receive(path: str, saved: Any) -> Updates:
-        """The presets of a file beside those there are; one of the same name replaces."""
+    def receive(saved: Any, path: str) -> Updates:
+        """The presets of a file beside those there are: another one of a name gets a number after it."""
         file = Path(path)
         try:
             if file.stat().st_size > MOST_BYTES:
                 raise RequestError("not_presets", name=file.name)
             given = parsed_json(file.read_bytes(), file.name)
-            new = read(given.get("uso_presets")) if isinstance(given, dict) else {}
+            found = given.get(IN_FILE) if isinstance(given, dict) else None
+            new = [(title, values) for title, values in _pairs(found) if isinstance(values, dict)]
             if not new:
                 raise RequestError("not_presets", name=file.name)
+            presets = read(saved)
+            names = [_beside(presets, title, values) for title, values in new]
+            if len(presets) > MOST:
+                raise RequestError("too_many_presets", most=MOST)
         except RequestError as error:
             raise refusal(error) from None
-        presets = {**read(saved), **new}
-        if len(presets) > MOST:
-            raise refusal(RequestError("too_many_presets", most=MOST))
-        return {kept: presets, **offered(presets, None), form.status: said("presets_read", ", ".join(new))}
+        return {kept: presets, **offered(presets, None), form.status: said("presets_read", ", ".join(names))}
 
     def said(key: str, words: str) -> dict[str, Any]:
         return {"text": say(key, name=words), "percent": 0}
 
-    page.load(lambda saved: offered(read(saved), None), kept, [choice, export], **QUIET)
-    choice.input(apply, [kept, choice, form["model"]], [*fields.values(), form.aspect, name, default], **QUIET)
-    form["model"].change(begin, [kept, form["model"]], [*fields.values(), form.aspect, name, default, choice], **QUIET)
-    default.input(mark, [kept, choice, form["model"], default], [kept, export, default], **QUIET)
+    def look(saved: Any) -> Updates:
+        """What another tab stored is offered as well."""
+        return {choice: gr.Dropdown(choices=list(presets := read(saved))), export: exported(presets)}
+
+    now = {"js": reading(KEY), **QUIET}
     told = [kept, choice, export, form.status]
-    save.click(store, {kept, name, *fields.values()}, told, **TOLD)
-    delete.click(remove, {kept, choice}, [*told, name], **TOLD)
-    take_in.upload(receive, [take_in, kept], told, **TOLD)
+    put = [*fields.values(), form.aspect, name, default, form.status]
+    page.load(look, kept, [choice, export], **now)
+    choice.focus(look, kept, [choice, export], **now)
+    choice.input(apply, [kept, choice, form["model"]], put, **now)
+    form["model"].change(begin, [kept, form["model"]], [*put, choice], **now)
+    marked = default.input(mark, [kept, choice, form["model"], default], [kept, export, default], **now)
+    saved = save.click(store, [kept, name, *fields.values()], told, **{**now, **TOLD})
+    removed = delete.click(remove, [kept, choice], [*told, name], **{**now, **TOLD})
+    received = take_in.upload(receive, [kept, take_in], told, **{**now, **TOLD})
+    for event in (marked, saved, removed, received):
+        write(event, kept, KEY)
+
+
+def _without(given: dict[str, Any], gone: list[str], form: Form) -> Updates:
+    """What the status says of a preset's LoRAs and stored styles that are gone."""
+    if not gone:
+        return {}
+    loras = [str(given[name]) for name in gone if name.startswith("lora")]
+    words = [say("preset_loras_gone", names=", ".join(loras))] if loras else []
+    words += [say("preset_styles_gone")] if len(loras) < len(gone) else []
+    return {form.status: {"text": " ".join(words), "percent": 0}}
+
+
+def _pairs(saved: Any) -> list[tuple[str, Any]]:
+    """The entries of a value from outside that have a name, with one that fits."""
+    if not isinstance(saved, dict):
+        return []
+    named = ((" ".join(name.split())[:LONGEST_NAME], values) for name, values in saved.items())
+    return [(name, values) for name, values in named if name]
+
+
+def _beside(presets: Presets, title: str, values: dict[str, Any]) -> str:
+    """Adds a preset to others, under a name that no different one has; returns the name."""
+    taken = title
+    for count in itertools.count(2):
+        if taken not in presets or presets[taken] == values:
+            break
+        ending = f" ({count})"
+        taken = title[: LONGEST_NAME - len(ending)] + ending
+    if values.get(DEFAULT_FOR) and any(each.get(DEFAULT_FOR) == values[DEFAULT_FOR] for each in presets.values()):
+        values = {key: value for key, value in values.items() if key != DEFAULT_FOR}  # one at most
+    presets[taken] = values
+    return taken
 
 
 def read(saved: Any) -> Presets:
     """The presets in a value from outside; their own values are checked when one is applied."""
-    if not isinstance(saved, dict):
-        return {}
-    return {
-        " ".join(name.split())[:LONGEST_NAME]: values
-        for name, values in list(saved.items())[:MOST]
-        if isinstance(name, str) and name.strip() and isinstance(values, dict)
-    }
+    return {name: values for name, values in _pairs(saved)[:MOST] if isinstance(values, dict)}

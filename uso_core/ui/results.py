@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zipfile
 from collections.abc import Sequence
@@ -13,14 +14,15 @@ import gradio as gr
 
 from uso_core.catalog.models import MODELS
 from uso_core.comfy import export_workflow, import_workflow, workflow_in_exif, workflow_in_png_text
-from uso_core.errors import UsoError
+from uso_core.errors import RequestError, UsoError
 from uso_core.images import webp_texts
 from uso_core.messages import Message
 from uso_core.request import InputImage, StoredStyle
-from uso_core.storage.files import write_whole
+from uso_core.storage.files import OUR_NAME, write_whole
 from uso_core.storage.history import is_starred, thumbnail_of
-from uso_core.storage.png import png_texts
-from uso_core.ui import lora_rows, text
+from uso_core.storage.png import as_record, png_texts
+from uso_core.text_files import parsed_json
+from uso_core.ui import lora_rows, presets, text
 from uso_core.ui.card_grid import Card, cards, file_address, html
 from uso_core.ui.event_options import QUIET, TOLD
 from uso_core.ui.form import STORED, STYLES, Form, Updates
@@ -58,7 +60,7 @@ class Results:
         there = list(map(Path, reversed(made)))
         shown = [
             Card(path.name, say("image_of_session", number=len(there) - place), "", (file_address(thumbnail_of(path)),),
-                 file_address(path), is_starred(path))
+                 file_address(path), is_starred(path), passing=not OUR_NAME.fullmatch(path.stem))
             for place, path in enumerate(there[:MOST_SHELVED])
         ]  # fmt: skip
         return {self.strip: html([("", shown)]), self.archive: gr.Button(interactive=bool(there))}
@@ -204,9 +206,17 @@ def restored(form: Form, services: Services, stores: Stores, path: Path) -> tupl
 
 
 def _workflow(path: Path) -> str | bytes | None:
-    """The ComfyUI workflow in a JSON file or in an image's texts; None if there is none."""
+    """The ComfyUI workflow in a JSON file or in an image's texts; None if there is none, or a record of ours.
+
+    Raises `RequestError` for a file with presets, which another button takes.
+    """
     if path.suffix.lower() == ".json":
-        return path.read_bytes()
+        data, values = path.read_bytes(), None
+        with contextlib.suppress(RequestError):  # the importer tells what is wrong with it
+            values = parsed_json(data, path.name)
+        if isinstance(values, dict) and presets.IN_FILE in values:
+            raise RequestError("presets_file", hint="presets_file", name=path.name)
+        return None if as_record(values) else data
     if path.suffix.lower() == ".webp":
         return workflow_in_exif(webp_texts(path))
     return workflow_in_png_text(png_texts(path))
