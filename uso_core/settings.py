@@ -163,6 +163,11 @@ class Settings:
             raise SettingsError("vram_limit_range", limit=self.vram_limit)
         if self.workers != "auto" and not (self.workers.isascii() and self.workers.isdigit() and int(self.workers)):
             raise SettingsError("workers_value", workers=self.workers)
+        for name in ("workers", "idle_minutes"):
+            if self.executor != "ray" and getattr(self, name) not in ("auto", None):
+                raise SettingsError("only_of_ray", variable=env_name(name))
+        if self.executor == "ray" and self.device.startswith("cuda:"):
+            raise SettingsError("device_of_ray", device=self.device)
         if self.ray_address is not None and not re.fullmatch(r"\[?[\w.:-]+\]?:\d{1,5}", self.ray_address):
             raise SettingsError("ray_address", address=self.ray_address)
         if self.root_path and not re.fullmatch(r"(https?://[^/\s?#]+)?(/[^/\s?#]+)*/?", self.root_path):

@@ -8,9 +8,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import sys
 import threading
 
 from uso_core.catalog.models import EMBEDDED, Model, get_model
+from uso_core.errors import UsoError, exit_code
 from uso_core.messages import Message, message
 from uso_core.runtime.engine import Engine
 from uso_core.runtime.executors.zerogpu import ZeroGPUExecutor
@@ -70,4 +72,7 @@ def provide(settings: Settings) -> tuple[Model, Message | None]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UsoError as error:
+        sys.exit(exit_code(error))

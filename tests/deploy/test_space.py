@@ -223,3 +223,15 @@ def test_what_the_owner_of_a_space_sets_counts(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("USO_VRAM_LIMIT", "20")
     own = chosen()
     assert (own.allow_host, own.vram_limit, own.compile) == ("*.hf.space,art.example.org", 20, "off")
+
+
+def test_a_wrong_variable_of_a_space_is_a_sentence(tmp_path: Path) -> None:
+    environment = {**clean_environment(tmp_path), "PYTHONPATH": str(ROOT), "USO_VRAM_LIMIT": "lots"}
+    ended = subprocess.run(
+        [sys.executable, ROOT / "deploy" / "space" / "app.py"], cwd=tmp_path, env=environment, capture_output=True,
+        text=True, timeout=240,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ")
+    assert "USO_VRAM_LIMIT" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -133,6 +133,18 @@ def test_a_wrong_number_of_workers_is_named(workers):
     assert (caught.value.key, caught.value.values) == ("workers_value", {"workers": workers})
 
 
+@pytest.mark.parametrize(
+    ("key", "given"),
+    [("only_of_ray", {"workers": "2"}), ("only_of_ray", {"idle_minutes": 5.0}),
+     ("device_of_ray", {"executor": "ray", "device": "cuda:1"})],
+)  # fmt: skip
+def test_what_would_have_no_effect_is_named(key, given):
+    with pytest.raises(SettingsError) as caught:
+        Settings(**given)
+    assert caught.value.key == key
+    Settings(**{**given, "executor": "ray", "device": "cuda"})
+
+
 @pytest.mark.parametrize("address", ["ray://10.0.0.1:10001", "10.0.0.1", "auto", "http://10.0.0.1:6379"])
 def test_an_address_that_is_not_a_heads_is_named(address):
     with pytest.raises(SettingsError) as caught:

@@ -116,8 +116,7 @@ def test_the_strength_of_what_is_gone_is_no_other_ones():
     named = {name: values[field] for name, field in form.fields.items() if field in values}
     assert named == {"steps": 5, "lora_1": "", "stored_1": "", "lora_2": "", "lora_2_strength": 0.6}
     assert values[form.status]["text"] == (
-        "The preset's LoRAs gone are not here. "
-        "A saved style of the preset no longer exists."
+        "The preset's LoRAs gone are not here. A saved style of the preset no longer exists."
     )
 
 

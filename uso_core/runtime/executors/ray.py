@@ -180,9 +180,8 @@ class RayExecutor:
     def _start(self) -> Member:
         import ray
 
-        device = "cuda" if self._settings.device.startswith("cuda") else self._settings.device
         own = dataclasses.replace(  # neither secrets nor another executor
-            self._settings, device=device, executor="local", hf_token=None, auth=None
+            self._settings, executor="local", workers="auto", idle_minutes=None, hf_token=None, auth=None
         )
         actor = ray.remote(Carrier).options(max_concurrency=8, max_restarts=0, **self._options).remote(own)
         return Member(actor)
