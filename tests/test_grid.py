@@ -31,7 +31,7 @@ def test_values_as_users_write_them(name, text, values):
      ("seed", "0..1000000000/1", "grid_too_many"), ("guidance", "1..2/0", "grid_values"),
      ("guidance", "nan", "grid_number"), ("guidance", "1e999", "grid_number"), ("steps", "0", "out_of_range"),
      ("steps", "1.5", "no_whole_number"), ("style_strength", "3", "out_of_range"),
-     ("guidance", "1,2..", "grid_number"), ("guidance", "4..1, 5", "grid_values"),
+     ("guidance", "1,2..", "grid_number"), ("guidance", "1,5 2", "grid_values"), ("guidance", "4..1, 5", "grid_values"),
      ("steps", "1..4/0, 9", "grid_values"), ("guidance", "1.." + "9" * 400, "grid_values")],
 )  # fmt: skip
 def test_values_that_cannot_be(name, text, key):

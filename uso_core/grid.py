@@ -70,10 +70,13 @@ def read_axis(name: str, text: str, styles: Sequence[InputImage | StoredStyle] =
         if not styles:
             raise RequestError("grid_without", hint="grid_without", name=name)
         text = f"1..{len(styles)}" if text.strip().lower() in ("", ALL) else text
+    text = re.sub(r"\s*(\.\.|/)\s*", r"\1", text)
     if ";" in text:  # then a comma is a decimal one, as half of the world writes it
         text = re.sub(r"(?<=\d),(?=\d)", ".", text)
+    elif re.search(r"\d,\d", text) and re.search(r"[^,\s]\s+[^,\s]", text):  # it may be a decimal one
+        raise RequestError("grid_values", name=name, value=text)
     given: list[float] = []
-    for part in filter(None, re.split(r"[,;\s]+", re.sub(r"\s*(\.\.|/)\s*", r"\1", text))):
+    for part in filter(None, re.split(r"[,;\s]+", text)):
         if not (found := _values(part)):  # a range that runs backwards, or stands still
             raise RequestError("grid_values", name=name, value=part)
         given += found
