@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from uso_core import images
 from uso_core.catalog.locate import choose_model, find_weights, holds_transformer, names_flux_dev, with_name
 from uso_core.catalog.loras import named_lora, turbo_lora
 from uso_core.catalog.models import Model, get_model
-from uso_core.errors import OutputError, UsageError, UsoError, exit_code
+from uso_core.errors import OutputError, RequestError, UsageError, UsoError, exit_code
 from uso_core.eval_file import Task, read_tasks
 from uso_core.events import Cancelled, Event, Failed, ImageReady, Loading, Step
 from uso_core.grid import AXES, Axis, cells, parse_axis, sheet
@@ -220,11 +221,11 @@ def _refuse_together(args: argparse.Namespace) -> None:
 
 def build_request(task: Task, args: argparse.Namespace, model: Model, settings: Settings) -> GenerationRequest:
     """The request of one task, its images read: its own values, else the flags', else the model's."""
-    content, *styles = [
-        images.open_image(task.root / given_path(path), background=settings.background) if path else None
-        for path in (task.image_paths or ("",))
-    ]
+    content, *styles = [_opened(path, task, settings) if path else None for path in (task.image_paths or ("",))]
     values = vars(args) | task.values | {"prompt": task.prompt, "content": content}
+    strength = values.get("content_strength")
+    if content is None and strength not in (None, 1):
+        raise RequestError("strength_without", name="content_strength", value=strength, image="content")
     loras = [named_lora(each, settings, paths=True) for each in (args.lora if task.loras is None else task.loras)]
     if args.turbo if task.turbo is None else task.turbo:
         lora, turbo = turbo_lora(model, settings)
@@ -237,6 +238,13 @@ def build_request(task: Task, args: argparse.Namespace, model: Model, settings: 
         model=model.name,
         loras=tuple(loras),
     )
+
+
+def _opened(path: str, task: Task, settings: Settings) -> InputImage:
+    """An image of a task; a large one is not kept decoded while others are read, made or wait."""
+    if re.match(r"\w+://", path):
+        raise RequestError("image_address", address=path)
+    return images.open_image(task.root / given_path(path), background=settings.background, aside=True)
 
 
 class Bar:
@@ -347,7 +355,8 @@ class Maker:
     def _save(self, event: ImageReady, task: Task, request: GenerationRequest, number: int) -> Path:
         image = event.image
         if self._args.concat_refs:
-            image = images.beside_each_other([image, *(each.image for each in request.input_images if each.image)])
+            given = images.brought_back(request).input_images
+            image = images.beside_each_other([image, *(each.image for each in given if each.image)])
         seed = None if request.seed is None else request.seed + event.index
         own = dataclasses.replace(request, seed=seed, images=1)
         path = self._place(task.stem, number, own, self._beside())

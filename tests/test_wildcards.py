@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from uso_core.errors import RequestError
-from uso_core.wildcards import MOST, expand
+from uso_core.wildcards import MOST, escaped, expand
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,8 @@ def test_what_is_not_chosen_does_not_count():
     assert len(expand("{x{1|2|3|4|5|6|7|8|9}|y{a|b|c|d|e|f|g|h|i}}")) == 18
     with pytest.raises(RequestError):
         expand("{" * 5000 + "a|b" + "}" * 5000)
+
+
+@pytest.mark.parametrize("prompt", ["a {red|blue} mug", "a {plain} mug", "a | b", r"a \{ b", "{a|" * 70 + "}" * 70])
+def test_what_was_meant_literally_stays_one_prompt(prompt):
+    assert expand(escaped(prompt)) == (prompt,)

@@ -15,6 +15,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parent / "translations"
 ENGLISH = "en"
+OF_FIELDS = ("error_out_of_range", "error_no_number", "error_no_whole_number")  # whose `name` is a field's
 LONGEST_VALUE, LONGEST_TEXT = 200, 1000  # characters that a text quotes of a value, and of a path or another text
 
 
@@ -59,7 +60,15 @@ def message(key: str, /, **values: Any) -> Message:
 
 def words(said: Message, language: str = ENGLISH) -> str:
     """The message in a language; raises `KeyError` for a key that the language lacks."""
-    return _Words(language).vformat(languages()[language][said.key], (), said.values)
+    return _Words(language).vformat(languages()[language][said.key], (), _labelled(said, language))
+
+
+def _labelled(said: Message, language: str) -> Mapping[str, Any]:
+    """The values, a field's name as the page in another language calls it; programs get English, and their own name."""
+    label = languages()[language].get(str(said.values.get("name")), "{")
+    if language == ENGLISH or said.key not in OF_FIELDS or "{" in label:
+        return said.values
+    return {**said.values, "name": label}
 
 
 @cache

@@ -341,11 +341,15 @@ def add_arguments(parser: argparse.ArgumentParser, *names: str) -> None:
             parser.add_argument("--no-compile", dest=name, action="store_const", const="off", help="--compile off")
 
 
+class _NoFlag(argparse.ArgumentTypeError, ValueError):
+    """Its words are the command line's own error."""
+
+
 def parse_flag(text: str) -> bool:
     """A truth value as people write it; raises ValueError for anything else."""
     if text.strip().lower() in TRUE + FALSE:
         return text.strip().lower() in TRUE
-    raise ValueError(f"{text!r} is not true or false")
+    raise _NoFlag(f"{text!r} is not true or false")
 
 
 _KINDS: dict[str, Callable[[str], Any]] = {

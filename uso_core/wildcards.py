@@ -27,6 +27,16 @@ def expand(prompt: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(re.sub(r" {2,}", " ", each).strip() for each in found))
 
 
+def escaped(prompt: str) -> str:
+    """A prompt of which `expand` makes this one alone: as it is, unless braces and a bar in it read as choices."""
+    try:
+        if expand(prompt) == (prompt,):
+            return prompt
+    except RequestError:
+        pass
+    return re.sub(r"[{}|]", r"\\\g<0>", prompt)
+
+
 def _plain(token: str) -> str:
     return token[1:] if token in ("\\{", "\\}", "\\|") else token
 

@@ -19,6 +19,8 @@ from uso_core.settings import ROOT
 
 BAD_FLAGS = {
     "width 0": ("--width", "0"),
+    "an address": ("--image_paths", "https://example.org/a.png"),
+    "a strength of nothing": ("--content_strength", "0.5"),
     "width -1": ("--width", "-1"),
     "width 10^9": ("--width", "1000000000"),
     "width nan": ("--width", "nan"),

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 
 from tests.model.test_model import SMALL, images, pipeline  # noqa: F401  (fixtures)
+from uso_core.cpu.accelerate import accelerate as accelerate_kernels
 from uso_core.errors import RequestError
 from uso_core.model import latents as tokens
 from uso_core.model.pipeline import USOPipeline
@@ -243,7 +244,10 @@ def ask(pipe: USOPipeline, **options: Any) -> torch.Tensor:
      ({"generator": [], "seed": None}, "no_generators"), ({"guidance_scale": "3"}, "no_number"),
      ({"content_size": "64"}, "no_whole_number"), ({"content_size": 64.5}, "no_whole_number"),
      ({"width": True}, "no_whole_number"), ({"latents": torch.zeros(1, 5, 64)}, "latents_shape"),
-     ({"latents": torch.zeros(1, 16, 8, 8)}, "latents_shape")],
+     ({"latents": torch.zeros(1, 16, 8, 8)}, "latents_shape"), ({"latents": np.zeros((1, 12, 64))}, "no_tensor"),
+     ({"prompt": "", "prompt_embeds": torch.zeros(1, 9, 7), "pooled_prompt_embeds": torch.zeros(1, 64)},
+      "embeds_shape"),
+     ({"prompt": "", "prompt_embeds": [0.0], "pooled_prompt_embeds": [0.0]}, "no_tensor")],
 )  # fmt: skip
 def test_what_a_caller_gets_wrong_is_said(options: dict[str, Any], key: str, plain: USOPipeline) -> None:
     with pytest.raises(RequestError) as caught:
@@ -307,3 +311,53 @@ def test_a_lora_of_the_text_encoder_counts_at_once_and_goes_with_its_adapter(fre
     assert not torch.equal(ask(fresh), before)
     fresh.delete_adapters("one")
     assert torch.equal(ask(fresh), before)
+
+
+def test_changes_to_the_transformers_adapters_count_at_once(call: Any, fresh: USOPipeline) -> None:
+    plain, name = call(), "transformer_blocks.0.attn.to_q"
+    rows, columns = fresh.transformer.get_submodule(name).weight.shape
+    tensors = {f"transformer.{name}.lora_A.weight": torch.randn(2, columns) / columns**0.5,
+               f"transformer.{name}.lora_B.weight": torch.randn(rows, 2)}  # fmt: skip
+    accelerate_kernels(fresh, 100)
+    fresh.load_lora_weights(tensors, adapter_name="one")
+    whole = call(fresh)
+    assert not torch.allclose(whole, plain, atol=1e-3)  # though the CPU kernels had copies of the weights
+    fresh.transformer.disable_lora()
+    assert torch.allclose(call(fresh), plain, atol=1e-3)
+    fresh.transformer.enable_lora()
+    fresh.transformer.set_adapters(["one"], weights=[0.5])
+    assert not torch.allclose(call(fresh), whole, atol=1e-3)
+
+
+def test_another_schedule_counts_at_once(call: Any, fresh: USOPipeline) -> None:
+    before = call(fresh)
+    fresh.scheduler.register_to_config(shift_terminal=0.3)
+    changed = call(fresh)
+    fresh.forget()
+    assert torch.equal(call(fresh), changed)
+    assert not torch.equal(changed, before)
+
+
+def test_tiling_stays_as_it_was_set(call: Any, fresh: USOPipeline) -> None:
+    fresh.vae.enable_tiling()
+    call(fresh, output_type="pil")
+    assert fresh.vae.use_tiling
+
+
+def test_images_are_upright_and_on_white_as_from_a_file(plain: USOPipeline) -> None:
+    def made(image: Image.Image) -> bytes:
+        options = {"seed": 5, "content_size": 64, **SMALL}
+        return plain("a cat", image, **options).images[0].tobytes()
+
+    drawn = Image.effect_mandelbrot((64, 48), (-2, -1, 1, 1), 20).convert("RGB")
+    turned = drawn.transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[0x0112] = 6
+    assert made(turned) == made(drawn)
+    clear = Image.merge("RGBA", (*drawn.split(), Image.new("L", drawn.size, 0)))
+    assert made(clear) == made(Image.new("RGB", drawn.size, "white"))
+
+
+def test_an_encoded_prompt_in_another_dtype_is_taken(plain: USOPipeline, call: Any) -> None:
+    text, pooled = (each.to(torch.bfloat16) for each in plain.encode_prompt("a red cat"))
+    made = plain(prompt_embeds=text, pooled_prompt_embeds=pooled, seed=5, output_type="latent", **SMALL).images
+    assert torch.allclose(made, plain("a red cat", seed=5, output_type="latent", **SMALL).images, atol=0.2)

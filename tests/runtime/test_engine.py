@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from tests.runtime.test_loras import ATTENTION, write_lora
 from uso_core import images
 from uso_core.catalog.locate import find_weights
+from uso_core.catalog.loras import named_lora
 from uso_core.catalog.models import get_model
 from uso_core.errors import InternalError, OutOfMemory, RequestError, SettingsError, UsoError, WeightsError
 from uso_core.events import Cancelled, Done, Encoding, Event, Failed, ImageReady, Loading, Queued, Skipped, Step, Unread
 from uso_core.images import open_image
+from uso_core.model.pipeline import USOPipeline
 from uso_core.request import GenerationRequest, InputImage, StoredStyle
 from uso_core.runtime.engine import Engine, Job
 from uso_core.runtime.load import load
-from uso_core.settings import Settings
+from uso_core.settings import ROOT, Settings
 
 SETTINGS = Settings(name="uso-tiny", device="cpu", dtype="float32")
 SMALL = GenerationRequest(prompt="a red house by the sea", width=64, height=64, steps=4, seed=7, content_size=64)
@@ -468,3 +475,63 @@ def test_a_stored_style_is_refused_where_both_strengths_are_too_much(engine: Eng
     with pytest.raises(RequestError) as caught:
         engine.submit(dataclasses.replace(SMALL, styles=(style,), style_strengths=(1.5,)))
     assert (caught.value.key, caught.value.values["own"]) == ("stored_strength", 1.5)
+
+
+def test_a_skip_while_an_image_is_decoded_is_not_meant_for_the_next(engine: Engine, monkeypatch) -> None:
+    job = engine.submit(dataclasses.replace(SMALL, images=2))
+    decode = USOPipeline.decode
+
+    def slow(*arguments: Any) -> torch.Tensor:
+        job.skip()
+        return decode(*arguments)
+
+    monkeypatch.setattr(USOPipeline, "decode", slow)
+    assert [type(event) for event in listen(job) if isinstance(event, Skipped | ImageReady)] == [ImageReady] * 2
+
+
+def test_the_listener_hears_every_end(tmp_path: Path) -> None:
+    engine, heard = Engine(SETTINGS), []
+    engine.listener = lambda request, event, seconds: heard.append(type(event))
+    photo = tmp_path / "photo.png"
+    Image.effect_noise((900, 900), 50).convert("RGB").save(photo)
+    run(engine, SMALL)
+    first = engine.submit(LONG)
+    gone = engine.submit(dataclasses.replace(SMALL, content=open_image(photo)))
+    waiting = engine.submit(SMALL)
+    photo.unlink()
+    for job in (waiting, first):
+        job.cancel()
+        list(listen(job))
+    assert isinstance(list(listen(gone))[-1], Failed)
+    assert list(gone.events()) == []  # all was told
+    assert heard == [ImageReady, Done, Cancelled, Cancelled, Failed]
+    assert engine.close(10)
+
+
+def test_a_lora_written_over_while_a_request_waits_is_refused(engine: Engine, tmp_path: Path) -> None:
+    path = write_lora(tmp_path / "ink.safetensors", ATTENTION)
+    asked = dataclasses.replace(SMALL, loras=(named_lora(str(path), SETTINGS, paths=True),))
+    first, job = engine.submit(LONG), engine.submit(asked)
+    write_lora(path, ATTENTION, seed=1)
+    os.utime(path, (0, 0))
+    first.cancel()
+    last = list(listen(job))[-1]
+    assert isinstance(last, Failed)
+    assert last.error.key == "lora_changed"
+
+
+def test_a_program_that_ends_while_a_request_runs_ends_quietly() -> None:
+    program = """
+from uso_core.events import Step
+from uso_core.request import GenerationRequest
+from uso_core.runtime.engine import Engine
+from uso_core.settings import Settings
+engine = Engine(Settings(name="uso-tiny", device="cpu"))
+for event in engine.submit(GenerationRequest(prompt="a cat", width=64, height=64, steps=90, images=8)).events():
+    if isinstance(event, Step):
+        break
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")

@@ -149,6 +149,25 @@ def test_a_change_gives_what_loading_with_it_gives(settings, use):
     assert not [event for event in run(worker)[1] if isinstance(event, Loading)]
 
 
+def test_a_file_that_is_written_over_is_another_lora(settings, use):
+    worker = Worker(settings)
+    before, _ = run(worker, use("ink"))
+    path = write_lora(settings.weights_folder / "loras/ink.safetensors", ATTENTION, seed=7)
+    os.utime(path, (0, 0))
+    after, _ = run(worker, use("ink"))
+    assert after != before
+    assert after == run(Worker(settings), use("ink"))[0]
+
+
+def test_the_hash_of_a_peft_folder_covers_its_configuration(tmp_path):
+    path = write_lora(tmp_path / "adapter_model.safetensors", ATTENTION)
+    hashes = [catalog.digest(path)]
+    for alpha in (4, 32):
+        (tmp_path / "adapter_config.json").write_text(f'{{"lora_alpha": {alpha}, "r": 2}}')
+        hashes.append(catalog.digest(path))
+    assert len(set(hashes)) == 3
+
+
 def test_only_what_changes_is_read(settings, use):
     worker = Worker(settings)
     run(worker, use("clay"))

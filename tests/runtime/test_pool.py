@@ -210,3 +210,16 @@ def test_stop_comes_by_message(carrier):
     carrier.ask(key, Wish.STOP)
     assert isinstance(list(events)[-1], Cancelled)
     carrier.ask("unknown", Wish.STOP)
+
+
+def test_whatever_happens_to_one_work_the_next_has_its_turn(carrier, monkeypatch):
+    def fail(*arguments: object) -> Iterator[Event]:
+        raise ImportError("half of a package")
+
+    with monkeypatch.context() as once:
+        once.setattr(carrier._executor, "run", fail)
+        once.setattr(carrier._executor, "free", fail)
+        carrier.free()
+        (last,) = followed(carrier, begun(carrier, "d"))
+    assert last.error.key == "internal"
+    assert isinstance(list(followed(carrier, begun(carrier, "e")))[-1], Done)

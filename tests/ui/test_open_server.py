@@ -236,6 +236,20 @@ def test_a_call_gets_more_images_than_the_history_keeps(tmp_path):
         assert len(served.results) == 2
 
 
+def test_a_program_without_cookies_is_one_visitor(tmp_path):
+    with serve(tmp_path, "--host", "0.0.0.0") as served:
+        for seed in (1, 2):
+            answer(ask(served.url, **{**SMALL, "seed": seed}))
+        made = list(served.output.rglob("*.png"))
+    assert (len(made), len({path.parent for path in made})) == (2, 1)
+
+
+def test_an_upload_says_how_long_it_is(opened):
+    reply = httpx.post(f"{opened.url}/gradio_api/upload", content=iter([b"0" * 1000] * 10), timeout=240)
+    assert reply.status_code == 411
+    assert "Content-Length" in reply.text
+
+
 def test_a_name_that_leads_out_of_the_folder_is_left_to_gradio(tmp_path):
     guard = Guard(None, Settings(output=str(tmp_path)))
     assert guard._serves("/etc/passwd", "")  # not ours to judge: Gradio refuses it

@@ -449,6 +449,7 @@ def test_a_flag_given_as_text_is_refused(served: Served, flag: str) -> None:
     [({"prompt": ["a cat", "in snow"]}, "prompt is ['a cat', 'in snow']"), ({"prompt": True}, "prompt is True"),
      ({"prompt": {"text": "a cat"}}, "not a text"), ({"loras": ["ink"]}, "loras is ['ink']"),
      ({"model": 5}, "model is 5"), ({"schedule": 1}, "schedule is 1"),
+     ({"content_strength": 0.3}, "there is no content"),
      ({"style_1_strength": 0.3}, "there is no style_1"), ({"style_4_strength": "abc"}, "there is no style_4")],
 )  # fmt: skip
 def test_what_would_be_misread_or_left_out_is_refused(served: Served, values: dict[str, Any], said: str) -> None:

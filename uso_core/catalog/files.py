@@ -96,6 +96,7 @@ QUANTIZATIONS = (
 )
 SIGLIP2_WORDS = 256_000
 FP8 = ("F8_E4M3", "F8_E5M2")
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # as PEFT itself saves them, side by side
 LIBRARY_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")  # of a folder's one file
 FP8_SCALES = (".scale_weight", ".weight_scale")  # ComfyUI's older and newer name
 MARKS = (".scale_input", ".input_scale", "scaled_fp8", ".comfy_quant")  # beside fp8 weights, of no use here

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from uso_core.catalog.files import expect, inspect
+from uso_core.catalog.files import PEFT_CONFIG, PEFT_FILE, expect, inspect
 from uso_core.catalog.locate import cached_file, headers_memory
 from uso_core.catalog.models import MODELS, Model, Turbo
 from uso_core.catalog.scan import OTHER_LORA, USO_LORA, Found, scan
@@ -110,20 +110,33 @@ def found_turbos(model: Model, settings: Settings) -> dict[str, Path]:
 
 
 def digest(path: Path) -> str:
-    """The sha256 of a file's content; raises `RequestError` if it cannot be read."""
+    """The sha256 of a file's content, and of PEFT's configuration beside it, which holds the LoRA's scale.
+
+    Raises `RequestError` if it cannot be read.
+    """
+    config = path.with_name(PEFT_CONFIG)
+    parts = [path, config] if path.name == PEFT_FILE and config.is_file() else [path]
     try:
-        found = path.stat()
-        return _digest(path, found.st_size, found.st_mtime_ns)
+        found = [part.stat() for part in parts]
+        return _digest(tuple(parts), *((each.st_size, each.st_mtime_ns) for each in found))
     except OSError as error:
         raise RequestError("file_unreadable", path=path, reason=error.strerror) from None
 
 
+def unchanged(request: GenerationRequest, settings: Settings) -> None:
+    """Raises `RequestError` naming a LoRA whose file was written over since the request named it."""
+    for lora in request.loras:
+        if lora.path is not None and digest(lora.path) != lora.sha256:
+            raise RequestError("lora_changed", name=lora.name, folder=settings.weights_folder / FOLDER)
+
+
 @lru_cache(maxsize=256)
-def _digest(path: Path, size: int, modified_ns: int) -> str:
+def _digest(parts: tuple[Path, ...], *sizes_and_times: tuple[int, int]) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_HASH_CHUNK):
-            digest.update(chunk)
+    for part in parts:
+        with part.open("rb") as file:
+            while chunk := file.read(_HASH_CHUNK):
+                digest.update(chunk)
     return digest.hexdigest()
 
 

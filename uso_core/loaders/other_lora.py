@@ -16,7 +16,7 @@ from pathlib import Path
 import regex
 import torch
 
-from uso_core.catalog.files import Checkpoint, expect, inspect
+from uso_core.catalog.files import PEFT_CONFIG, PEFT_FILE, Checkpoint, expect, inspect
 from uso_core.errors import WeightsError
 from uso_core.loaders import keys
 from uso_core.loaders.tensors import TensorReader
@@ -34,7 +34,6 @@ _NAME = re.compile(
     r"|(?P<alpha>alpha)|(?P<diff>diff)|(?P<diff_b>diff_b))"
 )
 PEFT_NOTES = "lora_adapter_metadata"  # where diffusers keeps PEFT's configuration, as JSON
-PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # as PEFT itself saves them, side by side
 PATTERN_SECONDS = 1.0  # and no longer for one of them
 Targets = tuple[tuple[str, ...], bool]  # matrices whose rows are stacked, and whether the halves are swapped
 

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from uso_core.errors import RequestError
+from uso_core.images import open_image
 from uso_core.request import check_prompt
 
 Embeds = list[tuple[torch.Tensor, torch.Tensor]]
@@ -26,15 +27,20 @@ def prompts_of(prompt: str | Sequence[str] | None) -> list[str]:
 def images_of(
     content: Image.Image | None, styles: Image.Image | Sequence[Image.Image] | None
 ) -> tuple[Image.Image | None, tuple[Image.Image, ...]]:
-    """The content image and the style images, one alone counting as a list; raises `RequestError` for other things."""
+    """The content image and the style images, one alone counting as a list, upright and RGB as from a file.
+
+    Raises `RequestError` for other things, and for an image that cannot be decoded.
+    """
     given = (styles,) if isinstance(styles, Image.Image) else () if styles is None else styles
     if not isinstance(given, Iterable) or isinstance(given, str):
         raise RequestError("no_pil_image", name="style_images", value=type(styles).__name__)
     given = tuple(given)
-    for name, image in (("content_image", content), *(("style_images", each) for each in given)):
+    named = [("content_image", content), *(("style_images", each) for each in given)]
+    for name, image in named:
         if image is not None and not isinstance(image, Image.Image) or (image is None and name == "style_images"):
             raise RequestError("no_pil_image", name=name, value=type(image).__name__)
-    return content, given
+    opened = [None if image is None else open_image(image, name).image for name, image in named]
+    return opened[0], tuple(image for image in opened[1:] if image is not None)
 
 
 def strengths_of(strengths: float | Iterable[float] | None) -> tuple[float, ...]:
@@ -46,10 +52,23 @@ def strengths_of(strengths: float | Iterable[float] | None) -> tuple[float, ...]
     return tuple(strengths)
 
 
-def embeds_of(prompt: object, text: torch.Tensor | None, pooled: torch.Tensor | None) -> Embeds:
-    """An encoded prompt for each of a caller's; raises `RequestError` if its parts do not belong together."""
+def embeds_of(
+    prompt: object, text: torch.Tensor | None, pooled: torch.Tensor | None, widths: tuple[int, int]
+) -> Embeds:  # fmt: skip
+    """An encoded prompt for each of a caller's: text (B, T, D), pooled (B, D), their last sides as in `widths`.
+
+    Raises `RequestError` if the parts have other shapes, or do not belong together.
+    """
     if text is None and pooled is None:
         return []
+    for name, given, sides, width in (
+        ("prompt_embeds", text, 3, widths[0]), ("pooled_prompt_embeds", pooled, 2, widths[1]),
+    ):  # fmt: skip
+        if given is not None and not isinstance(given, torch.Tensor):
+            raise RequestError("no_tensor", name=name, value=type(given).__name__)
+        if given is not None and (given.dim() != sides or given.shape[-1] != width):
+            needed = ["B", *["T"] * (sides - 2), width]
+            raise RequestError("embeds_shape", name=name, given=list(given.shape), needed=needed)
     if text is None or pooled is None or len(text) != len(pooled) or not len(text):
         raise RequestError("embeds_alone")
     if prompt:
@@ -59,6 +78,8 @@ def embeds_of(prompt: object, text: torch.Tensor | None, pooled: torch.Tensor | 
 
 def check_latents(latents: torch.Tensor, images: int, tokens: int, channels: int) -> None:
     """Raises `RequestError` unless these are packed latents (1 or images, tokens, channels)."""
+    if not isinstance(latents, torch.Tensor):
+        raise RequestError("no_tensor", name="latents", value=type(latents).__name__)
     if latents.dim() != 3 or tuple(latents.shape[1:]) != (tokens, channels):
         raise RequestError("latents_shape", given=list(latents.shape), needed=["B", tokens, channels])
     if len(latents) not in (1, images):

@@ -83,7 +83,7 @@ class USOPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
     _callback_tensor_inputs = ("latents", "denoised")
     offloader: ComponentOffloader | None = None  # brings components to the device; without one they are used in place
     sdpa_backends: Sequence[SDPBackend] | None = None  # for the steps, in order of preference; None: PyTorch chooses
-    untiled_pixels: int | None = None  # larger images are decoded in tiles; None: never
+    untiled_pixels: int | None = None  # larger images are decoded in tiles; None: as the VAE is set
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class USOPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
             if hasattr(part, "use_head"):  # style tokens need no pooling, whose attention no offloading hook can serve
                 part.use_head = False
         self.encodings = Encodings()
-        self._prepared: tuple[Conditioning, Prepared] | None = None
+        self._prepared: tuple[Any, Conditioning, Prepared] | None = None  # with what it depends on beside the request
         self._interrupt = False
         self._guidance_scale, self._num_timesteps = 0.0, 0
 
@@ -202,12 +202,14 @@ class USOPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
             raise RequestError("output_type", output_type=output_type, choices=", ".join(OUTPUT_TYPES))
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise RequestError("callback_inputs", value=min(unknown), choices=", ".join(self._callback_tensor_inputs))
-        embeds = embeds_of(prompt, prompt_embeds, pooled_prompt_embeds)
+        config = self.transformer.config
+        widths = config.joint_attention_dim, config.pooled_projection_dim
+        embeds = embeds_of(prompt, prompt_embeds, pooled_prompt_embeds, widths)
         count = len(embeds or prompts)
         generators = self._generators(generator, seed, count, whole("images", num_images_per_prompt, 1, MAX_IMAGES))
         if latents is not None:
             area = (sampling.width // tokens.PIXELS_PER_TOKEN) * (sampling.height // tokens.PIXELS_PER_TOKEN)
-            check_latents(latents, len(generators), area, self.transformer.config.in_channels)
+            check_latents(latents, len(generators), area, config.in_channels)
         self._interrupt, self._guidance_scale = False, sampling.guidance
         self._num_timesteps = sampling.steps
         results, share = [], len(generators) // count
@@ -304,7 +306,8 @@ class USOPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         """The mean of the VAE's posterior, normalised: (1, C, H, W). The reference samples it, without a fixed seed."""
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255 * 2 - 1  # (1, 3, h, w)
         vae = self.use("vae")
-        vae.disable_tiling()
+        if self.untiled_pixels is not None:
+            vae.disable_tiling()
         latents = vae.encode(pixels.to(self.compute_device, dtype_of(vae))).latent_dist.mode()
         return (latents - vae.config.shift_factor) * vae.config.scaling_factor
 
@@ -314,9 +317,10 @@ class USOPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
 
         The last result is kept for a next request that differs only in its seed.
         """
+        state = self.transformer.changes, dict(getattr(self.scheduler, "config", {}))
         if self._prepared is not None:
-            before, prepared = self._prepared
-            if prepared.sampling == sampling and before.is_same(condition):
+            made_in, before, prepared = self._prepared
+            if made_in == state and prepared.sampling == sampling and before.is_same(condition):
                 return prepared
         transformer, width, height = self.use("transformer"), sampling.width, sampling.height
         device, dtype = self.compute_device, dtype_of(transformer)
@@ -326,7 +330,7 @@ class USOPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         style = torch.cat(condition.styles, dim=1).to(device) if condition.styles else None  # (1, K, D)
         text_stream = condition.text.shape[1] + (style.shape[1] if style is not None else 0)
         fixed = transformer.fix(
-            condition.text.to(device),
+            condition.text.to(device, dtype),
             style,
             torch.cat(references, dim=1) if references else None,  # (1, R, 4C)
             tokens.image_ids(target, sizes, self.config.reference_columns).to(device),  # (S + R, 3)
@@ -334,8 +338,8 @@ class USOPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
             attention_bias(condition, sampling, target[0] * target[1], device),
         )
         self._set_timesteps(sampling)
-        prepared = Prepared(sampling, fixed, condition.pooled.to(device), self.scheduler.sigmas.to(device))
-        self._prepared = condition, prepared
+        prepared = Prepared(sampling, fixed, condition.pooled.to(device, dtype), self.scheduler.sigmas.to(device))
+        self._prepared = state, condition, prepared
         return prepared
 
     @torch.inference_mode()
@@ -415,8 +419,8 @@ class USOPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
     def decode(self, packed: torch.Tensor, width: int, height: int) -> torch.Tensor:
         """Packed latents to pixels: (1, S, 4C) -> (1, 3, height, width) in [-1, 1]."""
         vae = self.use("vae")
-        in_tiles = self.untiled_pixels is not None and width * height > self.untiled_pixels
-        (vae.enable_tiling if in_tiles else vae.disable_tiling)()
+        if self.untiled_pixels is not None:
+            (vae.enable_tiling if width * height > self.untiled_pixels else vae.disable_tiling)()
         latents = tokens.unpack(packed.to(dtype_of(vae)), height, width)
         latents = latents / vae.config.scaling_factor + vae.config.shift_factor
         pixels = vae.decode(latents, return_dict=False)[0].clamp(-1, 1)

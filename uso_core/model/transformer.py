@@ -89,6 +89,7 @@ class USOTransformer2DModel(FluxTransformer2DModel):
                 module.silu = nn.Identity()  # applied once, in `modulation`
         self.blocks: Iterable[Callable[..., Any]] = (*self.transformer_blocks, *self.single_transformer_blocks)
         self.kernels: Kernels | None = None
+        self.changes = 0  # how often its adapters changed: what was prepared before is prepared with other weights
 
     def forward(
         self,
@@ -214,3 +215,22 @@ def modulations(transformer: USOTransformer2DModel) -> list[tuple[Modulation, ..
     if any(getattr(layer, "merged", True) is False for layers in found for layer in layers):  # PEFT's, around ours
         raise RequestError("lora_unfused")
     return found
+
+
+def _changing(change: Callable[..., Any]) -> Callable[..., Any]:
+    """The method, which leaves no copies of the weights behind that it changes."""
+
+    @functools.wraps(change)
+    def method(transformer: USOTransformer2DModel, *args: Any, **kwargs: Any) -> Any:
+        transformer.kernels = None
+        transformer.changes += 1
+        return change(transformer, *args, **kwargs)
+
+    return method
+
+
+for _name in (
+    "add_adapter", "delete_adapters", "disable_adapters", "disable_lora", "enable_adapters", "enable_lora", "fuse_lora",
+    "load_lora_adapter", "set_adapter", "set_adapters", "unfuse_lora", "unload_lora",
+):  # fmt: skip
+    setattr(USOTransformer2DModel, _name, _changing(getattr(FluxTransformer2DModel, _name)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextvars
 import dataclasses
 import logging
@@ -10,6 +11,7 @@ import queue
 import secrets
 import threading
 import time
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from itertools import zip_longest
 
 from uso_core import images
 from uso_core.catalog.locate import choose_model, find_weights
-from uso_core.catalog.loras import located
+from uso_core.catalog.loras import located, unchanged
 from uso_core.catalog.models import Model, get_model
 from uso_core.errors import InternalError, OutOfMemory, RequestError, UsoError
 from uso_core.events import LAST, Cancelled, Event, Failed, ImageReady, Queued, Step
@@ -30,6 +32,7 @@ from uso_core.settings import Settings
 log = logging.getLogger(__name__)
 Listener = Callable[[GenerationRequest, Event, float], None]  # with the seconds since the work began
 LOOK_SECONDS = 0.5  # between two checks of a waiting job's position
+EXIT_SECONDS = 10.0  # for a step to end when the program does: PyTorch aborts if Python goes away around it
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Job:
         self._engine = engine
         self.visitor = visitor
         self._told_ahead = 0
-        self._deadline = math.inf  # monotonic seconds
+        self._began, self._deadline = time.monotonic(), math.inf  # monotonic seconds
         self._context = contextvars.copy_context()  # of the caller, which may say whose quota the work is charged to
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._cancelled = threading.Event()
@@ -82,6 +85,8 @@ class Job:
             try:
                 event: Event = self._events.get(timeout=max(pause, 0.0))
             except queue.Empty:
+                if self._ended.is_set() and self._events.empty():  # all was told to somebody else
+                    return
                 waited += pause
                 if (ahead := self._engine._ahead_of(self)) and ahead != self._told_ahead:
                     self._told_ahead, waited = ahead, 0.0
@@ -153,6 +158,7 @@ class Engine:
         self._dispatchers = 0
         with self._changed:
             self._staff()
+        atexit.register(_close_at_exit, weakref.ref(self))
 
     def submit(self, request: GenerationRequest, previews: bool = False, visitor: str = "") -> Job:
         """Queues a request and settles its seed; with `previews` each step sends a small image.
@@ -281,9 +287,11 @@ class Engine:
     def _withdraw(self, job: Job) -> None:
         with self._changed:
             jobs = self._waiting.get(job.visitor, ())
-            if job in jobs:
+            if withdrawn := job in jobs:
                 self._remove(job)
                 job._tell(Cancelled())
+        if withdrawn:
+            self._report(job, Cancelled())
 
     def _remove(self, job: Job) -> None:
         jobs = self._waiting[job.visitor]
@@ -342,6 +350,7 @@ class Engine:
                     continue
                 self._running.append(job)
             last = self._ended(job)
+            self._report(job, last)
             with self._changed:
                 self._running.remove(job)
                 job._tell(last)
@@ -366,11 +375,12 @@ class Engine:
             return Failed(InternalError("internal", code=code))
 
     def _carry_out(self, job: Job) -> Event:
-        began = time.monotonic()
-        job._deadline = began + 60 * self.settings.limit("max_minutes")
+        job._began = time.monotonic()
+        job._deadline = job._began + 60 * self.settings.limit("max_minutes")
         last: Event = Cancelled()
         if not job.cancelled:
             try:
+                unchanged(job.request, self.settings)
                 work = dataclasses.replace(job._work, request=images.brought_back(job.request))
             except RequestError as error:
                 return Failed(error)
@@ -380,15 +390,28 @@ class Engine:
                 elif event is not None:
                     job._stepping = isinstance(event, Step)
                     job._tell(event)
-                    if self.listener is not None and isinstance(event, ImageReady):
-                        self.listener(job.request, event, time.monotonic() - began)
+                    if isinstance(event, ImageReady):
+                        job._skipped.clear()  # it came too late for this image, and was not meant for the next
+                        self._report(job, event)
         if isinstance(last, Cancelled) and job.overdue and not job.cancelled:
             last = Failed(RequestError("took_too_long", minutes=self.settings.limit("max_minutes")))
-        if self.listener is not None:
-            self.listener(job.request, last, time.monotonic() - began)
-        if self.settings.log:
-            log.info("%s", _line(job.request, last, time.monotonic() - began))
         return last
+
+    def _report(self, job: Job, event: Event) -> None:
+        """Tells the listener and the log; what goes wrong there is no fault of the request."""
+        seconds = time.monotonic() - job._began
+        try:
+            if self.listener is not None:
+                self.listener(job.request, event, seconds)
+        except Exception:
+            log.exception("the listener failed")
+        if self.settings.log and isinstance(event, LAST):
+            log.info("%s", _line(job.request, event, seconds))
+
+
+def _close_at_exit(reference: weakref.ref[Engine]) -> None:
+    if (engine := reference()) is not None and not engine._closed:
+        engine.close(EXIT_SECONDS)
 
 
 def _executor(settings: Settings) -> Executor:

@@ -27,7 +27,7 @@ from uso_core.model.attention import by_speed
 from uso_core.model.pipeline import USOPipeline
 from uso_core.quantization.fp8 import use_fp8
 from uso_core.quantization.matrices import T5_MATRICES
-from uso_core.runtime.loras import Added
+from uso_core.runtime.loras import Added, files
 from uso_core.settings import Settings, keep_compiled
 
 Reading = Generator[Loading, None, tuple[USOPipeline, MemoryPlan]]
@@ -145,7 +145,7 @@ def read(
         "clip": lambda: _at_once(lambda: encoders.build_clip(paths["clip"], dtype, paths.get("clip_tokenizer"))),
         "siglip": lambda: _at_once(lambda: encoders.build_siglip(paths["siglip"], torch.float32)),
         "transformer": lambda: build.load_transformer(
-            paths["transformer"], paths["lora"], dtype, memory.fp8, cache, added
+            paths["transformer"], paths["lora"], dtype, memory.fp8, cache, files(added)
         ),
         "t5": lambda: _at_once(t5),
     }

@@ -19,7 +19,7 @@ from uso_core.memory.machine import look_at
 from uso_core.memory.streaming import BlockStream
 from uso_core.model.pipeline import USOPipeline
 
-Added = tuple[tuple[Path, float], ...]  # files and strengths, in the order in which they are added
+Added = tuple[tuple[Path, float, str], ...]  # files, strengths and hashes, in the order in which they are added
 IN_CHANGE = "in change"
 RESERVE_PART = 0.8  # of the free memory, for weights that lie in a mapped file until they are written to
 
@@ -49,7 +49,9 @@ class FusedLoRAs:
         if on_host > RESERVE_PART * look_at(torch.device("cpu")).free_ram_bytes:
             return False
         lora = self._paths.get("lora")
-        conversion = build.transformer_conversion(transformer, self._paths["transformer"], lora, self._dtype, wanted)
+        conversion = build.transformer_conversion(
+            transformer, self._paths["transformer"], lora, self._dtype, files(wanted)
+        )
         self._held |= dict.fromkeys(names, IN_CHANGE)
         for fraction, name, tensor in conversion.tensors(only=names):
             weights[name].data.copy_(tensor)
@@ -62,12 +64,17 @@ class FusedLoRAs:
         """The LoRAs of each weight that has any, with their strengths."""
         shapes = shapes_of(self._pipeline.transformer)
         held: dict[str, Any] = {}
-        for path, strength in added:
-            for target in OtherLoRA(path, strength, shapes).targets:
-                held[target] = (*held.get(target, ()), (path, strength))
+        for each in added:
+            for target in OtherLoRA(each[0], each[1], shapes).targets:
+                held[target] = (*held.get(target, ()), each)
         return held
 
 
+def files(added: Added) -> list[tuple[Path, float]]:
+    """Without the hashes, as they are read."""
+    return [(path, strength) for path, strength, _ in added]
+
+
 def added_by(loras: Sequence[Any]) -> Added:
-    """A request's LoRAs as files and strengths."""
-    return tuple((lora.path, lora.strength) for lora in loras if lora.path is not None)
+    """A request's LoRAs as files, strengths and hashes: a file may be written over under its name."""
+    return tuple((lora.path, lora.strength, lora.sha256) for lora in loras if lora.path is not None)

@@ -284,13 +284,13 @@ def _called(services: Services, known: list[ApiParameter], given: tuple[Any, ...
 
 
 def _check(known: list[ApiParameter], named: dict[str, Any]) -> None:
-    """Raises `RequestError` for a text that is none, and for the strength of a style that is not there."""
+    """Raises `RequestError` for a text that is none, and for the strength of an image that is not there."""
     for each in known:
         value = named[each.name]
         if each.kind not in ("image", "flag", "whole", "number") and not isinstance(value, str | None):
             raise RequestError("no_text", name=each.name, value=value)
         image = each.name.removesuffix("_strength")
-        if image.startswith("style_") and image != each.name and named[image] is None and value not in (None, 1):
+        if image != each.name and image in named and named[image] is None and value not in (None, 1):
             raise RequestError("strength_without", name=each.name, value=value, image=image)
 
 

@@ -34,6 +34,7 @@ from uso_core.ui.card_grid import data_address
 from uso_core.ui.event_options import QUIET, TOLD
 from uso_core.ui.inputs import TOAST_SECONDS, ChoiceInput, ImageInput, NumberInput, SliderInput
 from uso_core.ui.language import label, say, say_on_load, tell
+from uso_core.wildcards import escaped
 
 if TYPE_CHECKING:
     from uso_core.ui.services import Services
@@ -170,6 +171,7 @@ class Form:
         LoRAs that are here; all others stay empty.
         """
         values = {name: getattr(request, name) for name in asks(GenerationRequest) if name in self.fields}
+        values["prompt"] = escaped(request.prompt)
         values["seed"] = -1 if request.seed is None else request.seed
         values["images"] = min(request.images, MOST_IMAGES)
         values["content"] = _path(request.content, paths)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import ipaddress
 import logging
+import math
 import re
 import secrets
 import threading
@@ -85,7 +86,7 @@ class Guard:
                     own.append("set-cookie", self._cookie(fresh, headers))
             await send(message)
 
-        if fresh:  # known from the first request on
+        if fresh and scope["method"] != "POST":  # known from the first request on; a program keeps no cookies
             scope["headers"] = [*scope["headers"], (b"cookie", f"{COOKIE}={fresh}".encode())]
         try:
             await self._app(scope, receive, answer)
@@ -112,7 +113,9 @@ class Guard:
         calls, uploads = self._settings.limit("max_calls"), self._settings.limit("max_upload_mb") * 1e6
         if CALLS.search(path) and not self._calls.take(who, 1, calls):
             return _said(RequestError("too_many_calls", hint="try_later", most=round(calls)), 429)
-        size = headers.get("content-length", "0")
+        size = headers.get("content-length", "")
+        if "/upload" in path and not size.isdigit() and math.isfinite(uploads):
+            return _said(RequestError("upload_length"), 411)
         if "/upload" in path and not self._uploads.take(who, int(size) if size.isdigit() else 0, uploads):
             return _said(RequestError("too_many_uploads", hint="try_later", most=Bytes(uploads)), 429)
         return None

@@ -7,20 +7,24 @@ not wait for the end of what nobody will fetch.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import platform
 import queue
+import secrets
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from uso_core.events import LAST, Cancelled, Event, ImageReady, Step
+from uso_core.errors import InternalError
+from uso_core.events import LAST, Cancelled, Event, Failed, ImageReady, Step
 from uso_core.runtime.executors import Wish, Work, WorkerState
 from uso_core.runtime.executors.local import LocalExecutor
 from uso_core.settings import Settings
 
 GATHERED = (Step, ImageReady)  # into one reply: what is near follows soon, as the end does an image
 PACE_SECONDS = 0.1  # for which they gather
+log = logging.getLogger(__name__)
 FORGET_SECONDS = 60.0  # after which the end of abandoned work is no longer kept
 
 
@@ -110,15 +114,27 @@ class Carrier:
 
     def _compute(self) -> None:
         while True:
-            self._todo.get()()
+            try:
+                self._todo.get()()
+            except Exception:  # all later work waits for this thread
+                log.exception("the model's memory could not be freed")
 
     def _carry_out(self, task: _Task) -> None:
-        for event in self._executor.run(task.work, lambda: self._wish(task)):
-            if event is not None:
-                with self._changed:
-                    task.events.append(event)
-                    task.ended = isinstance(event, LAST)
-                    self._changed.notify_all()
+        """Whatever happens, the work ends."""
+        try:
+            for event in self._executor.run(task.work, lambda: self._wish(task)):
+                if event is not None:
+                    self._tell(task, event)
+        except Exception:
+            code = secrets.token_hex(4)
+            log.exception("report %s", code)
+            self._tell(task, Failed(InternalError("internal", code=code)))
+
+    def _tell(self, task: _Task, event: Event) -> None:
+        with self._changed:
+            task.events.append(event)
+            task.ended = isinstance(event, LAST)
+            self._changed.notify_all()
 
     def _wish(self, task: _Task) -> Wish | None:
         with self._changed:
