@@ -150,3 +150,11 @@ def test_a_sentence_says_the_values_that_it_is_given():
         asked = {re.split(r"[.\[]", name)[0] for name in named}
         assert not given or asked & given or None in given, (key, where)  # None: by **
         assert asked <= given or None in given, (key, where)
+
+
+def test_a_fields_name_is_the_pages_own_in_another_language():
+    said = RequestError("out_of_range", hint="whole_range", name="width", value=9999, low=32, high=512).problem
+    assert str(said).startswith("width is 9999")
+    assert words(said, "de").startswith("Breite ist 9999")
+    for name in ("style_1_strength", "style_strength", "anything"):  # which have no such label
+        assert name in words(RequestError("no_number", name=name, value="x", low=0, high=2).problem, "de")

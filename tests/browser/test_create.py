@@ -184,6 +184,7 @@ def test_the_form_is_remembered_unless_it_is_private(served: Served, open_page: 
     page.reload()
     expect(page.locator("body[data-remembering]")).to_be_attached()
     expect(prompt(page)).to_have_value("")
+    expect(page.get_by_label("Private: don't save")).to_be_checked()  # the next image is no less private
 
 
 @pytest.mark.parametrize("kind", ["drop", "paste"])
@@ -214,6 +215,49 @@ def test_of_several_files_each_has_its_turn(served: Served, open_page: OpenPage,
         expect(slot(page, place).locator("img")).to_be_visible()
     expect(prompt(page)).to_have_value("what I am writing")
     expect(dialog).to_have_count(0)
+
+
+def test_an_empty_form_keeps_the_examples_and_points_to_the_prompt(served: Served, open_page: OpenPage) -> None:
+    page = open_page(served, locale="de-DE")
+    page.locator("#generate").click()
+    expect(page.locator(".toast-title")).to_have_text(re.compile("Das hat nicht geklappt"))
+    expect(page.locator("#prompt textarea")).to_be_focused()
+    expect(page.locator("#create.ran")).to_have_count(0)
+    expect(page.locator("#example-cards button").first).to_be_in_viewport(ratio=1)
+    page.locator("#prompt textarea").fill("a boat by the sea")
+    page.locator("#generate").click()
+    expect(page.get_by_test_id("toast-body")).to_have_count(0)
+    expect(image(page)).to_be_visible()
+
+
+def test_a_double_click_is_one_wish(served: Served, open_page: OpenPage) -> None:
+    page = open_page(served)
+    set_number(page, "Seed", 9311)
+    prompt(page).fill("a boat that is wished for once")
+    page.locator("#generate").dblclick()
+    expect(status(page)).to_contain_text("Done in")
+    page.wait_for_timeout(500)
+    assert len(of_seed(served, 9311)) == 1
+
+
+@pytest.mark.parametrize("size", [(1366, 768), (820, 1180), (390, 844)])
+def test_a_strength_is_set_by_its_slider_over_its_whole_range(
+    served: Served, open_page: OpenPage, size: tuple[int, int]
+) -> None:
+    page = open_page(served, viewport={"width": size[0], "height": size[1]})
+    upload(page, "Content image", CONTENT)
+    slider = page.locator(".strength input[type=range]").first
+    box = slider.bounding_box()
+    assert box is not None
+    slider.click(position={"x": box["width"] - 3, "y": box["height"] / 2})
+    expect(page.get_by_label("Content strength", exact=True).first).to_have_value("2")
+
+
+def test_ideas_open_inside_a_phones_screen(served: Served, open_page: OpenPage) -> None:
+    page = open_page(served, viewport={"width": 390, "height": 844})
+    page.locator("#ideas summary").click()
+    for place in (page.locator("#ideas .menu > div"), page.locator("#ideas button").first):
+        expect(place).to_be_in_viewport(ratio=1)
 
 
 def test_light_dark_and_the_language_are_chosen_on_the_page(served: Served, open_page: OpenPage) -> None:

@@ -149,6 +149,7 @@ def test_a_bad_image_is_told_in_its_slot_by_the_users_name(served: Served, open_
     expect(toast).to_contain_text("The file holiday.heic is a HEIC photo")
     expect(slot.locator("img")).to_have_count(0)
     page.get_by_test_id("toast-close").click()
+    expect(toast).to_have_count(0)
     put(page, "Style image 1", moving)
     expect(toast).to_contain_text("Of the animation dance.gif only the first frame is used.")
 

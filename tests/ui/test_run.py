@@ -42,6 +42,11 @@ def test_the_running_job_says_how_many_more_wait():
     assert words(STEP, FIRST, [FIRST, SECOND, SECOND]).endswith("2 more of yours are waiting.")
 
 
+def test_the_bar_counts_all_images():
+    steps = [describe(Step(step, 4, image, 3, 0.5), FIRST)["percent"] for image in (1, 2, 3) for step in (2, 4)]
+    assert steps == [17, 33, 50, 67, 83, 100]
+
+
 def test_the_end_of_a_run_quotes_the_beginning_of_what_was_not_read():
     assert text.done(3.0, 7) == "Done in 3 s, seed 7."
     said = text.done(3.0, 7, Unread(end="owls  <b>" + "o" * 200))

@@ -33,6 +33,7 @@ WORDS = (
     "crop", "crop_box", "crop_apply", "cancel", "light_or_dark", "language", "image_for", "content", "style", "image",
     "restore_settings", "use_as_content", "use_as_style", "star", "download", "delete", "delete_sure", "close",
     "previous", "next", "notify", "notify_me", "notify_refused", "play_sound", "image_is_ready", "shortcuts",
+    "please_change", "stop_hint", "skip_hint",
     "keys_run", "keys_list", "keys_lightbox", "keys_move", "keys_leave", "keys_delete", "keys_star", "keys_use",
 )  # fmt: skip
 SHARED = """

@@ -1,4 +1,4 @@
-"""The form as the browser remembers it, over a reload and a restart of the server; nothing of a private one.
+"""The form as the browser remembers it, over a reload and a restart of the server; of a private one only that it is.
 
 What comes back was stored by the browser, so anything: a value that the form does not take now is left out.
 """
@@ -38,7 +38,8 @@ SAVE = f"""
   if (!document.body.dataset.remembering) return;
   const kept = hidden ? {{}} : Object.fromEntries(names.map((name, place) => [name, values[place]]));
   try {{
-    for (const each of [sessionStorage, localStorage]) each.setItem("{KEY}", JSON.stringify(kept));
+    localStorage.setItem("{KEY}", JSON.stringify(kept));
+    sessionStorage.setItem("{KEY}", JSON.stringify(hidden ? {{ private: true }} : kept));
   }} catch {{ /* private browsing */ }}
 }}
 """  # until the old values are back, what the page shows first must not replace them
@@ -54,10 +55,12 @@ def wire(page: gr.Blocks, form: Form, services: Services) -> None:
         values, _ = fitting(fields, given, get_model(model), services, request)
         images = {field: field.kept(given.get(name)) for name, field in fields.items() if isinstance(field, ImageInput)}
         values |= {field: path for field, path in images.items() if path}
+        if given.get("private") is True:
+            values[form.private] = True
         return form.with_aspect(values) or gr.skip()
 
     outputs = list(fields.values())
-    loaded = page.load(put_back, [carrier(), form["model"]], [*outputs, form.aspect], js=READ, **QUIET)
+    loaded = page.load(put_back, [carrier(), form["model"]], [*outputs, form.aspect, form.private], js=READ, **QUIET)
     loaded.then(None, None, None, js=BEGIN, **QUIET)
     gr.on([each.change for each in [form.private, *outputs]], None, [form.private, *outputs], None,
           js=SAVE.replace("__NAMES__", json.dumps(list(fields))), **QUIET)  # fmt: skip

@@ -72,8 +72,10 @@
     };
     // Small images at a whole multiple of their size, sharp.
     image.addEventListener("load", () => {
-      const times = Math.floor(Math.min(innerWidth * 0.8 / image.naturalWidth, innerHeight * 0.7 / image.naturalHeight));
-      image.style.width = times >= 2 ? `${times * image.naturalWidth}px` : "";
+      const room = innerWidth * (innerWidth > 768 ? 0.8 : 0.96);
+      const scale = Math.min(room / image.naturalWidth, innerHeight * 0.7 / image.naturalHeight);
+      const times = Math.floor(scale);
+      image.style.width = scale > 1 ? `${Math.round((times >= 2 ? times : scale) * image.naturalWidth)}px` : "";
       image.classList.toggle("whole", times >= 2);
     });
     const KEYS = {

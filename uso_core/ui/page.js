@@ -41,12 +41,16 @@
     find("#result").scrollIntoView({ behavior: calm ? "auto" : "smooth", block: "start" });
   };
   let awaited = false; // an image, until the user scrolls
-  find("#generate").addEventListener("click", () => {
-    create.classList.add("ran");
+  find("#generate").addEventListener("click", (event) => {
+    if (event.detail > 1) return event.stopImmediatePropagation(); // a double click is one wish
+    for (const told of document.querySelectorAll("[data-testid=toast-close]")) told.click(); // of what was tried before
     awaited = true;
-    bring();
-  });
+    const field = find("#prompt textarea");
+    if (field && !field.value.trim() && !find(".slot.column img")) field.focus(); // the server says what is missing
+  }, true);
   for (const kind of ["wheel", "touchmove"]) addEventListener(kind, () => { awaited = false; }, { passive: true });
+
+  for (const name of ["stop", "skip"]) find(`#${name}`).title = words[`${name}_hint`];
 
   // While something runs: Stop and Skip show it, the title tells how far it is, and leaving asks first.
   const title = document.title;
@@ -56,6 +60,10 @@
     const percent = bar ? parseFloat(bar.style.width) : 0;
     running = find("#status .track")?.dataset.running === "true";
     create.classList.toggle("running", running);
+    if (running && !create.classList.contains("ran")) {
+      create.classList.add("ran");
+      if (awaited) bring();
+    }
     const told = running ? `${Math.round(percent)} % · ${title}` : title;
     if (document.title !== told) document.title = told;
   };
@@ -113,7 +121,14 @@
       if (label) image.alt = label;
     }
   };
-  const look = () => { rename(); name(); describe(); group(); follow(); };
+  // Gradio heads every refusal with "Error", in any language.
+  const head = () => {
+    for (const place of document.querySelectorAll(".toast-title.error")) {
+      const text = place.firstChild;
+      if (text?.nodeType === Node.TEXT_NODE && text.data.trim() === "Error") text.data = `${words.please_change} `;
+    }
+  };
+  const look = () => { rename(); name(); describe(); group(); head(); follow(); };
   look();
   new MutationObserver(look).observe(document.body, { childList: true, subtree: true });
   document.body.dataset.script = "ready";

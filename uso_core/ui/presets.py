@@ -26,7 +26,7 @@ from uso_core.ui.services import Services
 from uso_core.ui.temporary_files import passing_path
 
 KEY = "uso-presets"
-MOST, LONGEST_NAME = 100, 60
+MOST, LONGEST_NAME = 100, 80
 MOST_BYTES = 1 << 20  # of a file with presets
 LEFT_OUT = ("model", "prompt", "seed")
 IN_FILE = "uso_presets"  # the key of a file's presets
@@ -89,9 +89,11 @@ def build(page: gr.Blocks, form: Form, services: Services) -> None:
         return {kept: presets, export: exported(presets)}
 
     def store(saved: Any, written: str | None, *values: Any) -> Updates:
-        title, presets = " ".join((written or "").split())[:LONGEST_NAME], read(saved)
+        title, presets = " ".join((written or "").split()), read(saved)
         if not title:
             raise refusal(RequestError("preset_name"))
+        if len(title) > LONGEST_NAME:
+            raise refusal(RequestError("style_name_too_long", characters=len(title), most=LONGEST_NAME))
         if title not in presets and len(presets) >= MOST:
             raise refusal(RequestError("too_many_presets", most=MOST))
         of_model = {key: value for key, value in presets.get(title, {}).items() if key == DEFAULT_FOR}

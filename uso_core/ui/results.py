@@ -138,25 +138,38 @@ def build_results(form: Form, services: Services) -> Results:
             raise refusal(error) from None
         return str(workflow)
 
+    def into_content(path: str | None, request: gr.Request) -> Updates:
+        told = _told(form, services, request, "now_content" if path else "nothing_selected")
+        return {form["content"]: path, **told} if path else told
+
     def pack(request: gr.Request) -> str | None:
         return packed(list(map(Path, services.runs.made(services.sessions.page(request.session_hash or "")))))
 
     archive.click(pack, None, archive_file, **TOLD).then(None, None, None, js=fetch("archive-file"), **QUIET)
     comfy.click(export, results.selected, comfy_file, **TOLD).then(None, None, None, js=fetch("comfy-file"), **QUIET)
     results.selected.change(describe, results.selected, [settings, compare, comfy, seed_used], **QUIET)
-    as_content.click(lambda path: path or gr.skip(), results.selected, form["content"], **QUIET)
+    as_content.click(into_content, results.selected, [form["content"], form.status], **QUIET)
     reuse_seed.click(lambda seed: int(seed) if seed else gr.skip(), seed_used, form["seed"], **QUIET)
-    _wire_slots(form, results, as_style)
+    _wire_slots(form, results, services, as_style)
     _wire_restore(form, results, services, reuse, restore)
     return results
 
 
-def _wire_slots(form: Form, results: Results, as_style: gr.Button) -> None:
-    def into_style(given: Updates) -> Updates:
-        path = given[results.selected]
-        return {form.free_style(given): path} if path else gr.skip()
+def _told(form: Form, services: Services, request: gr.Request, key: str) -> Updates:
+    """A text in the status line, unless a run is being followed there."""
+    if services.sessions.jobs(request.session_hash or ""):
+        return {form.status: gr.skip()}
+    return {form.status: {"text": say(key), "percent": 0}}
 
-    as_style.click(into_style, {results.selected, *form.style_slots}, form.style_slots, **QUIET)
+
+def _wire_slots(form: Form, results: Results, services: Services, as_style: gr.Button) -> None:
+    def into_style(given: Updates, request: gr.Request) -> Updates:
+        path = given[results.selected]
+        told = _told(form, services, request, "now_style" if path else "nothing_selected")
+        return {form.free_style(given): path, **told} if path else told
+
+    outputs = [*form.style_slots, form.status]
+    as_style.click(into_style, {results.selected, *form.style_slots}, outputs, **QUIET)
 
 
 def _wire_restore(

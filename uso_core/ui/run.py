@@ -274,7 +274,8 @@ def _updates(job: Job, sessions: Sessions, session: str, keep: Keep) -> Generato
             if isinstance(event, ImageReady):
                 words = text.ready(event, job.request.images)
                 path = _kept(keep, event)
-                yield Update({"text": words, "percent": 100}, path=path, result=event.result)
+                percent = round(100 * (event.index + 1) / job.request.images)
+                yield Update({"text": words, "percent": percent}, path=path, result=event.result)
             elif event is None and job.cancelled:
                 yield Update({"text": say("stopping"), "percent": 0})
             elif (status := describe(event, job, sessions.jobs(session))) is None:
@@ -314,7 +315,8 @@ def describe(event: Event | None, job: Job, jobs: Sequence[Job] = ()) -> Status 
         words = text.stepping(
             event.image, event.images, event.step, event.steps, event.seconds_per_step, event.seconds_left, more
         )
-        return {"text": words, "percent": round(100 * event.step / event.steps)}
+        done = (event.image - 1) * event.steps + event.step
+        return {"text": words, "percent": round(100 * done / (event.images * event.steps))}
     if isinstance(event, Skipped):
         return {"text": say("skipped"), "percent": 0}
     if isinstance(event, Cancelled):
