@@ -412,3 +412,16 @@ def tab_to(page: Page, target: Locator) -> None:
             return
         page.keyboard.press("Tab")
     raise AssertionError("forty presses of Tab did not get there")
+
+
+def test_back_leads_to_the_tab_before_and_a_reload_stays(served: Served, open_page: OpenPage) -> None:
+    page = open_page(served)
+    for name in ("History", "Model"):
+        page.get_by_role("tab", name=name, exact=True).click()
+        expect(page).to_have_url(re.compile(f"#{name.lower()}$"))
+    page.go_back()
+    expect(page.get_by_role("tab", name="History", exact=True)).to_have_attribute("aria-selected", "true")
+    page.reload()
+    expect(page.get_by_label("Only starred")).to_be_visible()
+    page.get_by_role("tab", name="Create", exact=True).click()
+    expect(prompt(page)).to_be_visible()

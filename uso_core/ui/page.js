@@ -91,6 +91,18 @@
   }, true);
   addEventListener("resize", fit);
 
+  // The tab is part of the address: Back leads to the tab before, a reload stays where it was.
+  const bar = find("#tabs > .tab-wrapper");
+  const tab = (name) => [...bar.querySelectorAll("[role=tab]")].find((each) => each.dataset.tabId === name);
+  const opened = () => bar.querySelector("[role=tab][aria-selected=true]")?.dataset.tabId;
+  const asked = () => tab(location.hash.slice(1)) ? location.hash.slice(1) : "create";
+  const turn = () => { if (asked() !== opened()) tab(asked()).click(); };
+  addEventListener("popstate", turn);
+  turn();
+  new MutationObserver(() => {
+    if (opened() && opened() !== asked()) history.pushState(null, "", `#${opened()}`);
+  }).observe(bar, { attributes: true, subtree: true, attributeFilter: ["aria-selected"] });
+
   // A slider's number is the field itself to whoever reads or fills the form; Gradio calls it "number input for Steps".
   const rename = () => {
     for (const input of document.querySelectorAll('input[type=number][aria-label^="number input for "]'))
