@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -20,6 +21,7 @@ from uso_core.errors import SettingsError
 from uso_core.settings import Settings
 from uso_core.ui import logins
 from uso_core.ui.guard import Guard, Window
+from uso_core.ui.visitors import visitor_of
 
 SMALL = {"prompt": "A red mug.", "width": 64, "height": 64, "steps": 2, "seed": 1}
 SLOW = {"prompt": "x", "width": 256, "height": 256, "steps": 500, "images": 8}
@@ -242,6 +244,13 @@ def test_a_program_without_cookies_is_one_visitor(tmp_path):
             answer(ask(served.url, **{**SMALL, "seed": seed}))
         made = list(served.output.rglob("*.png"))
     assert (len(made), len({path.parent for path in made})) == (2, 1)
+
+
+def test_pages_without_cookies_are_strangers_behind_one_address():
+    one, other = (SimpleNamespace(session_hash=name, client=SimpleNamespace(host="10.0.0.1")) for name in ("a", "b"))
+    assert visitor_of(one, True) != visitor_of(other, True)
+    assert visitor_of(one, True, program=True) == visitor_of(other, True, program=True)
+    assert visitor_of(one, False) == visitor_of(other, False) == ""
 
 
 def test_an_upload_says_how_long_it_is(opened):

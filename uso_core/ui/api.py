@@ -184,13 +184,13 @@ class _Call:
     def followed(self, asked: GenerationRequest) -> Iterator[Update | None]:
         """The updates of a job for a request; raises what `submit` and `follow` raise."""
         services = self.services
-        job = services.engine.submit(asked, not self.private, services.visitor(self.request))
+        job = services.engine.submit(asked, not self.private, services.visitor(self.request, program=True))
         yield from in_english(follow(job, services.sessions, self.request.session_hash or "", self.keep))
 
     def keep(self, image: Image.Image, result: Result) -> Path:
         if self.private:
             return self.services.passing.add(self.owner, image, result)
-        path = self.services.stores(self.request).history.add(image, result)
+        path = self.services.stores(self.request, program=True).history.add(image, result)
         return self.services.passing.copy(self.owner, path)
 
     def show(self, preview: Image.Image | None) -> str | None:

@@ -53,10 +53,10 @@ class Services:
 
         return cls(engine, settings, PassingImages(), Sessions(), Runs(), Downloads(settings), stores)
 
-    def visitor(self, request: Any) -> str:
-        """The visitor who asks, for the queue and for what is stored."""
-        return visitor_of(request, self.settings.separates)
+    def visitor(self, request: Any, program: bool = False) -> str:
+        """The visitor who asks, by a page or a program, for the queue and for what is stored."""
+        return visitor_of(request, self.settings.separates, program)
 
-    def stores(self, request: Any = None) -> Stores:
+    def stores(self, request: Any = None, program: bool = False) -> Stores:
         """What is stored for the visitor who asks; without a request, for all."""
-        return self._stores(self.visitor(request))
+        return self._stores(self.visitor(request, program))

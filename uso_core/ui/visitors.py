@@ -8,8 +8,12 @@ from typing import Any
 COOKIE, VISITORS = "uso_visitor", "visitors"  # the folder for their files
 
 
-def visitor_of(request: Any, separates: bool) -> str:
-    """What identifies a visitor: the login, else the cookie, else the address; empty if all count as one."""
+def visitor_of(request: Any, separates: bool, program: bool = False) -> str:
+    """What identifies a visitor: the login, else the cookie; empty if all count as one.
+
+    Without either a program is its address, from which it may call many times, and a page its session: behind one
+    address may be strangers, and a page shows what its visitor made.
+    """
     if not separates or request is None:
         return ""
     if name := getattr(request, "username", None):
@@ -17,6 +21,8 @@ def visitor_of(request: Any, separates: bool) -> str:
     cookies = getattr(request, "cookies", None) or {}
     if value := dict(cookies).get(COOKIE):
         return str(value)
+    if not program:
+        return f"session:{getattr(request, 'session_hash', '')}"
     client = getattr(request, "client", None)
     return f"address:{getattr(client, 'host', '')}"
 
