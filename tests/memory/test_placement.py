@@ -73,6 +73,5 @@ def test_a_large_image_is_decoded_in_tiles_if_the_plan_says_so(own, images):  # 
     assert not torch.equal(tiled, whole)
     assert (tiled - whole).abs().mean() < whole.std() / 4  # each tile lacks what lies around it
     small = generate(own, images)
-    own.untiled_pixels = None
     assert torch.equal(own.decode(small, 64, 48), own.decode(small, 64, 48))
     assert not own.vae.use_tiling

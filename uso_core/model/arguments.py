@@ -52,28 +52,29 @@ def strengths_of(strengths: float | Iterable[float] | None) -> tuple[float, ...]
     return tuple(strengths)
 
 
-def embeds_of(
-    prompt: object, text: torch.Tensor | None, pooled: torch.Tensor | None, widths: tuple[int, int]
-) -> Embeds:  # fmt: skip
-    """An encoded prompt for each of a caller's: text (B, T, D), pooled (B, D), their last sides as in `widths`.
-
-    Raises `RequestError` if the parts have other shapes, or do not belong together.
-    """
+def embeds_of(prompt: object, text: torch.Tensor | None, pooled: torch.Tensor | None) -> Embeds:
+    """An encoded prompt for each of a caller's; raises `RequestError` if its parts do not belong together."""
     if text is None and pooled is None:
         return []
-    for name, given, sides, width in (
-        ("prompt_embeds", text, 3, widths[0]), ("pooled_prompt_embeds", pooled, 2, widths[1]),
-    ):  # fmt: skip
+    for name, given in (("prompt_embeds", text), ("pooled_prompt_embeds", pooled)):
         if given is not None and not isinstance(given, torch.Tensor):
             raise RequestError("no_tensor", name=name, value=type(given).__name__)
-        if given is not None and (given.dim() != sides or given.shape[-1] != width):
-            needed = ["B", *["T"] * (sides - 2), width]
-            raise RequestError("embeds_shape", name=name, given=list(given.shape), needed=needed)
     if text is None or pooled is None or len(text) != len(pooled) or not len(text):
         raise RequestError("embeds_alone")
     if prompt:
         raise RequestError("prompt_and_embeds")
     return [(one[None], other[None]) for one, other in zip(text, pooled, strict=True)]
+
+
+def check_embeds(embeds: Embeds, text_width: int, pooled_width: int) -> None:
+    """Raises `RequestError` unless these are text (1, T, text_width) and pooled (1, pooled_width)."""
+    for text, pooled in embeds[:1]:
+        if text.dim() != 3 or text.shape[-1] != text_width:
+            needed = ["B", "T", text_width]
+            raise RequestError("embeds_shape", name="prompt_embeds", given=list(text.shape), needed=needed)
+        if pooled.dim() != 2 or pooled.shape[-1] != pooled_width:
+            needed = ["B", pooled_width]
+            raise RequestError("embeds_shape", name="pooled_prompt_embeds", given=list(pooled.shape), needed=needed)
 
 
 def check_latents(latents: torch.Tensor, images: int, tokens: int, channels: int) -> None:

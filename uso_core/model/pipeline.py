@@ -29,7 +29,7 @@ from uso_core.events import Unread
 from uso_core.images import prepare_content
 from uso_core.model import latents as tokens
 from uso_core.model import preview
-from uso_core.model.arguments import check_latents, embeds_of, images_of, prompts_of, strengths_of
+from uso_core.model.arguments import check_embeds, check_latents, embeds_of, images_of, prompts_of, strengths_of
 from uso_core.model.attention import sdpa_backends
 from uso_core.model.denoising import Conditioning, Denoised, Pace, Prepared, attention_bias
 from uso_core.model.encoding_cache import Encodings, image_key
@@ -202,14 +202,15 @@ class USOPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
             raise RequestError("output_type", output_type=output_type, choices=", ".join(OUTPUT_TYPES))
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise RequestError("callback_inputs", value=min(unknown), choices=", ".join(self._callback_tensor_inputs))
-        config = self.transformer.config
-        widths = config.joint_attention_dim, config.pooled_projection_dim
-        embeds = embeds_of(prompt, prompt_embeds, pooled_prompt_embeds, widths)
+        embeds = embeds_of(prompt, prompt_embeds, pooled_prompt_embeds)
+        if embeds:
+            config = self.transformer.config
+            check_embeds(embeds, config.joint_attention_dim, config.pooled_projection_dim)
         count = len(embeds or prompts)
         generators = self._generators(generator, seed, count, whole("images", num_images_per_prompt, 1, MAX_IMAGES))
         if latents is not None:
             area = (sampling.width // tokens.PIXELS_PER_TOKEN) * (sampling.height // tokens.PIXELS_PER_TOKEN)
-            check_latents(latents, len(generators), area, config.in_channels)
+            check_latents(latents, len(generators), area, self.transformer.config.in_channels)
         self._interrupt, self._guidance_scale = False, sampling.guidance
         self._num_timesteps = sampling.steps
         results, share = [], len(generators) // count
@@ -317,7 +318,7 @@ class USOPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
 
         The last result is kept for a next request that differs only in its seed.
         """
-        state = self.transformer.changes, dict(getattr(self.scheduler, "config", {}))
+        state = getattr(self.transformer, "changes", 0), dict(getattr(self.scheduler, "config", {}))
         if self._prepared is not None:
             made_in, before, prepared = self._prepared
             if made_in == state and prepared.sampling == sampling and before.is_same(condition):
