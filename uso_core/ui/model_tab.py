@@ -9,7 +9,6 @@ from typing import Any
 
 import gradio as gr
 
-from uso_core.catalog.download import size_text
 from uso_core.catalog.locate import WeightsReport, find_weights, offers
 from uso_core.catalog.models import EMBEDDED_FILES, MODELS, TOKENIZERS, Model, get_model
 from uso_core.errors import UsoError
@@ -166,7 +165,7 @@ def _entries(settings: Settings) -> Entries:
     for model in MODELS.values():
         report = find_weights(model, settings)
         missing = f" · {text.missing_count(report)}" if report.missing else ""
-        lines.append((f"{model.title} · {size_text(_bytes(model))} · {licences(model)[0]}{missing}", model.name))
+        lines.append((f"{model.title} · {text.size(_bytes(model))} · {licences(model)[0]}{missing}", model.name))
     return lines
 
 
@@ -182,19 +181,19 @@ def _rows(report: WeightsReport, settings: Settings) -> list[tuple[str, str, str
         path = report.paths.get(row.role)
         where = text.origin(row.repo, row.gated) if path is None else _place(path, settings)
         size = row.bytes if path is None else _disk_bytes(path)
-        rows.append((titles.get(row.role) or say(f"role_{row.role}"), where, size_text(size), path is not None))
+        rows.append((titles.get(row.role) or say(f"role_{row.role}"), where, text.size(size), path is not None))
     if report.model.folder is not None:
         for role in EMBEDDED_FILES:
             path = report.paths.get(role)
             where = say("not_there") if path is None else _place(path, settings)
-            rows.append((say(f"role_{role}"), where, size_text(_disk_bytes(path) if path else 0), path is not None))
+            rows.append((say(f"role_{role}"), where, text.size(_disk_bytes(path) if path else 0), path is not None))
     return rows
 
 
 def _found(report: WeightsReport, settings: Settings) -> str:
     """What the model folders hold besides, for those who may choose."""
     rows = [
-        (tell(each.title), _place(each.path, settings), size_text(_disk_bytes(each.path)), tell(standing))
+        (tell(each.title), _place(each.path, settings), text.size(_disk_bytes(each.path)), tell(standing))
         for each, standing in (offers(report, settings) if settings.may_switch else ())
         if standing.key != "offer_used"
     ]
@@ -204,7 +203,7 @@ def _found(report: WeightsReport, settings: Settings) -> str:
 def _summary(report: WeightsReport) -> str:
     model = report.model
     lacking = sum(row.bytes for row in (*model.files, *TOKENIZERS) if row.role in report.missing)
-    return text.model_summary(model, licences(model), text.missing_count(report), size_text(lacking), report.complete)
+    return text.model_summary(model, licences(model), text.missing_count(report), text.size(lacking), report.complete)
 
 
 def _place(path: Path, settings: Settings) -> str:

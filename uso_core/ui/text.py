@@ -46,6 +46,11 @@ def model_line(model: Model) -> str:
     return say("model_line_demo" if model.folder else "model_line", title=model.title, size=model.size)
 
 
+def size(count: int) -> str:
+    """Bytes for display, as the downloader shows them, in the request's language."""
+    return size_text(count).replace(".", say("decimal_point"))
+
+
 def waiting(ahead: int) -> str:
     """The position in the queue."""
     return say("waiting", ahead=ahead)
@@ -270,7 +275,7 @@ def _download_words(now: Download, percent: float) -> str:
     title, stopping = now.model.title, [say("download_stopping")] if now.stopping else []
     if not now.total:
         return " ".join([say("download_asking", title=title), *stopping])
-    done, total = size_text(now.done), size_text(now.total)
+    done, total = size(now.done), size(now.total)
     parts = [say("download_so_far", title=title, done=done, total=total, percent=f"{percent:.0f}")]
     if now.bytes_per_second:
         parts.append(say("download_speed", speed=now.bytes_per_second / 1e6))
