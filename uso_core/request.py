@@ -261,7 +261,7 @@ class GenerationRequest(Sampling):
             raise RequestError("settings_version", version=version, format_version=FORMAT_VERSION)
         unknown = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})
         if unknown:
-            raise RequestError("settings_unknown_entry", hint="our_file", value=unknown[0])
+            raise RequestError("settings_unknown_entry", hint="settings_version", value=unknown[0])
         if values.get("content") is not None:
             values["content"] = _image(values["content"])
         for name in ("styles", "style_strengths", "loras"):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from tests.catalog import comfy_folder as comfy
 from tests.catalog.comfy_folder import CLIP_NOTES, T5_NOTES, TINY, write
 from tests.loaders.weight_files import raw
+from uso_core.catalog import locate
 from uso_core.catalog import scan as scanning
 from uso_core.catalog.locate import choose_model, find_weights, offers
 from uso_core.catalog.models import MODELS, get_model
@@ -345,3 +346,18 @@ def test_links_in_a_circle_and_links_to_files_are_followed_once(whole, tmp_path)
     (folder / "a" / "up").symlink_to(folder)
     (folder / "linked").symlink_to(whole / "models" / "vae")
     assert sorted(each.path.name for each in scan((folder,))) == ["ae.safetensors", "sdxl_vae.safetensors"]
+
+
+def test_a_folder_with_half_of_its_weights_is_not_there(tmp_path):
+    folder = tmp_path / "text_encoder_2"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict(zip("ab", shards, strict=True))}))
+    (folder / shards[0]).write_bytes(b"x")
+    assert not locate._holds(folder)
+    (folder / shards[1]).symlink_to(tmp_path / "a blob that was deleted")
+    assert not locate._holds(folder)
+    (tmp_path / "a blob that was deleted").write_bytes(b"x")
+    assert locate._holds(folder)

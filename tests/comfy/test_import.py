@@ -26,6 +26,7 @@ from tests.comfy.workflows import (
     with_subgraphs,
 )
 from uso_core.comfy import import_workflow, workflow_in_png_text
+from uso_core.comfy.graph import Graph, Node, Origin
 from uso_core.comfy.loras import LoRA
 from uso_core.messages import message
 
@@ -157,11 +158,29 @@ def test_values_fed_by_primitives_and_reroutes(form):
     assert values(read(FORMATS[form](nodes))) == expected(**(FULL | {"styles": ("1.png",)} | wanted))
 
 
-def test_set_and_get_nodes():
+@pytest.mark.parametrize("prefix", ["", "easy "])
+def test_set_and_get_nodes(prefix):
     nodes = recipe()
-    nodes |= {"set": ["SetNode", {"any": ("text", 0), "Constant": "cond"}], "get": ["GetNode", {"Constant": "cond"}]}
+    setter, getter = (f"{prefix}{'set' if prefix else 'Set'}Node", f"{prefix}{'get' if prefix else 'Get'}Node")
+    nodes |= {"set": [setter, {"any": ("text", 0), "Constant": "cond"}], "get": [getter, {"Constant": "cond"}]}
+    nodes |= {"other": ["CLIPTextEncode", {"text": "ugly, blurry", "clip": nodes["text"][1]["clip"]}]}
+    nodes |= {"set2": [setter, {"any": ("other", 0), "Constant": "bad"}]}
     nodes["guidance"][1]["conditioning"] = ("get", 0)
     assert values(read(scope(nodes))) == expected()
+
+
+def test_a_name_that_is_set_counts_in_its_own_subgraph():
+    def node(key: str, kind: str, name: str, links: dict[str, Origin]) -> Node:
+        return Node(key, kind, values={"name": name}, links=links)
+
+    graph = Graph()
+    for each in (node("1", "SetNode", "cond", {"any": Origin("8", 0)}),
+                 node("5:2", "SetNode", "cond", {"any": Origin("5:9", 0)}),
+                 node("5:3", "GetNode", "cond", {}), node("6:3", "GetNode", "cond", {}),
+                 node("4", "GetNode", "cond", {}), node("5:4", "GetNode", "none", {})):  # fmt: skip
+        graph.add(each)
+    found = {key: graph._set_as(graph.nodes[key]) for key in ("5:3", "6:3", "4", "5:4")}
+    assert found == {"5:3": Origin("5:9", 0), "6:3": Origin("8", 0), "4": Origin("8", 0), "5:4": None}
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -10,6 +10,7 @@ import gradio as gr
 import pytest
 from PIL import Image
 
+from tests.runtime.test_loras import ATTENTION, write_lora
 from uso_core.catalog.models import MODELS
 from uso_core.comfy import export_api, import_workflow
 from uso_core.errors import RequestError
@@ -118,6 +119,21 @@ def test_the_strength_of_what_is_gone_is_no_other_ones():
     assert values[form.status]["text"] == (
         "The preset's LoRAs gone are not here. A saved style of the preset no longer exists."
     )
+
+
+def test_turbo_goes_with_its_lora_and_takes_no_others_place(tmp_path, monkeypatch):
+    path = write_lora(tmp_path / "weights/loras/flux1-turbo.safetensors", ATTENTION)
+    settings = Settings(name="uso-tiny", weights=str(tmp_path / "weights"), turbo_lora=str(path))
+    services = Services.of(Engine(settings), settings)
+    with gr.Blocks() as page:
+        form = build_form(page, MODELS["flux-dev"], services)
+    switch = next(each.fn for each in page.fns.values() if each.fn is not None and each.fn.__name__ == "switch")
+    on = switch(True, "flux-dev", "", "", "", "")
+    assert (on[form["lora_1"]], on[form["steps"]]) == ("flux1-turbo", 8)
+    off = switch(False, "flux-dev", "flux1-turbo", "", "", "")
+    assert (off[form["lora_1"]], off[form["steps"]]) == ("", MODELS["flux-dev"].steps)
+    monkeypatch.setattr(gr, "Warning", lambda words, **options: None)
+    assert switch(True, "flux-dev", "a", "b", "c", "mine") == {form.loras.turbo: False}
 
 
 def test_an_import_replaces_no_preset(tmp_path):

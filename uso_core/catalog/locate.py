@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -265,12 +267,19 @@ def _inside(path: Path, role: str) -> Path:
 
 
 def _holds(folder: Path) -> bool:
-    """Whether a folder has its configuration and weights, and no unfinished download."""
-    files = {path.name for path in folder.glob("*")}
+    """Whether a folder has its configuration, all parts of its weights, and no unfinished download."""
+    files = {path.name for path in folder.glob("*") if path.is_file()}  # a link may lead nowhere
+    needed: set[str] = set()
+    for index in folder.glob("*.index.json"):
+        # Whoever reads a damaged one says what is wrong.
+        with contextlib.suppress(OSError, ValueError, LookupError, AttributeError, TypeError):
+            named = json.loads(index.read_bytes())["weight_map"].values()
+            needed |= {name for name in named if isinstance(name, str)}
     return (
         "config.json" in files
         and any(name.endswith((".safetensors", ".bin")) for name in files)
         and not any(name.endswith(".part") for name in files)
+        and needed <= files
     )
 
 

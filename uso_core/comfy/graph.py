@@ -77,7 +77,7 @@ class Graph:
         self.broadcasts: list[Node] = []
         self.missed: dict[str, Node] = {}
         self._hops = self._added = 0
-        self._by_name: dict[str, Origin] | None = None
+        self._by_name: dict[tuple[str, str], Origin] | None = None
         self._deciding: set[str] = set()
 
     def add(self, node: Node) -> None:
@@ -120,7 +120,7 @@ class Graph:
             elif source.exits is not None:
                 origin = source.exits.get(origin.slot)
             elif source.kind in GET_NODES:
-                origin = self._setters().get(str(source.values.get("name")))
+                origin = self._set_as(source)
             elif source.kind in PASS_THROUGH and source.links:
                 origin = next(iter(source.links.values()), None)
             elif source.kind in CONTEXTS and 0 < origin.slot < len(CONTEXT):
@@ -205,11 +205,28 @@ class Graph:
         alike = [name for name in links if found.node.types.get(name) == role]
         return named or (alike[0] if len(alike) == 1 else None)  # which of several it passes on is not known either
 
-    def _setters(self) -> dict[str, Origin]:
+    def _set_as(self, getter: Node) -> Origin | None:
+        """What a getter's name stands for: set in its own subgraph, else in one around it."""
         if self._by_name is None:
             setters = (node for node in self.nodes.values() if node.kind in SET_NODES and node.links and node.mode == 0)
-            self._by_name = {str(node.values.get("name")): next(iter(node.links.values())) for node in setters}
-        return self._by_name
+            self._by_name = {
+                (_scope(node.key), name): next(iter(node.links.values()))
+                for node in setters
+                if isinstance(name := node.values.get("name"), str)
+            }
+        name, scope = getter.values.get("name"), _scope(getter.key)
+        while isinstance(name, str):
+            if (scope, name) in self._by_name:
+                return self._by_name[scope, name]
+            if not scope:
+                break
+            scope = _scope(scope)
+        return None
+
+
+def _scope(key: str) -> str:
+    """The key of the subgraph that a node is in; "" outside of all."""
+    return key.rpartition(":")[0]
 
 
 def _bypass(node: Node, slot: int, wanted: str) -> str:

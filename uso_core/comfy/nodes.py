@@ -136,6 +136,8 @@ _SIGNATURES = {
     "PrimitiveNode": "value:ANY+ -> *",  # the frontend's own, of whatever type it feeds
     "GetNode": "name:STRING -> *",
     "SetNode": "name:STRING -> *",
+    "easy getNode": "name:STRING -> *",
+    "easy setNode": "name:STRING -> *",
     "ComfySwitchNode": "switch:BOOLEAN -> *",
     "ImpactSwitch": "select:INT sel_mode:BOOLEAN -> *",
     "ImpactWildcardProcessor": "wildcard_text:STRING populated_text:STRING mode:COMBO seed:INT+ -> STRING",

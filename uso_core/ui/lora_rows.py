@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import gradio as gr
 
 from uso_core.catalog.loras import find_loras, located, named_lora, turbo_lora
 from uso_core.catalog.models import Model, get_model
-from uso_core.errors import UsoError
+from uso_core.errors import RequestError, UsoError
 from uso_core.messages import Message
 from uso_core.request import MAX_LORA_STRENGTH, GenerationRequest, LoRA, number
 from uso_core.settings import Settings
@@ -154,13 +155,19 @@ def wire(page: gr.Blocks, rows: LoRARows, fields: dict[str, Any], services: Serv
         model = get_model(name)
         known = {turbo.name for turbo in model.turbos}
         if not on:
+            with contextlib.suppress(UsoError):  # its file may be listed under another name
+                known.add(turbo_lora(model, settings)[0].name)
             return {**_without(rows, names, known), **{fields[name]: getattr(model, name) for name in TURBO_SETS}}
         try:
             lora, turbo = turbo_lora(model, settings)
         except UsoError as error:
             gr.Warning(escape(tell(error.told), quote=False), duration=TOAST_SECONDS, title=say("please_change"))
             return {rows.turbo: False}
-        place = next((place for place, each in enumerate(names, 1) if each in ("", None, lora.name)), ROWS)
+        place = next((place for place, each in enumerate(names, 1) if each in ("", None, lora.name)), None)
+        if place is None:
+            full = RequestError("too_many_loras", count=ROWS + 1, most=ROWS)
+            gr.Warning(escape(tell(full.told), quote=False), duration=TOAST_SECONDS, title=say("please_change"))
+            return {rows.turbo: False}
         return {
             rows.fields[f"lora_{place}"]: lora.name,
             rows.fields[f"lora_{place}_strength"]: lora.strength,

@@ -67,11 +67,12 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
         return {key: entry.sha256, called: entry.name, export: copy, sure: "", delete: gr.Button(label("delete_style"))}
 
     def put_in_slot(given: Updates) -> Updates:
-        """The images that the style was just made of leave their slots, else it would count twice."""
+        """What the style was just made of leaves its slots, images and stored styles, else it would count twice."""
         slots, sha256 = form.stored_fields, given[key]
         sources = set(given[made_of].get(sha256, ()))
-        emptied = {field: None for field in image_slots if given[field] in sources}
-        free = next((slot for slot in slots if not given[slot] or given[slot] == sha256), None)
+        emptied: Updates = {field: None for field in image_slots if given[field] in sources}
+        emptied |= {field: "" for field in slots if given[field] in sources and given[field] != sha256}
+        free = next((slot for slot in slots if slot in emptied or given[slot] in ("", None, sha256)), None)
         if free is None:
             raise refusal(RequestError("style_slots_full"))
         return {**emptied, free: sha256, tabs: gr.Tabs(selected="create")}
@@ -108,7 +109,10 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
                 if isinstance(event, StylesReady):
                     small = mosaic(thumbnails)
                     entry = styles.add(free, event.tokens, event.strengths, event.model, event.fingerprint, small)
-                    sources = {**given[made_of], entry.sha256: [path for slot in image_slots if (path := given[slot])]}
+                    sources = {
+                        **given[made_of],
+                        entry.sha256: [value for slot in (*image_slots, *form.stored_fields) if (value := given[slot])],
+                    }
                     yield {**said("style_saved", entry, 100), name: "", made_of: sources, **look(request)}
                 else:
                     yield {status: event}
