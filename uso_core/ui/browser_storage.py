@@ -11,7 +11,7 @@ import gradio as gr
 
 
 def carrier() -> gr.JSON:
-    """What brings a kept value to the server and back; `reading` and `WRITE` connect it to the browser."""
+    """What brings a kept value to the server and back; `reading` and `write` connect it to the browser."""
     return gr.JSON(visible=False)
 
 
