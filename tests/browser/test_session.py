@@ -304,6 +304,39 @@ def test_what_two_tabs_store_is_kept(served: Served, page: Page) -> None:
             expect(each.get_by_role("option", name=name, exact=True)).to_be_visible()
 
 
+def test_a_dropdown_applies_what_is_chosen_and_nothing_when_it_is_left(page: Page) -> None:
+    page.get_by_role("button", name=re.compile("Presets")).click()
+    expect(page.locator("body[data-remembering]")).to_be_attached()
+    for steps in (11, 12):
+        set_number(page, "Steps", steps)
+        page.get_by_label("Name of the preset").fill(f"with {steps}")
+        press(page, "Save")
+        expect(status(page)).to_contain_text(f"with {steps}")
+    preset = page.get_by_label("Preset", exact=True)
+    preset.press("ArrowUp")
+    preset.press("Enter")  # by the keyboard as by a press
+    expect(page.get_by_role("spinbutton", name="Steps", exact=True)).to_have_value("11")
+    set_number(page, "Steps", 13)
+    preset.click()
+    preset.press("Escape")
+    preset.blur()
+    set_number(page, "Width", 256)
+    set_number(page, "Height", 192)
+    aspect = page.get_by_label("Aspect", exact=True)
+    expect(aspect).to_have_value("4:3")  # of other sides than those that are set
+    aspect.click()
+    aspect.press("Escape")
+    aspect.blur()
+    page.get_by_label("Name of the preset").fill("after that")
+    press(page, "Save")
+    expect(status(page)).to_contain_text("after that")
+    for name, value in (("Steps", "13"), ("Width", "256"), ("Height", "192")):
+        expect(page.get_by_role("spinbutton", name=name, exact=True)).to_have_value(value)
+    preset.click()
+    page.get_by_role("option", name="with 11", exact=True).click()  # chosen anew, it counts anew
+    expect(page.get_by_role("spinbutton", name="Steps", exact=True)).to_have_value("11")
+
+
 def test_a_question_mark_lists_the_keys(page: Page) -> None:
     prompt(page).press("?")
     expect(prompt(page)).to_have_value("?")

@@ -366,7 +366,7 @@ def _wire(form: Form, mode: gr.Markdown, aspect: gr.Dropdown) -> None:
         return gr.skip(), gr.skip(), gr.skip()
 
     given = [aspect, form["content"], form["content_size"], form["model"]]
-    aspect.input(resize, given, [form["width"], form["height"], form["content_size"]], **QUIET)
+    aspect.select(resize, given, [form["width"], form["height"], form["content_size"]], **QUIET)
     given = [form["width"], form["height"]]
     gr.on([each.input for each in given], shape, given, aspect, trigger_mode="always_last", **QUIET)
 

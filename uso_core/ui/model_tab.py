@@ -97,7 +97,7 @@ def build(page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, services: Services, line:
     def run_clock(event: gr.SelectData) -> Any:
         return gr.Timer(active=tabs.children[event.index] is tab)
 
-    looks = [tab.select, panel.choice.input, clock.tick]
+    looks = [tab.select, panel.choice.select, clock.tick]
     gr.on(looks, look, asked, panel.shown, trigger_mode="always_last", **QUIET)
     tabs.select(run_clock, None, clock, **QUIET)
     panel.use.click(use, asked, [*following, *panel.shown], **TOLD)

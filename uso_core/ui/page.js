@@ -19,6 +19,14 @@
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && create.offsetParent) find("#generate").click();
   });
+  // Gradio's dropdown tells "input" whenever it is left, and "select" of a press alone, so the page listens to "select":
+  // Enter is a press on the option it stands on.
+  document.addEventListener("keydown", (event) => {
+    const option = event.key === "Enter" && document.getElementById(event.target.getAttribute("aria-activedescendant"));
+    if (!option) return;
+    event.stopImmediatePropagation();
+    option.dispatchEvent(new MouseEvent("mousedown", { bubbles: true, cancelable: true }));
+  }, true);
   // A menu closes at a press elsewhere, and at Escape.
   const menus = () => [...document.querySelectorAll("details.menu[open]")];
   document.addEventListener("pointerdown", (event) => {

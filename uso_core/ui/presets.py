@@ -137,7 +137,7 @@ def build(page: gr.Blocks, form: Form, services: Services) -> None:
     put = [*fields.values(), form.aspect, name, default, form.status]
     page.load(look, kept, [choice, export], **now)
     choice.focus(look, kept, [choice, export], **now)
-    choice.input(apply, [kept, choice, form["model"]], put, **now)
+    choice.select(apply, [kept, choice, form["model"]], put, **now)
     form["model"].change(begin, [kept, form["model"]], [*put, choice], **now)
     marked = default.input(mark, [kept, choice, form["model"], default], [kept, export, default], **now)
     saved = save.click(store, [kept, name, *fields.values()], told, **{**now, **TOLD})
