@@ -95,6 +95,18 @@ def test_the_order_is_that_of_the_model():
     assert [lora.name for lora in read(api(nodes)).loras] == ["0.safetensors", "1.safetensors", "2.safetensors"]
 
 
+def test_the_rows_of_a_node_keep_their_order_and_folders():
+    nodes = recipe() | {"rows": ["Power Lora Loader (rgthree)", {"model": ("lora", 0)}]}
+    for number, name in enumerate(("a/one.safetensors", "a\\b\\two.safetensors", "three.safetensors")):
+        nodes["rows"][1][f"lora_{number}"] = {"on": True, "lora": name, "strength": 1}
+    nodes["last"] = ["LoraLoaderModelOnly", {"model": ("rows", 0), "lora_name": "four.safetensors", "strength_model": 2}]
+    nodes["sampler"][1]["model"] = ("last", 0)
+    result = read(api(nodes))
+    strengths = {"one": 1, "two": 1, "three": 1, "four": 2}
+    assert result.loras == tuple(LoRA(f"{name}.safetensors", strength) for name, strength in strengths.items())
+    assert result.lora_folders == ("a", "a/b", "", "")
+
+
 def test_loras_that_cannot_be_read_are_told():
     nodes = recipe() | {"more": ["LoRA Loader Of Nobody", {"model": ("lora", 0)}]}
     nodes["sampler"][1]["model"] = ("more", 0)

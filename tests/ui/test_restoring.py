@@ -15,13 +15,14 @@ from uso_core.catalog.models import MODELS
 from uso_core.comfy import export_api, import_workflow
 from uso_core.errors import RequestError
 from uso_core.images import open_image
-from uso_core.request import GenerationRequest, Result
+from uso_core.request import GenerationRequest, LoRA, Result
 from uso_core.runtime.engine import Engine
 from uso_core.settings import Settings
 from uso_core.storage.history import History
 from uso_core.storage.styles import StyleStore
 from uso_core.ui import presets, results, text
 from uso_core.ui.form import STYLES, Form, build_form
+from uso_core.ui.lora_rows import by_file_name
 from uso_core.ui.results import restored
 from uso_core.ui.services import Services, Stores
 
@@ -71,7 +72,37 @@ def test_a_workflow_of_another_model_says_so(name, model, said, kind, field):
     loader |= {"class_type": kind, "inputs": {field: name}}
     found = import_workflow(json.dumps(workflow))
     assert found.model_file == Path(name).name
-    assert (Path(name).name in text.imported(found, {}, STYLES, (), MODELS[model])) == said
+    assert (Path(name).name in text.imported(found, {}, STYLES, [], MODELS[model])) == said
+
+
+def test_a_workflows_loras_are_taken_or_it_says_why_not(tmp_path: Path) -> None:
+    settings = Settings(name="uso-tiny", weights=tmp_path)
+    for name in ("ink", "a/twin", "b/twin", "one", "two", "three", "four"):
+        (tmp_path / "loras" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_lora(tmp_path / "loras" / f"{name}.safetensors", ATTENTION)
+
+    def found(*names: tuple[str, float | None]) -> list[object]:
+        workflow = export_api(WORDS)
+        last = next(key for key, each in workflow.items() if each["class_type"] == "LoraLoaderModelOnly")
+        rows = {f"lora_{n}": {"on": True, "lora": name, "strength": strength} for n, (name, strength) in enumerate(names)}
+        for each in workflow.values():
+            if each["inputs"].get("model") == [last, 0]:
+                each["inputs"]["model"] = ["rows", 0]
+        workflow["rows"] = {"class_type": "Power Lora Loader (rgthree)", "inputs": {"model": [last, 0], **rows}}
+        read = import_workflow(json.dumps(workflow))
+        here = by_file_name(read.loras, read.lora_folders, settings)
+        said = text.imported(read, {}, STYLES, here, MODELS["uso-tiny"])
+        assert ("is not found here" in said) == (None in here)
+        return [each.name if isinstance(each, LoRA) else each and (each.key in said or str(each) in said) and each.key
+                for each in here]  # fmt: skip
+
+    assert found(("elsewhere/INK.safetensors", 0.5), ("none.safetensors", 1)) == ["ink", None]
+    assert found(("twin.safetensors", 1), ("B\\twin.safetensors", 1), ("x/a/twin.safetensors", 1)) == [
+        "lora_twins", "b/twin", "twin"]  # fmt: skip
+    assert found(("c/twin.safetensors", 1), ("ink.safetensors", 9)) == ["lora_twins", "lora_too_strong"]
+    five = [(f"{name}.safetensors", 1.0) for name in ("one", "two", "three", "four", "ink")]
+    assert found(*five) == ["one", "two", "three", "four", "lora_beyond"]
+
 
 
 @pytest.mark.parametrize(("model", "said"), [("uso-tiny", False), ("flux-dev", True), ("of-tomorrow", True)])

@@ -10,7 +10,7 @@ import math
 from uso_core.comfy.conditioning import Conditioning
 from uso_core.comfy.graph import Found, Graph, Node
 from uso_core.comfy.image_names import file_name
-from uso_core.comfy.loras import LoRA, is_strength, is_uso, loras_of
+from uso_core.comfy.loras import LoRA, folder_of, is_strength, is_uso, loras_of
 from uso_core.comfy.nodes import (
     CACHES,
     EXTRAS,
@@ -112,7 +112,7 @@ class Reader(Conditioning):
         loras: list[LoRA] = []
         for found in self.graph.chain(node, name, "MODEL"):
             here = found.node
-            given = [*self._loras(here), *self._stacked(here)]
+            given = [*reversed(self._loras(here)), *self._stacked(here)]
             loras += given
             if here.kind == "USOStyleReference":
                 style = self._style(here)
@@ -165,24 +165,26 @@ class Reader(Conditioning):
         return loras
 
     def _stacked(self, node: Node) -> list[LoRA]:
+        """The LoRAs of stacks that lead into a node, the last one first."""
         name = next((name for name in LORA_STACKS if name in node.links), None)
         found = self.graph.chain(node, name, "LORA_STACK") if name else ()
-        return [lora for each in found for lora in self._loras(each.node)]
+        return [lora for each in found for lora in reversed(self._loras(each.node))]
 
     def _keep_loras(self, loras: list[LoRA], followed: bool) -> None:
         own = [lora for lora in loras if is_uso(lora.name)]
-        others = [lora._replace(name=file_name(lora.name) or lora.name[:80]) for lora in loras if not is_uso(lora.name)]
+        others = [lora for lora in reversed(loras) if not is_uso(lora.name)]  # walked backwards
+        self.found["loras"] = tuple(each._replace(name=file_name(each.name) or each.name[:80]) for each in others)
+        self.found["lora_folders"] = tuple(map(folder_of, others))
         if not own and followed:
             self.note("no_uso_lora")
         strengths = [lora.strength for lora in own if lora.strength is not None]
         if strengths and len(strengths) == len(own) and sum(strengths) != 1:
             self.note("lora_strength", strength=sum(strengths))
-        for lora in others:
+        for lora in self.found["loras"]:
             if lora.strength is None:
                 self.note("lora_ignored_unknown", name=lora.name)
             else:
                 self.note("lora_ignored", name=lora.name, strength=lora.strength)
-        self.found["loras"] = tuple(reversed(others))  # walked backwards
 
     # --- latent: size and batch
 

@@ -37,6 +37,11 @@ def is_uso(name: str) -> bool:
     return " ".join(words) in USO_NAMES
 
 
+def folder_of(lora: LoRA) -> str:
+    """The folders in a LoRA's name, with slashes between."""
+    return "/".join(re.split(r"[\\/]+", lora.name)[:-1])
+
+
 def loras_of(values: Mapping[str, object]) -> Iterator[LoRA]:
     """The LoRAs in a node's values that are switched on: one, numbered ones, rows of a list, or tags in a text."""
     values = {key: value for key, value in itertools.islice(values.items(), 8 * MAX_LORAS) if len(key) <= 100}

@@ -20,7 +20,8 @@ class ComfyImport:
     """The form's values in a workflow; None where it says nothing. Images are bare file names, never opened.
 
     `keep_size` is True if the size follows the content image, `fast` if steps are skipped. `loras` are those besides
-    USO's, `model_file` is the name of the transformer or checkpoint. The sha256 of an image, which our own export
+    USO's, by file name, `lora_folders` the folders that the workflow names before each. `model_file` is the name of the
+    transformer or checkpoint. The sha256 of an image, which our own export
     notes, is "" if it is not known; `styles_sha256` has one for each style. Each of `notes` describes something that
     was not read, or has no counterpart here. Values are within the ranges of `request.py`; sizes need not be multiples
     of 16.
@@ -42,6 +43,7 @@ class ComfyImport:
     keep_size: bool | None = None
     fast: bool | None = None
     loras: tuple[LoRA, ...] = ()
+    lora_folders: tuple[str, ...] = ()
     content_sha256: str = ""
     styles_sha256: tuple[str, ...] = ()
     model_file: str | None = None

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from uso_core.catalog.loras import find_loras, located, named_lora, turbo_lora
 from uso_core.catalog.models import Model, get_model
+from uso_core.comfy.loras import LoRA as Named
 from uso_core.errors import RequestError, UsoError
 from uso_core.messages import Message
 from uso_core.request import MAX_LORA_STRENGTH, GenerationRequest, LoRA, number
@@ -115,24 +117,46 @@ def there(request: GenerationRequest, settings: Settings) -> tuple[list[LoRA], l
     return found, told
 
 
-def by_file_name(wanted: Sequence[tuple[str, float | None]], settings: Settings) -> list[tuple[str, LoRA]]:
-    """Which of the LoRAs that a workflow names by file are here: the workflow's name, and the LoRA.
+def by_file_name(wanted: Sequence[Named], folders: Sequence[str], settings: Settings) -> list[LoRA | Message | None]:
+    """For each LoRA that a workflow names: the one here, a sentence if it is here and not taken, None if it is not.
 
-    Neither folder, ending nor case count, as files are kept in other folders here. One whose strength is unknown, or
-    that two files here could be, is left out.
+    Neither ending nor case count; `folders`, since they are others here, only where two files have the same name.
     """
     if not wanted:
         return []
     known: dict[str, list[str]] = {}
-    for name, path in find_loras(settings).items():
+    paths = find_loras(settings)
+    for name, path in paths.items():
         for key in {_key(name), _key(path.name)}:
             known.setdefault(key, []).append(name)
-    found: list[tuple[str, LoRA]] = []
-    for name, strength in wanted:
-        names = known.get(_key(name), [])
-        if len(names) == 1 and strength is not None and abs(strength) <= MAX_LORA_STRENGTH and len(found) < ROWS:
-            found.append((name, LoRA(names[0], "", strength)))
+    found: list[LoRA | Message | None] = []
+    for lora, folder in zip(wanted, folders, strict=True):
+        names = known.get(_key(lora.name), [])
+        near = _nearest(folder, {name: paths[name] for name in names})
+        if not names or lora.strength is None:
+            found.append(None)
+        elif len(near) > 1:
+            found.append(Message("lora_twins", {"name": lora.name, "names": ", ".join(near)}))
+        elif abs(lora.strength) > MAX_LORA_STRENGTH:
+            values = {"name": lora.name, "strength": lora.strength, "most": MAX_LORA_STRENGTH}
+            found.append(Message("lora_too_strong", values))
+        elif sum(isinstance(each, LoRA) for each in found) == ROWS:
+            found.append(Message("lora_beyond", {"name": lora.name}))
+        else:
+            found.append(LoRA(near[0], "", lora.strength))
     return found
+
+
+def _nearest(folder: str, paths: dict[str, Path]) -> list[str]:
+    """The names of those files that share most of their last folders with a workflow's; all if none shares any."""
+    asked = [part.lower() for part in reversed(folder.split("/"))]
+
+    def shared(path: Path) -> int:
+        own = (part.lower() for part in reversed(path.parent.parts))
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(asked, own, strict=False)))
+
+    most = max(map(shared, paths.values()), default=0)
+    return [name for name, path in paths.items() if shared(path) == most]
 
 
 def _key(name: str) -> str:

@@ -17,7 +17,7 @@ from uso_core.comfy import export_workflow, import_workflow, workflow_in_exif, w
 from uso_core.errors import RequestError, UsoError
 from uso_core.images import webp_texts
 from uso_core.messages import Message
-from uso_core.request import InputImage, StoredStyle
+from uso_core.request import InputImage, LoRA, StoredStyle
 from uso_core.storage.files import OUR_NAME, write_whole
 from uso_core.storage.history import is_starred, thumbnail_of
 from uso_core.storage.png import as_record, png_texts
@@ -185,10 +185,10 @@ def _wire_restore(
             else:
                 found = import_workflow(workflow)
                 kept = services.stores(request).history.inputs((found.content_sha256, *found.styles_sha256))
-                here = lora_rows.by_file_name(found.loras, services.settings)
-                updates = form.imported(found, kept, [lora for _, lora in here])
+                here = lora_rows.by_file_name(found.loras, found.lora_folders, services.settings)
+                updates = form.imported(found, kept, [lora for lora in here if isinstance(lora, LoRA)])
                 model = services.engine.status().model
-                words = text.imported(found, kept, STYLES, [name for name, _ in here], model)
+                words = text.imported(found, kept, STYLES, here, model)
         except UsoError as error:
             raise refusal(error) from None
         return {**updates, form.status: {"text": words, "percent": 0}}

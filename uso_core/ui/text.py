@@ -14,7 +14,7 @@ from uso_core.catalog.models import Model
 from uso_core.comfy import ComfyImport
 from uso_core.events import ImageReady, Unread
 from uso_core.messages import Message
-from uso_core.request import SAMPLERS, GenerationRequest, StoredStyle
+from uso_core.request import SAMPLERS, GenerationRequest, LoRA, StoredStyle
 from uso_core.ui.language import say, tell
 
 if TYPE_CHECKING:
@@ -143,11 +143,13 @@ def settings(request: GenerationRequest) -> str:
     return "\n".join([*lines, say("settings_model", model=request.model)])
 
 
-def imported(workflow: ComfyImport, kept: Collection[str], slots: int, loras: Collection[str], model: Model) -> str:
+def imported(
+    workflow: ComfyImport, kept: Collection[str], slots: int, loras: Sequence[LoRA | Message | None], model: Model
+) -> str:
     """What was read from a ComfyUI workflow: the images to choose, and what has no counterpart here.
 
-    `kept` are the hashes of those images that the history has, `slots` how many styles the page takes, `loras` the
-    workflow's names of those LoRAs that are here, `model` the one at work.
+    `kept` are the hashes of those images that the history has, `slots` how many styles the page takes, `loras` what
+    `lora_rows.by_file_name` says of the workflow's, `model` the one at work.
     """
     parts = [say("imported")]
     styles = list(zip(workflow.styles[:slots], workflow.styles_sha256, strict=False))
@@ -162,8 +164,9 @@ def imported(workflow: ComfyImport, kept: Collection[str], slots: int, loras: Co
         parts.append(say("imported_styles", names=", ".join(wanted)))
     if workflow.model_file and model.folder is None and variant_called(workflow.model_file) != model.variant:
         parts.append(say("imported_model", name=workflow.model_file, title=model.title))
-    notes = [note for note in workflow.notes if not (note.key in LORA_NOTES and note.values.get("name") in loras)]
-    return " ".join([*parts, *map(tell, notes)])
+    here = {lora.name for lora, found in zip(workflow.loras, loras, strict=True) if found is not None}
+    notes = [note for note in workflow.notes if not (note.key in LORA_NOTES and note.values.get("name") in here)]
+    return " ".join([*parts, *map(tell, notes), *(tell(found) for found in loras if isinstance(found, Message))])
 
 
 def restored(lost: list[str], beyond: list[str], loras: Sequence[Message] = ()) -> str:
