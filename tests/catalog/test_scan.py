@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from tests.catalog import comfy_folder as comfy
 from tests.catalog.comfy_folder import CLIP_NOTES, T5_NOTES, TINY, write
 from tests.loaders.weight_files import raw
+from tests.test_settings import cache_repository
 from uso_core.catalog import locate
 from uso_core.catalog import scan as scanning
 from uso_core.catalog.locate import choose_model, find_weights, offers
@@ -91,6 +92,39 @@ def test_a_variable_wins(whole, tmp_path):
     report = find_weights(DEV, settings(whole, tmp_path, ae=str(mine)))
     assert report.paths["vae"] == Path(mine)
     assert report.paths["clip"] == whole / comfy.CLIP
+
+
+def test_a_variable_may_name_a_folder_of_files_or_a_repository(whole, tmp_path):
+    """As a download leaves them: the single file of the original, in its folder or in the cache's snapshot."""
+    given = {
+        "flux_dev": whole / "models" / "diffusion_models", "lora": whole / "models" / "loras",
+        "projection_model": whole / "models" / "model_patches", "ae": whole / "models" / "vae",
+        "t5": whole / "models" / "text_encoders", "clip": whole / "models" / "text_encoders",
+        "siglip_path": whole / "models" / "clip_vision",
+    }  # fmt: skip
+    there = {"transformer": comfy.DEV, "lora": comfy.LORA, "projector": comfy.PROJECTOR, "vae": comfy.VAE,
+             "t5": comfy.T5, "clip": comfy.CLIP, "siglip": comfy.SIGLIP}  # fmt: skip
+    folders = find_weights(DEV, Settings(weights=str(tmp_path), **{name: str(path) for name, path in given.items()}))
+    assert {role: folders.paths.get(role) for role in there} == {role: whole / name for role, name in there.items()}
+
+    snapshots = {}
+    for repo, names in (
+        ("black-forest-labs/FLUX.1-dev", {"flux1-dev.safetensors": comfy.DEV, "ae.safetensors": comfy.VAE}),
+        ("bytedance-research/USO", {"uso_flux_v1.0/dit_lora.safetensors": comfy.LORA}),
+        ("someone/loras", {"ink.safetensors": comfy.PROJECTOR}),
+    ):
+        snapshots[repo] = cache_repository(tmp_path / "cache", repo)
+        for name, file in names.items():
+            (snapshots[repo] / name).parent.mkdir(exist_ok=True)
+            shutil.copy(whole / file, snapshots[repo] / name)
+    dev, uso, _ = snapshots
+    cached = find_weights(DEV, Settings(weights=str(tmp_path), flux_dev=dev, ae=dev, lora=uso))
+    assert cached.paths["transformer"] == snapshots[dev] / "flux1-dev.safetensors"
+    assert cached.paths["vae"] == snapshots[dev] / "ae.safetensors"
+    assert cached.paths["lora"] == snapshots[uso] / "uso_flux_v1.0" / "dit_lora.safetensors"
+    wrong = find_weights(DEV, Settings(weights=str(tmp_path), lora="someone/loras", ae="someone/nothing"))
+    assert {role: wrong.missing[role].key for role in ("lora", "vae")} == {
+        "lora": "missing_in_variable", "vae": "missing_variable"}  # fmt: skip
 
 
 def test_several_folders_by_flag_and_by_variable(whole, tmp_path, monkeypatch):

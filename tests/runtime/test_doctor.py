@@ -30,5 +30,13 @@ def test_a_file_that_cannot_be_used_is_something_to_do(
     assert [line.split(":")[0].split() for line in lines if " lora:" in line] == [
         ["problem" if damage else "found", "lora"]
     ]
-    assert (f"lora: put another file in place of {given['lora']}" in said) == bool(damage)
+    assert (f"lora: put another file in place of {given['lora']}, or correct LORA" in said) == bool(damage)
     assert ("Nothing is missing." in said) == (not damage)
+
+
+def test_a_variable_that_lacks_its_part_is_something_to_correct(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {name: str(WEIGHTS / file) for name, file in PARTS.items()} | {"lora": str(tmp_path)}
+    assert examine(Settings(name="flux-dev", device="cpu", dtype="float32", **given)) == 2
+    assert "lora: correct LORA in .env or in the environment, or unset it" in capsys.readouterr().out

@@ -22,7 +22,7 @@ from uso_core.catalog.models import (
     WeightFile,
     get_model,
 )
-from uso_core.catalog.scan import OTHER_LORA, TOKENIZER_FILES, Found, best, describe, scan
+from uso_core.catalog.scan import OTHER_LORA, TOKENIZER_FILES, Found, best, describe, model_files, scan
 from uso_core.errors import WeightsError
 from uso_core.messages import Message, message
 from uso_core.settings import ROOT, Settings, env_name, given_path
@@ -159,8 +159,11 @@ def _as_it_is(model: Model, settings: Settings) -> tuple[Model, Message] | None:
     """The other model whose transformer this model's variable points to, and the reason to use that."""
     file = next((file for file in model.files if file.role == "transformer"), None)
     value = getattr(settings, file.setting) if file is not None else None
-    path = _existing(value) if value else None
-    if file is None or path is None or not _is_other_sort(path, model):
+    place = _pointed(value) if value else None
+    if file is None or place is None:
+        return None
+    path = _part(place, file)
+    if path is None or not _is_other_sort(path, model):
         return None
     other = MODELS["flux-dev" if model.variant == "schnell" else "flux-schnell"]
     return other, message("reason_really", variable=env_name(file.setting), path=path.name, name=other.name)
@@ -168,7 +171,7 @@ def _as_it_is(model: Model, settings: Settings) -> tuple[Model, Message] | None:
 
 def _is_other_sort(path: Path, model: Model) -> bool:
     """Whether a transformer has no guidance though the model has it, or the reverse; not if it cannot be read."""
-    found = next((each for each in describe(_inside(path, "transformer")) if each.role == "transformer"), None)
+    found = next((each for each in describe(path) if each.role == "transformer"), None)
     return found is not None and found.problem is None and (found.variant != "schnell") != model.guided
 
 
@@ -192,15 +195,15 @@ def _find(
 ) -> Path | Message:
     variable, value = env_name(file.setting), getattr(settings, file.setting)
     if value:
-        path = _existing(value)
-        if path is not None and file.role == "transformer" and _is_other_sort(path, model):
+        place = _pointed(value)
+        if place is None:
+            return message("missing_variable", role=file.role, variable=variable, value=value)
+        path = _part(place, file)
+        if path is None:
+            return message("missing_in_variable", role=file.role, variable=variable, value=value)
+        if file.role == "transformer" and _is_other_sort(path, model):
             return message("missing_really", role=file.role, variable=variable, path=path, name=_OTHER[model.guided])
-        if path is not None:
-            return _inside(path, file.role)
-        cached = _cached(value, None) if re.fullmatch(r"[\w.-]+/[\w.-]+", value) else None
-        if cached:
-            return _inside(cached, file.role)
-        return message("missing_variable", role=file.role, variable=variable, value=value)
+        return path
     if file.role == "transformer" and (mislaid := _under_other_variables(model, settings)):
         return mislaid
     if transformer is not None and transformer.is_dir() and file.role in FLUX_FOLDERS:
@@ -229,9 +232,10 @@ def _under_other_variables(model: Model, settings: Settings) -> Path | None:
     """The transformer of this model's sort that a variable of the other sort points to."""
     for other in MODELS.values():
         value = getattr(settings, other.files[0].setting) if other.files and other.guided != model.guided else None
-        path = _existing(value) if value else None
+        place = _pointed(value) if value else None
+        path = _part(place, other.files[0]) if place else None
         if path is not None and _is_other_sort(path, other):
-            return _inside(path, "transformer")
+            return path
     return None
 
 
@@ -255,9 +259,29 @@ def _has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
-def _existing(value: str) -> Path | None:
+def _pointed(value: str) -> Path | None:
+    """Where a variable points: a path that exists, or the snapshot of a repository in the Hugging Face cache."""
     path = given_path(value)
-    return path if os.path.exists(path) else None  # also for a name that no disk takes
+    if os.path.exists(path):  # not for a name that no disk takes either
+        return path
+    return _cached(value, None) if re.fullmatch(r"[\w.-]+/[\w.-]+", value) else None
+
+
+def _part(place: Path, file: WeightFile) -> Path | None:
+    """A part in the place that its variable points to, which may be a folder of several; None if it is not there."""
+    if not place.is_dir():
+        return place
+    folder = _inside(place, file.role)
+    if file.role not in ONE_FILE and (model_files(folder) or _holds(folder)):
+        return folder
+    published = file.patterns[0]
+    for path in (place / published, place / Path(published).name):
+        if len(file.patterns) == 1 and path.is_file():
+            return path
+    found = best(scan((place,)), file.role, {})
+    if found is None:
+        return folder if folder != place else None  # whoever reads an incomplete one says so
+    return found.path
 
 
 def _inside(path: Path, role: str) -> Path:

@@ -147,7 +147,7 @@ def _scan(folders: tuple[Path, ...], memory: Path | None, moment: int) -> tuple[
 
 def describe(path: Path) -> tuple[Found, ...]:
     """What a file or a folder of weights is, part by part; a file that cannot be read is one with a problem."""
-    files = [path, *_shards(path)] if path.is_dir() else [path]
+    files = [path, *model_files(path)] if path.is_dir() else [path]
     try:
         return _describe(path, tuple(file.stat().st_mtime_ns for file in files))
     except OSError as error:
@@ -158,7 +158,7 @@ def describe(path: Path) -> tuple[Found, ...]:
 def _describe(path: Path, modified_ns: tuple[int, ...]) -> tuple[Found, ...]:
     try:
         if path.is_dir():
-            if not (shards := _shards(path)):
+            if not (shards := model_files(path)):
                 raise WeightsError("no_safetensors", path=path)
             whole = inspect_shards(path, shards)[0]
         else:
@@ -218,7 +218,7 @@ def _places(folder: Path) -> Iterator[Place]:
         if any(name in TOKENIZER_FILES for name in names):
             yield _tokenizer, here
         whole = "config.json" in names or any(name.endswith(INDEX) for name in names)
-        together = {path.name for path in _shards(here)} if whole else set()
+        together = {path.name for path in model_files(here)} if whole else set()
         if together:
             yield _described, here
         for name in sorted(set(names) - together):
@@ -226,7 +226,7 @@ def _places(folder: Path) -> Iterator[Place]:
                 yield _described, here / name
 
 
-def _shards(folder: Path) -> list[Path]:
+def model_files(folder: Path) -> list[Path]:
     """The files of a folder that holds one model, by its index or by the names that libraries give; else none."""
     index = next(iter(sorted(folder.glob(f"*{INDEX}"))), None)
     if index is not None:
@@ -240,7 +240,7 @@ def _described(path: Path, known: Known) -> tuple[Found, ...]:
     if path.suffix.lower() in PICKLES and path.is_file():
         return (Found(path, "", "", problem=message("error_pickle", path=path)),)
     try:
-        files = [file.stat() for file in (_shards(path) if path.is_dir() else [path])]
+        files = [file.stat() for file in (model_files(path) if path.is_dir() else [path])]
     except OSError as error:
         return (Found(path, "", "", problem=message("error_file_unreadable", path=path, reason=error.strerror)),)
     size, modified = sum(file.st_size for file in files), max(file.st_mtime_ns for file in files)

@@ -60,10 +60,8 @@ def examine(settings: Settings) -> int:
     print(f"\n{model.name}: {model.title}")
     for line in (*parts(report), *others(report, settings)):
         print(line)
-    wrong = [
-        f"{role}: put another file in place of {report.paths[role]}" for role in report.paths if unfit(role, report)
-    ]
-    planned, commands = planning(report, settings), [*remedies(report, settings), *wrong]
+    wrong = [role for role in report.paths if unfit(role, report)]
+    planned, commands = planning(report, settings), [*remedies(report, settings), *replacements(wrong, report, settings)]
     print("\nMemory plan")
     for line in planned[1]:
         print(f"  {line}")
@@ -141,7 +139,7 @@ def remedies(report: WeightsReport, settings: Settings) -> Iterator[str]:
             yield f"{role}: get the project's own files again ({said})"
         elif said.key == "missing_really":
             yield f"{role}: start with --name {said.values['name']}, or point {said.values['variable']} to another file"
-        elif said.key == "missing_variable":
+        elif said.key in ("missing_variable", "missing_in_variable"):
             yield f"{role}: correct {env_name(row.setting)} in .env or in the environment, or unset it"
         else:
             only = "tokenizers" if role.endswith("_tokenizer") else role
@@ -150,6 +148,16 @@ def remedies(report: WeightsReport, settings: Settings) -> Iterator[str]:
                 command += f' --weights "{settings.weights}"'
             first = f"  # first accept the licence at {HUB_PAGE}/{row.repo} and set HF_TOKEN"
             yield command + (first if row.gated and not settings.hf_token else "")
+
+
+def replacements(wrong: Sequence[str], report: WeightsReport, settings: Settings) -> Iterator[str]:
+    """One thing to do for each part whose file cannot be used."""
+    rows = {row.role: row for row in report.model.files}
+    for role in wrong:
+        row = rows.get(role)
+        pointed = row is not None and getattr(settings, row.setting)
+        other = f", or correct {env_name(row.setting)} in .env or in the environment" if row and pointed else ""
+        yield f"{role}: put another file in place of {report.paths[role]}{other}"
 
 
 def _plan_lines(made: MemoryPlan) -> list[str]:
