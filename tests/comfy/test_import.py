@@ -347,6 +347,49 @@ def test_a_content_image_of_another_shape_is_told(kind, values, shape):
     assert [(note.values["width"], note.values["height"]) for note in told] == ([shape] if shape else [])
 
 
+@pytest.mark.parametrize(
+    ("kind", "values", "side", "told"),
+    [("ImageResizeKJv2", {"keep_proportion": "stretch"}, 1024, "note_content_shape"),
+     ("ImageResizeKJv2", {"keep_proportion": "pad"}, 1024, "note_content_padded"),
+     ("ImageResizeKJv2", {"keep_proportion": "pillarbox_blur"}, 1024, "note_content_padded"),
+     ("ImageResizeKJv2", {"keep_proportion": "resize"}, None, "note_no_content_size"),
+     ("ImageResizeKJv2", {"keep_proportion": "resize", "height": 1024}, 1024, None),
+     ("ImageResizeKJv2", {"keep_proportion": "total_pixels", "height": 1024}, None, "note_no_content_size"),
+     ("ImageResizeKJ", {"keep_proportion": True}, None, "note_no_content_size"),
+     ("ImageResize+", {"method": "pad", "condition": "always"}, 1024, "note_content_padded"),
+     ("ImageResize+", {"method": "keep proportion", "condition": "always"}, None, "note_no_content_size"),
+     ("ImageResize+", {"method": "keep proportion", "condition": "always", "height": 1024}, 1024, None),
+     ("ImageResize+", {"method": "stretch", "condition": "downscale if bigger"}, None, "note_content_shape")],
+)  # fmt: skip
+def test_the_long_side_of_a_content_image_follows_from_how_it_is_scaled(kind, values, side, told):
+    scale = {"kind": kind, "image": ("image", 0), "upscale_method": "lanczos", "width": 1024, "height": 768}
+    found = changed(scale=scale | values)
+    assert found.content_size == side
+    about = {"note_content_shape", "note_content_padded", "note_no_content_size"}
+    assert {note.key for note in found.notes} & about == ({told} if told else set()) | (
+        set() if side else {"note_no_content_size"}
+    )
+
+
+@pytest.mark.parametrize("form", [api, scope])
+def test_a_sampler_that_goes_through_lists_gives_the_first_of_each(form):
+    nodes = recipe(size=(1024, 1024))
+    nodes["sampler"] = ["FluxSamplerParams+", {
+        "model": ("lora", 0), "conditioning": ("guidance", 0), "latent_image": ("latent", 0), "seed": "12, 13",
+        "sampler": "euler", "scheduler": "simple", "steps": "8...20+4", "guidance": "2.5", "max_shift": "",
+        "base_shift": "", "denoise": "1.0"}]  # fmt: skip
+    found = read(form(nodes))
+    assert (found.seed, found.steps, found.guidance, found.sampler, found.schedule) == (12, 8, 2.5, "euler", "flux")
+    assert {note.key for note in found.notes} == {"note_several_images"}
+    nodes["rows"] = ["LoadLoraParams+", {"lora_1": "ink.safetensors", "strength_model_1": "0.5, 1"}]
+    nodes["sampler"][1] |= {"loras": ("rows", 0), "seed": "?", "sampler": "ddim\neuler", "steps": "", "guidance": ""}
+    nodes["sampler"][1]["max_shift"] = "3"
+    found = read(form(nodes))
+    assert (found.seed, found.steps, found.guidance, found.sampler, found.schedule) == (None, 20, 3.5, "euler", None)
+    assert {note.key for note in found.notes} == {
+        "note_several_images", "note_seed_drawn", "note_sampler", "note_shift", "note_lora_unnamed"}  # fmt: skip
+
+
 def test_batches_multiply_and_lie_behind_a_size():
     repeated = {"kind": "RepeatLatentBatch", "samples": ("latent", 0), "amount": 3}
     found = changed(latent={"batch_size": 2}, more=repeated, sampler={"latent_image": ("more", 0)})

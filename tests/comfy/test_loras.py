@@ -99,7 +99,8 @@ def test_the_rows_of_a_node_keep_their_order_and_folders():
     nodes = recipe() | {"rows": ["Power Lora Loader (rgthree)", {"model": ("lora", 0)}]}
     for number, name in enumerate(("a/one.safetensors", "a\\b\\two.safetensors", "three.safetensors")):
         nodes["rows"][1][f"lora_{number}"] = {"on": True, "lora": name, "strength": 1}
-    nodes["last"] = ["LoraLoaderModelOnly", {"model": ("rows", 0), "lora_name": "four.safetensors", "strength_model": 2}]
+    last = {"model": ("rows", 0), "lora_name": "four.safetensors", "strength_model": 2}
+    nodes["last"] = ["LoraLoaderModelOnly", last]
     nodes["sampler"][1]["model"] = ("last", 0)
     result = read(api(nodes))
     strengths = {"one": 1, "two": 1, "three": 1, "four": 2}

@@ -84,7 +84,7 @@ def test_a_workflows_loras_are_taken_or_it_says_why_not(tmp_path: Path) -> None:
     def found(*names: tuple[str, float | None]) -> list[object]:
         workflow = export_api(WORDS)
         last = next(key for key, each in workflow.items() if each["class_type"] == "LoraLoaderModelOnly")
-        rows = {f"lora_{n}": {"on": True, "lora": name, "strength": strength} for n, (name, strength) in enumerate(names)}
+        rows = {f"lora_{n}": {"on": True, "lora": name, "strength": value} for n, (name, value) in enumerate(names)}
         for each in workflow.values():
             if each["inputs"].get("model") == [last, 0]:
                 each["inputs"]["model"] = ["rows", 0]
@@ -102,7 +102,6 @@ def test_a_workflows_loras_are_taken_or_it_says_why_not(tmp_path: Path) -> None:
     assert found(("c/twin.safetensors", 1), ("ink.safetensors", 9)) == ["lora_twins", "lora_too_strong"]
     five = [(f"{name}.safetensors", 1.0) for name in ("one", "two", "three", "four", "ink")]
     assert found(*five) == ["one", "two", "three", "four", "lora_beyond"]
-
 
 
 @pytest.mark.parametrize(("model", "said"), [("uso-tiny", False), ("flux-dev", True), ("of-tomorrow", True)])

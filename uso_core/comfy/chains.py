@@ -6,6 +6,7 @@ Whatever has no counterpart here becomes a note of one sentence.
 from __future__ import annotations
 
 import math
+import re
 
 from uso_core.comfy.conditioning import Conditioning
 from uso_core.comfy.graph import Found, Graph, Node
@@ -16,6 +17,7 @@ from uso_core.comfy.nodes import (
     EXTRAS,
     HIGHER_ORDER,
     LATENTS,
+    LISTING,
     PLAIN_LATENT,
     SIZED,
     SIZES,
@@ -50,6 +52,8 @@ class Reader(Conditioning):
 
     def read_sampling(self, sampler: Node) -> tuple[Place, Place, Place]:
         """Returns the sources of the model, the positive and the negative conditioning."""
+        if sampler.kind in LISTING:
+            self._take_first(sampler)
         guide = self.node(sampler, "guider") or sampler
         noise = self.node(sampler, "noise")
         for node in filter(None, (sampler, noise)):
@@ -62,7 +66,7 @@ class Reader(Conditioning):
             self.note("no_noise")
         self._read_steps(sampler)
         select = self.node(sampler, "sampler")
-        name = self.word(select or sampler, "sampler_name") or (label(select) if select else "")
+        name = self.word(select or sampler, "sampler_name") or self.word(sampler, "sampler")
         if name:
             self.keep("sampler", "ab2" if name in HIGHER_ORDER else "euler")
         if name not in ("", "euler"):
@@ -77,6 +81,23 @@ class Reader(Conditioning):
                 self.note("cfg", cfg=cfg)
         positive = "conditioning" if "conditioning" in guide.links else "positive"
         return (guide, "model"), (guide, positive), (guide, "negative")
+
+    def _take_first(self, sampler: Node) -> None:
+        """Leaves what comes first of each list that a sampler goes through; an empty one means its default."""
+        for name, default in LISTING[sampler.kind].items():
+            text = sampler.values.get(name)
+            if not isinstance(text, str):
+                continue
+            first, *more = re.split(r"[,\n]", text[:10_000])
+            start, *ranged = first.split("...")
+            if more or ranged:
+                self.note("several_images")
+            sampler.values[name] = start.strip() or default
+        if sampler.values.get("seed") == "?":
+            self.note("seed_drawn", ("seed",), node=label(sampler))
+        if (listed := self.node(sampler, "loras")) is not None:
+            self.note("lora_unnamed", ("lora",), node=label(listed))
+        self.keep("guidance", self._guidance(sampler))  # it sets the conditioning's own aside
 
     def _read_steps(self, sampler: Node) -> None:
         nodes = [found.node for found in self.graph.chain(sampler, "sigmas", "SIGMAS")]
@@ -266,7 +287,8 @@ class Reader(Conditioning):
         """`uso` or `flux`, whichever is near a ModelSamplingFlux; ComfyUI's own fixed shift is neither."""
         node, name = self._sigmas_model or (node, name)
         patches = (found.node for found in self.graph.chain(node, name, "MODEL"))
-        patch = next((patch for patch in patches if patch.kind == "ModelSamplingFlux"), None)
+        found = next((patch for patch in patches if patch.kind == "ModelSamplingFlux"), None)
+        patch = node if node.kind in LISTING else found
         if patch is None:
             self.note("own_schedule")
             return

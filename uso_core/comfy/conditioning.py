@@ -129,7 +129,8 @@ class Conditioning(Sources):
                 self.note("content_scaling", method=method)
             size = self.long_side(scaler, size)
             if fitted := self.fitted(scaler):
-                self.note("content_shape", width=fitted[1], height=fitted[2])
+                key = "content_padded" if fitted[0] == "padded" else "content_shape"
+                self.note(key, width=fitted[1], height=fitted[2])
         if size is None:
             self.note("no_content_size")
         elif SIZE_MULTIPLE <= size <= MAX_SIDE:

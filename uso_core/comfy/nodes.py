@@ -116,6 +116,11 @@ _SIGNATURES = {
         "sampler_name:COMBO scheduler:COMBO steps:INT steps_to_run:INT denoise:FLOAT cfg:FLOAT seed:INT+ "
         "sampler_mode:COMBO bongmath:BOOLEAN -> output:LATENT denoised:LATENT"
     ),
+    "FluxSamplerParams+": (
+        "model:MODEL conditioning:CONDITIONING latent_image:LATENT seed:STRING sampler:STRING scheduler:STRING "
+        "steps:STRING guidance:STRING max_shift:STRING base_shift:STRING denoise:STRING loras:LORA_PARAMS "
+        "-> latent:LATENT params:SAMPLER_PARAMS"
+    ),
     "RandomNoise": "noise_seed:INT+ -> NOISE",
     "BasicGuider": "model:MODEL conditioning:CONDITIONING -> GUIDER",
     "CFGGuider": "model:MODEL positive:CONDITIONING negative:CONDITIONING cfg:FLOAT -> GUIDER",
@@ -246,6 +251,12 @@ SWITCHES = {
 SAVERS = ("SaveImage", "SaveImageWebsocket", "SaveAnimatedWEBP", "SaveAnimatedPNG", "PreviewImage")  # best first
 SAMPLERS = frozenset({"KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced"})
 LATENTS = ("latent_image", "latent")  # a sampler's input for what it starts from
+LISTING = {  # samplers that go through lists, written as texts, and patch the model's shift: by input, its default
+    "FluxSamplerParams+": {
+        "seed": "?", "sampler": "ipndm", "scheduler": "simple", "steps": "20", "guidance": "3.5", "max_shift": "1.15",
+        "base_shift": "0.5", "denoise": "1.0",
+    },
+}  # fmt: skip
 QUIET_AFTER_SAMPLING = frozenset({"VAEDecode", "VAEDecodeTiled", "MaskToImage"})
 HIGHER_ORDER = frozenset({  # samplers that add no noise: with many steps they come to what Euler comes to
     "heun", "heunpp2", "dpm_2", "dpm_fast", "lms", "dpmpp_2m", "ipndm", "ipndm_v", "deis", "res_multistep", "uni_pc",
@@ -274,14 +285,21 @@ LONG_SIDE = {  # classes that scale an image: the inputs of which the larger bec
     "ImageResizeKJv2": ("width", "height"),
     "ImageResize+": ("width", "height"),
 }
-_KEPT: dict[bool | str, str] = {False: "stretched", "stretch": "stretched", "crop": "cropped"}
-# Scalers that may change an image's shape: the input that says how, and which of its values do.
+_KEPT: dict[bool | str, str] = {
+    False: "stretched", "stretch": "stretched", "crop": "cropped", True: "within", "resize": "within",
+    "total_pixels": "area", **dict.fromkeys(("pad", "pad_edge", "pad_edge_pixel", "pillarbox_blur"), "padded"),
+}  # fmt: skip
+# How scalers bring an image to two sides: the input that says it, and what each of its values means.
 FITTING: dict[str, tuple[str, dict[bool | str, str]]] = {
     "ImageScale": ("crop", {"disabled": "stretched", "center": "cropped"}),
     "ImageResizeKJ": ("keep_proportion", _KEPT),
     "ImageResizeKJv2": ("keep_proportion", _KEPT),
-    "ImageResize+": ("method", {"stretch": "stretched", "fill / crop": "cropped"}),
+    "ImageResize+": (
+        "method",
+        {"stretch": "stretched", "fill / crop": "cropped", "pad": "padded", "keep proportion": "within"},
+    ),
 }
+RESHAPED = ("stretched", "cropped", "padded")  # those that change an image's shape
 OTHER_SCALERS = frozenset({"ImageScaleBy", "ImageScaleToTotalPixels", "FluxKontextImageScale", "ResizeImageMaskNode"})
 SIZES = (("width", "height"), ("empty_latent_width", "empty_latent_height"))  # what an empty latent calls its sides
 SIZED = frozenset({"EmptyLatentImage", "EmptySD3LatentImage", "LatentUpscale", "Efficient Loader"})

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from uso_core.comfy.graph import Node
 from uso_core.comfy.image_names import file_name
-from uso_core.comfy.nodes import FITTING, IMAGE_LOADERS, LONG_SIDE, OTHER_SCALERS
+from uso_core.comfy.nodes import FITTING, IMAGE_LOADERS, LONG_SIDE, OTHER_SCALERS, RESHAPED
 from uso_core.comfy.values import Values, as_number, label
 from uso_core.messages import message
 
@@ -59,20 +59,27 @@ class Sources(Values):
         if scaler.kind in LONG_SIDE:
             sides = [self.number(scaler, name, "content_size", 0, 1e9) for name in LONG_SIDE[scaler.kind]]
             known = [side for side in sides if side]
-            return max(known) if len(known) == len(sides) else None
+            way = self._way(scaler)
+            by_image = way == "area" or (way == "within" and len(set(known)) > 1)
+            if by_image or len(known) < len(sides) or self.word(scaler, "condition") not in ("", "always"):
+                return None
+            return max(known)
         if scaler.kind == "ImageScaleBy" and before is not None:
             factor = self.number(scaler, "scale_by", "scale", 0, 100)
             return None if factor is None else before * factor
         return None
 
     def fitted(self, scaler: Node) -> tuple[str, int, int] | None:
-        """How a node changes an image's shape, "stretched" or "cropped", and to which sides; None if it does not."""
-        if scaler.kind not in FITTING:
+        """How a node changes an image's shape, one of `RESHAPED`, and to which sides; None if it does not."""
+        way = self._way(scaler)
+        if way not in RESHAPED:
             return None
-        name, ways = FITTING[scaler.kind]
         width, height = (as_number(self.graph.value(scaler, side)) for side in ("width", "height"))
+        return (way, round(width), round(height)) if width and height else None
+
+    def _way(self, scaler: Node) -> str:
+        name, ways = FITTING.get(scaler.kind, ("", {}))
         given = self.graph.value(scaler, name)
-        way = ways.get(given) if isinstance(given, bool | str) else None
-        return (way, round(width), round(height)) if way and width and height else None
+        return ways.get(given, "") if isinstance(given, bool | str) else ""
 
     # --- images

@@ -61,7 +61,8 @@ def examine(settings: Settings) -> int:
     for line in (*parts(report), *others(report, settings)):
         print(line)
     wrong = [role for role in report.paths if unfit(role, report)]
-    planned, commands = planning(report, settings), [*remedies(report, settings), *replacements(wrong, report, settings)]
+    planned = planning(report, settings)
+    commands = [*remedies(report, settings), *replacements(wrong, report, settings)]
     print("\nMemory plan")
     for line in planned[1]:
         print(f"  {line}")
