@@ -293,6 +293,15 @@ def texts_of(texts: dict[str, str]) -> PngImagePlugin.PngInfo:
     return info
 
 
+def test_an_input_lives_as_long_as_an_image_says_it_whatever_its_json_says(history):
+    path, other = add(history, prompt="a fox", content=RED), add(history, prompt="a hen", content=BLUE)
+    record = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps(record | {"content": None}))
+    history.delete(other)
+    assert set(history.restore(path)[1]) == {RED.sha256}
+    assert set(history.inputs([RED.sha256, BLUE.sha256])) == {RED.sha256}
+
+
 def test_the_limit_counts_inputs_and_thumbnails(tmp_path):
     bound = 300_000
     history = History(tmp_path, 1000, bound)

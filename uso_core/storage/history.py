@@ -219,10 +219,15 @@ class History:
             self._told |= set(unread)
             return
         used = {name for record in records.values() if record is not None for name in _input_names(record)}
-        for path in (self.folder / INPUTS).glob("*.png"):
-            if SHA256.fullmatch(path.stem) and path.stem not in used:
-                with contextlib.suppress(OSError):
-                    path.unlink()
+        kept = {path.stem: path for path in (self.folder / INPUTS).glob("*.png") if SHA256.fullmatch(path.stem)}
+        if kept.keys() <= used:
+            return
+        for path in records:  # what people changed in a JSON is in its image still
+            with contextlib.suppress(RequestError):
+                used |= {each.sha256 for each in read_request(path).input_images}
+        for sha256 in kept.keys() - used:
+            with contextlib.suppress(OSError):
+                kept[sha256].unlink()
 
     def _sweep_lone(self, alone: bool) -> None:
         for path in self._images():
