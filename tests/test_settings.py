@@ -75,6 +75,20 @@ def test_single_quotes_keep_what_is_in_them(dotenv, monkeypatch, line, value):
     assert load_settings(dotenv=dotenv).flux_dev == value
 
 
+def test_a_variable_that_is_not_set_is_named(dotenv, monkeypatch):
+    monkeypatch.delenv("SHELF", raising=False)
+    dotenv.write_text("USO_PORT=9000\nFLUX_DEV=${SHELF}/flux\nSHELF=/too/late\n")
+    with pytest.raises(SettingsError) as caught:
+        load_settings(dotenv=dotenv)
+    assert (caught.value.key, caught.value.values["line"]) == ("dotenv_undefined", 2)
+    assert "${SHELF}" in caught.value.message
+    assert "${SHELF:-default}" in caught.value.hint
+    for line in ("FLUX_DEV=${SHELF:-/shelf}/flux", "SHELF=/shelf\nFLUX_DEV=${SHELF}/flux"):
+        dotenv.write_text(line)
+        assert load_settings(dotenv=dotenv).flux_dev == "/shelf/flux"
+        monkeypatch.delenv("SHELF", raising=False)  # what is not ours is shared
+
+
 def test_a_home_is_meant_where_no_shell_reads(dotenv, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))

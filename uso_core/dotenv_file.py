@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ _QUOTED = (  # first as the quotes say, then as a path that ends in a backslash 
     re.compile(r"""(\s*[\w.]+\s*=\s*)(["'])(.*\\)\2\s*"""),
 )
 _SINGLE = re.compile(r"[^=]*=\s*'")
+_VARIABLE = re.compile(r"\$\{([^}:]+)\}")  # without a default
 _BACKSLASHES = re.compile(r"\\+")
 _SHOWN = 40  # characters of a line, before any value
 
@@ -25,7 +27,8 @@ def read_dotenv(path: Path) -> dict[str, tuple[str, int]]:
 
     A backslash in quotes is a backslash: `"C:\\models\\new"` is a path without a line break, and so is the same with
     every backslash doubled. `${NAME}` stands for that variable, except in single quotes, as in a shell. Raises
-    `SettingsError` if the file is no text, or naming a line that gives no name a value.
+    `SettingsError` if the file is no text, or naming a line that gives no name a value or uses a variable that is not
+    set.
     """
     from dotenv import dotenv_values
     from dotenv.parser import parse_stream
@@ -46,9 +49,13 @@ def read_dotenv(path: Path) -> dict[str, tuple[str, int]]:
         if binding.key is not None:
             lines[binding.key] = line
     expanded, literal = (dotenv_values(stream=io.StringIO(text), interpolate=each) for each in (True, False))
-    values = {
-        name: (literal if _SINGLE.match(as_written[line - 1]) else expanded)[name] or "" for name, line in lines.items()
-    }
+    values: dict[str, str] = {}
+    for name, line in lines.items():
+        as_it_is = _SINGLE.match(as_written[line - 1])
+        for wanted in () if as_it_is else _VARIABLE.findall(literal[name] or ""):
+            if wanted not in os.environ and lines.get(wanted, line) >= line:
+                raise SettingsError("dotenv_undefined", dotenv=path, line=line, name=name, wanted=wanted[:_SHOWN])
+        values[name] = (literal if as_it_is else expanded)[name] or ""
     return {name: (values[name], line) for name, line in lines.items()}
 
 
