@@ -1,4 +1,4 @@
-"""The page in the languages of its visitors, on a desktop and on a phone."""
+"""The page in the languages of its visitors, on screens of any size."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, ViewportSize, expect
 
 from tests.browser.conftest import OpenPage
 from tests.browser.test_page import image, status
@@ -14,7 +14,8 @@ from tests.ui.test_app import Served
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-PHONE = {"width": 390, "height": 844}
+PHONE: ViewportSize = {"width": 390, "height": 844}
+TABLET: ViewportSize = {"width": 820, "height": 1180}
 # Prompt, width, a style slot, Generate, the history's tab; the mode of an empty form, the end of a run, today.
 SPOKEN = {
     "de-DE": ("Prompt", "Breite", "Stilbild 2", "Generieren", "Verlauf",
@@ -48,13 +49,21 @@ def test_a_visitor_sees_their_language(
     expect(page.locator("body")).not_to_contain_text("i18n")
 
 
+@pytest.mark.parametrize("viewport", [PHONE, TABLET], ids=["phone", "tablet"])
 @pytest.mark.parametrize("locale", ["de-DE", "ja-JP"])
-def test_long_words_fit_on_a_phone(
-    locale: str, served: Served, open_page: OpenPage, shot: Callable[[Page, str], None]
+def test_long_words_fit_on_small_screens(
+    locale: str, viewport: ViewportSize, served: Served, open_page: OpenPage, shot: Callable[[Page, str], None]
 ) -> None:
-    page = open_page(served, locale=locale, viewport=PHONE)
+    page = open_page(served, locale=locale, viewport=viewport)
     expect(page.get_by_role("tab", name=SPOKEN[locale][4], exact=True)).to_be_visible()
-    shot(page, f"phone-{locale}")
-    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-    cut = "buttons => buttons.filter((each) => each.scrollWidth > each.clientWidth + 1).map((each) => each.innerText)"
-    assert page.locator("#start button, #actions button").evaluate_all(cut) == []
+    page.evaluate("for (const closed of document.querySelectorAll('#form .label-wrap:not(.open)')) closed.click()")
+    expect(page.locator("#form .label-wrap:not(.open)")).to_have_count(0)
+    shot(page, f"{viewport['width']}-{locale}")
+    assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+    cut = """(all) => all.map((each) => [each, each.scrollWidth - each.clientWidth, each.scrollHeight - each.clientHeight])
+        .filter(([_, across, down]) => across > 1 || down > 1).map(([each]) => each.innerText)"""
+    assert page.locator("#model-line, #start button, #actions button").evaluate_all(cut) == []
+    beyond = """(all) => all.filter((each) => each.checkVisibility()).map((each) => [each, each.closest(".block")])
+        .filter(([each, block]) => each.getBoundingClientRect().right > block.getBoundingClientRect().right + 1)
+        .map(([each]) => each.innerText)"""
+    assert page.locator("#form .max_value").evaluate_all(beyond) == []

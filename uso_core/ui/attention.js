@@ -21,7 +21,7 @@
   };
   const menu = make("details", { className: "menu" }, make("summary", { innerHTML: BELL, title: words.notify, ariaLabel: words.notify }),
     make("div", {}, choice(NOTIFY, words.notify_me, allowed), told, choice(SOUND, words.play_sound)));
-  const help = make("button", { type: "button", textContent: "?", title: words.shortcuts, ariaLabel: words.shortcuts });
+  const help = make("button", { type: "button", className: "for-keys", textContent: "?", title: words.shortcuts, ariaLabel: words.shortcuts });
   place.prepend(menu, help);
 
   const ring = () => {

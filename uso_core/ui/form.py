@@ -334,7 +334,7 @@ def _advanced(laid: dict[str, Any], model: Model) -> None:
         with gr.Row():
             laid["content_size"] = SliderInput(
                 32, model.sides[1], value=model.content_size, step=16, label=label("content_size"),
-                info=label("content_size_hint"), buttons=[],
+                info=label("content_size_hint"), buttons=[], min_width=300,
             )  # fmt: skip
             laid["schedule"] = gr.Radio(
                 list(SCHEDULES), value=SCHEDULES[0], label=label("schedule"), info=label("schedule_hint")
@@ -342,7 +342,7 @@ def _advanced(laid: dict[str, Any], model: Model) -> None:
             laid["sampler"] = gr.Radio(
                 list(SAMPLERS), value=model.sampler, label=label("sampler"), info=label("sampler_hint")
             )
-        with gr.Row():
+        with gr.Group():
             laid["keep_size"] = gr.Checkbox(label=label("keep_size"), info=label("keep_size_hint"))
             laid["fast"] = gr.Checkbox(label=label("fast"), info=label("fast_hint"))
 
