@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -37,7 +37,7 @@ from uso_core.request import GenerationRequest, InputImage, Result, Sampling, as
 from uso_core.runtime.engine import Engine
 from uso_core.settings import Parser, Settings, add_arguments, given_path, load_settings, parse_flag
 from uso_core.storage.files import save_image
-from uso_core.storage.numbered import place
+from uso_core.storage.numbered import claimed, place
 from uso_core.storage.png import FACTS, read_request
 from uso_core.wildcards import expand
 
@@ -359,8 +359,8 @@ class Maker:
             image = images.beside_each_other([image, *(each.image for each in given if each.image)])
         seed = None if request.seed is None else request.seed + event.index
         own = dataclasses.replace(request, seed=seed, images=1)
-        path = self._place(task.stem, number, own, self._beside())
-        return save_image(image, event.result, path, _record(task, event.result) | self._beside())
+        with self._claimed(task.stem, number, own, self._beside()) as path:
+            return save_image(image, event.result, path, _record(task, event.result) | self._beside())
 
     def _beside(self) -> dict[str, Any]:
         """What an image's record tells of its file beside the request."""
@@ -376,19 +376,20 @@ class Maker:
                 shown[divmod(number, wide)] = image.crop((0, 0, result.request.width, result.request.height))
         columns, rows = piece.requests[:wide], piece.requests[::wide]
         varied = {"grid": {"across": across.to_dict(columns), "down": down.to_dict(rows) if down else None}}
-        path = self._place(f"{piece.task.stem}_grid", 0, piece.requests[0], varied)
         result = made[0][1]
-        _print(save_image(sheet(shown, across, down), result, path, _record(piece.task, result) | varied))
+        with self._claimed(f"{piece.task.stem}_grid", 0, piece.requests[0], varied) as path:
+            _print(save_image(sheet(shown, across, down), result, path, _record(piece.task, result) | varied))
 
-    def _place(self, stem: str, number: int, request: GenerationRequest, beside: dict[str, Any]) -> Path:
-        """The path for an image; says so if it is not the first choice."""
+    @contextlib.contextmanager
+    def _claimed(self, stem: str, number: int, request: GenerationRequest, beside: dict[str, Any]) -> Iterator[Path]:
+        """The path to write an image to; says so if it is not the first choice."""
         folder = self._args.save_path
-        path, _ = place(folder, stem, number, request, self._taken, self._args.overwrite, beside)
-        first = folder / f"{stem}_{number}.png"
-        if path != first:
-            self._bar.say(str(message("name_taken", name=first.name, path=path)))
-        self._taken.add(path)
-        return path
+        with claimed(folder, stem, number, request, self._taken, self._args.overwrite, beside) as path:
+            first = folder / f"{stem}_{number}.png"
+            if path != first:
+                self._bar.say(str(message("name_taken", name=first.name, path=path)))
+            self._taken.add(path)
+            yield path
 
 
 def _record(task: Task, result: Result) -> dict[str, Any]:

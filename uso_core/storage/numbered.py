@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from uso_core.errors import RequestError
 from uso_core.request import GenerationRequest
+from uso_core.storage.files import not_writable
 from uso_core.storage.png import read_request
 
 MAX_RECORD_BYTES = 2**20
@@ -29,8 +31,8 @@ def place(
     """The path for image `number` of a stem, and the path where that very image lies already, if it does.
 
     `request` is that image's own, `beside` holds the further keys of its record, of `BESIDE`. An image of another
-    request keeps its name, and this one gets the next free number; with `overwrite` only the paths in `taken`, those of
-    the same run, are kept.
+    request keeps its name, as does a lone record of one, and this one gets the next free number; with `overwrite` only
+    the paths in `taken`, those of the same run, are kept.
     """
     wanted = _essence({**(beside or {}), "uso": request.to_dict()})
     for each in itertools.count(number):
@@ -39,9 +41,47 @@ def place(
             continue
         if overwrite or not (path.exists() or path.with_suffix(".json").exists()):
             return path, None
-        if request.seed is not None and _is_ours(path) and _essence(_record(path)) == wanted:
-            return path, path
+        if request.seed is not None and _essence(_record(path)) == wanted:
+            if not path.exists():  # its image was deleted
+                return path, None
+            if _is_ours(path):
+                return path, path
     raise AssertionError("numbers never end")
+
+
+@contextlib.contextmanager
+def claimed(
+    folder: Path,
+    stem: str,
+    number: int,
+    request: GenerationRequest,
+    taken: set[Path],
+    overwrite: bool = False,
+    beside: Mapping[str, Any] | None = None,
+) -> Iterator[Path]:
+    """The path of `place`, to write an image to, with its JSON: meanwhile no other program takes it.
+
+    An empty JSON claims it. Raises `OutputError` if the folder cannot be written.
+    """
+    while True:
+        path, there = place(folder, stem, number, request, taken, overwrite, beside)
+        claim = path.with_suffix(".json")
+        if mine := not (overwrite or there or _record(path)):  # else what is there is written over
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                claim.open("x").close()
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise not_writable(path, error) from None
+        break
+    try:
+        yield path
+    finally:
+        if mine and not path.exists():
+            with contextlib.suppress(OSError):
+                if claim.stat().st_size == 0:
+                    claim.unlink()
 
 
 def _is_ours(path: Path) -> bool:
