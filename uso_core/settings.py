@@ -11,6 +11,8 @@ import logging
 import math
 import os
 import re
+import secrets
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +175,7 @@ class Settings:
         if self.root_path and not re.fullmatch(r"(https?://[^/\s?#]+)?(/[^/\s?#]+)*/?", self.root_path):
             raise SettingsError("root_path", path=self.root_path)
         object.__setattr__(self, "root_path", self.root_path.rstrip("/"))
+        _ = self.allowed_hosts
         for name, folder in (("weights", self.weights_folder), ("output", self.output_folder)):
             try:
                 folder.exists()
@@ -193,6 +196,16 @@ class Settings:
     def output_folder(self) -> Path:
         """Where the page keeps its images."""
         return given_path(self.output)
+
+    @property
+    def allowed_hosts(self) -> tuple[str, ...]:
+        """The names in `allow_host`, out of addresses too; raises `SettingsError` for what has none."""
+        given = [each.strip().lower() for each in self.allow_host.split(",") if each.strip()]
+        found = [re.fullmatch(r"(?:https?://)?(\[[\da-f:.]+\]|[\w.*?-]+)(?::\d{1,5})?/?", each) for each in given]
+        for each, name in zip(given, found, strict=True):
+            if name is None:
+                raise SettingsError("host_name", value=each)
+        return tuple(name[1].strip("[]") for name in found if name is not None)
 
     @property
     def models_folders(self) -> tuple[Path, ...]:
@@ -399,6 +412,24 @@ def keep_ray_on_loopback() -> None:
     and macOS does it, and 127.0.0.1 in an address means the network's there.
     """
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+
+
+def authenticate_ray(own: bool) -> None:
+    """Lets Ray, imported afterwards, show the token that its cluster asks for, unless the environment says otherwise.
+
+    A cluster of our own has one that only its processes know. `ray start` asks for the one in the home, if there is
+    one; Ray itself would show it only to clusters that it finds by itself. A Ray that was imported before shows none,
+    so a cluster of our own then asks for none.
+    """
+    if "ray" in sys.modules:
+        if own:
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        return
+    if own and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    given = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    if given or os.path.isfile(given_path("~/.ray/auth_token")):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def example_env() -> str:

@@ -27,7 +27,16 @@ SOON = 15.0  # seconds: at once, on a machine that does much else
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    home = tmp_path_factory.mktemp("home")  # of someone who has used Ray, which left its token there
+    (home / ".ray").mkdir()
+    (home / ".ray" / "auth_token").write_text("0" * 64)
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setenv("HOME", str(home))
+        yield from started()
+
+
+def started() -> Iterator[Engine]:
     made = Engine(RAY)
     made.get_ready()
     list(listen(made.submit(dataclasses.replace(MANY, images=2))))

@@ -23,7 +23,7 @@ from uso_core.runtime.executors import Wish, Work, WorkerState
 from uso_core.runtime.executors.carrier import Carrier, Reply
 from uso_core.runtime.executors.loopback import Loopback
 from uso_core.runtime.executors.pool import Member, Pool
-from uso_core.settings import ROOT, Settings, keep_ray_on_loopback
+from uso_core.settings import ROOT, Settings, authenticate_ray, keep_ray_on_loopback
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +127,7 @@ class RayExecutor:
         address = self._settings.ray_address
         if address is None:
             keep_ray_on_loopback()
+        authenticate_ray(own=address is None)
         import ray
 
         if address is None:
