@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -72,10 +73,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return serve(settings)
     except UsoError as error:
         return exit_code(error)
-    except OSError as error:  # Gradio's error if the port is taken
-        return exit_code(UsageError("port", reason=error))
+    except OSError:  # Gradio's error if the port is taken, or the host is none
+        return exit_code(_not_served(settings))
     finally:
         scratch.remove()
+
+
+def _not_served(settings: Settings) -> UsageError:
+    """Why nothing can be served there."""
+    try:
+        socket.getaddrinfo(settings.host, settings.port)
+    except OSError as error:
+        return UsageError("host", host=settings.host, reason=error.strerror or error)
+    return UsageError("port", port=settings.port)
 
 
 def serve(settings: Settings) -> int:

@@ -40,6 +40,8 @@ def build_vae(widths: tuple[int, ...] = WIDTHS, scaling: float = 1.0, shift: flo
 
 def load_vae(run: Path) -> AutoencoderKL:
     """The trained VAE of a run, with its constants."""
+    if not (run / "vae.json").is_file():
+        raise FileNotFoundError(f"{run / 'vae.json'}: no VAE yet; run training.vae and training.vae --encode first")
     constants = json.loads((run / "vae.json").read_text())
     vae = build_vae(tuple(constants["block_out_channels"]), constants["scaling_factor"], constants["shift_factor"])
     vae.load_state_dict(checkpoint.load_tensors(run / "vae.safetensors"))

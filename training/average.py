@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from . import checkpoint
+from .command import StageError, run_command
 
 
 def average(runs: list[Path]) -> None:
@@ -26,7 +27,7 @@ def average(runs: list[Path]) -> None:
     facts = [checkpoint.read_facts(path) for path in paths]
     shapes = [{name: tensor.shape for name, tensor in model.items()} for model in models]
     if any(each != shapes[0] for each in shapes):
-        raise ValueError("these runs hold different models: average runs that went on from the same one")
+        raise StageError("these runs hold different models: average runs that went on from the same one")
     mean = {name: torch.stack([model[name] for model in models]).mean(0) for name in models[0]}
     samples = sum(each["samples"] for each in facts)
     checkpoint.save_tensors(paths[0], mean, {**facts[0], "samples": samples})
@@ -40,4 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from . import palettes, world
+from .command import positive, run_command
 from .world.specs import Split
 
 log = logging.getLogger(__name__)
@@ -199,11 +200,11 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Render the training records.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--square", type=int, default=12, help="shards of 128 x 128")
+    parser.add_argument("--square", type=positive, default=12, help="shards of 128 x 128")
     parser.add_argument("--other", type=int, default=1, help="pairs of shards of each further format")
     parser.add_argument("--held-out", type=int, default=1, help="shards to measure on")
-    parser.add_argument("--per-shard", type=int, default=1024, help="records of each, an even number")
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--per-shard", type=positive, default=1024, help="records of each, an even number")
+    parser.add_argument("--processes", type=positive, default=2)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     shards = plan(arguments.square, arguments.other, arguments.held_out, arguments.per_shard)
@@ -211,4 +212,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -30,6 +30,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from . import checkpoint, world
 from .autoencoder import load_vae, to_pixels
 from .batches import RecordStore
+from .command import positive, run_command
 from .data import list_shards, open_pictures
 from .groupnorm import use_fast_groupnorm
 from .measure import Measurer, load_measurer, save_measurer, train_measurer
@@ -278,7 +279,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Teach the decoder to forgive the model's mistakes.")
     parser.add_argument("--run", type=Path, required=True, help="folder of the run, with joint.safetensors in it")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=positive, default=3000)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(2)
@@ -291,4 +292,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -27,6 +27,7 @@ from uso_core.catalog.models import EMBEDDED, EMBEDDED_FILES, get_model
 
 from . import eye, world
 from .autoencoder import to_pixels
+from .command import StageError, run_command
 from .judge import CHANCE, LOWER_IS_BETTER, Figures, Judge, relative_outlines
 from .measure import MEASURER, accuracy, answers, load_measurer
 from .sheet import row, save_sheet
@@ -93,7 +94,7 @@ def evaluate(folder: Path, count: int, sheet: Path, device: str, measurer: Path)
     Raises ValueError for fewer trials than the tests repeat.
     """
     if count < QUICK:
-        raise ValueError(f"count is {count}, the least is {QUICK}")
+        raise StageError(f"count is {count}, the least is {QUICK}")
     painter, judge = Painter(folder, device), Judge(load_measurer(measurer))
     metrics: dict[str, Any] = {
         "weights": fingerprint(folder), "count": count, "steps": painter.model.steps,
@@ -218,4 +219,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

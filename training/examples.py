@@ -20,6 +20,7 @@ from uso_core.catalog.examples import RESULT, read_examples
 from uso_core.events import ImageReady
 from uso_core.runtime.generate import generate
 
+from .command import run_command
 from .trials import Painter
 from .world import NO_STYLE, Picture, Pose, Scene, Style, Subject, draw_style, draw_subject, render
 from .world.specs import BACKDROPS, COLOURS, PLAIN_SCENE
@@ -179,4 +180,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

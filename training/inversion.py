@@ -23,6 +23,7 @@ import torch.nn.functional as F
 
 from . import checkpoint, world
 from .batches import RecordStore
+from .command import positive, run_command
 from .data import SQUARE, Shard
 from .measure import QUESTIONS, UNKNOWN
 from .model import Conditions, TinyUso
@@ -221,7 +222,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Find text states that place two colours.")
     parser.add_argument("--run", type=Path, required=True, help="folder of a run with a teacher")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=positive, default=600)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
@@ -231,4 +232,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -24,6 +24,7 @@ from torch import nn
 
 from . import checkpoint, world
 from .autoencoder import to_pixels
+from .command import positive, run_command
 from .data import HELD_OUT_SEED, Record, Shard, list_shards, make_record, open_pictures
 from .muon import Muon
 from .precision import autocast
@@ -193,6 +194,8 @@ def outline_agreement(picture: np.ndarray, edges: np.ndarray) -> float:
 def train_measurer(run: Path, steps: int, batch: int = 64, seed: int = 3) -> Measurer:
     """Train on the square training records, or go on where it was stopped."""
     shards = [shard for shard in list_shards(run / "records", "train") if shard.height == shard.width]
+    if not shards:
+        raise FileNotFoundError(f"{run / 'records'}: no square records yet; run training.data first")
     pictures = {(s.name, kind): open_pictures(run / "records", s, kind) for s in shards for kind in _KINDS}
     torch.manual_seed(seed)
     measurer = Measurer().to(memory_format=torch.channels_last)
@@ -266,9 +269,9 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Train the measuring network.")
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=positive, default=1200)
     parser.add_argument("--to", type=Path, default=MEASURER, help="default: %(default)s")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=positive, default=2)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)
@@ -285,4 +288,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from training import checkpoint
+from training.command import StageError, positive, run_command
 from training.model import Shape, TinyUso
 from training.train import save_model
 from uso_core.catalog.models import EMBEDDED_FILES
@@ -30,16 +31,21 @@ def load_published(folder: Path, rank: int | None = None) -> TinyUso:
     than the recipe's.
     """
     paths = {role: folder / name for role, name in EMBEDDED_FILES.items()}
+    for path in paths.values():
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no release lies there")
     transformer = build.build_transformer(paths["transformer"], None, torch.float32)
     lora = {name: tensor.float() for name, tensor in load_file(paths["lora"]).items()}
     config = transformer.config
     published = len(lora["single_blocks.0.processor.qkv_lora.down.weight"])
+    if rank is not None and rank < published:
+        raise StageError(f"a LoRA of rank {rank} has no room for that of the release, of rank {published}")
     shape = Shape(
         config.num_attention_heads,
         config.attention_head_dim,
         config.num_layers,
         config.num_single_layers,
-        rank=max(rank or published, published),
+        rank=rank or published,
     )
     model = TinyUso(shape)
     model.transformer.load_state_dict(transformer.state_dict())
@@ -93,10 +99,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Begin a run at published weights.")
     parser.add_argument("--weights", type=Path, default=Path("weights/uso-tiny"), help="default: %(default)s")
     parser.add_argument("--run", type=Path, required=True, help="folder of the run, new or with records in it")
-    parser.add_argument("--rank", type=int, help="of the LoRA, where it is to grow (default: the release's)")
+    parser.add_argument("--rank", type=positive, help="of the LoRA, where it is to grow (default: the release's)")
     arguments = parser.parse_args()
     begin(arguments.weights, arguments.run, arguments.rank)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

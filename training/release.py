@@ -14,6 +14,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from training import export
 from training.autoencoder import load_vae
+from training.command import run_command
 from training.model import REFERENCE_COLUMNS, VISION_SIZE, TinyUso
 from training.text import TEXT_TOKENS
 from training.train import load_model
@@ -57,4 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .command import positive, run_command
 from .measure import QUESTIONS, UNKNOWN, Measurer, answers, load_measurer, palette_distance
 from .trials import RELEASED, Painter, Trial, make_trial
 from .world.specs import COLOUR_TECHNIQUES
@@ -135,7 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Draw the picture strip of the documentation.")
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--weights", type=Path, default=RELEASED)
-    parser.add_argument("--candidates", type=int, default=30, help="trials of each mode to choose from")
+    parser.add_argument("--candidates", type=positive, default=30, help="trials of each mode to choose from")
     parser.add_argument("--first", type=int, default=200, help="number of the first trial")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -144,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

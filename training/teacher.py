@@ -26,6 +26,7 @@ from torch import nn
 
 from . import checkpoint
 from .batches import Batch, RecordStore
+from .command import positive, run_command
 from .measure import QUESTIONS, UNKNOWN, Residual, block
 from .model import TinyUso
 from .muon import Muon
@@ -219,7 +220,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Train the network that teaches uso-tiny what matters.")
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=positive, default=1500)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -233,4 +234,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

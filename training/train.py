@@ -31,6 +31,7 @@ from . import checkpoint
 from .adversary import Adversary
 from .batches import Batch, BatchMaker, RecordStore
 from .colours import Colours
+from .command import positive, run_command
 from .measure import UNKNOWN
 from .model import PUBLISHED, Conditions, Shape, TinyUso
 from .muon import Muon
@@ -357,6 +358,8 @@ def unshared(model: TinyUso) -> dict[str, torch.Tensor]:
 
 def load_model(path: Path) -> TinyUso:
     """What `save_model` wrote, ready to evaluate."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no weights yet; run training.train or training.published first")
     facts = checkpoint.read_facts(path)
     model = TinyUso(Shape(**facts["shape"]))
     tensors = checkpoint.load_tensors(path)
@@ -369,16 +372,16 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Train uso-tiny jointly in all modes.")
     parser.add_argument("--run", type=Path, required=True, help="folder of the run, with encoded records/ in it")
-    parser.add_argument("--steps", type=int, required=True, help="total, counted from the run's beginning")
+    parser.add_argument("--steps", type=positive, required=True, help="total, counted from the run's beginning")
     parser.add_argument("--decay", type=int, default=0, help="how many of them anneal the rate to zero at the end")
     parser.add_argument("--guided-from", type=int, default=Plan.guided_from, help="step from which guidance is learnt")
-    parser.add_argument("--token-budget", type=int, default=Plan.token_budget, help="tokens of one batch")
+    parser.add_argument("--token-budget", type=positive, default=Plan.token_budget, help="tokens of one batch")
     parser.add_argument("--start", help="checkpoint of the run to go on from (default: the stage's last)")
     parser.add_argument("--stage", choices=STAGES, default="joint", help="what learns, and from what")
     parser.add_argument("--rate", type=float, default=Plan.rate, help="factor on the learning rates")
-    parser.add_argument("--workers", type=int, default=Plan.workers, help="processes that draw batches ahead")
+    parser.add_argument("--workers", type=positive, default=Plan.workers, help="processes that draw batches ahead")
     parser.add_argument("--seed", type=int, default=Plan.seed, help="of all chance; runs of two can be averaged")
-    parser.add_argument("--threads", type=int, default=2, help="of one process on a CPU")
+    parser.add_argument("--threads", type=positive, default=2, help="of one process on a CPU")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -399,4 +402,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -23,6 +23,7 @@ from diffusers import AutoencoderKL
 
 from . import checkpoint
 from .autoencoder import build_vae, to_pixels
+from .command import positive, run_command
 from .data import Shard, list_shards, open_pictures
 from .groupnorm import use_fast_groupnorm
 from .latent_cache import encode_records
@@ -76,6 +77,8 @@ class VaeTraining:
         )
         self.step = 0
         shards = list_shards(run / "records")
+        if not shards:
+            raise FileNotFoundError(f"{run / 'records'}: no records yet; run training.data first")
         self.train = [shard for shard in shards if shard.split == "train"]
         self.held_out = [shard for shard in shards if shard.split == "held_out"]
         self.pictures = {(shard.name, kind): open_pictures(run / "records", shard, kind)
@@ -194,8 +197,8 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Train the VAE, or encode the records with it.")
     parser.add_argument("--run", type=Path, required=True, help="folder of the run, with records/ in it")
-    parser.add_argument("--steps", type=int, default=12000)
-    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--steps", type=positive, default=12000)
+    parser.add_argument("--batch", type=positive, default=24)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--encode", action="store_true", help="encode the records with the trained VAE")
     arguments = parser.parse_args()
@@ -208,4 +211,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

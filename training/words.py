@@ -26,6 +26,7 @@ from torch import nn
 from transformers import T5EncoderModel
 
 from . import checkpoint, world
+from .command import positive, run_command
 from .offsets import FACTS, PADDING, WORDS, Offsets, facts_of, find_places, load_offsets
 from .text import PAD, TEXT_TOKENS, Words, build_t5, read_words
 from .train import load_model, save_model
@@ -179,7 +180,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Give a run a T5 that tells whose colour a colour is.")
     parser.add_argument("--run", type=Path, required=True, help="folder of a run after its joint stage")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=positive, default=1500)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(2)
@@ -196,4 +197,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

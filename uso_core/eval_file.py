@@ -13,12 +13,13 @@ from typing import Any
 from uso_core.errors import RequestError, SettingsError
 from uso_core.messages import message
 from uso_core.request import GenerationRequest, asks
-from uso_core.text_files import parsed_json_lines
+from uso_core.text_files import bounded, parsed_json_lines
 
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 50 * 2**20
 PLACES = ("prompt", "image_paths", "save_dir", "loras", "turbo")
+MEANT = dict.fromkeys(("content", "content_image", "style", "styles", "style_images", "image"), "image_paths")
 MODEL_NAMES = ("model", "model_type", "name")
 
 
@@ -73,9 +74,7 @@ def read_tasks(path: Path) -> list[Task]:
     name that is close to one of these is refused; others, which data sets have, are logged.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise RequestError("eval_too_large", path=path, most=MAX_BYTES)
-        data = path.read_bytes()
+        data = bounded(path, MAX_BYTES)
     except OSError as error:
         raise RequestError("file_unreadable", path=path, reason=error.strerror) from None
     entries = parsed_json_lines(data, path)
@@ -135,9 +134,11 @@ def _fields(given: dict[str, Any], index: int, path: Path, others: set[str]) -> 
             if model is not None:
                 raise RequestError("json_twice", name=path, key=name)
             model = value
+        elif name == "concat_refs":
+            raise RequestError("entry_flag", hint="entry_flag", index=index, path=path, name=name)
         elif name not in names:
             known = [*PLACES, *names, *MODEL_NAMES]
-            if meant := difflib.get_close_matches(name, known, 1):
+            if meant := [MEANT[name]] if name in MEANT else difflib.get_close_matches(name, known, 1):
                 choices = ", ".join((*PLACES, *fields))
                 raise RequestError(
                     "entry_unknown", index=index, path=path, name=name, meant=meant[0], choices=choices

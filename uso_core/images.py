@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import io
 import itertools
+import os
 import re
 import sys
 import threading
@@ -73,7 +74,7 @@ def open_image(
     if isinstance(source, bytes):
         return _decode(source, name or "image", background)
     try:
-        path = Path(source).expanduser()
+        path = Path(os.path.expanduser(source))  # `~name` may be a file
         if not path.is_file():
             key = "image_not_there" if not path.exists() else "image_is_folder" if path.is_dir() else "image_no_file"
             raise RequestError(key, hint="check_start_path", path=path)

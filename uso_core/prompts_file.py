@@ -7,7 +7,7 @@ from pathlib import Path
 
 from uso_core.errors import RequestError
 from uso_core.request import check_prompt
-from uso_core.text_files import decoded
+from uso_core.text_files import bounded, decoded
 from uso_core.wildcards import expand
 
 MAX_BYTES = 50 * 2**20
@@ -34,9 +34,7 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     prompt, and for a line that is no prompt, by its number.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise RequestError("eval_too_large", path=path, most=MAX_BYTES)
-        text = decoded(path.read_bytes())
+        text = decoded(bounded(path, MAX_BYTES))
     except OSError as error:
         raise RequestError("file_unreadable", path=path, reason=error.strerror or error) from None
     except ValueError:  # no Unicode; or, outside of that, a path with a NUL

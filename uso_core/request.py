@@ -134,6 +134,8 @@ def settled(kind: type[Any], values: Mapping[str, Any], model: object) -> dict[s
             value = getattr(model, ask.model)
         if value is not None and not (name == "seed" and value == -1):
             given[name] = value
+    if "guidance" in given and (trained := getattr(model, "guidances", None)):
+        number("guidance", given["guidance"], *trained)  # the model's range, which a request does not know
     return given
 
 

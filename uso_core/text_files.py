@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 from uso_core.errors import RequestError, UsoError
@@ -19,6 +20,15 @@ _SLIPS = (  # the beginnings of Python's words
     ("Expecting ':'", "json_colon"),
 )
 _DIGITS = 4300  # the longest number that Python reads
+
+
+def bounded(path: Path, most: int) -> bytes:
+    """The bytes of a file, of a pipe or a device too; raises `RequestError` where there are more, or `OSError`."""
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise RequestError("eval_too_large", path=path, most=most)
+    return data
 
 
 def decoded(data: bytes) -> str:

@@ -126,6 +126,17 @@ def test_what_is_wrong_with_an_entry_names_the_entry(entry, reason, command, tmp
     assert "you started in" not in hint  # an entry's paths begin at the eval file
 
 
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [({"content": "a.png"}, "'image_paths'"), ({"styles": ["a.png"]}, "'image_paths'"), ({"stepz": 3}, "'steps'"),
+     ({"concat_refs": True}, "--concat_refs")],
+)  # fmt: skip
+def test_a_name_that_an_entry_cannot_have_leads_to_the_right_one(entry, said, command, tmp_path):
+    (tmp_path / "eval.json").write_text(json.dumps([{"prompt": "a cat", **entry}]))
+    error, hint = assert_refused(command("--eval_json_path", tmp_path / "eval.json", *TINY))
+    assert said in error + hint
+
+
 @pytest.mark.parametrize("flag", [("--prompt", "a boat"), ("--image_paths", "", "ink.png")])
 def test_what_an_eval_file_would_leave_unused_is_refused(
     command: Command, workplace: Path, flag: tuple[str, ...]

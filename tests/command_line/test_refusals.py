@@ -74,6 +74,9 @@ BAD_FLAGS = {
     "save path of a long name": ("--save_path", "x" * 300),
     "prompt too long": ("--prompt", "x" * 20_001),
     "prompt with half a character": ("--prompt", "\udcff"),
+    "LoRA without a name": ("--lora", ""),
+    "LoRA of a strength alone": ("--lora", ":0.5"),
+    "endless eval file": ("--eval_json_path", "/dev/zero"),
 }
 
 
@@ -92,6 +95,17 @@ def test_a_bad_flag_is_refused_in_two_lines(kind, command, workplace):
     before = sorted(workplace.rglob("*"))
     assert_refused(command("--prompt", "a cat", *TINY, *BAD_FLAGS[kind]))
     assert sorted(workplace.rglob("*")) == before
+
+
+def test_the_range_of_a_guidance_is_the_models(command):
+    for given in ("-1", "50"):
+        _, hint = assert_refused(command("--prompt", "a cat", *TINY, "--name", "uso-tiny", "--guidance", given))
+        assert "from 1 to 7" in hint
+
+
+def test_a_file_whose_name_begins_like_a_home_is_a_file(command, workplace):
+    shutil.copy(CONTENT, workplace / "~nobody-of-this-name.png")
+    assert command("--prompt", "a cat", *TINY, "--image_paths", "~nobody-of-this-name.png").code == 0
 
 
 @pytest.mark.parametrize("flags", [(), ("--image_paths", CONTENT), ("--prompt",)])

@@ -239,7 +239,7 @@ def ask(pipe: USOPipeline, **options: Any) -> torch.Tensor:
     ("options", "key"),
     [({"prompt": []}, "no_prompts"), ({"style_images": "a.png"}, "no_pil_image"), ({"style_images": 5}, "no_pil_image"),
      ({"content_image": "a.png"}, "no_pil_image"), ({"content_image": np.zeros((8, 8, 3))}, "no_pil_image"),
-     ({"style_images": [None]}, "no_pil_image"), ({"style_strengths": 0.5}, "no_list"),
+     ({"style_images": [None]}, "no_pil_image"), ({"content_strength": 0.5}, "strength_without"), ({"style_strengths": 0.5}, "no_list"),
      ({"generator": 5, "seed": None}, "generator_kind"), ({"generator": [5], "seed": None}, "generator_kind"),
      ({"generator": [], "seed": None}, "no_generators"), ({"guidance_scale": "3"}, "no_number"),
      ({"content_size": "64"}, "no_whole_number"), ({"content_size": 64.5}, "no_whole_number"),

@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from PIL import Image
 
 from uso_core.errors import RequestError, SettingsError
 from uso_core.events import Cancelled, Done, Event, Failed, Queued, Step
+from uso_core.images import open_image
 from uso_core.request import GenerationRequest
 from uso_core.runtime.engine import Engine
 from uso_core.runtime.executors import Wish, Work, WorkerState
@@ -133,7 +135,14 @@ def test_an_open_server_limits_the_work_of_a_request():
     with pytest.raises(RequestError) as refused:
         engine.check(large)
     assert refused.value.key == "too_much_work"
+    assert refused.value.values["work"] > refused.value.values["most"]
     Engine(ALONE, Gate()).check(large)
+    wide = open_image(Image.new("RGB", (64, 32)), "wide.png")
+    few = dataclasses.replace(REQUEST, width=512, height=512, steps=2, images=1, content=wide, content_size=512)
+    Engine(dataclasses.replace(OPEN, max_work=2 * (512 * 512 + 512 * 256) / 1e6), Gate()).check(few)
+    with pytest.raises(RequestError) as refused:  # each step works on the content too
+        Engine(dataclasses.replace(OPEN, max_work=0.78), Gate()).check(few)
+    assert refused.value.values == {"work": 0.79, "most": 0.78}
     Engine(dataclasses.replace(OPEN, max_work=1e6), Gate()).check(large)
 
 

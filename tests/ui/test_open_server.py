@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ from gradio_client import Client
 from benchmarks import soak
 from tests.serving import Served, serve
 from uso_core.errors import SettingsError
-from uso_core.settings import Settings
+from uso_core.settings import ROOT, Settings
 from uso_core.ui import logins
 from uso_core.ui.guard import Guard, Window
 from uso_core.ui.visitors import visitor_of
@@ -171,6 +173,31 @@ def test_logins_are_read_from_a_file_too(tmp_path):
     assert "tea" not in repr(Settings(auth="ann:tea"))
 
 
+@pytest.mark.parametrize("text", ["TopSecret", "bob TopSecret", "bob:", ":TopSecret", "no/such/TopSecret.txt"])
+def test_a_login_that_is_none_is_not_quoted(text):
+    with pytest.raises(SettingsError) as caught:
+        logins(text)
+    assert caught.value.key == "auth"
+    assert "TopSecret" not in caught.value.message + caught.value.hint
+
+
+def test_hosts_may_be_given_as_addresses():
+    given = Settings(allow_host="https://Art.example.org/, *.lan,[::2]:80 , box:7860")
+    assert given.allowed_hosts == ("art.example.org", "*.lan", "::2", "box")
+    for wrong in ("https://art.example.org/page", "a b", "ftp://x"):
+        with pytest.raises(SettingsError) as caught:
+            Settings(allow_host=f"good.example,{wrong}")
+        assert (caught.value.key, caught.value.values["value"]) == ("host_name", wrong)
+
+
+def test_a_host_that_is_none_is_named(tmp_path):
+    line = [sys.executable, "app.py", "--host", "nobody.invalid", "--output", str(tmp_path)]
+    ended = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 2
+    assert "'nobody.invalid'" in ended.stderr
+    assert "port" not in ended.stderr
+
+
 @pytest.mark.parametrize(("number", "codes"), [(signal.SIGTERM, {0}), (signal.SIGINT, {130})])
 def test_a_signal_ends_it_cleanly_within_seconds(tmp_path, number, codes):
     """During a step: those who wait are told, no file is left, nothing aborts."""
@@ -274,6 +301,15 @@ def test_a_call_that_does_not_fit_is_a_sentence(served, name, body, says):
     reply = httpx.post(f"{served.url}/gradio_api/call/v2/{name}", json=body, timeout=240)
     assert reply.status_code == 400
     assert says in reply.json()["error"]
+
+
+def test_an_answer_that_nobody_waits_for_is_a_sentence(served):
+    before = len(served.log.read_text())
+    for key in ("nonexistent", "0" * 32):
+        reply = httpx.get(f"{served.url}/gradio_api/call/generate/{key}", timeout=240)
+        assert reply.status_code == 404
+        assert "no call of this key" in reply.text
+    assert "Traceback" not in served.log.read_text()[before:]
 
 
 def test_null_stands_for_every_default(served):

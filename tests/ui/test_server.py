@@ -289,13 +289,27 @@ def test_an_upload_that_is_gone_is_named(served: Served, client: Client, drawing
     assert (name, reply["error"]) == ("error", "The image mine.png is no longer on the server. Choose it again.")
 
 
-@pytest.mark.parametrize("given", ["data:image/png;base64,!!!", "x" * 200, {"url": None}, {"path": ""}])
+@pytest.mark.parametrize("given", ["data:image/png;base64,!!!", "data:image/png;base64,AAAA", "x" * 200, {"url": None},
+                                   {"path": ""}, 5, [], [1, 2], True])  # fmt: skip
 def test_a_file_that_is_not_an_image_is_reported_in_a_sentence(served: Served, given: Any) -> None:
     before = len(served.log.read_text())
     name, reply = by_http(served, "generate", content=given, **SMALL)
     assert name == "error"
     assert reply["error"].endswith(".")
+    assert "pydantic" not in reply["error"]
     assert "Traceback" not in served.log.read_text()[before:]
+
+
+def test_what_of_a_file_is_not_taken_is_told_at_the_end(served: Served, drawing: Path) -> None:
+    file = io.BytesIO()
+    frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    given = {"url": f"data:image/gif;base64,{base64.b64encode(file.getvalue()).decode()}", "orig_name": "dance.gif"}
+    told = "Of the animation dance.gif only the first frame is used."
+    name, data = by_http(served, "generate", content=given, style_1=data_url(drawing), **SMALL)
+    assert (name, data[2]["text"].count(told)) == ("complete", 1)
+    name, data = by_http(served, "grid", across="guidance=2, 3", content=given, **SMALL)
+    assert (name, data[3]["text"].count(told)) == ("complete", 1)
 
 
 def test_base64_alone_works(served: Served, drawing: Path) -> None:
@@ -399,6 +413,21 @@ def test_tools_say_what_they_do(served: Served) -> None:
         assert all(each.get("description") for each in tool.inputSchema["properties"].values())
         assert "required" not in tool.inputSchema
     assert all(tool.description for tool in tools)
+
+
+def test_tools_take_null_for_a_default_and_images_as_base64(served: Served, drawing: Path) -> None:
+    (tool, *_) = by_mcp(served, lambda session: session.list_tools()).tools
+    nothing = dict.fromkeys(tool.inputSchema["properties"])
+    bare = base64.b64encode(drawing.read_bytes()).decode()
+    for image in (bare, data_url(drawing)):
+        asked = nothing | SMALL | {"prompt": "a boat", "seed": 4, "content": image, "style_1": bare}
+        content = call_tool(served, "generate", **asked)
+        texts = [json.loads(each.text) for each in content if each.type == "text" and each.text.startswith("{")]
+        made = next(each for each in texts if "seeds" in each)
+        assert made["content"]["sha256"] == made["styles"][0]["sha256"] == open_image(drawing).sha256
+    result = by_mcp(served, lambda session: session.call_tool("generate", {"content": str(drawing)}))
+    assert result.isError
+    assert "was not uploaded to this server" in result.content[0].text
 
 
 @pytest.mark.parametrize("path", ["/gradio_api/mcp", "/gradio_api/mcp/mcp", "/gradio_api/mcp//mcp"])

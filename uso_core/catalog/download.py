@@ -96,7 +96,8 @@ def download(
     only = [each for role in only for each in (TOKENIZER_ROLES if role == "tokenizers" else (role,))]
     roles = [row.role for row in _rows(model)]
     if unknown := [role for role in only if role not in roles]:
-        raise SettingsError("no_such_role", model=model.name, value=unknown[0], choices=", ".join(roles))
+        choices = ", ".join(dict.fromkeys("tokenizers" if each in TOKENIZER_ROLES else each for each in roles))
+        raise SettingsError("no_such_role", model=model.name, value=unknown[0], choices=choices)
     items = survey(model, settings, hub, only, verify, catalog_will_do=dry_run, say=say)
     weights = settings.weights_folder
     needed, free = sum(item.bytes_to_fetch for item in items), free_bytes(weights)

@@ -46,6 +46,8 @@ def named_lora(text: str, settings: Settings, paths: bool = False) -> LoRA:
     Raises `RequestError` if there is none, `WeightsError` if the file of that name is none that can be used.
     """
     asked, strength = parsed(text)
+    if not asked:
+        raise RequestError("lora_no_name")
     known = find_loras(settings)
     given = given_path(asked)
     if paths and asked not in known and os.path.isfile(given):

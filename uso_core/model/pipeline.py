@@ -192,6 +192,10 @@ class USOPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         # 1. Check
         prompts = prompts_of(prompt)
         content_image, styles = images_of(content_image, style_images)
+        if content_image is None and content_strength not in (None, 1):
+            raise RequestError(
+                "strength_without", name="content_strength", value=content_strength, image="content_image"
+            )
         content_size = whole("content_size", content_size, tokens.PIXELS_PER_TOKEN, MAX_SIDE)
         sampling = Sampling(
             width=width, height=height, steps=num_inference_steps, guidance=guidance_scale, schedule=schedule,

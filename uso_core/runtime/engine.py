@@ -137,6 +137,14 @@ class Job:
         return None
 
 
+def _pixels(request: GenerationRequest) -> int:
+    """The pixels that each step works on: the image's, and the content's."""
+    content, pixels = request.content, request.width * request.height
+    if content is None:
+        return pixels
+    return pixels + math.prod(images.content_size(*(content.size or (1, 1)), request.content_size))
+
+
 class Engine:
     """Hands requests to an executor's slots: each visitor's in order, visitors in turn."""
 
@@ -180,9 +188,10 @@ class Engine:
         would remain.
         """
         requests = (request, *more)
-        work = sum(each.images * each.steps * each.width * each.height for each in requests) / 1e6
+        work = sum(each.images * each.steps * _pixels(each) for each in requests) / 1e6
         if work > self.settings.limit("max_work"):
-            raise RequestError("too_much_work", work=round(work), most=self.settings.limit("max_work"))
+            work = math.ceil(100 * work) / 100  # never as few as are allowed
+            raise RequestError("too_much_work", work=work, most=self.settings.limit("max_work"))
         for each in requests:
             self._check(each)
 

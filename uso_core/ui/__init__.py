@@ -119,7 +119,7 @@ def logins(text: str | None) -> list[tuple[str, str]] | None:
     if not os.path.isfile(path):
         user, separator, password = _pair(text)
         if not (user and separator and password) or re.match(r"[A-Za-z]:[\\/]", text):  # a path on Windows
-            raise SettingsError("auth", value=user if separator else path.name)
+            raise SettingsError("auth")  # its words may be a password
         return [(user, password)]
     try:
         lines = decoded(path.read_bytes()).splitlines()
@@ -136,5 +136,5 @@ def logins(text: str | None) -> list[tuple[str, str]] | None:
             raise SettingsError("auth_line", hint="auth", path=path, line=number)
         pairs[user] = password
     if not pairs:
-        raise SettingsError("auth", value=path.name)
+        raise SettingsError("auth_empty", hint="auth", path=path)
     return list(pairs.items())

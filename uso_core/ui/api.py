@@ -213,7 +213,8 @@ def _generate(services: Services, known: list[ApiParameter]) -> Callable[..., It
     def generate(*given: Any) -> Iterator[Reply]:
         named, call = _called(services, known, given)
         with call.refusing():
-            yield from _replies(call.followed(call.asked(named)), call.show)
+            asked = call.asked(named)
+            yield from _replies(call.followed(asked), call.show, _notes(asked))
 
     return _described(generate, known, MEANING)
 
@@ -230,13 +231,13 @@ def _grid(services: Services, known: list[ApiParameter]) -> Callable[..., Iterat
             down = parse_axis(axes[1], asked.styles) if axes[1].strip() else None
             rows = cells(asked, across, down)
             services.engine.check(*chain.from_iterable(rows))
-            yield from _grid_replies(rows, across, down, call)
+            yield from _grid_replies(rows, across, down, call, _notes(asked))
 
     return _described(grid, known, GRID_MEANING)
 
 
 def _grid_replies(
-    rows: list[list[GenerationRequest]], across: Axis, down: Axis | None, call: _Call
+    rows: list[list[GenerationRequest]], across: Axis, down: Axis | None, call: _Call, notes: str
 ) -> Iterator[GridReply]:
     """The replies to a grid, cell by cell; ends early where a cell is stopped."""
     paper, made, settings = None, [], []
@@ -263,7 +264,7 @@ def _grid_replies(
             yield paper, list(made), list(settings), status, preview
         if (row, column) not in done:
             return
-    yield paper, list(made), list(settings), status, None
+    yield paper, list(made), list(settings), {**status, "text": f"{status['text']}{notes}"}, None
 
 
 def _saved(contact: Image.Image, first: Result, call: _Call) -> str:
@@ -325,8 +326,13 @@ def _with_loras(values: dict[str, Any], model: Model, settings: Settings) -> dic
     return {**values, "loras": tuple(loras)}
 
 
-def _replies(updates: Iterator[Any], show: Callable[[Image.Image | None], str | None]) -> Iterator[Reply]:
-    """The API's replies to a run, with a file for each preview.
+def _notes(asked: GenerationRequest) -> str:
+    """What of the images' files was not taken, after a space; empty for nothing."""
+    return "".join(f" {note}" for note in dict.fromkeys(str(n) for each in asked.input_images for n in each.notes))
+
+
+def _replies(updates: Iterator[Any], show: Callable[[Image.Image | None], str | None], notes: str) -> Iterator[Reply]:
+    """The API's replies to a run, with a file for each preview; the last one has the notes too.
 
     At least two come per second, so that a disconnected caller is noticed.
     """
@@ -342,7 +348,7 @@ def _replies(updates: Iterator[Any], show: Callable[[Image.Image | None], str | 
                 made.append(str(update.path))
                 results.append(update.result)
         yield list(made), _record(results), status, preview
-    yield list(made), _record(results), status, None
+    yield list(made), _record(results), {**status, "text": f"{status['text']}{notes}"}, None
 
 
 def _record(results: list[Result]) -> dict[str, Any] | None:

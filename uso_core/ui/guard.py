@@ -32,6 +32,7 @@ from uso_core.ui.visitors import COOKIE, VISITORS, folder_name, logged_in
 log = logging.getLogger(__name__)
 FILE_ROUTES = ("/gradio_api/file=", "/file=")
 CALLS = re.compile(r"/(call|queue/join|run|api)(/|$)")
+ANSWER = re.compile(r"/call/[^/]+/([^/]+)/?$")
 ANSWERS = re.compile(r"/call/[^/]+/([0-9a-f]{32})$")  # the address of a call's answer, with its key
 MCP = re.compile(r"(.*/gradio_api)/mcp(/+mcp)?/*")  # as clients write it: with or without its last slash, or /mcp added
 SPACE_HOSTS = "*.hf.space"
@@ -50,8 +51,8 @@ class Guard:
     def __init__(self, app: Any, settings: Settings) -> None:
         self._app, self._settings = app, settings
         self._output = settings.output_folder.resolve()
-        allowed = [*LOOPBACK, settings.host, *settings.allow_host.split(",")]
-        self._hosts = [each.strip().lower() for each in allowed if each.strip() not in ("", "0.0.0.0", "::")]
+        own = [each.lower() for each in (*LOOPBACK, settings.host.strip()) if each not in ("", "0.0.0.0", "::")]
+        self._hosts = [*own, *settings.allowed_hosts]
         self._folder = urlsplit(settings.root_path).path or "/"  # below which the browser shows the cookie
         self._calls, self._uploads = Window(60), Window(3600)
 
@@ -107,6 +108,8 @@ class Guard:
         for route in FILE_ROUTES:
             if route in path and not self._serves(path.partition(route)[2], login_of(scope) or visitor):
                 return PlainTextResponse("Not found.", 404)
+        if scope["method"] == "GET" and (asked := ANSWER.search(path)) and not _waits(scope.get("app"), asked[1]):
+            return _said(RequestError("call_unknown"), 404)
         if scope["method"] != "POST":
             return None
         who = visitor or (scope.get("client") or ("",))[0]
@@ -159,6 +162,13 @@ class Guard:
         elif self._settings.separates:
             return False
         return len(parts) <= 2 and path.suffix in SHOWN.get(parts[0] if len(parts) == 2 else "", ())
+
+
+def _waits(app: Any, call: str) -> bool:
+    """Whether a call has an answer that nobody has fetched."""
+    queue = app.get_blocks()._queue
+    pending = queue.pending_event_ids_session
+    return call in queue.event_ids_to_events or call in pending or any(call in ids for ids in list(pending.values()))
 
 
 def _close_session(app: Any, call: str) -> None:

@@ -15,7 +15,7 @@ import gradio as gr
 from anyio import CapacityLimiter, to_thread
 from gradio.data_classes import ImageData
 from gradio_client.utils import strip_invalid_filename_characters
-from pydantic import model_validator
+from pydantic import BaseModel, model_validator
 
 from uso_core.errors import RequestError, UsoError
 from uso_core.images import MAX_FILE_BYTES
@@ -36,7 +36,9 @@ class ImageInputData(ImageData):
     @model_validator(mode="before")
     @classmethod
     def from_text(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
+        if value is None or isinstance(value, dict | BaseModel):
+            return value
+        return {"path": value if isinstance(value, str) else repr(value)}  # a number is no image that was sent
 
 
 class WithoutStub(type(gr.Image)):  # type: ignore[misc]
@@ -123,7 +125,7 @@ class ImageInput(gr.Image, metaclass=WithoutStub):
         if _is_address(source):
             return self._shown(source) or self._keep(*fetch(source))
         if source.startswith("data:"):
-            return self._keep(name or "image", _decode(source.partition(",")[2]))
+            return self._keep(name or "image", _decode(source.partition(",")[2], shortest=0))
         if (given := self._ours(source)) is not None:
             return given
         if source.startswith((str(cache := Path(self.GRADIO_CACHE)), str(cache.resolve()))):
@@ -166,11 +168,11 @@ def _is_address(source: str) -> bool:
     return source.startswith(("http://", "https://"))
 
 
-def _decode(content: str) -> bytes:
+def _decode(content: str, shortest: int = SHORTEST_BASE64) -> bytes:
     if len(content) > MAX_FILE_BYTES * 4 // 3 + 4:
         raise RequestError("upload_too_large", hint="smaller_image", most=Bytes(MAX_FILE_BYTES))
     try:
-        if len(content) < SHORTEST_BASE64:
+        if len(content) < shortest:
             raise ValueError("no image is as short")
         return base64.b64decode("".join(content.split()), validate=True)
     except (binascii.Error, ValueError):

@@ -51,6 +51,18 @@ def serve_files(page: gr.Blocks) -> None:
             if not job.done():  # it asks this very server, which must not wait for itself
                 asyncio.get_running_loop().run_in_executor(None, job.cancel)
 
+    simplified = server.simplify_filedata_schema
+
+    def nullable(schema: dict[str, Any]) -> tuple[dict[str, Any], list[list[str | int]]]:
+        """Null is the default of every parameter, as the meanings say."""
+        schema, places = simplified(schema)
+        for each in schema.get("properties", {}).values():
+            if isinstance(each.get("type"), str):
+                each["type"] = [each["type"], "null"]
+        return schema, places
+
+    server.simplify_filedata_schema = nullable
+    server.convert_strings_to_filedata = lambda value, _: value  # `ImageInput` knows addresses, data URLs and base64
     server._execute_tool_without_progress = server._execute_tool_with_progress = wait
     server.postprocess_output_data = lambda data, root_url: list(_contents(add_root_url(data, root_url, None)))
 
