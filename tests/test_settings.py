@@ -279,6 +279,8 @@ def test_without_files_the_embedded_model_is_chosen(tmp_path, monkeypatch):
     model, reason = choose_model(settings)
     assert model.name == "uso-tiny"
     assert reason.key == "reason_no_files"
+    _, reason = choose_model(Settings(weights=str(tmp_path / "typo")))
+    assert (reason.key, reason.values["folder"]) == ("reason_no_folder", str(tmp_path / "typo"))
     assert find_weights(model, settings).complete
     assert not names_flux_dev(settings)
 

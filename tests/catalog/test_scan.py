@@ -127,6 +127,18 @@ def test_a_variable_may_name_a_folder_of_files_or_a_repository(whole, tmp_path):
         "lora": "missing_in_variable", "vae": "missing_variable"}  # fmt: skip
 
 
+def test_a_file_that_cannot_be_used_counts_with_those_that_lack(whole, tmp_path):
+    (tmp_path / "cut.safetensors").write_bytes((whole / comfy.DEV).read_bytes()[:5000])
+    given = Settings(weights=str(tmp_path), flux_dev=str(tmp_path / "cut.safetensors"), ae=str(whole / comfy.VAE))
+    report = find_weights(DEV, given)
+    with pytest.raises(WeightsError) as caught:
+        report.require()
+    files = {each.values["role"]: each.key for each in caught.value.values["files"]}
+    assert files.pop("transformer") == "missing_unusable"
+    assert {"vae"} & files.keys() == set()
+    assert caught.value.values["missing"] == len(files) + 1
+
+
 def test_several_folders_by_flag_and_by_variable(whole, tmp_path, monkeypatch):
     """Forge's, SwarmUI's and StabilityMatrix' folders have other names: every layout is searched."""
     first, second = tmp_path / "webui" / "models", tmp_path / "Data" / "Models"

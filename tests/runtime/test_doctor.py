@@ -40,3 +40,12 @@ def test_a_variable_that_lacks_its_part_is_something_to_correct(
     given = {name: str(WEIGHTS / file) for name, file in PARTS.items()} | {"lora": str(tmp_path)}
     assert examine(Settings(name="flux-dev", device="cpu", dtype="float32", **given)) == 2
     assert "lora: correct LORA in .env or in the environment, or unset it" in capsys.readouterr().out
+
+
+def test_damaged_files_in_the_model_folders_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "cut.safetensors").write_bytes((WEIGHTS / PARTS["lora"]).read_bytes()[:20_000])
+    (tmp_path / "old.ckpt").write_bytes(b"not for us")
+    examine(Settings(name="flux-dev", device="cpu", dtype="float32", models_dir=str(tmp_path), weights=str(tmp_path)))
+    said = capsys.readouterr().out.partition("Also in the model folders")[2].partition("Memory plan")[0]
+    assert "cut.safetensors" in said
+    assert "old.ckpt" not in said

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from uso_core.catalog import fused_files
 from uso_core.catalog.hub import Hub, HubUnreachable, RemoteFile, Watch
-from uso_core.catalog.locate import find_weights
+from uso_core.catalog.locate import find_weights, problem_in
 from uso_core.catalog.loras import found_turbos
 from uso_core.catalog.models import ROLES, TOKENIZER_ROLES, TOKENIZERS, Model, WeightFile, get_model
 from uso_core.errors import DownloadError, SettingsError, UsoError, exit_code
@@ -154,7 +154,8 @@ def survey(
         found = report.paths.get(row.role) or turbos.get(row.role)
         value = getattr(settings, row.setting) if row.role not in TOKENIZER_ROLES else None
         if found is not None and found.resolve() != target.resolve():
-            items.append(Item(row, f"there: {found}"))
+            problem = problem_in(found, row.role)
+            items.append(Item(row, f"there: {found}" + (f", which cannot be used: {problem}" if problem else "")))
             continue
         if found is None and value and given_path(value).resolve() != target.resolve():
             variable = env_name(row.setting)

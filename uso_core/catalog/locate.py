@@ -48,10 +48,15 @@ class WeightsReport:
         """The paths by role; raises `WeightsError` listing what is missing and how to get it."""
         if self.complete:
             return self.paths
-        count, known = len(self.missing), len(self.missing) + len(self.paths)
-        files = tuple(self.missing.values())
+        unusable = {role: problem_in(path, role) for role, path in self.paths.items()}  # that they would learn later
+        files = [*self.missing.values()] + [
+            message("missing_unusable", role=role, path=self.paths[role], problem=problem)
+            for role, problem in unusable.items()
+            if problem is not None
+        ]
+        known = len(self.missing) + len(self.paths)
         raise WeightsError(
-            "lacks_weights", hint="get_weights", model=self.model.name, missing=count, all=known, files=files
+            "lacks_weights", hint="get_weights", model=self.model.name, missing=len(files), all=known, files=files
         )
 
 
@@ -86,6 +91,15 @@ def find_weights(model: Model, settings: Settings) -> WeightsReport:
         else:
             missing[row.role] = message("missing_tokenizer", role=row.role, repo=row.repo)
     return WeightsReport(model, paths, missing, sides)
+
+
+def problem_in(path: Path, role: str) -> Message | None:
+    """Why a part's file cannot be used, by its header alone; None if it can, or is a tokenizer's."""
+    if role in TOKENIZER_ROLES:
+        return None
+    found = describe(path)
+    own = next((each for each in found if each.role == role), found[0] if found else None)
+    return own.problem if own is not None else None
 
 
 def look(settings: Settings) -> tuple[Found, ...]:
@@ -150,6 +164,8 @@ def choose_model(settings: Settings) -> tuple[Model, Message]:
         for name in ("flux-krea-dev", "flux-schnell"):
             if find_weights(MODELS[name], settings).complete:
                 return MODELS[name], message("reason_files_found")
+    if not report.paths and settings.weights != "weights" and not os.path.isdir(settings.weights_folder):
+        return MODELS[EMBEDDED], message("reason_no_folder", folder=settings.weights_folder)
     if not report.paths:
         return MODELS[EMBEDDED], message("reason_no_files")
     return MODELS[EMBEDDED], message("reason_lacks", files=", ".join(report.missing))

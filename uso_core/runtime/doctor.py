@@ -17,7 +17,7 @@ import torch
 
 from uso_core.catalog.download import size_text
 from uso_core.catalog.hub import HUB_PAGE
-from uso_core.catalog.locate import WeightsReport, choose_model, find_weights, offers
+from uso_core.catalog.locate import WeightsReport, choose_model, find_weights, look, offers
 from uso_core.catalog.models import TOKENIZERS, Model, get_model
 from uso_core.catalog.scan import Found, describe
 from uso_core.errors import UsoError, exit_code
@@ -111,10 +111,17 @@ def _described(role: str, report: WeightsReport) -> Found | None:
 def others(report: WeightsReport, settings: Settings) -> Iterator[str]:
     """What else the model folders hold for such a model, and why it is not used."""
     left = [(found, standing) for found, standing in offers(report, settings) if standing.key != "offer_used"]
-    if left:
+    damaged = [
+        (found.path, found.problem)
+        for found in look(settings)
+        if not found.kind and found.problem is not None and found.problem.key != "error_pickle"
+    ]
+    if left or damaged:
         yield "\nAlso in the model folders"
     for found, standing in left:
         yield f"  {found.path}: {found.title}; {standing}"
+    for path, problem in damaged:
+        yield f"  {path}: {problem}"
 
 
 def planning(report: WeightsReport, settings: Settings) -> tuple[bool, list[str]]:
