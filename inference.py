@@ -87,7 +87,7 @@ def build_parser(kind: type[Any] = GenerationRequest) -> Parser:
     add("--grid", action="append", default=[], metavar="NAME=VALUES",
         help="vary a value across, a second one down, and make a contact sheet: style_strength=0..2/0.5, guidance=2,4 "
         f"or style (each style image alone); names: {', '.join(AXES)}")  # fmt: skip
-    add("--save_path", type=given_path, default=Path("output/inference"), metavar="FOLDER", help="default: %(default)s")
+    add("--save_path", type=_folder, default=Path("output/inference"), metavar="FOLDER", help="default: %(default)s")
     text = "put the input images beside the result"
     add("--lora", action="append", default=[], metavar="FILE[:STRENGTH]",
         help="a LoRA beside USO's, by file or by its name in weights/loras; repeatable")  # fmt: skip
@@ -98,6 +98,12 @@ def build_parser(kind: type[Any] = GenerationRequest) -> Parser:
     add("--model_type", dest="name", metavar="NAME", help="same as --name")
     add_arguments(parser, *SETTINGS)
     return parser
+
+
+def _folder(text: str) -> Path:
+    if not text.strip():  # of a shell's variable that is not set
+        raise argparse.ArgumentTypeError("it is empty: name a folder, or leave it out")
+    return given_path(text)
 
 
 def add_request_arguments(parser: argparse.ArgumentParser, kind: type[Any]) -> None:

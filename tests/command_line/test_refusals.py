@@ -75,6 +75,7 @@ BAD_FLAGS = {
     "prompt too long": ("--prompt", "x" * 20_001),
     "prompt with half a character": ("--prompt", "\udcff"),
     "LoRA without a name": ("--lora", ""),
+    "empty save path": ("--save_path", ""),
     "LoRA of a strength alone": ("--lora", ":0.5"),
     "endless eval file": ("--eval_json_path", "/dev/zero"),
 }
