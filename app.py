@@ -73,19 +73,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return serve(settings)
     except UsoError as error:
         return exit_code(error)
-    except OSError:  # Gradio's error if the port is taken, or the host is none
-        return exit_code(_not_served(settings))
+    except OSError as error:  # Gradio's error if the port is taken, or the host is none
+        return exit_code(_not_served(settings, error))
     finally:
         scratch.remove()
 
 
-def _not_served(settings: Settings) -> UsageError:
+def _not_served(settings: Settings, error: OSError) -> UsageError:
     """Why nothing can be served there."""
     try:
-        socket.getaddrinfo(settings.host, settings.port)
-    except OSError as error:
-        return UsageError("host", host=settings.host, reason=error.strerror or error)
-    return UsageError("port", port=settings.port)
+        family, kind, _, _, address = socket.getaddrinfo(settings.host, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.bind(address)
+    except OSError as reason:
+        return UsageError("host", host=settings.host, reason=reason.strerror or reason)
+    if error.errno is None:  # Gradio found no port
+        return UsageError("port", port=settings.port)
+    return UsageError("not_served", reason=error.strerror or error)
 
 
 def serve(settings: Settings) -> int:

@@ -83,10 +83,13 @@ def test_a_variable_that_is_not_set_is_named(dotenv, monkeypatch):
     assert (caught.value.key, caught.value.values["line"]) == ("dotenv_undefined", 2)
     assert "${SHELF}" in caught.value.message
     assert "${SHELF:-default}" in caught.value.hint
-    for line in ("FLUX_DEV=${SHELF:-/shelf}/flux", "SHELF=/shelf\nFLUX_DEV=${SHELF}/flux"):
+    for line in ("FLUX_DEV=${SHELF:-/shelf}/flux", "SHELF=/shelf\nFLUX_DEV=${SHELF}/flux",
+                 "SHELF=/shelf\nFLUX_DEV=${SHELF}/flux\nSHELF=/other",
+                 "THEIRS=${SHELF}\nFLUX_DEV=/shelf/flux"):  # fmt: skip
         dotenv.write_text(line)
         assert load_settings(dotenv=dotenv).flux_dev == "/shelf/flux"
-        monkeypatch.delenv("SHELF", raising=False)  # what is not ours is shared
+        for shared in ("SHELF", "THEIRS"):  # what is not ours
+            monkeypatch.delenv(shared, raising=False)
 
 
 def test_a_home_is_meant_where_no_shell_reads(dotenv, monkeypatch, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from uso_core.errors import SettingsError
@@ -17,18 +18,18 @@ _QUOTED = (  # first as the quotes say, then as a path that ends in a backslash 
     re.compile(r"""(\s*[\w.]+\s*=\s*)(["'])(.*\\)\2\s*"""),
 )
 _SINGLE = re.compile(r"[^=]*=\s*'")
-_VARIABLE = re.compile(r"\$\{([^}:]+)\}")  # without a default
+_VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}")  # without a default
 _BACKSLASHES = re.compile(r"\\+")
 _SHOWN = 40  # characters of a line, before any value
 
 
-def read_dotenv(path: Path) -> dict[str, tuple[str, int]]:
+def read_dotenv(path: Path, known: Collection[str] = ()) -> dict[str, tuple[str, int]]:
     """Each name's value and line number.
 
     A backslash in quotes is a backslash: `"C:\\models\\new"` is a path without a line break, and so is the same with
     every backslash doubled. `${NAME}` stands for that variable, except in single quotes, as in a shell. Raises
-    `SettingsError` if the file is no text, or naming a line that gives no name a value or uses a variable that is not
-    set.
+    `SettingsError` if the file is no text, or naming a line that gives no name a value, or that gives one of the
+    `known` names a variable that is not set.
     """
     from dotenv import dotenv_values
     from dotenv.parser import parse_stream
@@ -40,6 +41,7 @@ def read_dotenv(path: Path) -> dict[str, tuple[str, int]]:
     as_written = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     text = "\n".join(_plain(line) for line in as_written)
     lines: dict[str, int] = {}
+    before: dict[int, set[str]] = {}  # the names above each line
     for binding in parse_stream(io.StringIO(text)):
         written = binding.original.string
         line = binding.original.line + len(written) - len(written.lstrip("\n"))
@@ -47,13 +49,14 @@ def read_dotenv(path: Path) -> dict[str, tuple[str, int]]:
             shown = re.split(r"[=:]", written.strip().split("\n")[0])[0][:_SHOWN]
             raise SettingsError("dotenv_line", dotenv=path, line=line, text=shown)
         if binding.key is not None:
+            before[line] = set(lines)
             lines[binding.key] = line
     expanded, literal = (dotenv_values(stream=io.StringIO(text), interpolate=each) for each in (True, False))
     values: dict[str, str] = {}
     for name, line in lines.items():
         as_it_is = _SINGLE.match(as_written[line - 1])
-        for wanted in () if as_it_is else _VARIABLE.findall(literal[name] or ""):
-            if wanted not in os.environ and lines.get(wanted, line) >= line:
+        for wanted in _VARIABLE.findall(literal[name] or "") if name in known and not as_it_is else ():
+            if wanted not in os.environ and wanted not in before[line]:
                 raise SettingsError("dotenv_undefined", dotenv=path, line=line, name=name, wanted=wanted[:_SHOWN])
         values[name] = (literal if as_it_is else expanded)[name] or ""
     return {name: (values[name], line) for name, line in lines.items()}

@@ -201,11 +201,12 @@ class Settings:
     def allowed_hosts(self) -> tuple[str, ...]:
         """The names in `allow_host`, out of addresses too; raises `SettingsError` for what has none."""
         given = [each.strip().lower() for each in self.allow_host.split(",") if each.strip()]
-        found = [re.fullmatch(r"(?:https?://)?(\[[\da-f:.]+\]|[\w.*?-]+)(?::\d{1,5})?/?", each) for each in given]
+        address = r"(?:https?://)?(\[[\da-f:.]+\]|[\w.*?-]+)(?::\d{1,5})?/?|([\da-f]*:[\da-f:.]+)"
+        found = [re.fullmatch(address, each) for each in given]
         for each, name in zip(given, found, strict=True):
             if name is None:
                 raise SettingsError("host_name", value=each)
-        return tuple(name[1].strip("[]") for name in found if name is not None)
+        return tuple((name[1] or name[2]).strip("[]") for name in found if name is not None)
 
     @property
     def models_folders(self) -> tuple[Path, ...]:
@@ -262,7 +263,7 @@ def load_settings(arguments: Mapping[str, Any] | None = None, dotenv: Path | Non
     the environment, where it is not set. A name that nobody reads is logged. Raises `SettingsError` naming the source.
     """
     dotenv = dotenv or _own_dotenv()
-    from_file = read_dotenv(dotenv) if dotenv and dotenv.is_file() else {}
+    from_file = read_dotenv(dotenv, _known()) if dotenv and dotenv.is_file() else {}
     sources: list[tuple[str, Mapping[str, str]]] = [
         ("the environment", os.environ),
         (str(dotenv), {name: value for name, (value, _) in from_file.items()}),

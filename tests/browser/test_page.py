@@ -15,6 +15,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from tests.browser.conftest import OpenPage, eventually
 from tests.ui.test_app import Served
+from uso_core.errors import RequestError
 from uso_core.request import GenerationRequest
 from uso_core.storage.png import read_request
 
@@ -117,8 +118,15 @@ def expect_image(page: Page) -> None:
 
 
 def of_seed(app: Served, seed: int) -> list[Path]:
-    """The PNGs in the output folder made with this seed."""
-    return [path for path in app.results if read_request(path).seed == seed]
+    """The PNGs in the output folder made with this seed, but for one that is just being deleted."""
+    found = []
+    for path in app.results:
+        try:
+            if read_request(path).seed == seed:
+                found.append(path)
+        except RequestError:
+            assert not path.exists()
+    return found
 
 
 def images(folder: Path) -> dict[str, Path]:

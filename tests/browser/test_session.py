@@ -335,6 +335,13 @@ def test_a_dropdown_applies_what_is_chosen_and_nothing_when_it_is_left(page: Pag
     preset.click()
     page.get_by_role("option", name="with 11", exact=True).click()  # chosen anew, it counts anew
     expect(page.get_by_role("spinbutton", name="Steps", exact=True)).to_have_value("11")
+    prompt(page).fill("a boat on a lake")
+    kept = aspect.input_value()
+    aspect.click()
+    aspect.press("ArrowDown")
+    aspect.press("Control+Enter")  # starts a run, and chooses nothing
+    expect(status(page)).to_contain_text("Done in")
+    expect(aspect).to_have_value(kept)
 
 
 def test_a_question_mark_lists_the_keys(page: Page) -> None:

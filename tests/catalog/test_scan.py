@@ -127,6 +127,17 @@ def test_a_variable_may_name_a_folder_of_files_or_a_repository(whole, tmp_path):
         "lora": "missing_in_variable", "vae": "missing_variable"}  # fmt: skip
 
 
+def test_of_several_transformers_in_a_variables_folder_the_models_own_is_taken(whole, tmp_path):
+    place = tmp_path / "several"
+    place.mkdir()
+    shutil.copy(whole / comfy.DEV, place / "mine.safetensors")
+    schnell = {name: tensor for name, tensor in comfy.flux().items() if not name.startswith("guidance_in.")}
+    write(place / "larger.safetensors", {**schnell, "unused": torch.zeros(10**6)})
+    given = Settings(name="flux-dev", weights=str(tmp_path), flux_dev=str(place))
+    assert find_weights(DEV, given).paths["transformer"] == place / "mine.safetensors"
+    assert choose_model(given)[0] is DEV
+
+
 def test_a_file_that_cannot_be_used_counts_with_those_that_lack(whole, tmp_path):
     (tmp_path / "cut.safetensors").write_bytes((whole / comfy.DEV).read_bytes()[:5000])
     given = Settings(weights=str(tmp_path), flux_dev=str(tmp_path / "cut.safetensors"), ae=str(whole / comfy.VAE))

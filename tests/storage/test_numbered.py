@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import pytest
 from PIL import Image
 
 from uso_core.request import GenerationRequest, Result
+from uso_core.storage import numbered
 from uso_core.storage.files import save_image
-from uso_core.storage.numbered import claimed
+from uso_core.storage.numbered import claimed, place
+from uso_core.storage.png import read_request
 
 ASKED = GenerationRequest("a fox", seed=1, width=64, height=64, model="uso-tiny")
 
@@ -44,3 +49,31 @@ def test_a_deleted_image_gets_its_name_back(tmp_path: Path) -> None:
     path.unlink()
     other = save(tmp_path, dataclasses.replace(ASKED, seed=2))
     assert (save(tmp_path), other.name) == (path, "0_1.png")
+
+
+def test_a_deleted_image_is_not_made_again_where_it_lies_under_another_name(tmp_path: Path) -> None:
+    path = save(tmp_path)
+    other = tmp_path / "0_1.png"
+    for ending in (".png", ".json"):
+        shutil.copy(path.with_suffix(ending), other.with_suffix(ending))
+    path.unlink()
+    assert place(tmp_path, "0", 0, ASKED, set()) == (other, other)
+
+
+def test_what_another_program_writes_after_the_look_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    look, others = numbered._found, [dataclasses.replace(ASKED, seed=2)]
+
+    def looked(*values: Any) -> Any:
+        found = look(*values)
+        if others:
+            save(tmp_path, others.pop())
+        return found
+
+    monkeypatch.setattr(numbered, "_found", looked)
+    assert save(tmp_path) == tmp_path / "0_1.png"
+    assert read_request(tmp_path / "0_0.png").seed == 2
+
+
+def test_a_link_that_leads_nowhere_keeps_its_name(tmp_path: Path) -> None:
+    (tmp_path / "0_0.json").symlink_to(tmp_path / "gone")
+    assert save(tmp_path) == tmp_path / "0_1.png"

@@ -182,20 +182,28 @@ def test_a_login_that_is_none_is_not_quoted(text):
 
 
 def test_hosts_may_be_given_as_addresses():
-    given = Settings(allow_host="https://Art.example.org/, *.lan,[::2]:80 , box:7860")
-    assert given.allowed_hosts == ("art.example.org", "*.lan", "::2", "box")
+    given = Settings(allow_host="https://Art.example.org/, *.lan,[::2]:80 , box:7860,2001:db8::1")
+    assert given.allowed_hosts == ("art.example.org", "*.lan", "::2", "box", "2001:db8::1")
     for wrong in ("https://art.example.org/page", "a b", "ftp://x"):
         with pytest.raises(SettingsError) as caught:
             Settings(allow_host=f"good.example,{wrong}")
         assert (caught.value.key, caught.value.values["value"]) == ("host_name", wrong)
 
 
-def test_a_host_that_is_none_is_named(tmp_path):
-    line = [sys.executable, "app.py", "--host", "nobody.invalid", "--output", str(tmp_path)]
+@pytest.mark.parametrize("host", ["nobody.invalid", "192.0.2.1"])
+def test_a_host_that_is_none_of_ours_is_named(host, tmp_path):
+    line = [sys.executable, "app.py", "--host", host, "--output", str(tmp_path)]
     ended = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert ended.returncode == 2
-    assert "'nobody.invalid'" in ended.stderr
+    assert f"'{host}'" in ended.stderr
     assert "port" not in ended.stderr
+
+
+def test_files_below_a_folder_called_call_are_served(tmp_path):
+    with serve(tmp_path / "call") as served:
+        answer(ask(served.url))
+        (small,) = served.output.glob("thumbnails/*.webp")
+        assert httpx.get(f"{served.url}/gradio_api/file={small}", timeout=240).status_code == 200
 
 
 @pytest.mark.parametrize(("number", "codes"), [(signal.SIGTERM, {0}), (signal.SIGINT, {130})])
@@ -305,8 +313,8 @@ def test_a_call_that_does_not_fit_is_a_sentence(served, name, body, says):
 
 def test_an_answer_that_nobody_waits_for_is_a_sentence(served):
     before = len(served.log.read_text())
-    for key in ("nonexistent", "0" * 32):
-        reply = httpx.get(f"{served.url}/gradio_api/call/generate/{key}", timeout=240)
+    for address in ("generate/nonexistent", f"generate/{'0' * 32}", f"v2/generate/{'0' * 32}"):
+        reply = httpx.get(f"{served.url}/gradio_api/call/{address}", timeout=240)
         assert reply.status_code == 404
         assert "no call of this key" in reply.text
     assert "Traceback" not in served.log.read_text()[before:]

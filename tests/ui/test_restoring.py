@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.runtime.test_loras import ATTENTION, write_lora
+from uso_core.catalog import scan
 from uso_core.catalog.models import MODELS
 from uso_core.comfy import export_api, import_workflow
 from uso_core.errors import RequestError
@@ -93,13 +94,16 @@ def test_a_workflows_loras_are_taken_or_it_says_why_not(tmp_path: Path) -> None:
         here = by_file_name(read.loras, read.lora_folders, settings)
         said = text.imported(read, {}, STYLES, here, MODELS["uso-tiny"])
         assert ("is not found here" in said) == (None in here)
-        return [each.name if isinstance(each, LoRA) else each and (each.key in said or str(each) in said) and each.key
+        return [each.name if isinstance(each, LoRA) else each and str(each) in said and each.key
                 for each in here]  # fmt: skip
 
     assert found(("elsewhere/INK.safetensors", 0.5), ("none.safetensors", 1)) == ["ink", None]
     assert found(("twin.safetensors", 1), ("B\\twin.safetensors", 1), ("x/a/twin.safetensors", 1)) == [
         "lora_twins", "b/twin", "twin"]  # fmt: skip
     assert found(("c/twin.safetensors", 1), ("ink.safetensors", 9)) == ["lora_twins", "lora_too_strong"]
+    write_lora(tmp_path / "loras/a/ink.safetensors", ATTENTION)
+    scan._scan.cache_clear()
+    assert found(("ink.safetensors", 1), ("a/ink.safetensors", 1)) == ["ink", "a/ink"]
     five = [(f"{name}.safetensors", 1.0) for name in ("one", "two", "three", "four", "ink")]
     assert found(*five) == ["one", "two", "three", "four", "lora_beyond"]
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from uso_core.catalog.models import (
     DEV,
@@ -178,7 +179,7 @@ def _as_it_is(model: Model, settings: Settings) -> tuple[Model, Message] | None:
     place = _pointed(value) if value else None
     if file is None or place is None:
         return None
-    path = _part(place, file)
+    path = _part(place, file, model.variant)
     if path is None or not _is_other_sort(path, model):
         return None
     other = MODELS["flux-dev" if model.variant == "schnell" else "flux-schnell"]
@@ -214,7 +215,7 @@ def _find(
         place = _pointed(value)
         if place is None:
             return message("missing_variable", role=file.role, variable=variable, value=value)
-        path = _part(place, file)
+        path = _part(place, file, model.variant if file.role == "transformer" else "", sides)
         if path is None:
             return message("missing_in_variable", role=file.role, variable=variable, value=value)
         if file.role == "transformer" and _is_other_sort(path, model):
@@ -249,7 +250,7 @@ def _under_other_variables(model: Model, settings: Settings) -> Path | None:
     for other in MODELS.values():
         value = getattr(settings, other.files[0].setting) if other.files and other.guided != model.guided else None
         place = _pointed(value) if value else None
-        path = _part(place, other.files[0]) if place else None
+        path = _part(place, other.files[0], other.variant) if place else None
         if path is not None and _is_other_sort(path, other):
             return path
     return None
@@ -283,21 +284,28 @@ def _pointed(value: str) -> Path | None:
     return _cached(value, None) if re.fullmatch(r"[\w.-]+/[\w.-]+", value) else None
 
 
-def _part(place: Path, file: WeightFile) -> Path | None:
-    """A part in the place that its variable points to, which may be a folder of several; None if it is not there."""
+def _part(place: Path, file: WeightFile, variant: str, sides: Mapping[str, int] = MappingProxyType({})) -> Path | None:
+    """A part in the place that its variable points to, which may be a folder of several; None if it is not there.
+
+    A transformer of the variant comes before others. Of what cannot be used whoever reads it says why.
+    """
     if not place.is_dir():
         return place
     folder = _inside(place, file.role)
-    if file.role not in ONE_FILE and (model_files(folder) or _holds(folder)):
+    whole = file.role not in ONE_FILE and (model_files(folder) or _holds(folder))
+    if whole and {each.role for each in describe(folder)} & {file.role, ""}:
         return folder
     published = file.patterns[0]
     for path in (place / published, place / Path(published).name):
         if len(file.patterns) == 1 and path.is_file():
             return path
-    found = best(scan((place,)), file.role, {})
-    if found is None:
-        return folder if folder != place else None  # whoever reads an incomplete one says so
-    return found.path
+    there = scan((place,))
+    found = (variant and best(there, file.role, sides, variant)) or best(there, file.role, sides)
+    if found:
+        return found.path
+    if file.role not in ONE_FILE and (folder != place or (folder / "config.json").is_file()):
+        return folder
+    return there[0].path if len(there) == 1 and not there[0].role else None
 
 
 def _inside(path: Path, role: str) -> Path:

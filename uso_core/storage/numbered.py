@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,18 +35,35 @@ def place(
     request keeps its name, as does a lone record of one, and this one gets the next free number; with `overwrite` only
     the paths in `taken`, those of the same run, are kept.
     """
+    path, there, _ = _found(folder, stem, number, request, taken, overwrite, beside)
+    return path, there
+
+
+def _found(
+    folder: Path,
+    stem: str,
+    number: int,
+    request: GenerationRequest,
+    taken: set[Path],
+    overwrite: bool,
+    beside: Mapping[str, Any] | None,
+) -> tuple[Path, Path | None, bool]:
+    """What `place` returns, and whether the name is free; else what has it may be written over."""
     wanted = _essence({**(beside or {}), "uso": request.to_dict()})
+    lone: Path | None = None  # the record of this very image, which was deleted
     for each in itertools.count(number):
         path = folder / f"{stem}_{each}.png"
         if path in taken:
             continue
-        if overwrite or not (path.exists() or path.with_suffix(".json").exists()):
-            return path, None
+        if overwrite:
+            return path, None, False
+        if not (os.path.lexists(path) or os.path.lexists(path.with_suffix(".json"))):
+            return (lone, None, False) if lone is not None else (path, None, True)
         if request.seed is not None and _essence(_record(path)) == wanted:
-            if not path.exists():  # its image was deleted
-                return path, None
-            if _is_ours(path):
-                return path, path
+            if not os.path.lexists(path):
+                lone = lone or path
+            elif _is_ours(path):
+                return path, path, False
     raise AssertionError("numbers never end")
 
 
@@ -64,13 +82,13 @@ def claimed(
     An empty JSON claims it. Raises `OutputError` if the folder cannot be written.
     """
     while True:
-        path, there = place(folder, stem, number, request, taken, overwrite, beside)
+        path, _, free = _found(folder, stem, number, request, taken, overwrite, beside)
         claim = path.with_suffix(".json")
-        if mine := not (overwrite or there or _record(path)):  # else what is there is written over
+        if free:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 claim.open("x").close()
-            except FileExistsError:
+            except FileExistsError:  # another program was faster
                 continue
             except OSError as error:
                 raise not_writable(path, error) from None
@@ -78,7 +96,7 @@ def claimed(
     try:
         yield path
     finally:
-        if mine and not path.exists():
+        if free and not path.exists():
             with contextlib.suppress(OSError):
                 if claim.stat().st_size == 0:
                     claim.unlink()

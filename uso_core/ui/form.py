@@ -305,7 +305,7 @@ def _numbers(laid: dict[str, Any], model: Model) -> gr.Dropdown:
     """The shape, the seed and the numbers."""
     with gr.Row(elem_classes="numbers"):
         aspects = [*ASPECTS, (label("aspect_as_content"), AS_CONTENT), (label("aspect_custom"), CUSTOM)]
-        aspect = gr.Dropdown(aspects, value=SQUARE, label=label("aspect"), min_width=88)
+        aspect = gr.Dropdown(aspects, value=SQUARE, label=label("aspect"), filterable=False, min_width=88)
         laid["width"], laid["height"] = _side("width", model), _side("height", model)
         laid["images"] = NumberInput(
             value=1, precision=0, minimum=1, maximum=MOST_IMAGES, step=1, label=label("images"), min_width=64

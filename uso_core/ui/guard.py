@@ -32,8 +32,8 @@ from uso_core.ui.visitors import COOKIE, VISITORS, folder_name, logged_in
 log = logging.getLogger(__name__)
 FILE_ROUTES = ("/gradio_api/file=", "/file=")
 CALLS = re.compile(r"/(call|queue/join|run|api)(/|$)")
-ANSWER = re.compile(r"/call/[^/]+/([^/]+)/?$")
-ANSWERS = re.compile(r"/call/[^/]+/([0-9a-f]{32})$")  # the address of a call's answer, with its key
+ANSWER = re.compile(r"(?:^|/gradio_api)/call/(?:v2/)?[^/]+/([^/]+)/?$")
+ANSWERS = re.compile(r"/call/(?:v2/)?[^/]+/([0-9a-f]{32})$")  # the address of a call's answer, with its key
 MCP = re.compile(r"(.*/gradio_api)/mcp(/+mcp)?/*")  # as clients write it: with or without its last slash, or /mcp added
 SPACE_HOSTS = "*.hf.space"
 PLATFORM_HOSTS = ("*.gradio.live", SPACE_HOSTS)  # a share link; a Space
@@ -108,7 +108,13 @@ class Guard:
         for route in FILE_ROUTES:
             if route in path and not self._serves(path.partition(route)[2], login_of(scope) or visitor):
                 return PlainTextResponse("Not found.", 404)
-        if scope["method"] == "GET" and (asked := ANSWER.search(path)) and not _waits(scope.get("app"), asked[1]):
+        is_file = any(route in path for route in FILE_ROUTES)
+        if (
+            scope["method"] == "GET"
+            and not is_file
+            and (asked := ANSWER.search(path))
+            and not _waits(scope.get("app"), asked[1])
+        ):
             return _said(RequestError("call_unknown"), 404)
         if scope["method"] != "POST":
             return None

@@ -148,7 +148,13 @@ def by_file_name(wanted: Sequence[Named], folders: Sequence[str], settings: Sett
 
 
 def _nearest(folder: str, paths: dict[str, Path]) -> list[str]:
-    """The names of those files that share most of their last folders with a workflow's; all if none shares any."""
+    """The names of those files that share most of their last folders with a workflow's; all if none shares any.
+
+    Without a folder a workflow means what lies in the folder of LoRAs itself.
+    """
+    top = [name for name, path in paths.items() if path.parent.name.lower() in ("loras", "lora")]
+    if not folder and len(top) == 1:
+        return top
     asked = [part.lower() for part in reversed(folder.split("/"))]
 
     def shared(path: Path) -> int:

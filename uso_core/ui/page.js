@@ -23,7 +23,8 @@
   // Enter is a press on the option it stands on.
   document.addEventListener("keydown", (event) => {
     const option = event.key === "Enter" && document.getElementById(event.target.getAttribute("aria-activedescendant"));
-    if (!option) return;
+    if (!option || !event.target.readOnly) return; // where one may type, Gradio tells of changes
+    if (event.ctrlKey || event.metaKey) return event.target.blur(); // it starts a run
     event.stopImmediatePropagation();
     option.dispatchEvent(new MouseEvent("mousedown", { bubbles: true, cancelable: true }));
   }, true);
