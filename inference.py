@@ -17,6 +17,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -326,7 +327,7 @@ class Maker:
         if not self._args.resume:
             return left
         for number, request in enumerate(wanted):
-            _, there = place(self._args.save_path, task.stem, number, request, self._taken, beside=self._beside())
+            there = place(self._args.save_path, task.stem, number, request, self._taken, beside=self._beside()).there
             if there is not None:
                 self._taken.add(there)
                 left.remove(number)
@@ -390,7 +391,7 @@ class Maker:
     def _claimed(self, stem: str, number: int, request: GenerationRequest, beside: dict[str, Any]) -> Iterator[Path]:
         """The path to write an image to; says so if it is not the first choice."""
         folder = self._args.save_path
-        with claimed(folder, stem, number, request, self._taken, self._args.overwrite, beside) as path:
+        with claimed(partial(place, folder, stem, number, request, self._taken, self._args.overwrite, beside)) as path:
             first = folder / f"{stem}_{number}.png"
             if path != first:
                 self._bar.say(str(message("name_taken", name=first.name, path=path)))

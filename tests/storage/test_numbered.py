@@ -7,15 +7,12 @@ import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import pytest
 from PIL import Image
 
 from uso_core.request import GenerationRequest, Result
-from uso_core.storage import numbered
 from uso_core.storage.files import save_image
-from uso_core.storage.numbered import claimed, place
+from uso_core.storage.numbered import Place, claimed, place
 from uso_core.storage.png import read_request
 
 ASKED = GenerationRequest("a fox", seed=1, width=64, height=64, model="uso-tiny")
@@ -23,7 +20,7 @@ ASKED = GenerationRequest("a fox", seed=1, width=64, height=64, model="uso-tiny"
 
 def save(folder: Path, request: GenerationRequest = ASKED) -> Path:
     result = Result(request, request.seed or 0, "uso-tiny", "cpu", "float32", 0.5)
-    with claimed(folder, "0", 0, request, set()) as path:
+    with claimed(lambda: place(folder, "0", 0, request, set())) as path:
         return save_image(Image.new("RGB", (64, 64)), result, path, {"uso": result.to_dict()})
 
 
@@ -36,7 +33,7 @@ def test_programs_that_write_at_once_take_different_names(tmp_path: Path) -> Non
 
 def test_a_name_that_was_not_used_is_free_again(tmp_path: Path) -> None:
     try:
-        with claimed(tmp_path, "0", 0, ASKED, set()) as path:
+        with claimed(lambda: place(tmp_path, "0", 0, ASKED, set())) as path:
             assert path.with_suffix(".json").exists()
             raise KeyboardInterrupt
     except KeyboardInterrupt:
@@ -57,20 +54,20 @@ def test_a_deleted_image_is_not_made_again_where_it_lies_under_another_name(tmp_
     for ending in (".png", ".json"):
         shutil.copy(path.with_suffix(ending), other.with_suffix(ending))
     path.unlink()
-    assert place(tmp_path, "0", 0, ASKED, set()) == (other, other)
+    assert place(tmp_path, "0", 0, ASKED, set()) == (other, other, False)
 
 
-def test_what_another_program_writes_after_the_look_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    look, others = numbered._found, [dataclasses.replace(ASKED, seed=2)]
+def test_what_another_program_writes_after_the_look_is_kept(tmp_path: Path) -> None:
+    others = [dataclasses.replace(ASKED, seed=2)]
 
-    def looked(*values: Any) -> Any:
-        found = look(*values)
+    def look() -> Place:
+        found = place(tmp_path, "0", 0, ASKED, set())
         if others:
             save(tmp_path, others.pop())
         return found
 
-    monkeypatch.setattr(numbered, "_found", looked)
-    assert save(tmp_path) == tmp_path / "0_1.png"
+    with claimed(look) as path:
+        assert path == tmp_path / "0_1.png"
     assert read_request(tmp_path / "0_0.png").seed == 2
 
 

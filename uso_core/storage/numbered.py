@@ -6,9 +6,9 @@ import contextlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from uso_core.errors import RequestError
 from uso_core.request import GenerationRequest
@@ -20,6 +20,17 @@ NOT_THE_IMAGE = ("device", "dtype", "seconds")  # in a record: they change no mo
 BESIDE = ("grid", "concat_refs")  # what a record tells of the file: a contact sheet's axes, references beside the image
 
 
+class Place(NamedTuple):
+    """A path for an image; where that very image lies already, if it does; whether nothing has the path's name.
+
+    What has a name that is not free may be written over.
+    """
+
+    path: Path
+    there: Path | None
+    free: bool
+
+
 def place(
     folder: Path,
     stem: str,
@@ -28,27 +39,13 @@ def place(
     taken: set[Path],
     overwrite: bool = False,
     beside: Mapping[str, Any] | None = None,
-) -> tuple[Path, Path | None]:
-    """The path for image `number` of a stem, and the path where that very image lies already, if it does.
+) -> Place:
+    """The place for image `number` of a stem.
 
     `request` is that image's own, `beside` holds the further keys of its record, of `BESIDE`. An image of another
     request keeps its name, as does a lone record of one, and this one gets the next free number; with `overwrite` only
     the paths in `taken`, those of the same run, are kept.
     """
-    path, there, _ = _found(folder, stem, number, request, taken, overwrite, beside)
-    return path, there
-
-
-def _found(
-    folder: Path,
-    stem: str,
-    number: int,
-    request: GenerationRequest,
-    taken: set[Path],
-    overwrite: bool,
-    beside: Mapping[str, Any] | None,
-) -> tuple[Path, Path | None, bool]:
-    """What `place` returns, and whether the name is free; else what has it may be written over."""
     wanted = _essence({**(beside or {}), "uso": request.to_dict()})
     lone: Path | None = None  # the record of this very image, which was deleted
     for each in itertools.count(number):
@@ -56,37 +53,29 @@ def _found(
         if path in taken:
             continue
         if overwrite:
-            return path, None, False
+            return Place(path, None, False)
         if not (os.path.lexists(path) or os.path.lexists(path.with_suffix(".json"))):
-            return (lone, None, False) if lone is not None else (path, None, True)
+            return Place(lone or path, None, lone is None)
         if request.seed is not None and _essence(_record(path)) == wanted:
             if not os.path.lexists(path):
                 lone = lone or path
             elif _is_ours(path):
-                return path, path, False
+                return Place(path, path, False)
     raise AssertionError("numbers never end")
 
 
 @contextlib.contextmanager
-def claimed(
-    folder: Path,
-    stem: str,
-    number: int,
-    request: GenerationRequest,
-    taken: set[Path],
-    overwrite: bool = False,
-    beside: Mapping[str, Any] | None = None,
-) -> Iterator[Path]:
-    """The path of `place`, to write an image to, with its JSON: meanwhile no other program takes it.
+def claimed(look: Callable[[], Place]) -> Iterator[Path]:
+    """The path that `look` finds, to write an image to, with its JSON: meanwhile no other program takes it.
 
     An empty JSON claims it. Raises `OutputError` if the folder cannot be written.
     """
     while True:
-        path, _, free = _found(folder, stem, number, request, taken, overwrite, beside)
+        path, _, free = look()
         claim = path.with_suffix(".json")
         if free:
             try:
-                folder.mkdir(parents=True, exist_ok=True)
+                path.parent.mkdir(parents=True, exist_ok=True)
                 claim.open("x").close()
             except FileExistsError:  # another program was faster
                 continue
