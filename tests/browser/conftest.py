@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
 
 from tests.serving import Served, serve
 
 PATIENCE_MS = int(
     os.environ.get("PATIENCE_MS", "240000")
 )  # for what takes a second on an idle machine and a minute on a slow, busy one
+LATENCY_MS = int(os.environ.get("LATENCY_MS", "0"))  # for every page, to find what a slow network breaks
 CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+ASKS = re.compile(r"/gradio_api/(queue/join|run)")
 DESKTOP = {"width": 1280, "height": 900}
 OURS = ("127.0.0.1", "")  # data: and blob: addresses have no host
 
@@ -38,6 +42,17 @@ def visit(page: Page, app: Served) -> None:
     page.goto(app.url)
     expect(page.locator("#generate")).to_be_visible()
     expect(page.locator("body[data-script=ready]")).to_be_attached()
+
+
+@contextmanager
+def held_back(page: Page) -> Iterator[list[Route]]:
+    """What the page asks the server within, uploads apart, reaches it only at the end, as over a slow network."""
+    held: list[Route] = []
+    page.route(ASKS, lambda route: held.append(route))
+    yield held
+    for each in held:
+        each.continue_()
+    page.unroute(ASKS)
 
 
 def find_chromium() -> str | None:
@@ -96,6 +111,9 @@ def open_page(chromium: Browser) -> Iterator[OpenPage]:
         page = context.new_page()
         page.on("websocket", lambda socket: watch(socket.url))
         visit(page, app)
+        if LATENCY_MS:
+            conditions = {"offline": False, "latency": LATENCY_MS, "downloadThroughput": -1, "uploadThroughput": -1}
+            context.new_cdp_session(page).send("Network.emulateNetworkConditions", conditions)
         return page
 
     yield open_one

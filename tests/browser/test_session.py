@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.browser.conftest import OpenPage, eventually, visit
+from tests.browser.conftest import OpenPage, eventually, held_back, visit
 from tests.browser.test_create import seed_used
 from tests.browser.test_page import ask_for_much, image, of_seed, press, prompt, set_number, shown, status
 from tests.browser.test_page import wait_until_stepping as wait_until_stepping_on
@@ -168,8 +168,9 @@ def test_several_images_are_downloaded_or_deleted_at_once(served: Served, page: 
     cards = page.locator("#history-images button")
     expect(cards).to_have_count(3)
     page.get_by_label("Select several").check()
-    for place in (0, 2):
-        cards.nth(place).click()
+    with held_back(page):
+        for place in (0, 2):
+            cards.nth(place).click()
     expect(lightbox(page)).to_have_count(0)
     with page.expect_download() as download:
         press(page, "Download selected (zip)")
@@ -185,6 +186,33 @@ def test_several_images_are_downloaded_or_deleted_at_once(served: Served, page: 
     page.reload()
     expect(strip(page)).to_have_count(1)
     seed_used(page, 9142)
+
+
+def test_neither_a_double_click_nor_a_key_that_is_held_deletes(served: Served, page: Page) -> None:
+    generate_three(page, "a boat to be kept", 9151)
+    image(page).click()
+    for _ in range(20):
+        page.keyboard.down("Delete")  # again and again, without going up
+    page.keyboard.up("Delete")
+    sure = lightbox(page).get_by_role("button", name="Delete permanently?")
+    expect(sure).to_be_visible()
+    page.keyboard.press("ArrowRight")
+    lightbox(page).get_by_role("button", name="Delete", exact=True).dblclick()
+    expect(sure).to_be_visible()
+    page.keyboard.press("Escape")
+    tab(page, "History")
+    page.get_by_label("Search").fill("boat to be kept")
+    cards = page.locator("#history-images button")
+    expect(cards).to_have_count(3)
+    page.get_by_label("Select several").check()
+    cards.first.click()
+    delete = page.get_by_role("button", name="Delete selected", exact=True)
+    expect(delete).to_be_enabled()
+    delete.dblclick(delay=200)
+    expect(page.get_by_role("button", name="Delete permanently?", exact=True)).to_be_visible()
+    page.wait_for_timeout(300)
+    expect(cards).to_have_count(3)
+    assert all(len(of_seed(served, seed)) == 1 for seed in (9151, 9152, 9153))
 
 
 def test_a_private_image_is_deleted_and_has_no_star(served: Served, page: Page) -> None:

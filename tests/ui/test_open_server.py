@@ -16,6 +16,8 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from gradio_client import Client
+from starlette.responses import FileResponse
+from starlette.testclient import TestClient
 
 from benchmarks import soak
 from tests.serving import Served, serve
@@ -299,6 +301,19 @@ def test_a_name_that_leads_out_of_the_folder_is_left_to_gradio(tmp_path):
     assert guard._serves("/etc/passwd", "")  # not ours to judge: Gradio refuses it
     assert not guard._serves(f"{tmp_path}/.env", "")
     assert not guard._serves("\0", "")
+
+
+@pytest.mark.parametrize(("looked", "status"), [(False, 404), (True, 200)])
+def test_a_file_that_is_deleted_while_it_is_fetched_is_no_error(tmp_path, looked, status):
+    """Gradio saw it, and it went before Starlette looked at it, or opened it, when its headers are sent already."""
+    path = tmp_path / "preview.png"
+    path.write_bytes(b"x")
+    stat = path.stat() if looked else None
+    path.unlink()
+    client = TestClient(Guard(FileResponse(path, stat_result=stat), Settings(output=str(tmp_path / "out"))))
+    assert client.get(f"/gradio_api/file={path}", headers={"host": "localhost"}).status_code == status
+    with pytest.raises((RuntimeError, FileNotFoundError)):
+        client.get("/elsewhere", headers={"host": "localhost"})
 
 
 @pytest.mark.parametrize(

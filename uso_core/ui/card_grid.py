@@ -11,34 +11,44 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import gradio as gr
 
-# A click chooses one, or, where several are chosen, adds or removes it; "act" comes from the lightbox.
+# A click chooses one, or, where several are chosen, adds or removes it; "act" and "press" come from the lightbox.
+# What is chosen stays so while the cards change: Gradio puts others in, or writes others' values into the same ones.
 CHOOSE = """
 const all = () => [...element.querySelectorAll("button[data-key]")];
-const press = (card, on) => card.setAttribute("aria-pressed", String(on));
-let chosen = null;
-element.addEventListener("click", (event) => {
-  const card = event.target.closest("button[data-key]");
-  if (!card) return;
-  if (element.closest(".several")) {
-    press(card, card.getAttribute("aria-pressed") !== "true");
-    const keys = all().filter((each) => each.getAttribute("aria-pressed") === "true").map((each) => each.dataset.key);
-    trigger("select", { keys });
-    return;
+const several = () => element.closest(".several");
+let keys = new Set(), told = "";
+const press = () => {
+  for (const each of all()) {
+    const on = String(keys.has(each.dataset.key));
+    if (each.getAttribute("aria-pressed") !== on) each.setAttribute("aria-pressed", on);
   }
-  chosen = card.dataset.key;
-  for (const each of all()) press(each, each === card);
-  trigger("click", { key: chosen });
+  const shown = JSON.stringify(all().filter((each) => keys.has(each.dataset.key)).map((each) => each.dataset.key));
+  if (!several() || shown === told) return;
+  told = shown;
+  trigger("select", {});
+};
+const choose = (some) => {
+  keys = new Set(some);
+  press();
+};
+element.addEventListener("click", (event) => {
+  const key = event.target.closest("button[data-key]")?.dataset.key;
+  if (key === undefined) return;
+  if (several()) return choose(keys.has(key) ? [...keys].filter((each) => each !== key) : [...keys, key]);
+  if (event.detail > 1) return; // a double click is one choice
+  choose([key]);
+  trigger("click", { key });
 });
 element.addEventListener("act", (event) => trigger("apply", event.detail));
-new MutationObserver(() => {
-  const given = all().find((each) => each.getAttribute("aria-pressed") === "true");
-  if (given) chosen = given.dataset.key;
-  else for (const each of all()) if (each.dataset.key === chosen && !element.closest(".several")) press(each, true);
-}).observe(element, { childList: true, subtree: true });
+element.addEventListener("press", (event) => choose(event.detail));
+new MutationObserver(press).observe(
+  element, { childList: true, subtree: true, attributeFilter: ["aria-pressed", "data-key"] },
+);
 """
 WORDS_ONLY = "<i>Aa</i>"  # instead of images, if there are none
 
@@ -56,7 +66,6 @@ class Card:
     images: tuple[str, ...] = ()
     full: str = ""
     starred: bool = False
-    chosen: bool = False
     passing: bool = False
 
 
@@ -70,10 +79,21 @@ def chosen(event: gr.EventData) -> str:
     return str(getattr(event, "key", ""))
 
 
-def all_chosen(event: gr.EventData) -> list[str]:
-    """The keys of all chosen cards, as sent by the browser."""
-    keys = getattr(event, "keys", None)
-    return [str(key) for key in keys] if isinstance(keys, list) else []
+def pressed(elem_id: str) -> str:
+    """JavaScript for an event whose first input is a carrier: puts in its place the keys of the chosen cards.
+
+    They are what the page shows when the event begins, also where a choice is still on its way to the server.
+    """
+    return f"""
+(_, ...rest) => [
+  [...document.querySelectorAll('#{elem_id} button[aria-pressed=true]')].map((each) => each.dataset.key), ...rest
+]
+"""
+
+
+def keys_of(carried: Any) -> list[str]:
+    """What `pressed` put into a carrier, as sent by the browser."""
+    return [str(key) for key in carried] if isinstance(carried, list) else []
 
 
 def action(event: gr.EventData) -> str:
@@ -105,7 +125,7 @@ def _html(card: Card) -> str:
     full = f' data-full="{escape(card.full)}"' if card.full else ""
     star = ' data-starred="true"' if card.starred else ' data-passing="true"' if card.passing else ""
     return (
-        f'<button type="button" data-key="{escape(card.key)}"{full}{star} aria-pressed="{str(card.chosen).lower()}"'
+        f'<button type="button" data-key="{escape(card.key)}"{full}{star} aria-pressed="false"'
         f' title="{escape(said)}"><span class="images">{images}</span><b>{escape(card.title)}</b> '
         f"<small>{escape(card.words)}</small></button>"
     )

@@ -181,5 +181,5 @@ def _wire_buttons(page: gr.Blocks, services: Services, form: Form, results: Resu
 
     form.stop.click(end, None, form.status, **QUIET)
     form.skip.click(next_image, None, form.status, **QUIET)
-    results.queue.click(end_one, None, None, **QUIET)
+    results.queue.click(end_one, None, None, trigger_mode="multiple", **QUIET)
     page.unload(leave)

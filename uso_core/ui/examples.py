@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import gradio as gr
 from PIL import Image, ImageOps
@@ -11,7 +12,8 @@ from PIL import Image, ImageOps
 from uso_core.catalog.examples import FOLDER, RESULT, Example, read_examples
 from uso_core.catalog.models import Model, get_model
 from uso_core.request import InputImage
-from uso_core.ui.card_grid import Card, cards, chosen, data_address, html
+from uso_core.ui.browser_storage import carrier
+from uso_core.ui.card_grid import Card, cards, data_address, html, keys_of, pressed
 from uso_core.ui.event_options import QUIET
 from uso_core.ui.form import Form, Updates
 from uso_core.ui.language import label, say, say_on_load, texts
@@ -19,7 +21,14 @@ from uso_core.ui.language import label, say, say_on_load, texts
 THUMBNAIL_SIDE = 64
 FIRST = ("01-words", "03-subject", "07-style-wide", "10-layout", "11-layout-comic", "12-two-styles")  # shown large
 ALL = "() => document.querySelector('#examples').classList.add('all')"
-START = "(go) => { if (go) document.querySelector('#generate').click() }"
+SHELF = "example-cards"
+# Unless another one was chosen meanwhile, which follows.
+START = f"""
+(name) => {{
+  const chosen = document.querySelector("#{SHELF} button[aria-pressed=true]")?.dataset.key;
+  if (name && name === chosen) document.querySelector("#generate").click();
+}}
+"""
 
 
 def lay_out(model: Model) -> gr.HTML:
@@ -28,7 +37,7 @@ def lay_out(model: Model) -> gr.HTML:
         with gr.Row(elem_id="examples-title"):
             gr.Markdown(label("examples_run" if quick(model) else "examples_fill"))
             gr.Button(label("all_examples"), size="sm", elem_id="all-examples").click(None, None, None, js=ALL, **QUIET)
-        return cards("example-cards", label("examples"), _cards(read_examples()))
+        return cards(SHELF, label("examples"), _cards(read_examples()))
 
 
 def wire(page: gr.Blocks, shelf: gr.HTML, form: Form) -> None:
@@ -36,16 +45,16 @@ def wire(page: gr.Blocks, shelf: gr.HTML, form: Form) -> None:
     read = read_examples()
     examples = {example.name: example for example in read}
     say_on_load(page, lambda: [_cards(read)], [shelf])
-    go = gr.Checkbox(visible=False)
+    picked, go = carrier(), gr.Textbox(visible=False)
 
-    def fill(name: str, event: gr.EventData) -> Updates:
-        model, example = get_model(name), examples.get(chosen(event))
+    def fill(names: Any, name: str) -> Updates:
+        model, example = get_model(name), next((examples[key] for key in keys_of(names) if key in examples), None)
         if example is None:
-            return {go: False}
-        return {**form.updates(example.request(model), example.paths), go: quick(model)}
+            return {go: ""}
+        return {**form.updates(example.request(model), example.paths), go: example.name if quick(model) else ""}
 
     outputs = [*form.restorable, go]
-    filled = shelf.click(fill, form["model"], outputs, **QUIET)
+    filled = shelf.click(fill, [picked, form["model"]], outputs, js=pressed(SHELF), trigger_mode="always_last", **QUIET)
     filled.then(None, go, None, js=START, **QUIET)
 
 

@@ -44,6 +44,7 @@ HIGHEST_GUIDANCE = 20.0  # of the slider, if the model takes any
 STORED = 2  # slots for stored styles; each may hold several images
 MOST_IMAGES = 8  # of the slider
 CUSTOM, SQUARE = "custom", "1:1"
+TAKE_OUT = "(image, refused) => refused && image?.path === refused ? null : undefined"  # undefined leaves it as it is
 STATUS = """
 <div role="status" aria-live="polite" class="sentence">${
   String(value.text).replaceAll("&", "&amp;").replaceAll("<", "&lt;")
@@ -366,28 +367,31 @@ def _wire(form: Form, mode: gr.Markdown, aspect: gr.Dropdown) -> None:
         return gr.skip(), gr.skip(), gr.skip()
 
     given = [aspect, form["content"], form["content_size"], form["model"]]
-    aspect.select(resize, given, [form["width"], form["height"], form["content_size"]], **QUIET)
+    aspect.select(resize, given, [form["width"], form["height"], form["content_size"]],
+                  trigger_mode="always_last", **QUIET)  # fmt: skip
     given = [form["width"], form["height"]]
     gr.on([each.input for each in given], shape, given, aspect, trigger_mode="always_last", **QUIET)
 
 
 def _wire_slots(form: Form, background: str) -> None:
-    """An image that cannot be read is told when it is put into its slot, and leaves it."""
+    """An image that cannot be read is told when it is put into its slot, and leaves it, unless another one has come."""
 
-    def look(path: str | None) -> Any:
+    def look(path: str | None) -> str | None:
         if not path:
-            return gr.skip()
+            return None
         try:
             notes = opened(path, background, aside=True).notes
         except UsoError as error:
             gr.Warning(escape(tell(error.told), quote=False), duration=TOAST_SECONDS, title=say("please_change"))
-            return None
+            return path
         for note in notes:
             gr.Info(escape(tell(note), quote=False), title="")
-        return gr.skip()
+        return None
 
     for slot in form.slots:
-        slot.input(look, slot, slot, **TOLD)
+        refused = gr.Textbox(visible=False)
+        looked = slot.input(look, slot, refused, trigger_mode="always_last", **TOLD)
+        looked.then(None, [slot, refused], slot, js=TAKE_OUT, **QUIET)
 
 
 def _wire_stored(form: Form, thumbnails: list[gr.HTML], services: Services) -> None:

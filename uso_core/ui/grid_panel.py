@@ -91,7 +91,7 @@ def wire(panel: Panel, form: Form, results: Results, services: Services, asked: 
         yield from watch([begun], given[results.selected], session, form, results, services)
 
     for name, values in ((panel.across, panel.across_values), (panel.down, panel.down_values)):
-        name.select(_fitting, [name, values], values, **QUIET)
+        name.select(_fitting, [name, values], values, trigger_mode="always_last", **QUIET)
     panel.start.click(
         run, {form.private, results.selected, *panel.fields, *form.components},
         [results.image, form.status, results.selected, results.strip, results.archive, results.queue],

@@ -91,8 +91,10 @@ class Guard:
             scope["headers"] = [*scope["headers"], (b"cookie", f"{COOKIE}={fresh}".encode())]
         try:
             await self._app(scope, receive, answer)
-        except FileNotFoundError:  # deleted while it was fetched: a preview, an image of the history
-            if not any(route in scope["path"] for route in FILE_ROUTES):
+        except (FileNotFoundError, RuntimeError) as error:
+            # Deleted while it was fetched: a preview, an image of the history. Starlette says so in words alone.
+            gone = isinstance(error, FileNotFoundError) or str(error).endswith("does not exist.")
+            if not gone or not any(route in scope["path"] for route in FILE_ROUTES):
                 raise
             if not begun:
                 await PlainTextResponse("Not found.", 404)(scope, receive, send)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from datetime import date
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
 from uso_core.errors import UsoError
 from uso_core.storage.history import Entry
 from uso_core.ui import text
-from uso_core.ui.card_grid import Card, action, all_chosen, cards, chosen, file_address, html
+from uso_core.ui.browser_storage import carrier
+from uso_core.ui.card_grid import Card, action, cards, chosen, file_address, html, keys_of, pressed
 from uso_core.ui.event_options import QUIET, TOLD
 from uso_core.ui.form import Form, Updates
 from uso_core.ui.inputs import refusal
@@ -21,11 +23,12 @@ from uso_core.ui.services import Services
 from uso_core.ui.temporary_files import discard
 
 SHOWN = 200  # thumbnails at once; a search finds the others
+GRID = "history-images"
 SEVERAL = """
 (on) => {
   const grid = document.querySelector("#history-images");
   grid.classList.toggle("several", on);
-  for (const each of grid.querySelectorAll("button[data-key]")) each.setAttribute("aria-pressed", "false");
+  grid.querySelector("section")?.parentElement.dispatchEvent(new CustomEvent("press", { bubbles: true, detail: [] }));
   return on;
 }
 """
@@ -45,8 +48,8 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form, results: R
             delete = gr.Button(label("delete_selected"), variant="stop", size="sm", min_width=100, interactive=False)
             archive_file = gr.DownloadButton("zip", elem_id="selected-file", visible="hidden")
     note = gr.Markdown(elem_id="history-note")
-    shown = cards("history-images", label("tab_history"))
-    picked, sure = gr.State([]), gr.State(False)  # the names chosen, and whether a first click asked to delete them
+    shown = cards(GRID, label("tab_history"))
+    picked, sure = carrier(), gr.State([])  # the names chosen, and those that a first click asked to delete
 
     def look(words: str, only: bool, request: gr.Request) -> Updates:
         found = services.stores(request).history.entries(words or "", bool(only))
@@ -58,41 +61,38 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form, results: R
         words = say("no_matches", words=words.strip()[: text.SHOWN_CHARACTERS]) if (words or "").strip() else say(empty)
         if found:
             words = say("newest_shown", shown=SHOWN, count=len(found)) if len(found) > SHOWN else ""
-        return {shown: html(days), note: words, picked: [], **_buttons(0)}
+        return {shown: html(days), note: words}
 
-    def _buttons(count: int) -> Updates:
-        usable = count > 0
+    def pick(names: Any) -> Updates:
+        usable = bool(keys_of(names))
         return {
             archive: gr.Button(interactive=usable),
             delete: gr.Button(label("delete_selected"), interactive=usable),
-            sure: False,
+            sure: [],
         }
 
-    def pick(request: gr.Request, event: gr.EventData) -> Updates:
+    def paths_of(names: Any, request: gr.Request) -> list[Path]:
         history = services.stores(request).history
-        names = [name for name in all_chosen(event) if history.find(name)]
-        return {picked: names, **_buttons(len(names))}
+        return [path for name in keys_of(names) if (path := history.find(name))]
 
-    def paths_of(names: list[str], request: gr.Request) -> list[Path]:
-        history = services.stores(request).history
-        return [path for name in names if (path := history.find(name))]
-
-    def pack(names: list[str], request: gr.Request) -> str | None:
+    def pack(names: Any, request: gr.Request) -> str | None:
         return packed(paths_of(names, request))
 
-    def remove(given: Updates, request: gr.Request) -> Updates:
-        if not given[sure]:
-            return {sure: True, delete: gr.Button(label("delete_sure"))}
+    def remove(
+        names: Any, asked: list[str], words: str, only: bool, selected: str | None, request: gr.Request
+    ) -> Updates:
+        if keys_of(names) != asked:
+            return {sure: keys_of(names), delete: gr.Button(label("delete_sure"))}
         try:
-            for path in paths_of(given[picked], request):
+            for path in paths_of(names, request):
                 services.stores(request).history.delete(path)
         except UsoError as error:
             raise refusal(error) from None
-        return {**look(given[search], given[starred], request), **without_deleted(given, request)}
+        return {**look(words, only, request), **pick([]), **without_deleted(selected, request)}
 
-    def without_deleted(given: Updates, request: gr.Request) -> Updates:
+    def without_deleted(selected: str | None, request: gr.Request) -> Updates:
         """The Create tab without images that are gone."""
-        page, selected = services.sessions.page(request.session_hash or ""), given[results.selected]
+        page = services.sessions.page(request.session_hash or "")
         gone = selected is not None and not Path(selected).is_file()
         return {**results.shelf(services.runs.made(page)), **(results.showing(None) if gone else {})}
 
@@ -125,20 +125,22 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form, results: R
                     return {**look(given[search], given[starred], request), **again}
                 case "delete":
                     (stores.history.delete if kept else discard)(path)
-                    return {**look(given[search], given[starred], request), **without_deleted(given, request)}
+                    again = without_deleted(given[results.selected], request)
+                    return {**look(given[search], given[starred], request), **again}
         except UsoError as error:
             raise refusal(error) from None
         return gr.skip()
 
-    listed = [shown, note, picked, archive, delete, sure]
+    listed, buttons = [shown, note], [archive, delete, sure]
     gr.on([tab.select, search.change, starred.change], look, [search, starred], listed,
           trigger_mode="always_last", **QUIET)  # fmt: skip
-    several.change(lambda on: {bar: gr.Row(visible=on), picked: [], **_buttons(0)}, several,
-                   [bar, picked, archive, delete, sure], js=SEVERAL, **QUIET)  # fmt: skip
-    shown.select(pick, None, [picked, archive, delete, sure], **QUIET)
-    archive.click(pack, picked, archive_file, **TOLD).then(None, None, None, js=fetch("selected-file"), **QUIET)
+    several.change(lambda on: gr.Row(visible=on), several, bar, js=SEVERAL, **QUIET)
+    shown.select(pick, picked, buttons, js=pressed(GRID), trigger_mode="always_last", **QUIET)
+    fetched = archive.click(pack, picked, archive_file, js=pressed(GRID), **TOLD)
+    fetched.then(None, None, None, js=fetch("selected-file"), **QUIET)
     created = [results.image, results.selected, results.strip, results.archive]
-    delete.click(remove, {picked, sure, search, starred, results.selected}, [*listed, *created], **TOLD)
+    delete.click(remove, [picked, sure, search, starred, results.selected], [*listed, *buttons, *created],
+                 js=pressed(GRID), **TOLD)  # fmt: skip
     outputs = [*form.restorable, *listed, *created, form.status, tabs]
     chosen_or_asked = [event for grid in (shown, results.strip) for event in (grid.click, grid.apply)]
     gr.on(chosen_or_asked, act, {search, starred, results.selected, *form.style_slots}, outputs,

@@ -127,7 +127,7 @@ def wire(form: Form, services: Services) -> None:
         return chosen(event)
 
     form.ideas.expand(offer, {form["model"], *form.slots}, form.ideas, **QUIET)
-    form.ideas.click(choose, None, form["prompt"], **QUIET)
+    form.ideas.click(choose, None, form["prompt"], trigger_mode="multiple", **QUIET)
 
 
 def lay_out() -> gr.HTML:

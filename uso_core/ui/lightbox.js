@@ -3,9 +3,11 @@
   const GRIDS = ["#history-images", "#visit"];
   const cardsOf = (grid) => [...grid.querySelectorAll("button[data-full]")];
 
+  const tell = (grid, event, detail) => grid.querySelector("section")?.parentElement
+    .dispatchEvent(new CustomEvent(event, { bubbles: true, detail }));
+
   const open = (grid, key) => {
-    const act = (action, detail) => grid.querySelector("section")?.parentElement
-      .dispatchEvent(new CustomEvent("act", { bubbles: true, detail: { key, action, ...detail } }));
+    const act = (action) => tell(grid, "act", { key, action });
     const image = make("img", { alt: "" });
     const caption = make("p", {});
     const button = (textContent, action, title) => {
@@ -19,7 +21,8 @@
       show.starred(on);
       act(on ? "star" : "unstar");
     }, "S");
-    const remove = button(words.delete, () => {
+    const remove = button(words.delete, (event) => {
+      if (event.detail > 1) return; // a double click has not read the question
       if (!remove.dataset.sure) {
         remove.dataset.sure = "true";
         remove.textContent = words.delete_sure;
@@ -49,7 +52,7 @@
         button(words.use_as_style, leave("style"), "T"), star, download, remove), close);
 
     let telling = 0;
-    const show = (card, tell = true) => {
+    const show = (card, chosen = true) => {
       key = card.dataset.key;
       image.src = download.href = card.dataset.full;
       caption.textContent = card.title;
@@ -57,9 +60,9 @@
       remove.textContent = words.delete;
       show.starred(card.dataset.starred === "true");
       star.hidden = card.dataset.passing === "true"; // there is no history to star it in
-      for (const each of cardsOf(grid)) each.setAttribute("aria-pressed", String(each === card));
+      tell(grid, "press", [key]);
       clearTimeout(telling);
-      if (tell) telling = setTimeout(() => act(""), 200); // not for each image that is only passed by
+      if (chosen) telling = setTimeout(() => act(""), 200); // not for each image that is only passed by
     };
     show.starred = (on) => {
       star.setAttribute("aria-pressed", String(on));
@@ -85,7 +88,7 @@
     dialog.addEventListener("keydown", (event) => {
       if (event.ctrlKey || event.metaKey || event.altKey || !(event.key in KEYS)) return;
       event.preventDefault();
-      KEYS[event.key]();
+      if (!event.repeat || event.key.startsWith("Arrow")) KEYS[event.key](); // a key that is held is one wish
     });
     dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
     dialog.addEventListener("close", () => {
@@ -99,6 +102,11 @@
     dialog.showModal();
   };
 
+  // Of this session's images the one that is shown is the chosen one: a card's key is its file's name.
+  document.querySelector("#result").addEventListener("load", (event) => {
+    const name = decodeURIComponent(event.target.src.split("/").pop());
+    if (name !== "preview.png") tell(document.querySelector("#visit"), "press", [name]);
+  }, true);
   document.addEventListener("click", (event) => {
     const card = event.target.closest("#history-images button[data-full]");
     if (card && !card.closest(".several")) open(card.closest("#history-images"), card.dataset.key);

@@ -209,7 +209,8 @@ def wire(page: gr.Blocks, rows: LoRARows, fields: dict[str, Any], services: Serv
     gr.on([each.change for each in rows.names], reveal, rows.names, list(rows.rows),
           trigger_mode="always_last", **QUIET)  # fmt: skip
     outputs = [*rows.all, *(fields[name] for name in TURBO_SETS)]
-    rows.turbo.input(switch, [rows.turbo, fields["model"], *rows.names], outputs, **TOLD)
+    rows.turbo.input(switch, [rows.turbo, fields["model"], *rows.names], outputs,
+                     trigger_mode="always_last", **TOLD)  # fmt: skip
 
 
 def _without(rows: LoRARows, names: Sequence[str], unwanted: set[str]) -> dict[Any, Any]:

@@ -57,6 +57,10 @@
     const field = find("#prompt textarea");
     if (field && !field.value.trim() && !find(".slot.column img")) field.focus(); // the server says what is missing
   }, true);
+  // What deletes asks first, and a double click has not read the question.
+  document.addEventListener("click", (event) => {
+    if (event.detail > 1 && event.target.closest("button.stop")) event.stopImmediatePropagation();
+  }, true);
   for (const kind of ["wheel", "touchmove"]) addEventListener(kind, () => { awaited = false; }, { passive: true });
 
   for (const name of ["stop", "skip"]) find(`#${name}`).title = words[`${name}_hint`];

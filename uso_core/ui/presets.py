@@ -137,9 +137,10 @@ def build(page: gr.Blocks, form: Form, services: Services) -> None:
     put = [*fields.values(), form.aspect, name, default, form.status]
     page.load(look, kept, [choice, export], **now)
     choice.focus(look, kept, [choice, export], **now)
-    choice.select(apply, [kept, choice, form["model"]], put, **now)
+    choice.select(apply, [kept, choice, form["model"]], put, trigger_mode="always_last", **now)
     form["model"].change(begin, [kept, form["model"]], [*put, choice], **now)
-    marked = default.input(mark, [kept, choice, form["model"], default], [kept, export, default], **now)
+    marked = default.input(mark, [kept, choice, form["model"], default], [kept, export, default],
+                           trigger_mode="always_last", **now)  # fmt: skip
     saved = save.click(store, [kept, name, *fields.values()], told, **{**now, **TOLD})
     removed = delete.click(remove, [kept, choice], [*told, name], **{**now, **TOLD})
     received = take_in.upload(receive, [kept, take_in], told, **{**now, **TOLD})

@@ -15,7 +15,8 @@ from uso_core.request import GenerationRequest
 from uso_core.storage.files import write_whole
 from uso_core.storage.styles import StyleEntry, StyleStore, mosaic
 from uso_core.ui import text
-from uso_core.ui.card_grid import Card, cards, chosen, data_address, html
+from uso_core.ui.browser_storage import carrier
+from uso_core.ui.card_grid import Card, cards, data_address, html, keys_of, pressed
 from uso_core.ui.event_options import QUIET, TOLD
 from uso_core.ui.form import STYLES, Form, Status, Updates, chosen_styles, status_line
 from uso_core.ui.inputs import refusal
@@ -23,6 +24,8 @@ from uso_core.ui.language import label, say, tell
 from uso_core.ui.run import PATIENCE, describe
 from uso_core.ui.services import Services
 from uso_core.ui.temporary_files import passing_path
+
+GRID = "style-cards"
 
 
 def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
@@ -36,7 +39,7 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
                 take_in = gr.UploadButton(label("import_style"), file_types=[".safetensors"], size="sm", min_width=110)
             status = status_line("styles-status", "")
         with gr.Column(scale=3, min_width=280):
-            shown = cards("style-cards", label("tab_styles"))
+            shown = cards(GRID, label("tab_styles"))
             with gr.Row(elem_classes="one-line"):
                 called = gr.Textbox(label=label("chosen_style"), max_lines=1, scale=3, min_width=160)
                 use = gr.Button(label("use_in_slot"), min_width=110, interactive=False)
@@ -44,9 +47,11 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
                 rename = gr.Button(label("rename"), size="sm", min_width=80, interactive=False)
                 export = gr.DownloadButton(label("export_style"), size="sm", min_width=80, interactive=False)
                 delete = gr.Button(label("delete_style"), variant="stop", size="sm", min_width=80, interactive=False)
-    key, sure = gr.State(""), gr.State("")  # the chosen one, and the one that a first click asked to delete
+    picked = carrier()
+    key, sure = gr.State(""), gr.State("")  # the one that is described, and the one that a first click asked to delete
     made_of = gr.State({})  # the image files of the styles saved on this page, by sha256
     image_slots = [form[f"style_{number}"] for number in range(1, STYLES + 1)]
+    all_slots = [*form.stored_fields, *image_slots]
     listed = [shown, *form.stored]
     one = [key, called, export, sure, delete]
 
@@ -60,16 +65,18 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
     def said(key: str, entry: StyleEntry, percent: int = 0) -> Updates:
         return {status: {"text": say(key, name=entry.name), "percent": percent}}
 
-    def choose(request: gr.Request, event: gr.EventData) -> Updates:
+    def choose(names: Any, confirmed: str, request: gr.Request) -> Updates:
         styles = styles_of(request)
-        entry = _entry(styles, chosen(event))
+        entry = _entry(styles, _first(names))
         copy = gr.DownloadButton(value=_exported(styles, entry), interactive=True)
-        return {key: entry.sha256, called: entry.name, export: copy, sure: "", delete: gr.Button(label("delete_style"))}
+        other = {} if confirmed == entry.sha256 else {sure: "", delete: gr.Button(label("delete_style"))}
+        return {key: entry.sha256, called: entry.name, export: copy, **other}
 
-    def put_in_slot(given: Updates) -> Updates:
+    def put_in_slot(names: Any, made: dict[str, list[str]], *values: Any) -> Updates:
         """What the style was just made of leaves its slots, images and stored styles, else it would count twice."""
-        slots, sha256 = form.stored_fields, given[key]
-        sources = set(given[made_of].get(sha256, ()))
+        given = dict(zip(all_slots, values, strict=True))
+        slots, sha256 = form.stored_fields, _first(names)
+        sources = set(made.get(sha256, ()))
         emptied: Updates = {field: None for field in image_slots if given[field] in sources}
         emptied |= {field: "" for field in slots if given[field] in sources and given[field] != sha256}
         free = next((slot for slot in slots if slot in emptied or given[slot] in ("", None, sha256)), None)
@@ -84,8 +91,8 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
         copy = gr.DownloadButton(value=_exported(styles, entry))
         return {**said("style_renamed", entry), called: entry.name, export: copy, **look(request)}
 
-    def remove(sha256: str, confirmed: str, request: gr.Request) -> Updates:
-        styles = styles_of(request)
+    def remove(names: Any, confirmed: str, request: gr.Request) -> Updates:
+        styles, sha256 = styles_of(request), _first(names)
         if confirmed != sha256:
             return {sure: sha256, delete: gr.Button(label("delete_sure"))}
         with _told():
@@ -121,12 +128,12 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
             raise refusal(error) from None
 
     tab.select(look, None, listed, **QUIET)
-    shown.click(choose, None, one, **TOLD)
+    now = {"js": pressed(GRID), **TOLD}
+    shown.click(choose, [picked, sure], one, trigger_mode="always_last", **now)
     key.change(lambda key: [gr.Button(interactive=bool(key))] * 3, key, [use, rename, delete], **QUIET)
-    slots = [*form.stored_fields, *image_slots]
-    use.click(put_in_slot, {key, made_of, *slots}, [*slots, tabs], **TOLD)
+    use.click(put_in_slot, [picked, made_of, *all_slots], [*all_slots, tabs], **now)
     rename.click(change_name, [key, called], [status, called, export, *listed], **TOLD)
-    delete.click(remove, [key, sure], [status, *one, *listed], **TOLD)
+    delete.click(remove, [picked, sure], [status, *one, *listed], **now)
     take_in.upload(receive, take_in, [status, *listed], **TOLD)
     save.click(
         store, {name, made_of, *form.components}, [status, name, made_of, *listed],
@@ -162,6 +169,11 @@ def _asked(values: dict[str, Any], styles: StyleStore, background: str) -> tuple
         getattr(style, "image", None) or images.open_image(small[style.sha256], style.name).image for style in used
     ]
     return GenerationRequest(styles=used, style_strengths=strengths, model=values["model"]), thumbnails
+
+
+def _first(names: Any) -> str:
+    """The key of the chosen card, or an empty one."""
+    return next(iter(keys_of(names)), "")
 
 
 def _cards(styles: StyleStore) -> str:
