@@ -23,7 +23,7 @@ from uso_core.catalog.models import (
     WeightFile,
     get_model,
 )
-from uso_core.catalog.scan import OTHER_LORA, TOKENIZER_FILES, Found, best, describe, model_files, scan
+from uso_core.catalog.scan import OTHER_LORA, TOKENIZER_FILES, Found, best, describe, described_as, model_files, scan
 from uso_core.errors import WeightsError
 from uso_core.messages import Message, message
 from uso_core.settings import ROOT, Settings, env_name, given_path
@@ -96,11 +96,8 @@ def find_weights(model: Model, settings: Settings) -> WeightsReport:
 
 def problem_in(path: Path, role: str) -> Message | None:
     """Why a part's file cannot be used, by its header alone; None if it can, or is a tokenizer's."""
-    if role in TOKENIZER_ROLES:
-        return None
-    found = describe(path)
-    own = next((each for each in found if each.role == role), found[0] if found else None)
-    return own.problem if own is not None else None
+    found = described_as(path, role)
+    return found.problem if found is not None else None
 
 
 def look(settings: Settings) -> tuple[Found, ...]:

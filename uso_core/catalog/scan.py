@@ -27,6 +27,7 @@ from uso_core.catalog.files import (
     kind_of,
     problem_of,
 )
+from uso_core.catalog.models import TOKENIZER_ROLES
 from uso_core.errors import WeightsError
 from uso_core.messages import Message, message
 
@@ -152,6 +153,12 @@ def describe(path: Path) -> tuple[Found, ...]:
         return _describe(path, tuple(file.stat().st_mtime_ns for file in files))
     except OSError as error:
         return (Found(path, "", "", problem=message("error_file_unreadable", path=path, reason=error.strerror)),)
+
+
+def described_as(path: Path, role: str) -> Found | None:
+    """What the file or folder given for a part holds: that part, else what comes first in it; None of a tokenizer."""
+    found = () if role in TOKENIZER_ROLES else describe(path)
+    return next((each for each in found if each.role == role), found[0] if found else None)
 
 
 @lru_cache(maxsize=64)  # the page asks every second while its Model tab is open

@@ -19,7 +19,7 @@ from uso_core.catalog.download import size_text
 from uso_core.catalog.hub import HUB_PAGE
 from uso_core.catalog.locate import WeightsReport, choose_model, find_weights, look, offers
 from uso_core.catalog.models import TOKENIZERS, Model, get_model
-from uso_core.catalog.scan import Found, describe
+from uso_core.catalog.scan import Found, described_as
 from uso_core.errors import UsoError, exit_code
 from uso_core.memory.machine import look_at
 from uso_core.memory.plan import MemoryPlan
@@ -93,19 +93,13 @@ def parts(report: WeightsReport) -> Iterator[str]:
             yield f"  {'missing':8} {report.missing[role]}"
             continue
         state = "problem" if unfit(role, report) else "found"
-        yield f"  {state:8} {role}: {report.paths[role]}{_what(_described(role, report))}"
+        yield f"  {state:8} {role}: {report.paths[role]}{_what(described_as(report.paths[role], role))}"
 
 
 def unfit(role: str, report: WeightsReport) -> bool:
     """Whether the part's file is damaged, or is another part."""
-    what = _described(role, report)
+    what = described_as(report.paths[role], role)
     return what is not None and (what.problem is not None or what.role != role and what.role in report.paths)
-
-
-def _described(role: str, report: WeightsReport) -> Found | None:
-    """What the part's file holds: that part, else what comes first in it."""
-    found = [] if role.endswith("_tokenizer") else describe(report.paths[role])
-    return next((each for each in found if each.role == role), found[0] if found else None)
 
 
 def others(report: WeightsReport, settings: Settings) -> Iterator[str]:
