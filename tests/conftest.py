@@ -18,7 +18,7 @@ LONGEST = (
     "browser/test_session.py", "browser/test_page.py", "browser/test_create.py", "browser/test_studio.py",
     "browser/test_models.py", "runtime/test_ray.py", "deploy/test_space.py", "browser/test_accessibility.py",
     "browser/test_lora_rows.py", "comfy/test_frontend.py", "training/test_stages.py", "training/test_networks.py",
-    "browser/test_examples.py", "browser/test_languages.py",
+    "browser/test_examples.py", "browser/test_languages.py", "browser/test_slow_network.py",
     "command_line/test_images.py", "command_line/test_refusals.py", "command_line/test_process.py",
     "test_meaning.py", "ui/test_open_server.py", "ui/test_server.py", "browser/test_proxy.py",
     "browser/test_restart.py", "browser/test_crop.py", "test_bench.py", "test_speed.py", "loaders/test_fused_cache.py",

@@ -112,7 +112,7 @@ def test_a_transparent_colour_becomes_white(mode, clear, large, monkeypatch):
     if mode == "P":
         image.putpalette([value for index in range(256) for value in (index,) * 3])
     if large:
-        monkeypatch.setattr(images, "MAX_REFERENCE_SIDE", 40)
+        monkeypatch.setattr(images.opening, "MAX_REFERENCE_SIDE", 40)
     found = opened(image, transparency=clear)
     assert found.getpixel((2, 4)) == (255, 255, 255)
     assert found.getpixel((found.width - 3, 4)) == (9, 9, 9)

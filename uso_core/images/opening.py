@@ -1,4 +1,4 @@
-"""Images: opens untrusted files safely; the reference's resize and crop. PIL in, PIL out."""
+"""Opens untrusted images safely: upright, RGB, in bounded memory."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ import re
 import sys
 import threading
 import warnings
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from uso_core.colors import Conversion, as_shown
 from uso_core.errors import RequestError
 from uso_core.file_formats import CAMERA_RAW, is_camera_raw, name_format
+from uso_core.images.chunks import PNG_SIGNATURE, is_simple_png, png_bands, png_of_words, without_texts
 from uso_core.messages import Bytes, Message, message
-from uso_core.request import MAX_SIDE, SIZE_MULTIPLE, GenerationRequest, InputImage
+from uso_core.request import MAX_SIDE, SIZE_MULTIPLE, InputImage
 
 MAX_FILE_BYTES = 200 * 2**20
 HEAVY_FILE_BYTES = 16 * 2**20
@@ -40,13 +39,8 @@ BYTES_A_PIXEL = {"WEBP": 20, "AVIF": 12, "HEIF": 12, "JPEG": 12, "TIFF": 8, "": 
 MAX_SCANS = 100  # of a JPEG; usually 1 or about 10, and each takes as long as a whole image
 BAND_PIXELS = 2**20  # about how much of an image is read or hashed at a time
 ORIENTATION, TILE_WIDTH, TILE_LENGTH = 0x0112, 322, 323  # tags of EXIF and TIFF
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 SEVERAL_FRAMES = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")
-PNG_WORDS = (*PNG_TEXTS, b"eXIf")
-MAX_WORDS_BYTES = 16 * 2**20  # per such chunk
-PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 _JPEG_SEGMENT = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # the markers followed by a length, and the end
 # Limits on what takes memory at once: files held as they are, images being decoded, and large ones among these.
 _HEAVY_FILES, _ANY_DECODER = threading.BoundedSemaphore(4), threading.BoundedSemaphore(4)
@@ -91,133 +85,9 @@ def open_image(
     return dataclasses.replace(opened, name=name or path.name, path=path, background=background)
 
 
-def content_size(width: int, height: int, long_side: int) -> tuple[int, int]:
-    """The size in pixels to which a content image is resized before cropping.
-
-    The arithmetic and its order are the reference's (bytedance/USO b6784d7, `preprocess_ref`): the short side is
-    truncated after the division.
-    """
-    if width >= height:
-        return long_side, int((long_side / width) * height)
-    return int((long_side / height) * width), long_side
-
-
-def content_crop(width: int, height: int, long_side: int) -> tuple[int, int]:
-    """The size in pixels of a prepared content image; raises `RequestError` if nothing remains of its short side."""
-    if width == height == SIZE_MULTIPLE:
-        return width, height
-    resized = content_size(width, height, long_side)
-    cropped = resized[0] // SIZE_MULTIPLE * SIZE_MULTIPLE, resized[1] // SIZE_MULTIPLE * SIZE_MULTIPLE
-    if min(cropped) < SIZE_MULTIPLE:
-        raise RequestError(
-            "content_too_narrow",
-            width=width,
-            height=height,
-            resized_width=resized[0],
-            resized_height=resized[1],
-            long_side=long_side,
-            size_multiple=SIZE_MULTIPLE,
-        )
-    return cropped
-
-
-def prepare_content(image: Image.Image, long_side: int) -> Image.Image:
-    """Prepares the content image like the reference: LANCZOS to `long_side`, centre-cropped to multiples of 16, RGB.
-
-    An image of exactly 16 x 16 stays unchanged. Raises `RequestError` if nothing would remain of the short side.
-    """
-    image = image.convert("RGB")  # first: a palette's numbers cannot be averaged
-    if image.size == (SIZE_MULTIPLE, SIZE_MULTIPLE):
-        return image
-    crop_width, crop_height = content_crop(*image.size, long_side)
-    width, height = content_size(*image.size, long_side)
-    image = image.resize((width, height), Image.Resampling.LANCZOS)
-    left, top = (width - crop_width) // 2, (height - crop_height) // 2
-    return image.crop((left, top, left + crop_width, top + crop_height))
-
-
-def kept_size(content: tuple[int, int], long_side: int, target: int = 1024) -> tuple[int, int]:
-    """The prepared content image's width and height, scaled by target / long_side, floored to multiples of 16."""
-    width, height = (int(side * (target / long_side)) // SIZE_MULTIPLE * SIZE_MULTIPLE for side in content)
-    return max(width, SIZE_MULTIPLE), max(height, SIZE_MULTIPLE)
-
-
-def beside_each_other(images: list[Image.Image]) -> Image.Image:
-    """The images in one row, top-aligned on black, at their own sizes."""
-    row = Image.new("RGB", (sum(image.width for image in images), max(image.height for image in images)))
-    left = 0
-    for image in images:
-        row.paste(image, (left, 0))
-        left += image.width
-    return row
-
-
-def png_chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int, int]]:
-    """The kind, start and length in bytes of each chunk's content in a PNG, up to its end or where it is cut off.
-
-    Raises `ValueError` if the file does not begin like a PNG.
-    """
-    if file.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
-        raise ValueError("no PNG signature")
-    while len(head := file.read(8)) == 8:
-        place, length = file.tell(), int.from_bytes(head[:4], "big")
-        yield head[4:], place, length
-        file.seek(place + length + 4)  # after the checksum
-
-
-def png_file(chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Builds a PNG from chunks, each a kind and its content; adds IEND."""
-    parts = [PNG_SIGNATURE]
-    for kind, content in (*chunks, (b"IEND", b"")):
-        parts += [len(content).to_bytes(4, "big"), kind, content, _checksum(kind, content)]
-    return b"".join(parts)
-
-
-def _checksum(kind: bytes, content: bytes) -> bytes:
-    return zlib.crc32(content, zlib.crc32(kind)).to_bytes(4, "big")
-
-
-def png_of_words(file: IO[bytes]) -> bytes:
-    """A one-pixel PNG with the texts and EXIF of another PNG, which may be large, damaged or untrusted.
-
-    Raises `ValueError` if the file does not begin like a PNG, or a text has a wrong checksum.
-    """
-    one_pixel = {b"IHDR": (1).to_bytes(4, "big") * 2 + bytes([8, 0, 0, 0, 0]), b"IDAT": zlib.compress(bytes(2))}  # grey
-    kept = []
-    for kind, place, length in png_chunks(file):
-        if kind in PNG_WORDS and length <= MAX_WORDS_BYTES:
-            file.seek(place)
-            content = file.read(length)
-            if file.read(4) != _checksum(kind, content):
-                raise ValueError("wrong checksum")
-            kept.append((kind, content))
-        elif kind in one_pixel:
-            kept.append((kind, one_pixel.pop(kind)))
-    return png_file(kept)
-
-
-def webp_texts(path: Path) -> list[str]:
-    """The texts in an untrusted WebP's EXIF; none if it is damaged, too long, or no WebP."""
-    try:
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            exif = Image.Exif()
-            exif.load(_webp_exif(file))
-            return [value for value in exif.values() if isinstance(value, str)]
-    except MemoryError:
-        raise
-    except Exception:  # parsers of EXIF raise almost anything
-        return []
-
-
-def _webp_exif(file: IO[bytes]) -> bytes:
-    head = file.read(12)
-    while head[:4] == b"RIFF" and head[8:] == b"WEBP" and len(chunk := file.read(8)) == 8:
-        length = int.from_bytes(chunk[4:], "little")
-        if chunk[:4] == b"EXIF":
-            return file.read(length) if length <= MAX_WORDS_BYTES else b""
-        file.seek(length + length % 2, 1)
-    return b""
+def is_spacious(given: InputImage) -> bool:
+    """Whether its pixels take much memory while its request waits."""
+    return given.image is not None and given.image.width * given.image.height > SMALL_PIXELS
 
 
 def _input_image(image: Image.Image, name: str) -> InputImage:
@@ -238,7 +108,7 @@ def _decode(data: bytes, name: str, background: str, aside: bool = False) -> Inp
         raise RequestError("image_empty", hint="image_formats", name=name)
     Image.init()
     most = MAX_PIXELS
-    data = _without_texts(data) if data.startswith(PNG_SIGNATURE) else data
+    data = without_texts(data) if data.startswith(PNG_SIGNATURE) else data
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -256,7 +126,7 @@ def _decode(data: bytes, name: str, background: str, aside: bool = False) -> Inp
             with _LARGE_DECODER if _is_large(image) else contextlib.nullcontext(), _ANY_DECODER:
                 opened = _input_image(_upright(image, name, background, data), name)
                 opened = dataclasses.replace(opened, notes=_notes(image, name))
-                if aside and _is_spacious(opened):
+                if aside and is_spacious(opened):
                     opened = dataclasses.replace(opened, image=None)
                     image.close()
                     del image
@@ -350,25 +220,6 @@ def _is_heic(data: bytes) -> bool:
     return data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS and b"avif" not in data[8:40]
 
 
-def _without_texts(data: bytes) -> bytes:
-    """A PNG without texts, and without a profile too large for Pillow: neither is needed for pixels."""
-    kept, view = [], memoryview(data)
-    for kind, place, length in png_chunks(io.BytesIO(data)):
-        if kind in PNG_TEXTS or (kind == b"iCCP" and _is_profile_unusable(data[place : place + length])):
-            continue
-        kept.append(view[place - 8 : place + length + 4])
-    return data if sum(map(len, kept)) + len(PNG_SIGNATURE) >= len(data) else b"".join([PNG_SIGNATURE, *kept])
-
-
-def _is_profile_unusable(content: bytes) -> bool:
-    unpacker = zlib.decompressobj()
-    try:
-        unpacker.decompress(content.partition(b"\0")[2][1:], PngImagePlugin.MAX_TEXT_CHUNK)
-    except zlib.error:
-        return True
-    return bool(unpacker.unconsumed_tail)
-
-
 def _upright(image: Image.Image, name: str, background: str, data: bytes = b"") -> Image.Image:
     """Turns an image, whose file's bytes are `data`, according to its EXIF; makes it RGB; reduces it if too large.
 
@@ -379,8 +230,9 @@ def _upright(image: Image.Image, name: str, background: str, data: bytes = b"") 
         image.load()
         return as_shown(image, name, background)(_turned(image))
     bands, told, size = None, image, _bounded(image.size)
-    if _is_simple_png(image, data):
-        bands, told = _png_bands(data, image), Image.open(io.BytesIO(png_of_words(io.BytesIO(data))), formats=["PNG"])
+    if is_simple_png(image, data):
+        bands = png_bands(data, image, _band_rows(image.width, _factor(image)))
+        told = Image.open(io.BytesIO(png_of_words(io.BytesIO(data))), formats=["PNG"])
     elif isinstance(image, JpegImageFile):
         image.draft(image.mode, size)
     if bands is None:
@@ -408,8 +260,8 @@ def _bounded(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _reduced(image: Image.Image, convert: Conversion, bands: Iterator[Image.Image] | None) -> Image.Image:
-    """Reduces a large image in RGB, averaging bands by the largest whole factor that leaves more than the bound."""
-    factor = max(image.size) // MAX_REFERENCE_SIDE
+    """Reduces a large image in RGB, averaging bands."""
+    factor = _factor(image)
     size = -(-image.width // factor), -(-image.height // factor)
     target, top = Image.new("RGB", size), 0
     for band in bands or _bands(image, factor):
@@ -417,6 +269,11 @@ def _reduced(image: Image.Image, convert: Conversion, bands: Iterator[Image.Imag
         target.paste(small, (0, top))
         top += small.height
     return target
+
+
+def _factor(image: Image.Image) -> int:
+    """The largest whole one that leaves a large image no smaller than the bound."""
+    return max(image.size) // MAX_REFERENCE_SIDE
 
 
 def _bands(image: Image.Image, factor: int) -> Iterator[Image.Image]:
@@ -429,90 +286,3 @@ def _bands(image: Image.Image, factor: int) -> Iterator[Image.Image]:
 
 def _band_rows(width: int, factor: int) -> int:
     return max(1, BAND_PIXELS // (width * factor)) * factor
-
-
-def _is_simple_png(image: Image.Image, data: bytes) -> bool:
-    """Whether a PNG stores its rows one after another, one byte per value."""
-    depth, interlaced = data[24:25], data[28:29]
-    return image.format == "PNG" and depth == b"\x08" and interlaced == b"\0"
-
-
-def _png_bands(data: bytes, image: Image.Image) -> Iterator[Image.Image]:
-    """The bands of a simple PNG, never unpacked as a whole.
-
-    A row is stored as its difference from the one above, so each band is decoded as a PNG of its own that begins with
-    the last row of the previous band. Raises `ValueError` or `zlib.error` if the file is damaged.
-    """
-    file, header, colours = io.BytesIO(data), b"", []
-    for kind, place, length in png_chunks(file):
-        if kind == b"IHDR":
-            header = data[place : place + length]
-        elif kind in (b"PLTE", b"tRNS"):
-            colours.append((kind, data[place : place + length]))
-        elif kind == b"IDAT":
-            break
-    row_bytes = 1 + image.width * PNG_CHANNELS[header[9]]
-    rows = _band_rows(image.width, max(image.size) // MAX_REFERENCE_SIDE)
-    above, left = bytes(row_bytes), image.height
-    for packed in _unpacked(data, row_bytes * rows, row_bytes * image.height):
-        count = len(packed) // row_bytes
-        part = [(b"IHDR", header[:4] + (count + 1).to_bytes(4, "big") + header[8:]), *colours]
-        part_file = io.BytesIO(png_file([*part, (b"IDAT", zlib.compress(above + packed, 0))]))
-        with Image.open(part_file, formats=["PNG"]) as band:
-            band.load()
-            above, left = b"\0" + band.crop((0, count, band.width, count + 1)).tobytes(), left - count
-            yield band.crop((0, 1, band.width, count + 1))
-    if left:
-        raise ValueError("image file is truncated")
-
-
-def _unpacked(data: bytes, piece: int, total: int) -> Iterator[bytes]:
-    """The unpacked content of a PNG's IDAT chunks, at most `total` bytes, in pieces of `piece` bytes."""
-    unpacker, held = zlib.decompressobj(), bytearray()
-    for kind, place, length in png_chunks(io.BytesIO(data)):
-        packed = data[place : place + length] if kind == b"IDAT" else b""
-        while kind == b"IDAT" and total:
-            held += unpacker.decompress(packed, min(piece, total) - len(held))
-            packed = unpacker.unconsumed_tail
-            if len(held) == min(piece, total):
-                yield bytes(held)
-                total -= len(held)
-                held.clear()
-            elif not packed:
-                break
-
-
-def set_aside(request: GenerationRequest) -> GenerationRequest:
-    """The request while it waits: large images that are in a file are not kept decoded."""
-    return _with_images(request, lambda given: dataclasses.replace(given, image=None) if _is_aside(given) else given)
-
-
-def brought_back(request: GenerationRequest) -> GenerationRequest:
-    """The request with its images reloaded; raises `RequestError` if a file is gone or now holds another image."""
-    return _with_images(request, _read_again)
-
-
-def _is_aside(given: InputImage) -> bool:
-    return given.path is not None and _is_spacious(given)
-
-
-def _is_spacious(given: InputImage) -> bool:
-    """Whether its pixels take much memory while its request waits."""
-    return given.image is not None and given.image.width * given.image.height > SMALL_PIXELS
-
-
-def _read_again(given: InputImage) -> InputImage:
-    if given.image is not None or given.path is None:
-        return given
-    again = open_image(given.path, given.name, given.background)
-    if again.sha256 != given.sha256:
-        raise RequestError("image_changed", hint="image_missing", name=given.name)
-    return again
-
-
-def _with_images(
-    request: GenerationRequest, change: Callable[[InputImage], InputImage]
-) -> GenerationRequest:  # fmt: skip
-    styles = tuple(change(style) if isinstance(style, InputImage) else style for style in request.styles)
-    content = change(request.content) if request.content is not None else None
-    return dataclasses.replace(request, content=content, styles=styles)
