@@ -32,7 +32,7 @@ from uso_core.errors import OutputError, RequestError, UsageError, UsoError, exi
 from uso_core.eval_file import Task, read_tasks
 from uso_core.events import Cancelled, Event, Failed, ImageReady, Loading, Step
 from uso_core.grid import AXES, Axis, cells, parse_axis, sheet
-from uso_core.messages import message
+from uso_core.messages import Message, message
 from uso_core.prompts_file import read_prompts
 from uso_core.request import GenerationRequest, InputImage, Result, Sampling, asks, settled
 from uso_core.runtime.engine import Engine
@@ -156,7 +156,7 @@ def run(args: argparse.Namespace) -> int:
         _writable(args.save_path, f"{piece.task.stem}_grid" if piece.across else piece.task.stem)
     notes = [f"{model.title} ({reason})"] if reason.key != "reason_as_asked" else []
     notes += [f"{model.name}: {model.note}"] if model.note else []
-    notes += dict.fromkeys(str(note) for piece in pieces for image in piece.inputs for note in image.notes)
+    notes += dict.fromkeys(str(note) for piece in pieces for note in piece.notes(model))
     with Bar(notes) as bar:
         maker = Maker(engine, args, bar)
         for piece in pieces:
@@ -173,9 +173,15 @@ class Piece:
     across: Axis | None = None
     down: Axis | None = None
 
-    @property
-    def inputs(self) -> tuple[InputImage, ...]:
-        return tuple(dict.fromkeys(image for request in self.requests for image in request.input_images))
+    def notes(self, model: Model) -> Iterator[Message]:
+        """What of its images is not taken, and sizes that its model was not made for."""
+        for request in self.requests:
+            for image in request.input_images:
+                yield from image.notes
+            own, (width, height) = get_model(request.model or model.name), (request.width, request.height)
+            low, high = own.sides
+            if not low <= min(width, height) <= max(width, height) <= high:
+                yield message("size_beyond", title=own.title, low=low, high=high, width=width, height=height)
 
 
 def pieces_of(args: argparse.Namespace, model: Model, settings: Settings) -> list[Piece]:

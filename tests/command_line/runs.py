@@ -19,7 +19,7 @@ CASES = {case["name"]: case for case in json.loads((GOLDEN / "manifest.json").re
 GOLDEN_FLAGS = ("--device", "cpu", "--dtype", "float32")
 
 
-TINY = ("--name", "uso-tiny", "--device", "cpu", "--width", "64", "--height", "48", "--num_steps", "2")
+TINY = ("--name", "uso-tiny", "--device", "cpu", "--width", "96", "--height", "64", "--num_steps", "2")
 
 
 CONTENT, STYLE = GOLDEN / "content_a.png", GOLDEN / "style_a.png"

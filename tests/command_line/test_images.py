@@ -100,9 +100,17 @@ def test_a_file_without_guidance_as_flux_dev_is_used_as_what_it_is(command, gold
 def test_the_embedded_model_runs_without_any_file(command):
     run = command("--prompt", "a cat", *TINY)
     assert run.code == 0
-    assert run.pixels().shape == (48, 64, 3)
+    assert run.pixels().shape == (64, 96, 3)
     assert run.record()["model_type"] == "uso-tiny"
     assert "toy world" in run.err
+
+
+@pytest.mark.parametrize(("width", "height", "told"), [(48, 64, 1), (64, 272, 1), (64, 256, 0)])
+def test_a_size_that_the_model_was_not_made_for_is_told_once(width, height, told, command):
+    run = command("--prompt", "a cat", *TINY, "--width", width, "--height", height, "--num_images_per_prompt", 2)
+    assert run.pixels().shape == (height, width, 3)
+    assert run.err.count("was made for sides of 64 to 256 pixels") == told
+    assert run.err.count(f"at {width} x {height}") == told
 
 
 def test_the_unread_end_of_a_prompt_is_quoted_once(command):
@@ -170,12 +178,12 @@ def test_instruct_edit_keeps_the_shape_of_the_content_image(content, content_ref
 def test_concat_refs_puts_the_inputs_next_to_the_result(flag, wide, command):
     flags = ("--prompt", "a cat", "--image_paths", CONTENT, STYLE, *TINY)
     alone, beside = command(*flags).pixels(), command(*flags, flag).pixels()
-    assert np.array_equal(beside[:48, :64], alone)
+    assert np.array_equal(beside[:64, :96], alone)
     widths = [Image.open(path).width for path in (CONTENT, STYLE)]
-    assert beside.shape[1] == (64 + sum(widths) if wide else 64)
+    assert beside.shape[1] == (96 + sum(widths) if wide else 96)
     if wide:
         with Image.open(CONTENT) as content:
-            inside = beside[: content.height, 64 : 64 + content.width]
+            inside = beside[: content.height, 96 : 96 + content.width]
             assert np.array_equal(inside, np.asarray(content.convert("RGB")))
 
 
