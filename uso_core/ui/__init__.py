@@ -18,6 +18,7 @@ from uso_core.settings import Settings, given_path
 from uso_core.text_files import decoded
 from uso_core.ui import api, create_tab, health, history_tab, mcp, model_tab, styles_tab, text
 from uso_core.ui.choice_of_language import ChoiceOfLanguage
+from uso_core.ui.event_options import TOLD
 from uso_core.ui.guard import HANDLERS, Guard
 from uso_core.ui.language import label, languages, translations
 from uso_core.ui.services import Services
@@ -27,13 +28,13 @@ CSS_PATH = Path(__file__).parent / "page.css"
 MOST_SESSIONS = 1000  # pages and calls whose state is held at once, at about 0.4 MB each
 MOST_EVENTS = 10_000  # in Gradio's own queue, which on ZeroGPU would else hold one
 POLL_SECONDS = 0.02  # how often Gradio's queue looks for a call; its own 0.001 keeps 7 % of a core busy for nobody
-SCRIPTS = ("page.js", "crop.js", "arrive.js", "lightbox.js", "attention.js", "known_words.js")
+SCRIPTS = ("stream.js", "page.js", "crop.js", "arrive.js", "lightbox.js", "attention.js", "known_words.js")
 # The texts that the scripts show; the buttons of the lightbox are called as those on the page.
 WORDS = (
     "crop", "crop_box", "crop_apply", "cancel", "light_or_dark", "language", "image_for", "content", "style", "image",
     "restore_settings", "use_as_content", "use_as_style", "star", "download", "delete", "delete_sure", "close",
     "previous", "next", "notify", "notify_me", "notify_refused", "play_sound", "image_is_ready", "shortcuts",
-    "please_change", "stop_hint", "skip_hint",
+    "please_change", "stop_hint", "skip_hint", "no_connection",
     "keys_run", "keys_list", "keys_lightbox", "keys_move", "keys_leave", "keys_delete", "keys_star", "keys_use",
 )  # fmt: skip
 SHARED = """
@@ -43,6 +44,10 @@ const make = (tag, properties, ...children) => {
   const element = Object.assign(document.createElement(tag), properties);
   element.append(...children);
   return element;
+};
+const openDialog = (dialog) => {
+  document.querySelector(".gradio-container .contain").append(dialog); // Gradio scopes rules for small screens to it
+  dialog.showModal();
 };
 const stored = (name) => { try { return localStorage.getItem(name); } catch { return null; } };
 const store = (name, value) => { try { localStorage.setItem(name, value); } catch { /* private browsing */ } };
@@ -61,6 +66,8 @@ def build(engine: Engine, settings: Settings) -> gr.Blocks:
             gr.Markdown(f"# {text.TITLE} <small>{label('tagline')}</small>", elem_id="title")
             line = gr.Button(text.model_line(status.model), size="sm", elem_id="model-line")
             gr.HTML("", elem_id="switches")  # page.js fills it
+            nudge = gr.Button("", elem_id="nudge", visible="hidden")
+        nudge.click(lambda: None, None, None, **TOLD)  # see stream.js
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab(label("tab_create"), id="create"):
                 form, results = create_tab.build(page, services)

@@ -52,18 +52,19 @@
     bar.prepend(make("span", {}), cancel);
     dialog.append(bar);
     dialog.addEventListener("close", () => { URL.revokeObjectURL(address); dialog.remove(); asked(); });
-    document.body.append(dialog);
-    dialog.showModal();
+    openDialog(dialog);
   });
 
-  // Of several files the images are for slots, whether or not they hold settings.
+  const isImage = (file) => file.type.startsWith("image/") || /\.(heic|heif|avif|tiff?)$/i.test(file.name);
+  // Of several files the images are for slots, whether or not they hold settings; of settings the last ones stay.
   const take = async (files, several = files.length > 1) => {
     const restore = document.querySelector("#restore input[type=file], input[type=file][accept*=json]");
-    const isImage = (file) => file.type.startsWith("image/") || /\.(heic|heif|avif|tiff?)$/i.test(file.name);
+    let settings = null;
     for (const file of files) {
       if (isImage(file) && (several || !(await holdsSettings(file)))) await ask(file);
-      else give(restore, file); // which says what it takes
+      else settings = file;
     }
+    if (settings) give(restore, settings); // which says what it takes
   };
 
   // Images of this page are dragged into slots by their address.
@@ -84,15 +85,15 @@
     if (reply.ok) put(slot, new File([await reply.blob()], address.split("/").pop(), { type: "image/png" }));
   }, true);
 
-  // Several files on a slot: the first is for it, the others are asked about.
+  // Of files on a slot the first image is for it, filled or not; the others are asked about.
   document.addEventListener("drop", async (event) => {
-    const slot = event.dataTransfer?.files.length > 1 && event.target.closest?.(".slot.column");
+    const slot = event.dataTransfer?.files.length && event.target.closest?.(".slot.column");
     if (!slot || event.dataTransfer.types.includes(OURS)) return;
     event.preventDefault();
     event.stopPropagation();
-    const [first, ...others] = event.dataTransfer.files;
-    await put(slot, first);
-    take(others, true);
+    const files = [...event.dataTransfer.files], first = files.find(isImage);
+    if (first) await put(slot, first);
+    take(files.filter((each) => each !== first), files.length > 1);
   }, true);
 
   const outside = (event) =>
@@ -113,6 +114,8 @@
   document.addEventListener("paste", (event) => {
     const files = [...(event.clipboardData?.files || [])];
     if (!files.length || document.querySelector("dialog[open]") || !document.querySelector("#create").offsetParent) return;
+    // A word processor puts a picture of the words beside them.
+    if (event.target.matches?.("input, textarea") && event.clipboardData.getData("text/plain")) return;
     event.preventDefault();
     take(files);
   });

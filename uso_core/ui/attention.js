@@ -44,7 +44,9 @@
     if (running && !now && document.hidden) {
       if (stored(NOTIFY) === "yes" && window.Notification?.permission === "granted") {
         const sentence = document.querySelector("#status .sentence").textContent.trim();
-        const note = new Notification(words.image_is_ready, { body: sentence, tag: "uso", icon: document.querySelector("#result img")?.src });
+        const done = parseFloat(document.querySelector("#status .bar")?.style.width) === 100; // not stopped, nor failed
+        const more = { tag: "uso", icon: document.querySelector("#result img")?.src };
+        const note = new Notification(done ? words.image_is_ready : sentence, done ? { body: sentence, ...more } : more);
         note.addEventListener("click", () => { window.focus(); note.close(); });
       }
       if (stored(SOUND) === "yes") ring();
@@ -64,8 +66,7 @@
       make("h2", { textContent: words.shortcuts }), make("table", {}, make("tbody", {}, ...rows)), make("div", { className: "bar" }, close));
     close.addEventListener("click", () => dialog.close());
     dialog.addEventListener("close", () => dialog.remove());
-    document.body.append(dialog);
-    dialog.showModal();
+    openDialog(dialog);
   };
   help.addEventListener("click", list);
   document.addEventListener("keydown", (event) => {

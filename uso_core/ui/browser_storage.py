@@ -26,11 +26,25 @@ def reading(key: str) -> str:
 """
 
 
-def write(event: Any, kept: gr.JSON, key: str) -> None:
-    """After an event that set the carrier, unless it failed: the browser keeps the value."""
+def change(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """What an event sets the carrier to, for `write`: the entries that differ, and the names of those that are gone."""
+    put = {name: value for name, value in after.items() if name not in before or before[name] != value}
+    return {"put": put, "gone": [name for name in before if name not in after]}
+
+
+def write(event: Any, kept: gr.JSON, key: str) -> Any:
+    """After an event that set the carrier to a `change`, unless it failed: the browser keeps it; returns that event.
+
+    What other events and other tabs stored since the event began stays.
+    """
     script = f"""
-(value) => {{
-  try {{ localStorage.setItem("{key}", JSON.stringify(value)); }} catch {{ /* private browsing */ }}
+(change) => {{
+  if (!change) return;
+  try {{
+    const kept = {{ ...JSON.parse(localStorage.getItem("{key}")), ...change.put }};
+    for (const name of change.gone) delete kept[name];
+    localStorage.setItem("{key}", JSON.stringify(kept));
+  }} catch {{ /* private browsing */ }}
 }}
 """
-    event.success(None, kept, None, js=script, api_visibility="private", show_progress="hidden")
+    return event.success(None, kept, None, js=script, api_visibility="private", show_progress="hidden")

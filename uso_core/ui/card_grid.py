@@ -21,12 +21,20 @@ import gradio as gr
 CHOOSE = """
 const all = () => [...element.querySelectorAll("button[data-key]")];
 const several = () => element.closest(".several");
-let keys = new Set(), told = "";
+let keys = new Set(), told = "", focused = null, place = 0;
+// The keyboard stays on its card, or where it was if that is gone.
+const refocus = () => {
+  const here = document.activeElement;
+  if (focused === null || here !== document.body && !element.contains(here)) return;
+  const card = all().find((each) => each.dataset.key === focused) || all()[Math.min(place, all().length - 1)];
+  if (card && card !== here) card.focus({ preventScroll: true });
+};
 const press = () => {
   for (const each of all()) {
     const on = String(keys.has(each.dataset.key));
     if (each.getAttribute("aria-pressed") !== on) each.setAttribute("aria-pressed", on);
   }
+  refocus();
   const shown = JSON.stringify(all().filter((each) => keys.has(each.dataset.key)).map((each) => each.dataset.key));
   if (!several() || shown === told) return;
   told = shown;
@@ -44,6 +52,11 @@ element.addEventListener("click", (event) => {
   choose([key]);
   trigger("click", { key });
 });
+element.addEventListener("focusin", (event) => {
+  focused = event.target.dataset.key ?? null;
+  place = all().indexOf(event.target);
+});
+document.addEventListener("pointerdown", (event) => { if (!element.contains(event.target)) focused = null; });
 element.addEventListener("act", (event) => trigger("apply", event.detail));
 element.addEventListener("press", (event) => choose(event.detail));
 new MutationObserver(press).observe(

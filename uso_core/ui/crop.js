@@ -80,9 +80,8 @@
         canvas.toBlob((blob) => { resolve(blob); dialog.close(); }, "image/png");
       });
       dialog.addEventListener("close", () => { dialog.remove(); resolve(null); });
-      document.body.append(dialog);
+      openDialog(dialog);
       show();
-      dialog.showModal();
       frame.focus();
     });
 
@@ -95,9 +94,11 @@
     const files = new DataTransfer();
     files.items.add(new File([blob], `${name}-crop.png`, { type: "image/png" }));
     input.files = files.files;
+    cropped = slot;
     input.dispatchEvent(new Event("change", { bubbles: true }));
   };
 
+  let cropped = null; // the slot that waits for its part
   const offer = () => {
     for (const slot of document.querySelectorAll(".slot.column")) {
       const filled = slot.querySelector("img") !== null;
@@ -106,6 +107,8 @@
         const added = make("button", { type: "button", className: "crop-button", textContent: words.crop });
         added.addEventListener("click", () => crop(slot));
         slot.append(added);
+        if (cropped === slot) added.focus();
+        cropped = null;
       } else if (!filled && button) {
         button.remove();
       }

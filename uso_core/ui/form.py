@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -325,7 +324,7 @@ def _numbers(laid: dict[str, Any], model: Model) -> gr.Dropdown:
             buttons=[],
             min_width=140,
         )
-    dice.click(lambda: random.randrange(10**8), None, laid["seed"], **QUIET)
+    dice.click(None, None, laid["seed"], js="() => Math.floor(Math.random() * 1e8)", **QUIET)
     return aspect
 
 

@@ -25,6 +25,8 @@ KEY = "uso-form"
 # A tab that is loaded again has its own values; a new one those that were last changed in any.
 READ = f"""
 (_, model) => {{
+  const typed = document.body.typed = new Map(); // while the old values are on their way: they do not undo it
+  document.addEventListener("input", ({{ target }}) => typed.set(target, target.value), true);
   let kept = null;
   try {{
     kept = JSON.parse(sessionStorage.getItem("{KEY}") || localStorage.getItem("{KEY}"));
@@ -43,7 +45,17 @@ SAVE = f"""
   }} catch {{ /* private browsing */ }}
 }}
 """  # until the old values are back, what the page shows first must not replace them
-BEGIN = "() => { document.body.dataset.remembering = 'true'; }"
+BEGIN = """
+() => {
+  document.body.dataset.remembering = "true";
+  for (const [field, value] of document.body.typed) {
+    if (!field.isConnected || !field.matches("textarea, input[type=number], input[type=range]")) continue;
+    field.value = value;
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+  }
+  document.body.typed.clear();
+}
+"""
 
 
 def wire(page: gr.Blocks, form: Form, services: Services) -> None:

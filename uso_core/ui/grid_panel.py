@@ -95,8 +95,7 @@ def wire(panel: Panel, form: Form, results: Results, services: Services, asked: 
     panel.start.click(
         run, {form.private, results.selected, *panel.fields, *form.components},
         [results.image, form.status, results.selected, results.strip, results.archive, results.queue],
-        api_visibility="private",
-        concurrency_limit=None, show_progress="hidden",
+        api_visibility="private", concurrency_limit=None, trigger_mode="multiple", show_progress="hidden",
     )  # fmt: skip
 
 

@@ -103,7 +103,9 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form, results: R
         kept = stores.history.find(chosen(event))
         path = kept or own.get(chosen(event))
         if path is None or not path.is_file():
-            return {form.status: {"text": say("nothing_selected"), "percent": 0}}
+            gr.Warning(say("image_gone"), title=say("please_change"))
+            gone = without_deleted(given[results.selected], request)
+            return {**look(given[search], given[starred], request), **gone}
         create = {tabs: gr.Tabs(selected="create")}
         try:
             match action(event):

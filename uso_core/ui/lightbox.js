@@ -1,6 +1,7 @@
 () => {
   // An image of the history or of this session, large: what is shown is what is selected.
   const GRIDS = ["#history-images", "#visit"];
+  let wished = null; // a card's key
   const cardsOf = (grid) => [...grid.querySelectorAll("button[data-full]")];
 
   const tell = (grid, event, detail) => grid.querySelector("section")?.parentElement
@@ -61,6 +62,7 @@
       show.starred(card.dataset.starred === "true");
       star.hidden = card.dataset.passing === "true"; // there is no history to star it in
       tell(grid, "press", [key]);
+      if (grid === visit) wish(key);
       clearTimeout(telling);
       if (chosen) telling = setTimeout(() => act(""), 200); // not for each image that is only passed by
     };
@@ -97,21 +99,31 @@
     });
     const first = cardsOf(grid).find((card) => card.dataset.key === key) || cardsOf(grid)[0];
     if (!first) return;
-    document.body.append(dialog);
     show(first, false);
-    dialog.showModal();
+    openDialog(dialog);
   };
 
-  // Of this session's images the one that is shown is the chosen one: a card's key is its file's name.
+  // Of this session's images the one that is shown is the chosen one, unless another was chosen that is on its way.
+  const visit = document.querySelector("#visit");
+  const nameOf = (image) => image && decodeURIComponent(image.src.split("/").pop()); // it is the card's key
+  const wish = (key) => { wished = key === nameOf(document.querySelector("#result img")) ? null : key; };
   document.querySelector("#result").addEventListener("load", (event) => {
-    const name = decodeURIComponent(event.target.src.split("/").pop());
-    if (name !== "preview.png") tell(document.querySelector("#visit"), "press", [name]);
+    const name = nameOf(event.target);
+    const awaited = wished !== name && cardsOf(visit).some((card) => card.dataset.key === wished);
+    if (name === "preview.png" || awaited) return;
+    wished = null;
+    tell(visit, "press", [name]);
   }, true);
   document.addEventListener("click", (event) => {
+    const seen = event.target.closest("#visit button[data-full]");
+    if (seen) wish(seen.dataset.key);
     const card = event.target.closest("#history-images button[data-full]");
     if (card && !card.closest(".several")) open(card.closest("#history-images"), card.dataset.key);
+    // By keyboard a card of this session that is chosen already.
+    const chosen = event.detail === 0 && event.target.closest("#visit button[data-full][aria-pressed=true]");
+    if (chosen) return open(chosen.closest("#visit"), chosen.dataset.key);
     // The result is one of this session's, or of the history: it is the pressed card there.
-    if (!event.target.closest("#result img")) return;
+    if (!event.target.closest("#result img") && !event.target.querySelector?.(":scope > img")?.closest("#result")) return;
     for (const grid of GRIDS.toReversed().map((each) => document.querySelector(each))) {
       const name = document.querySelector("#result img").src.split("/").pop();
       const found = grid && cardsOf(grid).find((each) => each.dataset.full.endsWith(`/${name}`));

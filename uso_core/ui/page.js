@@ -17,7 +17,8 @@
 
   // Ctrl+Enter starts a run where the form is seen.
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && create.offsetParent) find("#generate").click();
+    const wished = event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.repeat;
+    if (wished && create.offsetParent && !find("dialog[open]")) find("#generate").click();
   });
   // Gradio's dropdown tells "input" whenever it is left, and "select" of a press alone, so the page listens to "select":
   // Enter is a press on the option it stands on.
@@ -54,12 +55,15 @@
     if (event.detail > 1) return event.stopImmediatePropagation(); // a double click is one wish
     for (const told of document.querySelectorAll("[data-testid=toast-close]")) told.click(); // of what was tried before
     awaited = true;
+    fetch(location.pathname, { method: "HEAD", cache: "no-store" }).catch(() => {
+      find("#status .sentence").textContent = words.no_connection;
+    });
     const field = find("#prompt textarea");
     if (field && !field.value.trim() && !find(".slot.column img")) field.focus(); // the server says what is missing
   }, true);
-  // What deletes asks first, and a double click has not read the question.
+  // A double click is one wish here too; and what deletes asks first, which a double click has not read.
   document.addEventListener("click", (event) => {
-    if (event.detail > 1 && event.target.closest("button.stop")) event.stopImmediatePropagation();
+    if (event.detail > 1 && event.target.closest("button.stop, #actions button, #grid-start, #preset-delete")) event.stopImmediatePropagation();
   }, true);
   for (const kind of ["wheel", "touchmove"]) addEventListener(kind, () => { awaited = false; }, { passive: true });
 
@@ -81,7 +85,7 @@
     if (document.title !== told) document.title = told;
   };
   addEventListener("beforeunload", (event) => {
-    if (running) event.preventDefault();
+    if (running || find("#visit [data-passing=true]")) event.preventDefault(); // what is private is nowhere else
   });
 
   // Small images at a whole multiple of their size, sharp. A preview has an eighth of the size and takes the same place.
@@ -103,6 +107,8 @@
     if (awaited) bring();
   }, true);
   addEventListener("resize", fit);
+  // Where the prompt sticks to the bottom, what lies behind it can be scrolled into sight.
+  new ResizeObserver(() => create.style.setProperty("--ask", `${find("#ask").offsetHeight}px`)).observe(find("#ask"));
 
   // The tab is part of the address: Back leads to the tab before, a reload stays where it was.
   const bar = find("#tabs > .tab-wrapper");
@@ -110,7 +116,10 @@
   const opened = () => bar.querySelector("[role=tab][aria-selected=true]")?.dataset.tabId;
   const asked = () => tab(location.hash.slice(1)) ? location.hash.slice(1) : "create";
   const turn = () => { if (asked() !== opened()) tab(asked()).click(); };
-  addEventListener("popstate", turn);
+  addEventListener("popstate", () => {
+    for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
+    turn();
+  });
   turn();
   new MutationObserver(() => {
     if (opened() && opened() !== asked()) history.pushState(null, "", `#${opened()}`);

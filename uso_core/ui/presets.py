@@ -16,7 +16,7 @@ from uso_core.catalog.models import get_model
 from uso_core.errors import RequestError
 from uso_core.storage.files import write_whole
 from uso_core.text_files import parsed_json
-from uso_core.ui.browser_storage import carrier, reading, write
+from uso_core.ui.browser_storage import carrier, change, reading, write
 from uso_core.ui.event_options import QUIET, TOLD
 from uso_core.ui.form import Form, Updates
 from uso_core.ui.form_memory import fitting
@@ -47,13 +47,16 @@ def build(page: gr.Blocks, form: Form, services: Services) -> None:
         default = gr.Checkbox(label=label("preset_default"), info=label("preset_default_hint"), container=False)
         with gr.Row():
             save = gr.Button(label("preset_save"), size="sm", min_width=72)
-            delete = gr.Button(label("preset_delete"), size="sm", min_width=72)
+            delete = gr.Button(label("preset_delete"), size="sm", min_width=72, elem_id="preset-delete")
             export = gr.DownloadButton(label("preset_export"), size="sm", min_width=72)
             take_in = gr.UploadButton(label("preset_import"), file_types=[".json"], size="sm", min_width=72)
-    kept = carrier()
+    kept, sure = carrier(), gr.State("")  # the one that a first click asked to remove
+
+    def disarmed() -> Updates:
+        return {sure: "", delete: gr.Button(label("preset_delete"))}
 
     def offered(presets: Presets, chosen: str | None) -> Updates:
-        return {choice: gr.Dropdown(choices=list(presets), value=chosen), export: exported(presets)}
+        return {choice: gr.Dropdown(choices=list(presets), value=chosen), **disarmed()}
 
     def exported(presets: Presets) -> Any:
         if not presets:
@@ -67,9 +70,9 @@ def build(page: gr.Blocks, form: Form, services: Services) -> None:
         given = read(saved).get(chosen or "", {})
         values, gone = fitting(fields, given, get_model(model), services, request)
         if not values:
-            return {default: False}
+            return {default: False, **disarmed()}
         begins = given.get(DEFAULT_FOR) == model
-        return {**form.with_aspect(values), name: chosen, default: begins, **_without(given, gone, form)}
+        return {**form.with_aspect(values), name: chosen, default: begins, **_without(given, gone, form), **disarmed()}
 
     def begin(saved: Any, model: str, request: gr.Request) -> Updates:
         """A model that was just chosen begins with its default."""
@@ -80,13 +83,14 @@ def build(page: gr.Blocks, form: Form, services: Services) -> None:
         """One preset at most is a model's default."""
         presets = read(saved)
         if chosen not in presets:
-            return {kept: presets, default: False}
-        for values in presets.values():
-            if values.get(DEFAULT_FOR) == model:
-                del values[DEFAULT_FOR]
+            return {kept: None, default: False}
+        marked = {
+            title: {key: value for key, value in values.items() if (key, value) != (DEFAULT_FOR, model)}
+            for title, values in presets.items()
+        }
         if on:
-            presets[chosen][DEFAULT_FOR] = model
-        return {kept: presets, export: exported(presets)}
+            marked[chosen][DEFAULT_FOR] = model
+        return {kept: change(presets, marked)}
 
     def store(saved: Any, written: str | None, *values: Any) -> Updates:
         title, presets = " ".join((written or "").split()), read(saved)
@@ -98,13 +102,17 @@ def build(page: gr.Blocks, form: Form, services: Services) -> None:
             raise refusal(RequestError("too_many_presets", most=MOST))
         of_model = {key: value for key, value in presets.get(title, {}).items() if key == DEFAULT_FOR}
         presets[title] = {**dict(zip(fields, values, strict=True)), **of_model}
-        return {kept: presets, **offered(presets, title), form.status: said("preset_saved", title)}
+        return {kept: change(read(saved), presets), **offered(presets, title), form.status: said("preset_saved", title)}
 
-    def remove(saved: Any, chosen: str | None) -> Updates:
+    def remove(saved: Any, chosen: str | None, confirmed: str) -> Updates:
         presets = read(saved)
-        if presets.pop(chosen or "", None) is None:
-            return {kept: presets, **offered(presets, None)}
-        return {kept: presets, **offered(presets, None), name: "", form.status: said("preset_deleted", chosen or "")}
+        if chosen not in presets:
+            return {kept: None, **offered(presets, None)}
+        if confirmed != chosen:
+            return {kept: None, sure: chosen, delete: gr.Button(label("delete_sure"))}
+        del presets[chosen]
+        told = {form.status: said("preset_deleted", chosen)}
+        return {kept: change(read(saved), presets), **offered(presets, None), name: "", **told}
 
     def receive(saved: Any, path: str) -> Updates:
         """The presets of a file beside those there are: another one of a name gets a number after it."""
@@ -123,7 +131,8 @@ def build(page: gr.Blocks, form: Form, services: Services) -> None:
                 raise RequestError("too_many_presets", most=MOST)
         except RequestError as error:
             raise refusal(error) from None
-        return {kept: presets, **offered(presets, None), form.status: said("presets_read", ", ".join(names))}
+        told = {form.status: said("presets_read", ", ".join(names))}
+        return {kept: change(read(saved), presets), **offered(presets, None), **told}
 
     def said(key: str, words: str) -> dict[str, Any]:
         return {"text": say(key, name=words), "percent": 0}
@@ -133,19 +142,19 @@ def build(page: gr.Blocks, form: Form, services: Services) -> None:
         return {choice: gr.Dropdown(choices=list(presets := read(saved))), export: exported(presets)}
 
     now = {"js": reading(KEY), **QUIET}
-    told = [kept, choice, export, form.status]
-    put = [*fields.values(), form.aspect, name, default, form.status]
+    told = [kept, choice, form.status, sure, delete]
+    put = [*fields.values(), form.aspect, name, default, form.status, sure, delete]
     page.load(look, kept, [choice, export], **now)
     choice.focus(look, kept, [choice, export], **now)
     choice.select(apply, [kept, choice, form["model"]], put, trigger_mode="always_last", **now)
     form["model"].change(begin, [kept, form["model"]], [*put, choice], **now)
-    marked = default.input(mark, [kept, choice, form["model"], default], [kept, export, default],
+    marked = default.input(mark, [kept, choice, form["model"], default], [kept, default],
                            trigger_mode="always_last", **now)  # fmt: skip
-    saved = save.click(store, [kept, name, *fields.values()], told, **{**now, **TOLD})
-    removed = delete.click(remove, [kept, choice], [*told, name], **{**now, **TOLD})
+    saved = save.click(store, [kept, name, *fields.values()], told, trigger_mode="multiple", **{**now, **TOLD})
+    removed = delete.click(remove, [kept, choice, sure], [*told, name], **{**now, **TOLD})
     received = take_in.upload(receive, [kept, take_in], told, **{**now, **TOLD})
     for event in (marked, saved, removed, received):
-        write(event, kept, KEY)
+        write(event, kept, KEY).then(look, kept, [choice, export], **now)
 
 
 def _without(given: dict[str, Any], gone: list[str], form: Form) -> Updates:

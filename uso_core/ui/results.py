@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import gradio as gr
 
@@ -23,7 +23,8 @@ from uso_core.storage.history import is_starred, thumbnail_of
 from uso_core.storage.png import as_record, png_texts
 from uso_core.text_files import parsed_json
 from uso_core.ui import lora_rows, presets, text
-from uso_core.ui.card_grid import Card, cards, file_address, html
+from uso_core.ui.browser_storage import carrier
+from uso_core.ui.card_grid import Card, cards, file_address, html, keys_of, pressed
 from uso_core.ui.event_options import QUIET, TOLD
 from uso_core.ui.form import STORED, STYLES, Form, Updates
 from uso_core.ui.inputs import refusal
@@ -111,6 +112,9 @@ def build_results(form: Form, services: Services) -> Results:
                 archive = gr.Button(label("archive"), size="sm", interactive=False, min_width=100)
                 archive_file = gr.DownloadButton("zip", elem_id="archive-file", visible="hidden")
     results = Results(image, gr.State(None), strip, archive, queue)
+    pressed_card = carrier()
+    asked = [pressed_card, results.selected]
+    now: dict[str, Any] = {"js": pressed("visit"), "trigger_mode": "always_last"}
 
     def describe(path: str | None, request: gr.Request) -> Updates:
         shown = {settings: "", compare: None, comfy: gr.Button(interactive=False), seed_used: ""}
@@ -128,7 +132,10 @@ def build_results(form: Form, services: Services) -> Results:
             seed_used: str(made.seed),
         }
 
-    def export(path: str, request: gr.Request) -> str:
+    def export(names: Any, selected: str | None, request: gr.Request) -> str | None:
+        path = _meant(names, selected, services, request)
+        if path is None:
+            return None
         try:
             made, _ = services.stores(request).history.restore(Path(path))
             workflow = passing_path(f"{Path(path).stem}.comfyui.json")
@@ -138,7 +145,8 @@ def build_results(form: Form, services: Services) -> Results:
             raise refusal(error) from None
         return str(workflow)
 
-    def into_content(path: str | None, request: gr.Request) -> Updates:
+    def into_content(names: Any, selected: str | None, request: gr.Request) -> Updates:
+        path = _meant(names, selected, services, request)
         told = _told(form, services, request, "now_content" if path else "nothing_selected")
         return {form["content"]: path, **told} if path else told
 
@@ -146,13 +154,20 @@ def build_results(form: Form, services: Services) -> Results:
         return packed(list(map(Path, services.runs.made(services.sessions.page(request.session_hash or "")))))
 
     archive.click(pack, None, archive_file, **TOLD).then(None, None, None, js=fetch("archive-file"), **QUIET)
-    comfy.click(export, results.selected, comfy_file, **TOLD).then(None, None, None, js=fetch("comfy-file"), **QUIET)
+    comfy.click(export, asked, comfy_file, **now, **TOLD).then(None, None, None, js=fetch("comfy-file"), **QUIET)
     results.selected.change(describe, results.selected, [settings, compare, comfy, seed_used], **QUIET)
-    as_content.click(into_content, results.selected, [form["content"], form.status], **QUIET)
+    as_content.click(into_content, asked, [form["content"], form.status], **now, **QUIET)
     reuse_seed.click(lambda seed: int(seed) if seed else gr.skip(), seed_used, form["seed"], **QUIET)
-    _wire_slots(form, results, services, as_style)
-    _wire_restore(form, results, services, reuse, restore)
+    _wire_slots(form, services, as_style, asked, now)
+    _wire_restore(form, services, reuse, restore, asked, now)
     return results
+
+
+def _meant(names: Any, selected: str | None, services: Services, request: gr.Request) -> str | None:
+    """The image of the pressed card of this session, which is shown or about to be; else the one that is selected."""
+    page = services.sessions.page(request.session_hash or "")
+    own = {Path(each).name: each for each in services.runs.made(page)}
+    return next((own[name] for name in keys_of(names) if name in own), selected)
 
 
 def _told(form: Form, services: Services, request: gr.Request, key: str) -> Updates:
@@ -162,19 +177,24 @@ def _told(form: Form, services: Services, request: gr.Request, key: str) -> Upda
     return {form.status: {"text": say(key), "percent": 0}}
 
 
-def _wire_slots(form: Form, results: Results, services: Services, as_style: gr.Button) -> None:
-    def into_style(given: Updates, request: gr.Request) -> Updates:
-        path = given[results.selected]
+def _wire_slots(
+    form: Form, services: Services, as_style: gr.Button, asked: list[Any], now: dict[str, Any]
+) -> None:  # fmt: skip
+    def into_style(names: Any, selected: str | None, request: gr.Request, *slots: Any) -> Updates:
+        path = _meant(names, selected, services, request)
         told = _told(form, services, request, "now_style" if path else "nothing_selected")
-        return {form.free_style(given): path, **told} if path else told
+        free = form.free_style(dict(zip(form.style_slots, slots, strict=True)))
+        return {free: path, **told} if path else told
 
-    outputs = [*form.style_slots, form.status]
-    as_style.click(into_style, {results.selected, *form.style_slots}, outputs, **QUIET)
+    as_style.click(into_style, [*asked, *form.style_slots], [*form.style_slots, form.status], **now, **QUIET)
 
 
 def _wire_restore(
-    form: Form, results: Results, services: Services, reuse: gr.Button, restore: gr.UploadButton
+    form: Form, services: Services, reuse: gr.Button, restore: gr.UploadButton, asked: list[Any], now: dict[str, Any]
 ) -> None:  # fmt: skip
+    def reuse_settings(names: Any, selected: str | None, request: gr.Request) -> Updates:
+        return put_back(_meant(names, selected, services, request), request)
+
     def put_back(path: str | None, request: gr.Request) -> Updates:
         if not path:
             return {form.status: {"text": say("nothing_selected"), "percent": 0}}
@@ -194,8 +214,8 @@ def _wire_restore(
         return {**updates, form.status: {"text": words, "percent": 0}}
 
     outputs = [*form.restorable, form.status]
-    reuse.click(put_back, results.selected, outputs, **TOLD)
-    restore.upload(put_back, restore, outputs, **TOLD)
+    reuse.click(reuse_settings, asked, outputs, **now, **TOLD)
+    restore.upload(put_back, restore, outputs, trigger_mode="always_last", **TOLD)
 
 
 def restored(form: Form, services: Services, stores: Stores, path: Path) -> tuple[Updates, str]:

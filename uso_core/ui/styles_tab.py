@@ -21,11 +21,13 @@ from uso_core.ui.event_options import QUIET, TOLD
 from uso_core.ui.form import STYLES, Form, Status, Updates, chosen_styles, status_line
 from uso_core.ui.inputs import refusal
 from uso_core.ui.language import label, say, tell
+from uso_core.ui.results import fetch
 from uso_core.ui.run import PATIENCE, describe
 from uso_core.ui.services import Services
 from uso_core.ui.temporary_files import passing_path
 
 GRID = "style-cards"
+EMPTY = '(written, saved) => written === saved ? "" : undefined'  # undefined leaves what was written meanwhile
 
 
 def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
@@ -45,19 +47,27 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
                 use = gr.Button(label("use_in_slot"), min_width=110, interactive=False)
             with gr.Row(elem_classes="one-line"):
                 rename = gr.Button(label("rename"), size="sm", min_width=80, interactive=False)
-                export = gr.DownloadButton(label("export_style"), size="sm", min_width=80, interactive=False)
+                export = gr.Button(label("export_style"), size="sm", min_width=80, interactive=False)
                 delete = gr.Button(label("delete_style"), variant="stop", size="sm", min_width=80, interactive=False)
+                export_file = gr.DownloadButton("safetensors", elem_id="style-file", visible="hidden")
     picked = carrier()
     key, sure = gr.State(""), gr.State("")  # the one that is described, and the one that a first click asked to delete
+    named = gr.Textbox(visible=False)  # as the last one saved was called
     made_of = gr.State({})  # the image files of the styles saved on this page, by sha256
     image_slots = [form[f"style_{number}"] for number in range(1, STYLES + 1)]
     all_slots = [*form.stored_fields, *image_slots]
     listed = [shown, *form.stored]
-    one = [key, called, export, sure, delete]
+    one = [key, called, sure, delete]
+
+    def disarmed() -> Updates:
+        return {sure: "", delete: gr.Button(label("delete_style"))}
 
     def look(request: gr.Request) -> Updates:
         styles = styles_of(request)
         return {shown: _cards(styles), **form.refreshed(styles)}
+
+    def look_anew(request: gr.Request) -> Updates:
+        return {**look(request), **disarmed()}
 
     def styles_of(request: gr.Request) -> StyleStore:
         return services.stores(request).styles
@@ -68,9 +78,11 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
     def choose(names: Any, confirmed: str, request: gr.Request) -> Updates:
         styles = styles_of(request)
         entry = _entry(styles, _first(names))
-        copy = gr.DownloadButton(value=_exported(styles, entry), interactive=True)
-        other = {} if confirmed == entry.sha256 else {sure: "", delete: gr.Button(label("delete_style"))}
-        return {key: entry.sha256, called: entry.name, export: copy, **other}
+        return {key: entry.sha256, called: entry.name, **({} if confirmed == entry.sha256 else disarmed())}
+
+    def exported(names: Any, request: gr.Request) -> str:
+        styles = styles_of(request)
+        return _exported(styles, _entry(styles, _first(names)))
 
     def put_in_slot(names: Any, made: dict[str, list[str]], *values: Any) -> Updates:
         """What the style was just made of leaves its slots, images and stored styles, else it would count twice."""
@@ -84,12 +96,10 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
             raise refusal(RequestError("style_slots_full"))
         return {**emptied, free: sha256, tabs: gr.Tabs(selected="create")}
 
-    def change_name(sha256: str, words: str, request: gr.Request) -> Updates:
-        styles = styles_of(request)
+    def change_name(names: Any, words: str, request: gr.Request) -> Updates:
         with _told():
-            entry = styles.rename(sha256, words)
-        copy = gr.DownloadButton(value=_exported(styles, entry))
-        return {**said("style_renamed", entry), called: entry.name, export: copy, **look(request)}
+            entry = styles_of(request).rename(_first(names), words)
+        return {**said("style_renamed", entry), called: entry.name, **look(request)}
 
     def remove(names: Any, confirmed: str, request: gr.Request) -> Updates:
         styles, sha256 = styles_of(request), _first(names)
@@ -98,8 +108,7 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
         with _told():
             entry = _entry(styles, sha256)
             styles.delete(sha256)
-        nothing = {key: "", called: "", sure: "", export: gr.DownloadButton(interactive=False)}
-        return {**said("style_deleted", entry), **nothing, delete: gr.Button(label("delete_style")), **look(request)}
+        return {**said("style_deleted", entry), key: "", called: "", **disarmed(), **look(request)}
 
     def receive(path: str, request: gr.Request) -> Updates:
         with _told():
@@ -120,25 +129,28 @@ def build(tabs: gr.Tabs, tab: gr.Tab, services: Services, form: Form) -> None:
                         **given[made_of],
                         entry.sha256: [value for slot in (*image_slots, *form.stored_fields) if (value := given[slot])],
                     }
-                    yield {**said("style_saved", entry, 100), name: "", made_of: sources, **look(request)}
+                    yield {**said("style_saved", entry, 100), named: given[name], made_of: sources, **look(request)}
                 else:
                     yield {status: event}
         except UsoError as error:
             yield {status: {"text": tell(error.told), "percent": 0}}
             raise refusal(error) from None
 
-    tab.select(look, None, listed, **QUIET)
+    tab.select(look_anew, None, [*listed, sure, delete], **QUIET)
     now = {"js": pressed(GRID), **TOLD}
     shown.click(choose, [picked, sure], one, trigger_mode="always_last", **now)
-    key.change(lambda key: [gr.Button(interactive=bool(key))] * 3, key, [use, rename, delete], **QUIET)
+    key.change(lambda key: [gr.Button(interactive=bool(key))] * 4, key, [use, rename, export, delete], **QUIET)
     use.click(put_in_slot, [picked, made_of, *all_slots], [*all_slots, tabs], **now)
-    rename.click(change_name, [key, called], [status, called, export, *listed], **TOLD)
+    rename.click(change_name, [picked, called], [status, called, *listed], **now)
+    copied = export.click(exported, picked, export_file, **now)
+    copied.success(None, None, None, js=fetch("style-file"), **QUIET)
     delete.click(remove, [picked, sure], [status, *one, *listed], **now)
     take_in.upload(receive, take_in, [status, *listed], **TOLD)
-    save.click(
-        store, {name, made_of, *form.components}, [status, name, made_of, *listed],
+    saved = save.click(
+        store, {name, made_of, *form.components}, [status, named, made_of, *listed],
         api_visibility="private", concurrency_limit=None, show_progress="hidden",
     )  # fmt: skip
+    saved.success(None, [name, named], name, js=EMPTY, **QUIET)
 
 
 def _encode(services: Services, asked: GenerationRequest, request: gr.Request) -> Iterator[Status | StylesReady]:
