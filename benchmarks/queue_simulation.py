@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from training.command import positive
 from uso_core.catalog.models import get_model
 from uso_core.request import GenerationRequest, InputImage
 from uso_core.runtime.executors import WorkerState
@@ -174,7 +175,7 @@ def _lifetime(draw: random.Random, load: Load) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints a table: for each number of GPUs the most that they serve, with and without affinity and losses."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--gpus", type=positive, nargs="+", default=[1, 8, 64])
     parser.add_argument("--hours", type=float, default=2.0)
     arguments = parser.parse_args(argv)
     print(

@@ -154,9 +154,15 @@ def test_numbers_of_32_bits_become_a_grey_scale(mode, white):
     assert np.abs(found - np.linspace(0, 255, 32 * 32).reshape(32, 32)).max() <= 1
 
 
-@pytest.mark.parametrize("levels", [[-1.0, 1.0], [0.0, 1e9], [float("inf"), 0.0]])
-def test_numbers_that_are_no_grey_scale_are_refused(levels):
-    image = Image.fromarray(np.resize(np.float32(levels), (32, 32)))
+@pytest.mark.parametrize(
+    ("levels", "kind"),
+    [([-1.0, 1.0], np.float32), ([0.0, 1e9], np.float32), ([float("inf"), 0.0], np.float32),
+     # between two scales: nearly black in the higher one
+     ([0.0, 1.0, 2.5], np.float32), ([0.0, 31.0], np.float32), ([0.0, 1000.0], np.float32), ([0, 31], np.int32),
+     ([0, 1023], np.int32), ([0, 4095], np.int32)],
+)  # fmt: skip
+def test_numbers_that_are_no_grey_scale_are_refused(levels, kind):
+    image = Image.fromarray(np.resize(np.asarray(levels, kind), (32, 32)))
     with pytest.raises(RequestError) as refused:
         opened(image, "TIFF")
     assert refused.value.key == "image_number_range"

@@ -16,6 +16,7 @@ ASKED = GenerationRequest("a boat", styles=(STYLE, STYLE), seed=7, images=3)
 @pytest.mark.parametrize(
     ("name", "text", "values"),
     [("guidance", "2, 4,6", (2, 4, 6)), ("style_strength", "0..1/0.25", (0, 0.25, 0.5, 0.75, 1)),
+     ("style_strength", "0..1/.5", (0, 0.5, 1)),
      ("seed", "1..4", (1, 2, 3, 4)), ("steps", "4;8 16", (4, 8, 16)), ("lora_strength", "-1 .. 1", (-1, 0, 1)),
      ("guidance", "1,5; 2,0", (1.5, 2)), ("style_strength", "0,5;1", (0.5, 1)),
      ("content_strength", "0 .. 0.3 / 0.1", (0, 0.1, 0.2, 0.3)), ("seed", "9007199254740991", (2**53 - 1,))],

@@ -38,7 +38,10 @@ def test_what_is_no_list_of_prompts(data: bytes, key: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("kind", "text"),
     [("JSON", '[{"prompt": "a"}]'), ("JSON", '["a", "b"]'), ("JSON", '{"prompt": "a"}\n{"prompt": "b"}'),
-     ("JSON", '{\n"prompt": 1}'), ("JSON", "[\n1]"), ("RTF", "{\\rtf1\\ansi\na cat\\par}"),
+     ("JSON", '{\n"prompt": 1}'), ("JSON", "[\n1]"), ("YAML", "- prompt: a cat"),
+     ("YAML", "prompts:\n  - a cat"), ("YAML", "---\nPrompt: x"),
+     ("PDF", "%PDF-1.4\na"),
+     ("RTF", "{\\rtf1\\ansi\na cat\\par}"),
      ("HTML", "\n<!DOCTYPE html>\n<p>a cat"), ("HTML", "<html lang=en>"), ("XML", '<?xml version="1.0"?>'),
      ("CSV", "prompt,seed\na cat,1"), ("CSV", 'id;"Prompt"\n1;a cat'), ("CSV", "name\tprompt\tsteps\n")],
 )  # fmt: skip

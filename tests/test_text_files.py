@@ -102,6 +102,7 @@ def test_an_entry_carries_fields_by_either_name(eval_file):
     ("entry", "key", "values"),
     [
         ({"image_path": ["ink.png"]}, "entry_unknown", {"name": "image_path", "meant": "image_paths"}),
+        ({"prompt": None, "Prompt": "a cat"}, "entry_unknown", {"name": "Prompt", "meant": "prompt"}),
         ({"sede": 5}, "entry_unknown", {"name": "sede", "meant": "seed"}),
         ({"steps": 3, "num_steps": 4}, "json_twice", {"key": "num_steps"}),
         ({"model": "flux-dev", "name": "uso-tiny"}, "json_twice", {"key": "name"}),
@@ -117,7 +118,15 @@ def test_an_entry_that_would_be_misread_is_refused(eval_file, entry, key, values
     assert (values | {"index": 1}).items() <= caught.value.values.items()
 
 
-@pytest.mark.parametrize(("text", "key"), [("[]", "eval_empty"), ('"a"', "eval_no_list")])
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("[]", "eval_empty"),
+        ('"a"', "eval_no_list"),
+        ('{"tasks": [{"prompt": "a"}]}', "eval_no_list"),
+        ('{"0": {"prompt": "a"}}', "eval_no_list"),
+    ],
+)
 def test_an_eval_file_without_entries_is_refused(tmp_path, text, key):
     path = tmp_path / "eval.json"
     path.write_text(text, encoding="utf-8")

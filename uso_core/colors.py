@@ -19,6 +19,7 @@ GREY_MODES = ("1", "L", "LA", "La")
 WIDE_MODES = ("I", "F")  # 32-bit integers and floats
 FULL_SCALES = {"I": (255.0, 65535.0), "F": (1.0, 255.0, 65535.0)}  # the number that the brightest may have
 LOWEST, HIGHEST = -0.25, 2.0  # of floats from 0 to 1: sharpened and rendered ones leave these, and are clipped
+DARKEST = 1 / 8  # of a scale that an image's brightest must reach, else another scale may be meant
 SRGB_GAMMA, GAMMA_TOLERANCE = 1 / 2.2, 0.01  # as a PNG notes it
 SRGB_LEVELS = 2  # that a profile may move colours by and still be sRGB's
 PROBE = [(level, level, level) for level in range(0, 256, 15)] + [(255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 180, 180)]
@@ -80,7 +81,7 @@ def _scale(image: Image.Image, name: str) -> float | None:
     if image.mode == "I" and image.format == "PPM":  # 16 bits, which PIL scales by the file's own bound
         return 255 / 65535
     for full in FULL_SCALES[image.mode]:
-        if 0 <= low <= high <= full:
+        if low >= 0 and full * DARKEST < high <= full:
             return 255 / full
     raise RequestError("image_number_range", hint="image_formats", name=name, low=f"{low:g}", high=f"{high:g}")
 

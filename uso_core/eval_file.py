@@ -78,7 +78,9 @@ def read_tasks(path: Path) -> list[Task]:
     except OSError as error:
         raise RequestError("file_unreadable", path=path, reason=error.strerror) from None
     entries = parsed_json_lines(data, path)
-    if not isinstance(entries, list):
+    names = {*PLACES, *MODEL_NAMES, *asks(GenerationRequest)}
+    wrapped = data.lstrip().startswith(b"{") and len(entries) == 1 and not names & {each.lower() for each in entries[0]}
+    if not isinstance(entries, list) or wrapped:
         raise RequestError("eval_no_list", hint="eval_format", path=path)
     if not entries:
         raise RequestError("eval_empty", hint="eval_format", path=path)
@@ -98,6 +100,9 @@ def _task(entry: object, index: int, path: Path, others: set[str]) -> Task:
         raise RequestError("entry_no_object", hint=hint, index=index, path=path)
     given = {name: value for name, value in entry.items() if value is not None}
     prompt, paths, stem = given.get("prompt"), given.get("image_paths", []), given.get("save_dir", str(index))
+    if prompt is None and (other := next((name for name in given if name.lower() == "prompt"), None)):
+        choices = ", ".join(PLACES)
+        raise RequestError("entry_unknown", index=index, path=path, name=other, meant="prompt", choices=choices)
     if not isinstance(prompt, str) or not isinstance(stem, str) or not stem:
         raise RequestError("entry_no_prompt", hint=hint, index=index, path=path)
     if not isinstance(paths, list) or not all(isinstance(each, str) for each in paths):

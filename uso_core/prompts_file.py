@@ -17,6 +17,8 @@ BEGINS = (  # other kinds of text, by what their first line begins with
     ("JSON", re.compile(r'\[\s*($|[{"\[])|\{\s*($|"(?:[^"\\]|\\.)*"\s*:)')),
     ("RTF", re.compile(r"\{\\rtf")),
     ("HTML", re.compile(r"<(!doctype|html|head|body)\b", re.IGNORECASE)),
+    ("YAML", re.compile(r"---\s*$|(-\s+)?prompts?\s*:", re.IGNORECASE)),
+    ("PDF", re.compile(r"%PDF-")),
     ("XML", re.compile(r"<\?xml\b")),
     (
         "CSV",

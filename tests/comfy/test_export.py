@@ -201,6 +201,14 @@ def test_the_schedules_in_terms_of_comfyui():
 
 
 @pytest.mark.parametrize("export", [export_workflow, export_api])
+@pytest.mark.parametrize("name", ["dit_lora", "uso", "USO_LoRA", "uso-dit-lora_v2"])
+def test_a_lora_called_as_usos_comes_back_as_another(export, name):
+    made = import_workflow(json.dumps(export(GenerationRequest(prompt="a fox", loras=(LoRA(name, "1" * 64, 0.8),)))))
+    assert [(lora.name, lora.strength) for lora in made.loras] == [(f"{name}.safetensors", 0.8)]
+    assert "note_lora_strength" not in {note.key for note in made.notes}  # that of USO's own
+
+
+@pytest.mark.parametrize("export", [export_workflow, export_api])
 def test_loras_come_back_by_name_and_strength(export):
     loras = (LoRA("ink", "1", 0.5), LoRA("styles/clay", "2", -1.0))
     made = import_workflow(json.dumps(export(GenerationRequest(prompt="a fox", loras=loras))))

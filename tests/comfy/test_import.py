@@ -67,6 +67,20 @@ def test_bypassed_and_muted_nodes(modes, wanted):
     assert values(read(scope(nodes, modes=modes))) == expected(**(base | wanted))
 
 
+@pytest.mark.parametrize(
+    ("modes", "off"),
+    [({"image": 2}, "image"), ({"image": 4}, "image"), ({"seen1": 2}, "seen1"), ({"image1": 2}, "image1"),
+     ({"scale": 2}, "scale"), ({"reference": 2}, "reference"), ({"guidance": 2}, "guidance")],
+)  # fmt: skip
+def test_what_is_lost_with_a_node_that_is_off_is_told(modes, off):
+    nodes = recipe(content="me.png", styles=("1.png", "2.png"))
+    result = read(scope(nodes, modes=modes))
+    (told,) = (note for note in result.notes if note.key == "note_node_off")
+    assert told.values["node"] == nodes[off][0]
+    whole = read(scope(nodes))
+    assert not [note for note in whole.notes if note.key == "note_node_off"]
+
+
 def test_of_two_workflows_on_one_canvas_the_active_one_counts():
     first, second = recipe(content="me.png", prompt="first"), recipe(styles=("a.png", "b.png"), prompt="second")
     rename = {key: f"x{key}" for key in second}

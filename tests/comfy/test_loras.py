@@ -86,6 +86,25 @@ def test_rows_on_the_canvas():
     assert message("note_lora_strength", strength=0.8) in result.notes
 
 
+@pytest.mark.parametrize(
+    "node",
+    [
+        ["Power Lora Loader (rgthree)", {"lora_1": {"on": False, "lora": "ink.safetensors", "strength": 1}}],
+        ["LoraLoader", {"lora_name": "ink.safetensors", "strength_model": 0, "strength_clip": 0}],
+        ["LoraLoader", {"lora_name": "None", "strength_model": 1, "strength_clip": 1}],
+    ],
+)
+def test_a_lora_that_is_off_is_nothing_to_tell(node):
+    nodes = recipe()
+    kind, inputs = node
+    nodes["off"] = [kind, {"model": ("lora", 0), **inputs}]
+    nodes["sampler"][1]["model"] = ("off", 0)
+    assert "note_lora_unnamed" not in notes(read(api(nodes)))
+    assert "note_no_uso_lora" not in notes(read(api(nodes)))
+    nodes["off"][1]["model"] = ("loader", 0)
+    assert "note_no_uso_lora" in notes(read(api(nodes)))
+
+
 def test_the_order_is_that_of_the_model():
     nodes = recipe()
     for number, before in enumerate(("lora", "l0", "l1")):

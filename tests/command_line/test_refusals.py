@@ -209,3 +209,10 @@ def test_without_weights_a_named_model_says_what_is_missing(command, workplace, 
     error, hint = assert_refused(command("--prompt", "a cat", "--name", "flux-krea-dev", "--weights", workplace))
     assert "FLUX_KREA_DEV" in error
     assert "downloader.py --variant flux-krea-dev" in hint
+
+
+def test_usos_own_lora_is_not_applied_twice(command):
+    own = ROOT / "weights" / "uso-tiny" / "dit_lora.safetensors"
+    run = command("--prompt", "a cat", *TINY, "--lora", own)
+    error, _ = assert_refused(run)
+    assert "dit_lora is USO's own" in error

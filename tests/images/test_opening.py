@@ -129,7 +129,16 @@ def test_a_heic_photo_is_read_where_its_package_is_and_named_where_not(monkeypat
         monkeypatch.setattr("importlib.util.find_spec", lambda name, here=here: object() if here else None)
         with pytest.raises(RequestError) as caught:
             open_image(data, "a.heic")
-        assert caught.value.key == "image_heic"
+        assert caught.value.key == ("image_damaged" if here else "image_heic")
+
+
+@pytest.mark.skipif("AVIF" not in Image.SAVE, reason="this Pillow writes no AVIF")
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_a_cut_avif_is_damaged_and_no_film(share):
+    whole = encoded(noise(64, 48), "AVIF")
+    with pytest.raises(RequestError) as caught:
+        open_image(whole[: int(share * len(whole))], "a.avif")
+    assert caught.value.key == "image_damaged"
 
 
 def test_an_image_is_recognised_in_any_file(tmp_path):

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from uso_core.catalog.files import PEFT_CONFIG, PEFT_FILE, expect, inspect
-from uso_core.catalog.locate import cached_file, headers_memory
+from uso_core.catalog.locate import cached_file, find_weights, headers_memory
 from uso_core.catalog.models import MODELS, Model, Turbo
 from uso_core.catalog.scan import OTHER_LORA, USO_LORA, Found, scan
 from uso_core.errors import RequestError
@@ -89,6 +89,20 @@ def located(request: GenerationRequest, settings: Settings) -> GenerationRequest
             lora = dataclasses.replace(lora, path=path)
         loras.append(lora)
     return dataclasses.replace(request, loras=tuple(loras))
+
+
+def refuse_own(request: GenerationRequest, model: Model, settings: Settings) -> None:
+    """Raises `RequestError` if one of a `located` request's LoRAs is the model's own, which is always applied.
+
+    By content: others have its name and its shapes.
+    """
+    own = find_weights(model, settings).paths.get("lora") if request.loras else None
+    if own is None or not own.is_file():
+        return
+    size = own.stat().st_size
+    for lora in request.loras:
+        if lora.path is not None and lora.path.stat().st_size == size and digest(own) == lora.sha256:
+            raise RequestError("lora_is_own", name=lora.name)
 
 
 def turbo_lora(model: Model, settings: Settings) -> tuple[LoRA, Turbo]:

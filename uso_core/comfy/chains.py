@@ -11,7 +11,7 @@ import re
 from uso_core.comfy.conditioning import Conditioning
 from uso_core.comfy.graph import Found, Graph, Node
 from uso_core.comfy.image_names import file_name
-from uso_core.comfy.loras import LoRA, folder_of, is_strength, is_uso, loras_of
+from uso_core.comfy.loras import LoRA, folder_of, holds_lora, is_strength, is_uso, loras_of
 from uso_core.comfy.nodes import (
     CACHES,
     EXTRAS,
@@ -154,6 +154,8 @@ class Reader(Conditioning):
         self.found["styles_sha256"] = tuple(style.sha256 for style in styles[:MAX_STYLES])
 
     def _ignore(self, node: Node, onward: str | None) -> None:
+        if holds_lora(node.values):  # which is switched off
+            return
         if "lora" in node.kind.lower():
             self.note("lora_unnamed", ("lora",), node=label(node))
         elif onward:
@@ -306,6 +308,8 @@ class Reader(Conditioning):
         for node in (*self.asked, *self.graph.missed.values()):
             if node.unread:
                 self.note("values_unread", node=label(node))
+        for node in self.graph.ends.values():
+            self.note("node_off", node=label(node))
         for node in self.graph.broadcasts:
             self.note("broadcast", node=label(node))
         if self.found.get("keep_size") or "size" in self.told:

@@ -66,7 +66,8 @@ class Graph:
 
     With `canvas` the texts are those of the frontend's fields, which it may still rewrite. `broadcasts` are nodes whose
     targets the file does not tell, `runs` how many the file holds if it is a history,
-    `closed` the groups that could not be opened, `missed` subgraphs' nodes asked for a value that could not be matched.
+    `closed` the groups that could not be opened, `missed` subgraphs' nodes asked for a value that could not be matched,
+    `ends` the muted nodes, and bypassed ones that pass nothing on, at which a followed link ended.
     """
 
     def __init__(self, canvas: bool = False) -> None:
@@ -76,6 +77,7 @@ class Graph:
         self.nodes: dict[str, Node] = {}
         self.broadcasts: list[Node] = []
         self.missed: dict[str, Node] = {}
+        self.ends: dict[str, Node] = {}
         self._hops = self._added = 0
         self._by_name: dict[tuple[str, str], Origin] | None = None
         self._deciding: set[str] = set()
@@ -112,11 +114,14 @@ class Graph:
                     return Found(source, OF_HOST, value)
                 origin = source.links.get(origin.entry)
             elif source.mode == MUTED:
+                self._end_at(source)
                 return None
             elif source.mode == BYPASSED:
                 self._spend(len(source.types) // 16)
                 onward = _bypass(source, origin.slot, wanted)
                 origin, wanted = source.links.get(onward), source.types.get(onward, "") or wanted
+                if origin is None:
+                    self._end_at(source)
             elif source.exits is not None:
                 origin = source.exits.get(origin.slot)
             elif source.kind in GET_NODES:
@@ -133,6 +138,10 @@ class Graph:
             else:
                 return Found(source, origin.slot)
         return None
+
+    def _end_at(self, node: Node) -> None:
+        if not self._deciding:  # a switch may well take another branch
+            self.ends.setdefault(node.key, node)
 
     def _branch(self, node: Node) -> str | None:
         """The input that a switch passes on; None if the file does not decide it."""

@@ -11,7 +11,8 @@ from uso_core.comfy.values import as_number
 
 # The names under which USO's own LoRA is published (bytedance-research/USO, Comfy-Org/USO_1.0_Repackaged) and kept.
 USO_NAMES = frozenset({"uso flux1 dit lora", "uso dit lora", "dit lora", "uso lora", "uso"})
-OTHERS_FOLDERS = frozenset({"uno", "umo", "dreamo"})  # UNO's LoRA is called dit_lora too
+BESIDE = "beside"  # the folder of a LoRA in our own workflows, if it is called as USO's
+OTHERS_FOLDERS = frozenset({"uno", "umo", "dreamo", BESIDE})  # UNO's LoRA is called dit_lora too
 NO_LORA = frozenset({"", "none", "null"})
 TAG = re.compile(r"<lora:([^:>]{1,255})(?::\s*([-+]?(?:\d{1,3}(?:\.\d{0,6})?|\.\d{1,6})))?[^>]{0,64}>")
 FILE_KEY = re.compile(r"(?:.*_)?lora(?:_name)?(?:_?(\d{1,2}))?(?:_name)?", re.IGNORECASE)
@@ -57,6 +58,14 @@ def loras_of(values: Mapping[str, object]) -> Iterator[LoRA]:
         tags = [tag for text in texts for tag in TAG.findall(text[:20_000])]
         given = [LoRA(name, float(strength) if strength else 1.0) for name, strength in tags[:MAX_LORAS]]
     yield from (lora for lora in given if lora.strength != 0)
+
+
+def holds_lora(values: Mapping[str, object]) -> bool:
+    """Whether a node's values have a place for a LoRA, switched on or off."""
+    rows = [value for value in values.values() if isinstance(value, dict)]
+    rows += [row for value in values.values() if isinstance(value, list) for row in value if isinstance(row, dict)]
+    named = any(isinstance(row.get("lora", row.get("name")), str) for row in rows)
+    return named or any(FILE_KEY.fullmatch(key[:100]) and isinstance(name, str) for key, name in values.items())
 
 
 def _row(row: dict[str, Any]) -> LoRA | None:

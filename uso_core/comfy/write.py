@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from uso_core.comfy.image_names import IMAGE_NAME, IMAGE_SHA256, file_name
+from uso_core.comfy.loras import BESIDE, is_uso
 from uso_core.comfy.nodes import SIGNATURES
 from uso_core.comfy.prompt_text import DYNAMIC, escaped
 from uso_core.comfy.schedule import shifts
@@ -224,7 +225,8 @@ def _image_names(request: GenerationRequest) -> dict[Key, str]:
 
 def _lora_names(request: GenerationRequest) -> dict[Key, str]:
     """The file names of the LoRAs beside USO's."""
-    return _distinct([(_key(each), f"{file_name(each.name) or 'lora'}.safetensors") for each in request.loras])
+    names = [(_key(each), f"{file_name(each.name) or 'lora'}.safetensors") for each in request.loras]
+    return _distinct([(key, f"{BESIDE}/{name}" if is_uso(name) else name) for key, name in names])
 
 
 def _distinct(given: Iterable[tuple[Key, str]]) -> dict[Key, str]:

@@ -135,6 +135,9 @@ def _decode(data: bytes, name: str, background: str, aside: bool = False) -> Inp
     except (MemoryError, RequestError):
         raise
     except UnidentifiedImageError:
+        if _is_readable(data):
+            reason = "no image can be decoded from it"
+            raise RequestError("image_damaged", hint="image_formats", name=name, reason=reason) from None
         if _is_heic(data):
             raise RequestError("image_heic", hint="image_heic", name=name) from None
         if kind := name_format(data):
@@ -209,6 +212,12 @@ def _jpeg_scans(data: bytes) -> Iterator[int]:
         if found[1] == b"\xda":
             yield int.from_bytes(data[found.end() + 2 : found.end() + 3], "big")
         place = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+
+
+def _is_readable(data: bytes) -> bool:
+    """Whether a file begins like one of a format that is read here, so that it is damaged if it is not."""
+    avif = data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis") and "AVIF" in Image.OPEN
+    return avif or _formats(data) == ["HEIF"]
 
 
 def _is_large(image: Image.Image) -> bool:

@@ -19,7 +19,7 @@ from itertools import zip_longest
 
 from uso_core import images
 from uso_core.catalog.locate import choose_model, find_weights
-from uso_core.catalog.loras import located, unchanged
+from uso_core.catalog.loras import located, refuse_own, unchanged
 from uso_core.catalog.models import Model, get_model
 from uso_core.errors import InternalError, OutOfMemory, RequestError, UsoError
 from uso_core.events import LAST, Cancelled, Event, Failed, ImageReady, Queued, Step
@@ -245,7 +245,7 @@ class Engine:
 
     def _check(self, request: GenerationRequest) -> None:
         model = get_model(request.model) if request.model is not None else self._model
-        located(request, self.settings)
+        refuse_own(located(request, self.settings), model, self.settings)
         number("guidance", request.guidance, *model.guidances)
         for given in request.input_images:
             if given.image is None and given.path is None:
