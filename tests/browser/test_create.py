@@ -217,6 +217,19 @@ def test_of_several_files_each_has_its_turn(served: Served, open_page: OpenPage,
     expect(dialog).to_have_count(0)
 
 
+def test_a_drop_on_a_filled_slot_replaces_its_image_and_no_text_empties_it(served: Served, open_page: OpenPage) -> None:
+    page = open_page(served)
+    upload(page, "Content image", CONTENT)
+    shown = slot(page, "Content image").locator("img").first
+    before = shown.get_attribute("src") or ""
+    words = [".slot.column", [[base64.b64encode(b"no image").decode(), "notes.txt"]]]
+    page.evaluate(SEVERAL.replace("image/png", "text/plain"), words)
+    expect(page.get_by_test_id("toast-body")).to_be_visible()
+    expect(shown).to_have_attribute("src", before)
+    page.evaluate(SEVERAL, [".slot.column", [[base64.b64encode(STYLE.read_bytes()).decode(), "other.png"]]])
+    expect(shown).to_have_attribute("src", re.compile(r"other\.png$"))
+
+
 def test_an_empty_form_keeps_the_examples_and_points_to_the_prompt(served: Served, open_page: OpenPage) -> None:
     page = open_page(served, locale="de-DE")
     page.locator("#generate").click()

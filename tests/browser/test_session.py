@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Dialog, Locator, Page, expect
 
 from tests.browser.conftest import OpenPage, eventually, held_back, visit
 from tests.browser.test_create import seed_used
@@ -186,6 +186,52 @@ def test_several_images_are_downloaded_or_deleted_at_once(served: Served, page: 
     page.reload()
     expect(strip(page)).to_have_count(1)
     seed_used(page, 9142)
+
+
+def test_the_large_image_opens_by_keyboard_and_closes_with_back(served: Served, page: Page) -> None:
+    little(page, 9161)
+    generate(page, served, "a boat for the keyboard")
+    page.locator("#result button", has=page.locator("img")).last.focus()
+    page.keyboard.press("Enter")
+    expect(lightbox(page)).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(lightbox(page)).to_have_count(0)
+    strip(page).first.focus()
+    page.keyboard.press("Enter")
+    expect(lightbox(page)).to_be_visible()
+    page.keyboard.press("Escape")
+    tab(page, "History")
+    page.locator("#history-images button").first.click()
+    expect(lightbox(page)).to_be_visible()
+    page.go_back()
+    expect(lightbox(page)).to_have_count(0)
+
+
+def test_on_a_phone_every_button_of_the_large_image_is_in_sight(served: Served, open_page: OpenPage) -> None:
+    page = open_page(served, viewport={"width": 390, "height": 844})
+    little(page, 9162)
+    generate(page, served, "a boat on a phone")
+    image(page).click()
+    for button in lightbox(page).locator("button, a").all():
+        expect(button).to_be_in_viewport(ratio=1)
+
+
+def test_a_private_image_is_not_left_without_a_question(served: Served, page: Page) -> None:
+    little(page, 9163)
+    page.get_by_label("Private: don't save").check()
+    prompt(page).fill("a house in the forest")
+    press(page, "Generate")
+    expect(strip(page)).to_have_count(1)
+    asked: list[str] = []
+
+    def stay(dialog: Dialog) -> None:
+        asked.append(dialog.type)
+        dialog.dismiss()
+
+    page.once("dialog", stay)
+    page.get_by_label("Language").select_option("de")
+    eventually(lambda: page.wait_for_timeout(50) is None and asked == ["beforeunload"])
+    expect(strip(page)).to_have_count(1)
 
 
 def test_neither_a_double_click_nor_a_key_that_is_held_deletes(served: Served, page: Page) -> None:

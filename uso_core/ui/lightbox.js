@@ -119,11 +119,11 @@
     if (seen) wish(seen.dataset.key);
     const card = event.target.closest("#history-images button[data-full]");
     if (card && !card.closest(".several")) open(card.closest("#history-images"), card.dataset.key);
-    // By keyboard a card of this session that is chosen already.
+    // By keyboard a card of this session opens at once.
     const chosen = event.detail === 0 && event.target.closest("#visit button[data-full][aria-pressed=true]");
     if (chosen) return open(chosen.closest("#visit"), chosen.dataset.key);
     // The result is one of this session's, or of the history: it is the pressed card there.
-    if (!event.target.closest("#result img") && !event.target.querySelector?.(":scope > img")?.closest("#result")) return;
+    if (!event.target.closest("#result img") && !event.target.closest("#result button")?.querySelector("img")) return;
     for (const grid of GRIDS.toReversed().map((each) => document.querySelector(each))) {
       const name = document.querySelector("#result img").src.split("/").pop();
       const found = grid && cardsOf(grid).find((each) => each.dataset.full.endsWith(`/${name}`));
